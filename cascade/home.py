@@ -1,0 +1,49 @@
+"""Where things are kept on this machine: ``CASCADE_HOME``, or the platform's data folder.
+
+Only paths live here; nothing is created until something is written.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def home() -> Path:
+    """The root of everything kept on this machine."""
+    override = os.environ.get("CASCADE_HOME")
+    if override:
+        return Path(override).expanduser().absolute()
+    return Path(platformdirs.user_data_dir("cascade", appauthor=False))
+
+
+def models_dir() -> Path:
+    """Downloaded source files, named by catalog entry."""
+    return home() / "models"
+
+
+def bundles_dir() -> Path:
+    """Built device bundles, one folder each."""
+    return home() / "bundles"
+
+
+def policies_dir() -> Path:
+    """Signed policies: ``<base digest>/<task id>.json`` and ``.sig``."""
+    return home() / "policies"
+
+
+def trust_dir() -> Path:
+    """Pinned publisher keys, one ``.pub`` file each; outside of every bundle."""
+    return home() / "trust"
+
+
+def keys_dir() -> Path:
+    """Private publisher keys of this machine, readable by the owner alone."""
+    return home() / "keys"
+
+
+def cluster_dir() -> Path:
+    """State of the local cluster: pid file, certificate authority, API key, log."""
+    return home() / "cluster"

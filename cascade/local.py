@@ -1,0 +1,123 @@
+"""The seam between the decision and the model on the device.
+
+``LocalModel`` is what the controller needs of an on-device model; ``edge`` provides it. Nothing
+here runs a model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from cascade.request import Message
+from cascade.signals import OptionScores, Signals
+
+Prompt = str | tuple[Message, ...]
+"""A raw completion prompt, or a conversation to be rendered with the model's chat template."""
+
+
+class CancelToken:
+    """Lets another thread stop a decode within one token."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask for the stop. Safe from any thread, any number of times."""
+        self._event.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the stop was asked for."""
+        return self._event.is_set()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What answers on the device. Digests are hex sha256, ``adapter_digest`` may be empty."""
+
+    name: str
+    base_digest: str
+    tokenizer_digest: str
+    bundle_digest: str
+    context_tokens: int
+    adapter_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAnswer:
+    """What the device answered and measured.
+
+    Arguments:
+        text: the answer.
+        signals: per-token measurements of the answer.
+        options: scores over the closed set, or ``None`` for a free answer.
+        prompt_tokens, tokens: tokens read (whole prompt) and written.
+        prefill_s, decode_s: wall time of reading the prompt and of writing the answer, in seconds.
+        finish: ``"stop"`` at an end token, stop string or complete option; ``"length"`` at
+            max_tokens or the context's end; ``"cancelled"`` when a ``CancelToken`` was used.
+    """
+
+    text: str
+    signals: Signals
+    options: OptionScores | None
+    prompt_tokens: int
+    tokens: int
+    prefill_s: float
+    decode_s: float
+    finish: Literal["stop", "length", "cancelled"]
+
+    @property
+    def raw_score(self) -> float:
+        """Uncalibrated score in [0, 1]: maximum probability over the set, or the geometric mean of
+        the token probabilities of a free answer."""
+        return self.options.max_probability if self.options else self.signals.mean_probability
+
+
+class LocalModel(Protocol):
+    """An on-device model. Methods block; call them from a worker thread."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What this model is."""
+        ...
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
+        on_text: Callable[[str], None] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> LocalAnswer:
+        """Answer freely and greedily. ``on_text`` is called with each new piece of text.
+
+        Raises:
+            InvalidInput: the prompt is empty or longer than the context.
+        """
+        ...
+
+    def choose(
+        self,
+        prompt: Prompt,
+        options: tuple[str, ...],
+        *,
+        prior_prompt: Prompt | None = None,
+        option_prefix: str = "",
+        cancel: CancelToken | None = None,
+    ) -> LocalAnswer:
+        """Answer with one of ``options``.
+
+        Arguments:
+            prior_prompt: the prompt with an empty input, whose scores are subtracted; ``None`` for
+                no correction. Computed once and cached.
+            option_prefix: written before each option, e.g. ``" "`` after a colon.
+
+        Raises:
+            InvalidInput: the prompt is empty or too long, or the options are unusable.
+            Cancelled: ``cancel`` was used before the answer was known.
+        """
+        ...

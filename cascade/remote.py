@@ -1,0 +1,100 @@
+"""The seam between the decision and the tiers in the cluster.
+
+``Remote`` is what the controller needs of the network; ``cascade.wire`` provides it over gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from cascade.request import Request
+from cascade.signals import EMPTY_SIGNALS, Signals
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """What the device tells the cluster about its own attempt: numbers and digests, never text.
+
+    Arguments:
+        confidence: calibrated P(right) in [0, 1], or ``None`` without a policy.
+        raw_score: uncalibrated score in [0, 1], or ``None`` when the device did not try.
+    """
+
+    confidence: float | None = None
+    raw_score: float | None = None
+    base_digest: str = ""
+    adapter_digest: str = ""
+    tokenizer_digest: str = ""
+    signals: Signals = EMPTY_SIGNALS
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A tier took the request. A second one supersedes the text received so far."""
+
+    tier: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """More of the answer. ``count`` is the number of tokens in ``text``."""
+
+    text: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is complete.
+
+    Arguments:
+        prompt_tokens, completion_tokens: in the answering model's vocabulary.
+        cost_usd: by the tier's price list, ≥ 0.
+        confidence: calibrated P(right) in [0, 1], or ``None`` where the tier has no policy.
+        reasons: why this tier answered, fixed words.
+        server_s: seconds from arrival at the gateway to this message.
+    """
+
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    tier: str
+    model: str
+    confidence: float | None
+    reasons: tuple[str, ...]
+    server_s: float
+
+
+RemoteEvent = Accepted | Chunk | Finished
+
+
+@dataclass(slots=True)
+class Transfer:
+    """Bytes of serialised gRPC messages of one call, without HTTP/2 and TLS framing. Filled in as
+    the call goes on."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class Remote(Protocol):
+    """The tiers in the cluster."""
+
+    def answer(
+        self, request: Request, report: DeviceReport, *, deadline_s: float, transfer: Transfer
+    ) -> AsyncGenerator[RemoteEvent, None]:
+        """Ask the cluster. The last event is ``Finished``. Closing the generator cancels the call.
+
+        Raises:
+            RemoteError: with the gRPC status, including ``DEADLINE_EXCEEDED`` after ``deadline_s``
+                seconds and ``UNAVAILABLE`` when there is no connection.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close the connection."""
+        ...

@@ -1,0 +1,142 @@
+"""What is asked: messages, a closed set of options if any, and the limits that an answer must keep.
+
+These are plain values, checked once by ``Request.check``; how they are answered is decided in
+``cascade.controller``.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from cascade.errors import InvalidInput
+
+MAX_OPTIONS = 1000
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class DataClass(StrEnum):
+    """How sensitive an input is; decides which tiers it may reach."""
+
+    PUBLIC = "public"
+    PERSONAL = "personal"
+    NEVER_LEAVE = "never_leave"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """Limits of one request.
+
+    Arguments:
+        deadline_s: seconds from the call to the last event, > 0.
+        allowed_tiers: names of tiers that may answer; ``None`` allows all. The device is always
+            allowed; an empty set therefore forbids escalation.
+        max_cost_usd: upper bound on the price, ≥ 0; ``None`` means no bound.
+        max_remote_calls: calls over the network, retries and climbs included, 0–16.
+        data_class: ``NEVER_LEAVE`` forbids escalation.
+        residency: region that data may not leave, e.g. ``"eu"``; empty means anywhere.
+    """
+
+    deadline_s: float = 60.0
+    allowed_tiers: frozenset[str] | None = None
+    max_cost_usd: float | None = None
+    max_remote_calls: int = 2
+    data_class: DataClass = DataClass.PERSONAL
+    residency: str = ""
+
+    def check(self) -> None:
+        """Raise ``InvalidInput`` naming the first field that is out of range."""
+        if not 0 < self.deadline_s < float("inf"):
+            raise InvalidInput(
+                "deadline_s", f"{self.deadline_s} is not a positive number of seconds"
+            )
+        if self.max_cost_usd is not None and not 0 <= self.max_cost_usd < float("inf"):
+            raise InvalidInput(
+                "max_cost_usd", f"{self.max_cost_usd} is not an amount of at least 0"
+            )
+        if not 0 <= self.max_remote_calls <= 16:
+            raise InvalidInput("max_remote_calls", f"{self.max_remote_calls} is not in 0 … 16")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request.
+
+    Arguments:
+        messages: the conversation, oldest first; the last is the user's. For a closed set, the
+            user's message is the bare input: the task's prompts are wrapped around it later.
+        options: the allowed answers, or empty for free text. Exact strings; one may be a prefix of
+            another.
+        task_id: names the policy that judges the answer; empty for none.
+        max_tokens: upper bound on the tokens of the answer, ≥ 1.
+        stop: strings that end a free answer before they appear in it.
+        prefer: ``"device"`` tries locally first; ``"cloud"`` asks the cluster at once, with no
+            local attempt to fall back on.
+    """
+
+    messages: tuple[Message, ...]
+    options: tuple[str, ...] = ()
+    task_id: str = ""
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    prefer: Literal["device", "cloud"] = "device"
+    constraints: Constraints = field(default_factory=Constraints)
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def text(self) -> str:
+        """Content of the last message."""
+        return self.messages[-1].content
+
+    def check(self) -> None:
+        """Raise ``InvalidInput`` naming the first field that cannot be used."""
+        if not self.messages:
+            raise InvalidInput("messages", "is empty; give at least one user message")
+        if self.messages[-1].role != "user":
+            raise InvalidInput("messages", "must end with a message of the role user")
+        if not self.text.strip():
+            raise InvalidInput("prompt", "is empty; write what you want to ask")
+        try:
+            for message in self.messages:
+                message.content.encode()
+        except UnicodeEncodeError:
+            raise InvalidInput("prompt", "is not valid Unicode (lone surrogate)") from None
+        if self.max_tokens < 1:
+            raise InvalidInput("max_tokens", f"{self.max_tokens} is below 1")
+        if not _REQUEST_ID.fullmatch(self.request_id):
+            raise InvalidInput("request_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+        if any(not stop for stop in self.stop):
+            raise InvalidInput("stop", "contains an empty string")
+        if self.options:
+            check_options(self.options)
+        self.constraints.check()
+
+
+def check_options(options: tuple[str, ...]) -> None:
+    """Raise ``InvalidInput`` unless ``options`` is a usable closed set of answers."""
+    if len(options) < 2:
+        raise InvalidInput(
+            "options", "needs at least two different answers, e.g. positive,negative"
+        )
+    if len(options) > MAX_OPTIONS:
+        raise InvalidInput(
+            "options", f"has {len(options)} answers; at most {MAX_OPTIONS} are allowed"
+        )
+    seen: set[str] = set()
+    for option in options:
+        if not option.strip():
+            raise InvalidInput("options", "contains an empty answer")
+        if option in seen:
+            raise InvalidInput("options", f"names {option!r} twice; each answer must differ")
+        seen.add(option)

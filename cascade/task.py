@@ -1,0 +1,97 @@
+"""A task: a closed set of answers and the exact prompts that ask for one of them.
+
+A confidence is calibrated for one wording on one model; so the wording is part of the policy
+(``cascade.policy``) and is signed with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from cascade.errors import InvalidInput
+from cascade.local import Prompt
+from cascade.request import Message, check_options
+from cascade.strict import Fields
+
+_INPUT = "{input}"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """How a closed question is put to the device and to the cluster.
+
+    Arguments:
+        task_id: short name, e.g. ``"sentiment"``.
+        options: the allowed answers, in a fixed order.
+        device_prompt: completion prompt for the device; ``{input}`` stands for the input.
+        option_prefix: what precedes an answer in that completion, e.g. ``" "``.
+        cloud_prompt: user message for larger models; ``{input}`` stands for the input.
+        prior_correction: whether each answer's log probability under the prompt with an empty
+            input is subtracted.
+    """
+
+    task_id: str
+    options: tuple[str, ...]
+    device_prompt: str
+    option_prefix: str
+    cloud_prompt: str
+    prior_correction: bool = True
+
+    def for_device(self, text: str) -> Prompt:
+        """The device's prompt for an input."""
+        return self.device_prompt.replace(_INPUT, text)
+
+    def prior_prompt(self) -> Prompt | None:
+        """The device's prompt with an empty input, or ``None`` without prior correction."""
+        return self.for_device("") if self.prior_correction else None
+
+    def for_cloud(self, text: str) -> tuple[Message, ...]:
+        """The cluster's messages for an input."""
+        return (Message("user", self.cloud_prompt.replace(_INPUT, text)),)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values for a policy file."""
+        return {
+            "task_id": self.task_id,
+            "options": list(self.options),
+            "device_prompt": self.device_prompt,
+            "option_prefix": self.option_prefix,
+            "cloud_prompt": self.cloud_prompt,
+            "prior_correction": self.prior_correction,
+        }
+
+    @classmethod
+    def from_json(cls, value: object, *, where: str = "task") -> Self:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            InvalidInput: a field is missing, unknown or unusable; it is named.
+        """
+        fields = Fields(value, where)
+        task = cls(
+            task_id=fields.text("task_id"),
+            options=fields.texts("options"),
+            device_prompt=fields.text("device_prompt"),
+            option_prefix=fields.text("option_prefix"),
+            cloud_prompt=fields.text("cloud_prompt"),
+            prior_correction=fields.boolean("prior_correction"),
+        )
+        fields.end()
+        check_options(task.options)
+        for name in ("device_prompt", "cloud_prompt"):
+            if _INPUT not in getattr(task, name):
+                raise InvalidInput(f"{where}.{name}", f"does not contain {_INPUT}")
+        return task
+
+
+def generic(options: tuple[str, ...]) -> Task:
+    """The wording for a closed question where no task says how to ask it. Judged by no policy."""
+    return Task(
+        task_id="",
+        options=options,
+        # A completion: small models answer it better than the same question in a chat.
+        device_prompt="Text: {input}\nLabel:",
+        option_prefix=" ",
+        cloud_prompt="{input}\n\nAnswer with one of: " + ", ".join(options) + ".",
+    )
