@@ -1,0 +1,200 @@
+"""The decoder as an ONNX graph, node by node, for ONNX Runtime's fused CPU kernels.
+
+One call extends the sequence by T tokens and returns the logits at P of them. Attention reads and
+writes one key-value buffer, which the caller binds as past and as present. The picture is in this
+folder's README. How a matrix is stored and multiplied is in ``matrices.py``; where its numbers come
+from is in ``blocks.py``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+from cascade.errors import InvalidInput
+from edge.build.architecture import Decoder
+from edge.build.blocks import BlockWeights, Floats, decode
+from edge.build.gguf_file import GgufFile
+from edge.build.matrices import AccuracyLevel, Matrices, Matrix
+from edge.build.nodes import CONTRIB, Nodes
+from edge.build.weight_file import WeightFile
+
+_OPSET, _IR_VERSION = 21, 10
+
+
+def write_decoder(
+    gguf: GgufFile, decoder: Decoder, weights: WeightFile, accuracy_level: AccuracyLevel
+) -> ModelProto:
+    """Write the weights of ``gguf`` to ``weights`` and return the graph that uses them.
+
+    Arguments:
+        accuracy_level: of ``MatMulNBits``. 4 quantises activations to int8 by blocks (fast); 0
+            keeps them float32 (a reference, several times slower).
+
+    Raises:
+        InvalidInput: a tensor is missing or has another shape than the metadata says.
+    """
+    nodes = Nodes(weights)
+    graph = _DecoderGraph(gguf, decoder, nodes, Matrices(nodes, accuracy_level))
+    graph.build()
+    inputs = [
+        _value("input_ids", TensorProto.INT64, 1, "T"),
+        _value("seqlens_k", TensorProto.INT32, 1),
+        _value("total_sequence_length", TensorProto.INT32),
+        _value("logit_positions", TensorProto.INT64, "P"),
+        *_buffers("past_key_values", decoder),
+    ]
+    outputs = [
+        _value("logits", TensorProto.FLOAT, "P", decoder.vocabulary),
+        *_buffers("present", decoder),
+    ]
+    return helper.make_model(
+        helper.make_graph(nodes.nodes, "decoder", inputs, outputs, nodes.initializers()),
+        opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)],
+        ir_version=_IR_VERSION,
+        producer_name="edge-cloud-cascade",
+    )
+
+
+def _value(name: str, kind: int, *shape: int | str) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _buffers(prefix: str, decoder: Decoder) -> list[ValueInfoProto]:
+    shape = (1, decoder.kv_heads, "max_len", decoder.head_dim)
+    return [
+        _value(f"{prefix}.{layer}.{half}", TensorProto.FLOAT, *shape)
+        for layer in range(decoder.layers)
+        for half in ("key", "value")
+    ]
+
+
+class _DecoderGraph:
+    """Appends the decoder's nodes. Activations are [T, width] except around attention."""
+
+    def __init__(self, gguf: GgufFile, decoder: Decoder, nodes: Nodes, matrices: Matrices) -> None:
+        self._gguf = gguf
+        self._decoder = decoder
+        self._nodes = nodes
+        self._matrices = matrices
+
+    def build(self) -> None:
+        nodes, matrices = self._nodes, self._matrices
+        tied = "output.weight" not in self._gguf.tensors
+        vocabulary = (self._decoder.vocabulary, self._decoder.hidden)
+        embedding = matrices.store(self._matrix("token_embd", *vocabulary), "embedding")
+        ids = nodes.apply("Reshape", "input_ids", nodes.integers(-1))
+        residual = matrices.rows_of(embedding, ids)
+        x = nodes.apply(
+            "SimplifiedLayerNormalization",
+            residual,
+            self._norm_weight("blk.0.attn_norm"),
+            epsilon=self._decoder.norm_epsilon,
+            axis=-1,
+        )
+        rotary = self._rotary_table()
+        for layer in range(self._decoder.layers):
+            x = self._attention(x, layer, rotary)
+            x, residual = self._add_and_norm(x, residual, f"blk.{layer}.ffn_norm")
+            x = self._feed_forward(x, layer)
+            last = layer + 1 == self._decoder.layers
+            following = "output_norm" if last else f"blk.{layer + 1}.attn_norm"
+            x, residual = self._add_and_norm(x, residual, following)
+        x = nodes.apply("Gather", x, "logit_positions", axis=0)
+        head = embedding if tied else matrices.store(self._matrix("output", *vocabulary), "head")
+        logits = matrices.multiply(x, head)
+        nodes.add("Identity", [logits], ["logits"])
+
+    def _attention(self, x: str, layer: int, rotary: tuple[str, str]) -> str:
+        decoder, nodes, block = self._decoder, self._nodes, f"blk.{layer}"
+        width, kv_width = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+        parts = [
+            self._matrix(f"{block}.attn_q", width, decoder.hidden, heads=decoder.heads),
+            self._matrix(f"{block}.attn_k", kv_width, decoder.hidden, heads=decoder.kv_heads),
+            self._matrix(f"{block}.attn_v", kv_width, decoder.hidden),
+        ]
+        qkv = self._matrices.multiply_all(x, parts, f"{block}.attn_qkv", self._qkv_bias(block))
+        attended = f"{block}.attended"
+        nodes.add(
+            "GroupQueryAttention",
+            [
+                nodes.apply("Reshape", qkv, nodes.integers(1, -1, width + 2 * kv_width)),
+                "",
+                "",
+                f"past_key_values.{layer}.key",
+                f"past_key_values.{layer}.value",
+                "seqlens_k",
+                "total_sequence_length",
+                *rotary,
+            ],
+            [attended, f"present.{layer}.key", f"present.{layer}.value"],
+            num_heads=decoder.heads,
+            kv_num_heads=decoder.kv_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+        )
+        flat = nodes.apply("Reshape", attended, nodes.integers(-1, width))
+        output = self._matrix(f"{block}.attn_output", decoder.hidden, width)
+        return self._matrices.multiply_all(flat, [output], f"{block}.attn_output")
+
+    def _feed_forward(self, x: str, layer: int) -> str:
+        """down(silu(gate x) * up x); QuickGelu with alpha 1 is silu."""
+        decoder, nodes, block = self._decoder, self._nodes, f"blk.{layer}"
+        wide, narrow = decoder.feed_forward, decoder.hidden
+        parts = [self._matrix(f"{block}.ffn_{part}", wide, narrow) for part in ("gate", "up")]
+        both = self._matrices.multiply_all(x, parts, f"{block}.ffn_gate_up")
+        gate, up = f"{block}.gate", f"{block}.up"
+        nodes.add("Split", [both], [gate, up], axis=1, num_outputs=2)
+        product = nodes.apply("Mul", nodes.apply("QuickGelu", gate, alpha=1.0), up)
+        down = self._matrix(f"{block}.ffn_down", narrow, wide)
+        return self._matrices.multiply_all(product, [down], f"{block}.ffn_down")
+
+    def _add_and_norm(self, x: str, residual: str, name: str) -> tuple[str, str]:
+        """The normalised sum and the sum itself."""
+        normed, total = f"{name}.normed", f"{name}.residual"
+        self._nodes.add(
+            "SkipSimplifiedLayerNormalization",
+            [x, residual, self._norm_weight(name)],
+            [normed, "", "", total],
+            epsilon=self._decoder.norm_epsilon,
+        )
+        return normed, total
+
+    def _rotary_table(self) -> tuple[str, str]:
+        """Cosines and sines, float32 [context, head_dim / 2]."""
+        decoder = self._decoder
+        exponents = np.arange(0, decoder.head_dim, 2, dtype=np.float32) / decoder.head_dim
+        frequencies = np.float32(1) / np.float32(decoder.rope_base) ** exponents
+        angles = np.outer(np.arange(decoder.context, dtype=np.float32), frequencies)
+        cosine = self._nodes.floats("rotary.cosine", np.cos(angles))
+        return cosine, self._nodes.floats("rotary.sine", np.sin(angles))
+
+    def _norm_weight(self, name: str) -> str:
+        return self._nodes.floats(f"{name}.weight", self._vector(f"{name}.weight"))
+
+    def _qkv_bias(self, block: str) -> Floats | None:
+        names = [f"{block}.attn_{part}.bias" for part in "qkv"]
+        if names[0] not in self._gguf.tensors:
+            return None
+        return np.concatenate([self._vector(name) for name in names])
+
+    def _vector(self, name: str) -> Floats:
+        tensor = self._gguf.tensor(name)
+        values = decode(tensor.raw, tensor.kind)
+        if isinstance(values, BlockWeights):
+            raise InvalidInput("gguf", f"{self._gguf.path.name}: '{name}' is quantised")
+        return values.reshape(-1).astype(np.float32)
+
+    def _matrix(self, name: str, rows: int, columns: int, *, heads: int = 0) -> Matrix:
+        """The weights of ``name``; with ``heads``, rows in the order that the attention rotates."""
+        tensor = self._gguf.tensor(f"{name}.weight")
+        if tensor.shape != (rows, columns):
+            raise InvalidInput(
+                "gguf",
+                f"{self._gguf.path.name}: '{tensor.name}' is {tensor.shape}, not {(rows, columns)}",
+            )
+        raw = tensor.raw
+        if heads and self._decoder.interleaved_rows:
+            pairs = raw.reshape(heads, rows // heads // 2, 2, -1)
+            raw = pairs.swapaxes(1, 2).reshape(rows, -1)
+        return decode(raw, tensor.kind)

@@ -1,0 +1,192 @@
+"""A bundle on disk: the manifest that describes it, and the checks before anything of it is used.
+
+Nothing here runs a model (``edge.engine``) or makes a bundle (``edge.build``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from cascade.errors import BundleError, NotFound, Tampered
+from cascade.files import sha256_bytes, sha256_file, write_whole
+from cascade.signing import SigningKey, TrustStore
+
+FORMAT_VERSION = 1
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+DECODE_GRAPH, DECODE_WEIGHTS = "decode.onnx", "decode.data"
+TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
+FILES = (DECODE_GRAPH, DECODE_WEIGHTS, TOKENIZER, CHAT_TEMPLATE)
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """Size in bytes and lower-case hex sha256 of one file of a bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle is. The publisher signs its exact bytes.
+
+    Arguments:
+        name: short name, e.g. ``"smollm2-135m-instruct-int4"``.
+        base_model: the model that it was made from.
+        licence: SPDX identifier of the weights' licence.
+        commercial_use: whether that licence allows commercial use.
+        architecture: ``"llama"`` or another family of ``edge.build``.
+        quantisation: how weights are stored, e.g. ``"int4-lossless"``.
+        context_tokens, vocab_size, layers, kv_heads, head_dim: the graph's sizes.
+        stop_token_ids: tokens that end an answer.
+        adapter_slots: names of the linears that take a LoRA adapter; may be empty.
+        files: every other file of the bundle.
+    """
+
+    name: str
+    base_model: str
+    licence: str
+    commercial_use: bool
+    architecture: str
+    quantisation: str
+    context_tokens: int
+    vocab_size: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    stop_token_ids: tuple[int, ...]
+    adapter_slots: tuple[str, ...]
+    files: dict[str, FileEntry]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def base_digest(self) -> str:
+        """What adapters and policies bind to: sha256 over the sorted digests of decode weights and
+        tokenizer, joined by a newline."""
+        digests = sorted(self.files[name].sha256 for name in (DECODE_WEIGHTS, TOKENIZER))
+        return sha256_bytes("\n".join(digests).encode())
+
+    def to_bytes(self) -> bytes:
+        """The bytes that are signed."""
+        return (json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read a manifest.
+
+        Raises:
+            BundleError: of a newer format, or a field is missing, unknown or of a wrong type.
+        """
+        try:
+            fields = json.loads(data)
+            version = fields["format_version"]
+            if version != FORMAT_VERSION:
+                raise BundleError(
+                    f"{MANIFEST}: format {version} is not format {FORMAT_VERSION} of this SDK; "
+                    "upgrade the SDK or build the bundle again"
+                )
+            fields["files"] = {name: FileEntry(**entry) for name, entry in fields["files"].items()}
+            for name in ("stop_token_ids", "adapter_slots"):
+                fields[name] = tuple(fields[name])
+            manifest = cls(**fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise BundleError(f"{MANIFEST}: is not a bundle manifest ({problem})") from None
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        for field in ("context_tokens", "vocab_size", "layers", "kv_heads", "head_dim"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise BundleError(f"{MANIFEST}: {field} is {value!r}, not a positive integer")
+        for name in self.files:
+            if Path(name).name != name or name in (MANIFEST, SIGNATURE, ".", ".."):
+                raise BundleError(f"{MANIFEST}: files names {name!r}, which is no plain file name")
+        for name in FILES:
+            if name not in self.files:
+                raise BundleError(f"{MANIFEST}: files lacks {name}; build the bundle again")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle. Make one with ``Bundle.open``."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    publisher: str
+
+    @classmethod
+    def open(
+        cls, path: Path, trust: TrustStore, *, on_bytes: Callable[[int], None] | None = None
+    ) -> Self:
+        """Check the signature and the sha256 of every file, then describe the bundle.
+
+        Arguments:
+            trust: the publisher keys that this device accepts.
+            on_bytes: told the size of each piece that was hashed, for progress.
+
+        Raises:
+            NotFound: there is no bundle at ``path``.
+            UnknownPublisher, Tampered, BundleError: it must not be used; the file is named.
+        """
+        manifest, data, publisher = _signed_manifest(path, trust)
+        for name, entry in manifest.files.items():
+            file = path / name
+            if not file.is_file():
+                raise Tampered(name, f"is missing from {path}; fetch or build the bundle again")
+            if file.stat().st_size != entry.bytes or sha256_file(file, on_bytes) != entry.sha256:
+                raise Tampered(
+                    name, f"in {path} was altered after signing; fetch or build the bundle again"
+                )
+        return cls(path, manifest, sha256_bytes(data), publisher)
+
+    def file(self, name: str) -> Path:
+        """Path of one of the bundle's files."""
+        return self.path / name
+
+
+def inspect(path: Path) -> Manifest:
+    """Read a bundle's manifest *without* checking signature or files.
+
+    Raises:
+        NotFound: there is no bundle at ``path``.
+        BundleError: the manifest cannot be read.
+    """
+    return Manifest.from_bytes(_read(path, MANIFEST))
+
+
+def seal(path: Path, manifest: Manifest, key: SigningKey) -> None:
+    """Write manifest and signature into the folder of a finished bundle."""
+    data = manifest.to_bytes()
+    write_whole(path / MANIFEST, data)
+    write_whole(path / SIGNATURE, key.sign(data))
+
+
+def describe_files(path: Path) -> dict[str, FileEntry]:
+    """Entries of ``Manifest.files`` for the standard files in ``path``."""
+    return {
+        name: FileEntry((path / name).stat().st_size, sha256_file(path / name)) for name in FILES
+    }
+
+
+def _signed_manifest(path: Path, trust: TrustStore) -> tuple[Manifest, bytes, str]:
+    data = _read(path, MANIFEST)
+    publisher = trust.verify(data, _read(path, SIGNATURE), what=MANIFEST)
+    return Manifest.from_bytes(data), data, publisher
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except FileNotFoundError:
+        raise NotFound(
+            f"there is no bundle at {path} ({name} is missing); make one with: cascade bundle build"
+        ) from None
+    except NotADirectoryError:
+        raise NotFound(f"{path} is a file, not a bundle folder") from None
