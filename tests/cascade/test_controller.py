@@ -1,0 +1,344 @@
+"""Given a device and a cluster that behave in a scripted way, the controller keeps its promises."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from cascade.certificate import Certificate
+from cascade.confidence import ConfidenceModel, Platt
+from cascade.controller import Controller
+from cascade.errors import Cancelled, DeadlineExceeded, InvalidInput, RemoteError
+from cascade.events import Answer, Event, Final, Superseded, Token
+from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt
+from cascade.policy import Policy, PolicyStore, Reason
+from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
+from cascade.request import Constraints, DataClass, Message, Request
+from cascade.signals import OptionScores, Signals
+from cascade.signing import SigningKey, TrustStore
+from cascade.task import Task
+
+INFO = ModelInfo("tiny", "ab" * 32, "cd" * 32, "ef" * 32, 2048)
+TASK = Task("mood", ("good", "bad"), "Review: {input}\nMood:", " ", "Good or bad? {input}")
+SIGNALS = Signals(*(np.array([-0.1, -0.2], np.float32) for _ in range(3)))
+FINISHED = Finished("stop", 12, 1, 1e-6, "tier1", "large", None, ("lowest_tier",), 0.01)
+
+
+@dataclass
+class ScriptedModel:
+    """A device that answers "good" with a given probability, or writes two pieces of text."""
+
+    probability: float = 0.9
+    pause_s: float = 0.0
+    problem: Exception | None = None
+    prompts: list[Prompt] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def info(self) -> ModelInfo:
+        return INFO
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
+        on_text: Callable[[str], None] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> LocalAnswer:
+        self._wait(prompt, cancel)
+        for piece in ("a b", " c"):
+            if on_text:
+                on_text(piece)
+        return LocalAnswer("a b c", SIGNALS, None, 5, 2, 0.01, 0.02, "stop")
+
+    def choose(
+        self,
+        prompt: Prompt,
+        options: tuple[str, ...],
+        *,
+        prior_prompt: Prompt | None = None,
+        option_prefix: str = "",
+        cancel: CancelToken | None = None,
+    ) -> LocalAnswer:
+        self._wait(prompt, cancel)
+        p = np.array(
+            [self.probability] + [(1 - self.probability) / (len(options) - 1)] * (len(options) - 1)
+        )
+        scores = OptionScores(options, np.log(p), np.zeros(len(options)), p)
+        return LocalAnswer(options[scores.best], SIGNALS, scores, 5, 1, 0.01, 0.0, "stop")
+
+    def _wait(self, prompt: Prompt, cancel: CancelToken | None) -> None:
+        self.prompts.append(prompt)
+        if self.problem:
+            raise self.problem
+        end = time.monotonic() + self.pause_s
+        try:
+            while time.monotonic() < end:
+                if cancel and cancel.cancelled:
+                    raise Cancelled("stopped")
+                time.sleep(0.005)
+        finally:
+            self.ended.set()
+
+
+@dataclass
+class ScriptedCluster:
+    """A cluster that sends given events, then perhaps fails."""
+
+    events: tuple[RemoteEvent, ...] = (Accepted("tier1", "large"), Chunk("bad", 1), FINISHED)
+    problem: RemoteError | None = None
+    requests: list[Request] = field(default_factory=list)
+    reports: list[DeviceReport] = field(default_factory=list)
+    deadlines: list[float] = field(default_factory=list)
+    closed_early: bool = False
+
+    async def answer(
+        self, request: Request, report: DeviceReport, *, deadline_s: float, transfer: Transfer
+    ) -> AsyncGenerator[RemoteEvent, None]:
+        self.requests.append(request)
+        self.reports.append(report)
+        self.deadlines.append(deadline_s)
+        transfer.bytes_up += 100
+        try:
+            for event in self.events:
+                yield event
+        except GeneratorExit:
+            self.closed_early = True
+            raise
+        if self.problem:
+            raise self.problem
+
+    async def close(self) -> None:
+        pass
+
+
+def policy(threshold: float | None) -> Policy:
+    certificate = Certificate(
+        0.25, 0.1, 1000, 500, 50, threshold or 0.0, 0.01, 0.2, "0" * 64, "1" * 64, 10
+    )
+    return Policy(
+        TASK,
+        INFO.base_digest,
+        "",
+        ConfidenceModel(Platt(1.0, 0.0)),
+        threshold,
+        certificate if threshold is not None else None,
+    )
+
+
+@pytest.fixture
+def policies(tmp_path):
+    key, trust = SigningKey.generate(), TrustStore(tmp_path / "trust")
+    trust.pin("me", key.public)
+    store = PolicyStore(tmp_path / "policies", trust)
+    store.install(policy(0.8), key)
+    return store
+
+
+def question(**changes: object) -> Request:
+    request = Request((Message("user", "what a day"),), options=("good", "bad"), task_id="mood")
+    return replace(request, **changes)
+
+
+async def gather(controller: Controller, request: Request, **kwargs: object) -> list[Event]:
+    return [event async for event in controller.run(request, **kwargs)]
+
+
+async def answer(controller: Controller, request: Request) -> Answer:
+    events = await gather(controller, request)
+    assert isinstance(events[-1], Final)
+    assert sum(isinstance(event, Final) for event in events) == 1
+    return events[-1].answer
+
+
+async def test_a_confident_answer_stays_on_the_device(policies):
+    cluster = ScriptedCluster()
+    result = await answer(Controller(ScriptedModel(0.9), cluster, policies), question())
+    assert (result.text, result.source, result.verified) == ("good", "device", True)
+    assert result.confidence == pytest.approx(0.9)
+    assert result.reasons == (Reason.CONFIDENT,)
+    assert cluster.requests == []
+    assert result.bytes_up == 0
+
+
+async def test_an_unsure_answer_escalates_in_the_words_for_larger_models(policies):
+    cluster, model = ScriptedCluster(), ScriptedModel(0.6)
+    result = await answer(Controller(model, cluster, policies), question())
+    assert (result.text, result.source, result.model) == ("bad", "tier1", "large")
+    assert result.reasons == (Reason.UNSURE, "lowest_tier")
+    assert result.confidence is None
+    assert result.device_confidence == pytest.approx(0.6)
+    assert result.bytes_up == 100
+    assert model.prompts == ["Review: what a day\nMood:"]
+    assert cluster.requests[0].messages == (Message("user", "Good or bad? what a day"),)
+    assert cluster.reports[0].confidence == pytest.approx(0.6)
+    assert cluster.reports[0].base_digest == INFO.base_digest
+
+
+async def test_without_a_policy_there_is_no_confidence_and_the_request_escalates():
+    cluster = ScriptedCluster()
+    result = await answer(Controller(ScriptedModel(0.99), cluster), question(task_id=""))
+    assert result.source == "tier1"
+    assert result.reasons[0] == Reason.UNCERTIFIED_TASK
+    assert result.device_confidence is None
+    assert result.raw_score == pytest.approx(0.99)
+
+
+async def test_other_options_than_the_certified_ones_are_uncertified(policies):
+    controller = Controller(ScriptedModel(0.99), None, policies)
+    result = await answer(controller, question(options=("good", "ugly")))
+    assert result.reasons == (Reason.UNCERTIFIED_TASK, Reason.NO_CLUSTER)
+    assert not result.verified
+
+
+@pytest.mark.parametrize(
+    ("constraints", "reason"),
+    [
+        (Constraints(data_class=DataClass.NEVER_LEAVE), Reason.NEVER_LEAVE),
+        (Constraints(allowed_tiers=frozenset()), Reason.NO_TIER_ALLOWED),
+        (Constraints(max_remote_calls=0), Reason.NO_TIER_ALLOWED),
+    ],
+)
+async def test_a_request_that_may_not_leave_comes_back_unverified(policies, constraints, reason):
+    cluster = ScriptedCluster()
+    controller = Controller(ScriptedModel(0.6), cluster, policies)
+    result = await answer(controller, question(constraints=constraints))
+    assert result.local
+    assert not result.verified
+    assert result.reasons == (Reason.UNSURE, reason)
+    assert cluster.requests == []
+
+
+@pytest.mark.parametrize("status", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED"])
+async def test_a_failing_cluster_leaves_the_local_answer_unverified(policies, status):
+    cluster = ScriptedCluster(events=(), problem=RemoteError(status, "no luck"))
+    result = await answer(Controller(ScriptedModel(0.6), cluster, policies), question())
+    assert (result.text, result.source, result.verified) == ("good", "device", False)
+    assert result.reasons == (Reason.UNSURE, Reason.REMOTE_FAILED)
+    assert (result.remote_status, result.remote_error) == (status, "no luck")
+
+
+async def test_a_cluster_that_breaks_midway_is_superseded_by_the_local_answer(policies):
+    cluster = ScriptedCluster(
+        events=(Accepted("tier1", "large"), Chunk("ba", 1)),
+        problem=RemoteError("UNAVAILABLE", "gone"),
+    )
+    events = await gather(Controller(ScriptedModel(0.6), cluster, policies), question())
+    assert events[:-1] == [
+        Token("ba", "tier1", provisional=False),
+        Superseded("device"),
+        Token("good", "device", provisional=False),
+    ]
+
+
+async def test_provisional_text_streams_at_once_and_is_superseded():
+    cluster = ScriptedCluster()
+    request = Request((Message("user", "why?"),))
+    events = await gather(Controller(ScriptedModel(), cluster), request, show="provisional")
+    assert events[:-1] == [
+        Token("a b", "device", provisional=True),
+        Token(" c", "device", provisional=True),
+        Superseded("tier1"),
+        Token("bad", "tier1", provisional=False),
+    ]
+
+
+async def test_provisional_text_is_not_repeated_when_it_is_kept():
+    request = Request((Message("user", "why?"),))
+    events = await gather(Controller(ScriptedModel(), None), request, show="provisional")
+    assert [e.text for e in events if isinstance(e, Token)] == ["a b", " c"]
+
+
+async def test_local_text_is_held_back_by_default():
+    events = await gather(
+        Controller(ScriptedModel(), ScriptedCluster()), Request((Message("user", "why?"),))
+    )
+    assert [e.source for e in events if isinstance(e, Token)] == ["tier1"]
+
+
+async def test_a_second_accepted_supersedes_the_first_tier():
+    cluster = ScriptedCluster(
+        events=(
+            Accepted("tier1", "m"),
+            Chunk("x", 1),
+            Accepted("tier2", "l"),
+            Chunk("y", 1),
+            replace(FINISHED, tier="tier2"),
+        ),
+    )
+    events = await gather(Controller(None, cluster), question())
+    assert Superseded("tier2") in events
+    assert isinstance(events[-1], Final)
+    assert events[-1].answer.text == "y"
+
+
+async def test_the_remote_deadline_leaves_time_to_fall_back(policies):
+    cluster = ScriptedCluster()
+    controller = Controller(ScriptedModel(0.6, pause_s=0.2), cluster, policies)
+    await answer(controller, question(constraints=Constraints(deadline_s=5.0)))
+    assert 4.0 < cluster.deadlines[0] < 4.8
+
+
+async def test_a_deadline_before_any_answer_stops_the_decode():
+    model = ScriptedModel(pause_s=30)
+    request = question(constraints=Constraints(deadline_s=0.1))
+    with pytest.raises(DeadlineExceeded, match=r"0\.1 s"):
+        await answer(Controller(model, ScriptedCluster()), request)
+    assert model.ended.is_set()
+
+
+async def test_closing_the_events_stops_the_local_decode():
+    model = ScriptedModel(pause_s=30)
+    events = Controller(model, None).run(question())
+    task = asyncio.ensure_future(anext(events))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await events.aclose()
+    assert model.ended.is_set()
+
+
+async def test_closing_the_events_cancels_the_remote_call():
+    cluster = ScriptedCluster()
+    events = Controller(None, cluster).run(question())
+    assert isinstance(await anext(events), Token)
+    await events.aclose()
+    assert cluster.closed_early
+
+
+async def test_a_prompt_too_long_for_the_device_goes_to_the_cluster():
+    model = ScriptedModel(problem=InvalidInput("prompt", "has 9000 tokens"))
+    result = await answer(Controller(model, ScriptedCluster()), question())
+    assert result.source == "tier1"
+    assert result.reasons[0] == Reason.LOCAL_FAILED
+
+
+async def test_a_prompt_too_long_for_the_device_is_refused_offline():
+    model = ScriptedModel(problem=InvalidInput("prompt", "has 9000 tokens"))
+    with pytest.raises(InvalidInput, match="9000 tokens"):
+        await answer(Controller(model, None), question())
+
+
+async def test_a_cluster_without_a_device_reports_its_own_failure():
+    cluster = ScriptedCluster(events=(), problem=RemoteError("UNAVAILABLE", "gone"))
+    with pytest.raises(RemoteError, match="gone"):
+        await answer(Controller(None, cluster), question())
+
+
+async def test_an_infeasible_target_escalates_everything(tmp_path):
+    key, trust = SigningKey.generate(), TrustStore(tmp_path / "trust")
+    trust.pin("me", key.public)
+    store = PolicyStore(tmp_path / "policies", trust)
+    store.install(policy(None), key)
+    result = await answer(Controller(ScriptedModel(0.99), ScriptedCluster(), store), question())
+    assert result.reasons[0] == Reason.TARGET_INFEASIBLE
+    assert result.source == "tier1"
