@@ -1,0 +1,345 @@
+"""One request from beginning to end: answer locally, judge, escalate if need be, and degrade well.
+
+The controller owns the order of events and the deadline. It runs no model, speaks no protocol and
+takes no decision of its own: those are ``LocalModel``, ``Remote`` and ``cascade.policy``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cascade.errors import Cancelled, CascadeError, DeadlineExceeded, InvalidInput, RemoteError
+from cascade.events import DEVICE, Answer, Event, Final, Latency, Superseded, Token
+from cascade.local import CancelToken, LocalAnswer, LocalModel
+from cascade.policy import (
+    Decision,
+    Policy,
+    PolicyStore,
+    Reason,
+    decide,
+    obstacle_to_escalation,
+)
+from cascade.remote import Accepted, Chunk, DeviceReport, Finished, Remote, Transfer
+from cascade.request import Request
+from cascade.task import generic
+
+Show = Literal["final", "provisional"]
+
+# Kept back from the remote deadline so that a local answer can still be returned in time.
+_RETURN_MARGIN_S = 0.05
+
+
+class Controller:
+    """Local first, escalate when unsure.
+
+    Arguments:
+        local: the model on the device; ``None`` sends everything to the cluster.
+        remote: the cluster; ``None`` keeps everything on the device.
+        policies: where to find the policy of a request's task; ``None`` for no task at all.
+    """
+
+    def __init__(
+        self, local: LocalModel | None, remote: Remote | None, policies: PolicyStore | None = None
+    ) -> None:
+        if local is None and remote is None:
+            raise InvalidInput("local", "is None and so is remote; give at least one of them")
+        self._local = local
+        self._remote = remote
+        self._policies = policies
+
+    async def run(self, request: Request, *, show: Show = "final") -> AsyncGenerator[Event, None]:
+        """Answer ``request``. Closing the iterator cancels whatever is under way.
+
+        Arguments:
+            show: ``"final"`` holds local text back until it is accepted; ``"provisional"`` streams
+                it at once, to be followed by ``Superseded`` where another source takes over.
+
+        Raises:
+            InvalidInput: a field of the request is unusable.
+            DeadlineExceeded: the deadline passed before there was any answer.
+            RemoteError: the cluster failed and there is no local answer to fall back on.
+            Tampered, UnknownPublisher: the task's policy must not be used.
+        """
+        request.check()
+        state = _State(request)
+        policy = self._policy(request)
+        if self._local is not None and request.prefer == "device":
+            async with contextlib.aclosing(
+                self._try_locally(self._local, state, policy, show)
+            ) as pieces:
+                async for event in pieces:
+                    yield event
+        else:
+            state.reasons.append(Reason.CLOUD_PREFERRED if self._local else Reason.NO_LOCAL_MODEL)
+        obstacle = obstacle_to_escalation(request, cluster=self._remote is not None)
+        decision = self._judge(state, policy, obstacle)
+        if decision.escalate and self._remote is not None:
+            async with contextlib.aclosing(
+                self._escalate(self._remote, state, policy, decision)
+            ) as events:
+                async for event in events:
+                    yield event
+            if state.answer is not None:
+                yield Final(state.answer)
+                return
+        for event in self._answer_locally(state, decision):
+            yield event
+
+    async def close(self) -> None:
+        """Close the connection to the cluster."""
+        if self._remote is not None:
+            await self._remote.close()
+
+    def _policy(self, request: Request) -> Policy | None:
+        if self._policies is None or self._local is None or not request.task_id:
+            return None
+        policy = self._policies.find(request.task_id, self._local.info)
+        return policy if policy and policy.covers(request.options, self._local.info) else None
+
+    async def _try_locally(
+        self, local: LocalModel, state: _State, policy: Policy | None, show: Show
+    ) -> AsyncGenerator[Event, None]:
+        """Let the device answer into ``state.local``; yields its text where it is provisional."""
+        cancel = CancelToken()
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def on_text(text: str) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, text)
+
+        decode = asyncio.create_task(
+            asyncio.to_thread(_decode, local, state.request, policy, on_text, cancel)
+        )
+        decode.add_done_callback(lambda _: pieces.put_nowait(None))
+        expiry = loop.call_later(max(0.0, state.remaining_s()), cancel.cancel)
+        try:
+            while (text := await pieces.get()) is not None:
+                if show == "provisional":
+                    state.shown = DEVICE
+                    yield Token(text, DEVICE, provisional=True)
+            state.local = await decode
+            if state.local.finish == "cancelled":
+                raise Cancelled("the local decode was stopped")
+        except InvalidInput as problem:
+            # A larger model may still be able to read what this one cannot.
+            if problem.field != "prompt" or self._remote is None:
+                raise
+            state.reasons.append(Reason.LOCAL_FAILED)
+            state.local_problem = problem
+        except CascadeError:
+            if not cancel.cancelled:
+                raise
+            raise DeadlineExceeded(
+                f"the deadline of {state.request.constraints.deadline_s:g} s passed before the "
+                "device had an answer; allow more time"
+            ) from None
+        finally:
+            expiry.cancel()
+            cancel.cancel()
+            if not decode.done():
+                # The thread ends within one token; wait so that no decode outlives its request.
+                with contextlib.suppress(CascadeError):
+                    await asyncio.shield(decode)
+
+    def _judge(self, state: _State, policy: Policy | None, obstacle: Reason | None) -> Decision:
+        if state.local is not None:
+            return decide(policy, state.local, obstacle)
+        if obstacle is not None:
+            if state.local_problem is not None:
+                raise state.local_problem
+            raise InvalidInput(
+                "constraints", f"forbid escalation ({obstacle}), and the device is not to answer"
+            )
+        return Decision(False, True, None, tuple(state.reasons))
+
+    async def _escalate(
+        self, remote: Remote, state: _State, policy: Policy | None, decision: Decision
+    ) -> AsyncGenerator[Event, None]:
+        """Stream the cluster's answer; sets ``state.answer`` when it is complete."""
+        started = time.perf_counter()
+        request = _for_cloud(state.request, policy)
+        deadline_s = state.remaining_s() - (_RETURN_MARGIN_S if state.local is not None else 0.0)
+        source, model = "", ""
+        text: list[str] = []
+        try:
+            if deadline_s <= 0:
+                raise RemoteError("DEADLINE_EXCEEDED", "no time was left to ask the cluster")
+            stream = remote.answer(
+                request,
+                _report(self._local, state.local, decision),
+                deadline_s=deadline_s,
+                transfer=state.transfer,
+            )
+            async with contextlib.aclosing(stream) as events:
+                async for event in events:
+                    match event:
+                        case Accepted(tier, name):
+                            if state.shown is not None:
+                                state.shown = None
+                                yield Superseded(tier)
+                            source, model, text = tier, name, []
+                        case Chunk(piece, _):
+                            state.shown = source
+                            text.append(piece)
+                            yield Token(piece, source, provisional=False)
+                        case Finished():
+                            state.remote_s = time.perf_counter() - started
+                            state.answer = state.remote_answer(
+                                "".join(text), event, decision, model
+                            )
+        except RemoteError as problem:
+            state.remote_s = time.perf_counter() - started
+            if state.local is None:
+                raise
+            state.remote_error = problem
+        else:
+            if state.answer is None:
+                state.remote_error = RemoteError("INTERNAL", "the cluster ended without an answer")
+
+    def _answer_locally(self, state: _State, decision: Decision) -> list[Event]:
+        """The last events of a request that the device answers."""
+        local = state.local
+        if local is None:  # only after a remote failure, which then was raised
+            raise state.remote_error or RemoteError("INTERNAL", "there is no answer")
+        reasons: tuple[str, ...] = tuple(decision.reasons)
+        if state.remote_error is not None:
+            reasons += (Reason.REMOTE_FAILED,)
+        events: list[Event] = []
+        if state.shown not in (None, DEVICE):  # a broken remote answer
+            events.append(Superseded(DEVICE))
+        if state.shown != DEVICE and local.text:
+            events.append(Token(local.text, DEVICE, provisional=False))
+        events.append(Final(state.local_answer(local, decision, reasons, self._local)))
+        return events
+
+
+@dataclass(slots=True)
+class _State:
+    """What one request has gathered so far."""
+
+    request: Request
+    started: float = field(default_factory=time.perf_counter)
+    reasons: list[Reason] = field(default_factory=list)
+    local: LocalAnswer | None = None
+    local_problem: InvalidInput | None = None
+    transfer: Transfer = field(default_factory=Transfer)
+    remote_s: float = 0.0
+    remote_error: RemoteError | None = None
+    shown: str | None = None  # source of the text that the application holds
+    answer: Answer | None = None
+
+    def remaining_s(self) -> float:
+        return self.request.constraints.deadline_s - (time.perf_counter() - self.started)
+
+    def latency(self) -> Latency:
+        prefill_s, decode_s = (
+            (self.local.prefill_s, self.local.decode_s) if self.local else (0.0, 0.0)
+        )
+        return Latency(time.perf_counter() - self.started, prefill_s, decode_s, self.remote_s)
+
+    def remote_answer(
+        self, text: str, finished: Finished, decision: Decision, model: str
+    ) -> Answer:
+        return Answer(
+            request_id=self.request.request_id,
+            text=text,
+            source=finished.tier,
+            model=finished.model or model,
+            confidence=finished.confidence,
+            raw_score=self.local.raw_score if self.local else None,
+            verified=True,
+            reasons=(*decision.reasons, *finished.reasons),
+            latency=self.latency(),
+            tokens=finished.completion_tokens,
+            local_tokens=self.local.tokens if self.local else 0,
+            cloud_prompt_tokens=finished.prompt_tokens,
+            cloud_completion_tokens=finished.completion_tokens,
+            bytes_up=self.transfer.bytes_up,
+            bytes_down=self.transfer.bytes_down,
+            cost_usd=finished.cost_usd,
+            device_confidence=decision.confidence,
+        )
+
+    def local_answer(
+        self,
+        local: LocalAnswer,
+        decision: Decision,
+        reasons: tuple[str, ...],
+        model: LocalModel | None,
+    ) -> Answer:
+        error = self.remote_error
+        return Answer(
+            request_id=self.request.request_id,
+            text=local.text,
+            source=DEVICE,
+            model=model.info.name if model else "",
+            confidence=decision.confidence,
+            raw_score=local.raw_score,
+            verified=decision.accept,
+            reasons=reasons,
+            latency=self.latency(),
+            tokens=local.tokens,
+            local_tokens=local.tokens,
+            bytes_up=self.transfer.bytes_up,
+            bytes_down=self.transfer.bytes_down,
+            device_confidence=decision.confidence,
+            remote_error=error.message if error else None,
+            remote_status=error.status if error else None,
+        )
+
+
+def _decode(
+    local: LocalModel,
+    request: Request,
+    policy: Policy | None,
+    on_text: Callable[[str], None],
+    cancel: CancelToken,
+) -> LocalAnswer:
+    """Runs in a worker thread."""
+    if not request.options:
+        return local.generate(
+            request.messages,
+            max_tokens=request.max_tokens,
+            stop=request.stop,
+            on_text=on_text,
+            cancel=cancel,
+        )
+    task = policy.task if policy else generic(request.options)
+    # In the task's own order and wording: a calibration holds for nothing else.
+    return local.choose(
+        task.for_device(request.text),
+        task.options,
+        prior_prompt=task.prior_prompt(),
+        option_prefix=task.option_prefix,
+        cancel=cancel,
+    )
+
+
+def _for_cloud(request: Request, policy: Policy | None) -> Request:
+    """The same request in the words for larger models."""
+    if not request.options:
+        return request
+    task = policy.task if policy else generic(request.options)
+    messages = (*request.messages[:-1], *task.for_cloud(request.text))
+    return dataclasses.replace(request, messages=messages)
+
+
+def _report(
+    local: LocalModel | None, answer: LocalAnswer | None, decision: Decision
+) -> DeviceReport:
+    if local is None or answer is None:
+        return DeviceReport()
+    return DeviceReport(
+        confidence=decision.confidence,
+        raw_score=answer.raw_score,
+        base_digest=local.info.base_digest,
+        adapter_digest=local.info.adapter_digest,
+        tokenizer_digest=local.info.tokenizer_digest,
+        signals=answer.signals,
+    )

@@ -1,0 +1,235 @@
+"""The decision: is the device's answer good enough, and may the request leave if it is not?
+
+A ``Policy`` holds, for one task on one model, the wording, the confidence model, the threshold and
+the certificate behind it. ``decide`` is a pure function; the same one runs on devices and offline.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from cascade.certificate import Certificate
+from cascade.confidence import ConfidenceModel
+from cascade.errors import InvalidInput, NotFound
+from cascade.files import write_whole
+from cascade.local import LocalAnswer, ModelInfo
+from cascade.request import DataClass, Request
+from cascade.signing import SigningKey, TrustStore
+from cascade.strict import Fields
+from cascade.task import Task
+
+FORMAT_VERSION = 1
+_TASK_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Reason(StrEnum):
+    """Why a request went the way it did."""
+
+    CONFIDENT = "confident"
+    """The calibrated confidence reaches the certified threshold."""
+    UNSURE = "unsure"
+    """It does not."""
+    TARGET_INFEASIBLE = "target_infeasible"
+    """No threshold could be certified for this task: everything escalates."""
+    UNCERTIFIED_TASK = "uncertified_task"
+    """No policy is valid for this task on this model, so nothing can be promised."""
+    NEVER_LEAVE = "never_leave"
+    """The data class forbids escalation."""
+    NO_TIER_ALLOWED = "no_tier_allowed"
+    """The request's constraints allow no tier or no remote call."""
+    NO_CLUSTER = "no_cluster"
+    """No cluster is configured."""
+    REMOTE_FAILED = "remote_failed"
+    """The cluster was asked and did not answer; the device's answer stands unverified."""
+    CLOUD_PREFERRED = "cloud_preferred"
+    """The request asks for the cluster at once."""
+    NO_LOCAL_MODEL = "no_local_model"
+    """There is no model on this device."""
+    LOCAL_FAILED = "local_failed"
+    """The device could not read the request, e.g. a prompt longer than its context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with a local answer.
+
+    Arguments:
+        accept: return it as verified.
+        escalate: ask the cluster. Neither: return it unverified.
+        confidence: calibrated P(right), or ``None`` without a valid policy.
+        reasons: in the order of deciding.
+    """
+
+    accept: bool
+    escalate: bool
+    confidence: float | None
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Wording, confidence model, threshold and certificate of one task on one model.
+
+    Arguments:
+        base_digest, adapter_digest: the model for which this is valid; see ``edge.bundle``.
+        threshold: the lowest confidence that is accepted, or ``None`` where no threshold could be
+            certified: then nothing is accepted.
+        certificate: the evidence for ``threshold``; ``None`` exactly when ``threshold`` is.
+    """
+
+    task: Task
+    base_digest: str
+    adapter_digest: str
+    confidence: ConfidenceModel
+    threshold: float | None
+    certificate: Certificate | None
+
+    def covers(self, options: tuple[str, ...], model: ModelInfo) -> bool:
+        """Whether this policy may judge answers among ``options`` by ``model``."""
+        return (
+            set(options) == set(self.task.options)
+            and self.base_digest == model.base_digest
+            and self.adapter_digest == model.adapter_digest
+        )
+
+    def to_bytes(self) -> bytes:
+        """The bytes that are signed."""
+        value = {
+            "format_version": FORMAT_VERSION,
+            "task": self.task.to_json(),
+            "base_digest": self.base_digest,
+            "adapter_digest": self.adapter_digest,
+            "confidence": self.confidence.to_json(),
+            "threshold": self.threshold,
+            "certificate": self.certificate.to_json() if self.certificate else None,
+        }
+        return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what ``to_bytes`` wrote.
+
+        Raises:
+            InvalidInput: a field is missing, unknown or unusable; it is named.
+        """
+        try:
+            value = json.loads(data)
+        except ValueError as problem:
+            raise InvalidInput("policy", f"is not JSON ({problem})") from None
+        fields = Fields(value, "policy")
+        if fields.number("format_version") != FORMAT_VERSION:
+            raise InvalidInput("policy.format_version", f"is not {FORMAT_VERSION}; tune it again")
+        certificate = fields.take("certificate")
+        policy = cls(
+            task=Task.from_json(fields.take("task"), where="policy.task"),
+            base_digest=fields.text("base_digest"),
+            adapter_digest=fields.text("adapter_digest"),
+            confidence=ConfidenceModel.from_json(fields.take("confidence")),
+            threshold=fields.number_or_none("threshold", 0.0, 1.0),
+            certificate=None if certificate is None else Certificate.from_json(certificate),
+        )
+        fields.end()
+        if (policy.threshold is None) != (policy.certificate is None):
+            raise InvalidInput("policy.certificate", "must be present exactly when threshold is")
+        return policy
+
+
+def decide(policy: Policy | None, answer: LocalAnswer, obstacle: Reason | None) -> Decision:
+    """Judge a local answer.
+
+    Arguments:
+        policy: a policy that covers the request and the model, or ``None``.
+        obstacle: why the request may not leave the device, from ``obstacle_to_escalation``, or
+            ``None`` when it may.
+    """
+    confidence = None
+    if policy is None:
+        reason = Reason.UNCERTIFIED_TASK
+    else:
+        confidence = policy.confidence(answer.raw_score)
+        if policy.threshold is None:
+            reason = Reason.TARGET_INFEASIBLE
+        elif confidence >= policy.threshold:
+            return Decision(True, False, confidence, (Reason.CONFIDENT,))
+        else:
+            reason = Reason.UNSURE
+    if obstacle is not None:
+        return Decision(False, False, confidence, (reason, obstacle))
+    return Decision(False, True, confidence, (reason,))
+
+
+def obstacle_to_escalation(request: Request, *, cluster: bool) -> Reason | None:
+    """Why ``request`` may not leave the device, or ``None`` when it may.
+
+    Arguments:
+        cluster: whether a cluster is configured.
+    """
+    limits = request.constraints
+    if limits.data_class is DataClass.NEVER_LEAVE:
+        return Reason.NEVER_LEAVE
+    if not cluster:
+        return Reason.NO_CLUSTER
+    if limits.max_remote_calls == 0 or limits.allowed_tiers == frozenset():
+        return Reason.NO_TIER_ALLOWED
+    return None
+
+
+class PolicyStore:
+    """Signed policies in a folder: ``<base digest>/<task id>.json`` beside ``.sig``.
+
+    Policies are read once each and checked against the pinned publisher keys before use.
+    """
+
+    def __init__(self, folder: Path, trust: TrustStore) -> None:
+        self._folder = folder
+        self._trust = trust
+        self._loaded: dict[str, Policy] = {}
+
+    def install(self, policy: Policy, key: SigningKey) -> Path:
+        """Sign ``policy`` and put it in the place of the one for the same task and base."""
+        path = self._path(policy.base_digest, policy.task.task_id)
+        data = policy.to_bytes()
+        path.with_suffix(".sig").unlink(missing_ok=True)
+        write_whole(path, data)
+        write_whole(path.with_suffix(".sig"), key.sign(data))
+        self._loaded.pop(str(path), None)
+        return path
+
+    def find(self, task_id: str, model: ModelInfo) -> Policy | None:
+        """The policy for ``task_id`` on ``model``, or ``None``.
+
+        Raises:
+            Tampered, UnknownPublisher, InvalidInput: there is one that must not be used.
+        """
+        path = self._path(model.base_digest, task_id)
+        if str(path) not in self._loaded:
+            try:
+                data, signature = path.read_bytes(), path.with_suffix(".sig").read_bytes()
+            except FileNotFoundError:
+                return None
+            self._trust.verify(data, signature, what=f"policy {task_id}")
+            self._loaded[str(path)] = Policy.from_bytes(data)
+        policy = self._loaded[str(path)]
+        return policy if policy.adapter_digest == model.adapter_digest else None
+
+    def require(self, task_id: str, model: ModelInfo) -> Policy:
+        """As ``find``, but raise ``NotFound`` naming the tasks that there are."""
+        policy = self.find(task_id, model)
+        if policy is None:
+            there = sorted(p.stem for p in (self._folder / model.base_digest).glob("*.json"))
+            raise NotFound(
+                f"there is no policy for the task {task_id!r} on this model; "
+                f"there {'is' if len(there) == 1 else 'are'}: {', '.join(there) or 'none'} "
+                "(cascade demo makes one for sentiment)"
+            )
+        return policy
+
+    def _path(self, base_digest: str, task_id: str) -> Path:
+        if not _TASK_ID.fullmatch(task_id):
+            raise InvalidInput("task", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+        return self._folder / base_digest / f"{task_id}.json"
