@@ -1,0 +1,193 @@
+"""The device's side of the inference service: one channel to one cluster, one call per request.
+
+Deadlines, the single retry, cancellation and the wording of failures live here; what the messages
+mean is in ``convert``, and whether to call at all is the controller's decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from typing import Any, Final, cast
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cascade.errors import InvalidInput, RemoteError
+from cascade.remote import DeviceReport, Finished, RemoteEvent, Transfer
+from cascade.request import DataClass, Request
+from cascade.v1 import inference_pb2 as pb
+from cascade.v1 import inference_pb2_grpc
+from cascade.wire.convert import open_message, read_event
+from cascade.wire.profile import ClientProfile
+from cascade.wire.status import sent_status
+
+API_KEY_HEADER: Final = "x-api-key"
+_RETRY_PAUSE_S: Final = 0.2
+_ATTEMPTS: Final = 2
+_CHANNEL_OPTIONS: Final = (
+    # Only the code below retries, so that max_remote_calls is true.
+    ("grpc.enable_retries", 0),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # Also bounds one attempt to connect: an address that swallows packets fails in 1.5 s.
+    ("grpc.min_reconnect_backoff_ms", 1_500),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Two clients in one process must not share a connection, and with it a certificate authority.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class GrpcRemote:
+    """The tiers of the cluster that ``profile`` describes; a ``cascade.remote.Remote``.
+
+    Connects at the first call, and stays connected. Use one instance on one event loop, and close
+    it there.
+    """
+
+    def __init__(self, profile: ClientProfile) -> None:
+        self._profile = profile
+        self._channel: grpc.aio.Channel | None = None
+
+    async def answer(
+        self, request: Request, report: DeviceReport, *, deadline_s: float, transfer: Transfer
+    ) -> AsyncGenerator[RemoteEvent]:
+        """Ask the cluster. The last event is ``Finished``. Closing the iterator cancels the call.
+
+        UNAVAILABLE is retried once, before the first event, while ``deadline_s`` and
+        ``request.constraints.max_remote_calls`` allow it. A request that may not leave the device
+        is refused here with FAILED_PRECONDITION; nothing is sent.
+
+        Arguments:
+            deadline_s: seconds until the last event, retry included.
+            transfer: grows by the size of every message sent and received.
+
+        Raises:
+            RemoteError: with the gRPC status; ``message`` is safe to show.
+        """
+        _check_may_leave(request)
+        calls_left = request.constraints.max_remote_calls
+        attempts = min(_ATTEMPTS, calls_left)
+        end = time.monotonic() + deadline_s
+        for attempt in range(attempts):
+            opened = open_message(request, report, max_remote_calls=calls_left - attempt)
+            begun = False
+            try:
+                async for event in self._attempt(opened, end, deadline_s, transfer):
+                    begun = True
+                    yield event
+                return
+            except RemoteError as error:
+                last = attempt + 1 == attempts or end - time.monotonic() <= _RETRY_PAUSE_S
+                if begun or last or error.status != "UNAVAILABLE":
+                    raise
+            await asyncio.sleep(_RETRY_PAUSE_S)
+
+    async def health(self, service: str = "", *, deadline_s: float = 5.0) -> str:
+        """State of the cluster, or of one of its services, in the words of ``grpc.health.v1``.
+
+        Arguments:
+            service: ``""`` for the whole, ``"tier/NAME"`` for one tier.
+
+        Raises:
+            RemoteError: ``UNAVAILABLE`` without a connection, ``NOT_FOUND`` for an unknown service.
+        """
+        stub = health_pb2_grpc.HealthStub(self._connected())
+        question = health_pb2.HealthCheckRequest(service=service)
+        try:
+            reply = await cast(Any, stub).Check(
+                question, timeout=deadline_s, metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            raise self._remote_error(error, deadline_s) from None
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+
+    async def close(self) -> None:
+        """Close the connection. Calls under way end with CANCELLED."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    async def _attempt(
+        self, opened: pb.AnswerRequest, end: float, deadline_s: float, transfer: Transfer
+    ) -> AsyncGenerator[RemoteEvent]:
+        remaining_s = end - time.monotonic()
+        if remaining_s <= 0:
+            raise _too_late(deadline_s)
+        stub = cast(Any, inference_pb2_grpc).InferenceServiceStub(self._connected())
+        call = stub.Answer(iter((opened,)), timeout=remaining_s, metadata=self._metadata)
+        transfer.bytes_up += opened.ByteSize()
+        finished = False
+        try:
+            async for message in call:
+                transfer.bytes_down += message.ByteSize()
+                event = read_event(message, request_id=opened.open.request_id)
+                if event is not None:
+                    finished = isinstance(event, Finished)
+                    yield event
+        except grpc.aio.AioRpcError as error:
+            raise self._remote_error(error, deadline_s) from None
+        except InvalidInput as error:
+            raise RemoteError("INTERNAL", f"the cluster broke the contract: {error}") from None
+        finally:
+            call.cancel()
+        if not finished:
+            raise RemoteError("INTERNAL", "the cluster ended the answer without a finish event")
+
+    def _connected(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            options: list[tuple[str, Any]] = list(_CHANNEL_OPTIONS)
+            if self._profile.server_name is not None:
+                options.append(("grpc.ssl_target_name_override", self._profile.server_name))
+            self._channel = grpc.aio.secure_channel(
+                self._profile.address,
+                grpc.ssl_channel_credentials(self._profile.ca_pem),
+                options=options,
+            )
+        return self._channel
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return ((API_KEY_HEADER, self._profile.api_key),)
+
+    def _remote_error(self, error: grpc.aio.AioRpcError, deadline_s: float) -> RemoteError:
+        code = error.code()
+        sent = sent_status(error)
+        if sent is not None:
+            return RemoteError(code.name, sent.message, sent.retry_after_s)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return _too_late(deadline_s)
+        address = self._profile.address
+        if code is grpc.StatusCode.UNAVAILABLE:
+            reason = error.details() or ""
+            if "handshake" in reason.lower() or "CERTIFICATE" in reason:
+                return RemoteError(
+                    code.name,
+                    f"no trusted connection to {address}: its certificate does not fit this "
+                    "profile; copy the cluster's current client.json",
+                )
+            return RemoteError(
+                code.name,
+                f"no connection to the cluster at {address}; is it running "
+                "(`cascade cluster status`)?",
+            )
+        return RemoteError(code.name, f"the call to {address} failed")
+
+
+def _check_may_leave(request: Request) -> None:
+    limits = request.constraints
+    if limits.data_class is DataClass.NEVER_LEAVE:
+        problem = "the data class is never_leave"
+    elif limits.allowed_tiers is not None and not limits.allowed_tiers:
+        problem = "no tier is allowed"
+    elif limits.max_remote_calls < 1:
+        problem = "max_remote_calls is 0"
+    else:
+        return
+    raise RemoteError("FAILED_PRECONDITION", f"this request may not leave the device: {problem}")
+
+
+def _too_late(deadline_s: float) -> RemoteError:
+    return RemoteError("DEADLINE_EXCEEDED", f"no complete answer within {deadline_s:g} s")

@@ -1,0 +1,349 @@
+"""Between the wire's messages and this project's values, both ways, with every check on the way in.
+
+Pure functions. ``open_message`` and ``event_message`` write; ``read_open`` and ``read_event`` read
+what a stranger sent and therefore check all of it. Calls, deadlines and statuses are in ``client``
+and ``server``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import numpy as np
+
+from cascade.errors import CascadeError, InvalidInput
+from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent
+from cascade.request import Constraints, DataClass, Message, Request, check_options
+from cascade.signals import Float32s, Signals
+from cascade.v1 import inference_pb2 as pb
+
+DEFAULT_REMOTE_CALLS: Final = 2
+MAX_REMOTE_CALLS: Final = 16
+MAX_STOPS: Final = 8
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MAX_NAME = 256
+
+Role = Literal["system", "user", "assistant"]
+_ROLE_TO_WIRE: Final = {
+    "system": pb.ROLE_SYSTEM,
+    "user": pb.ROLE_USER,
+    "assistant": pb.ROLE_ASSISTANT,
+}
+_ROLE_FROM_WIRE: Final[dict[int, Role]] = {
+    pb.ROLE_SYSTEM: "system",
+    pb.ROLE_USER: "user",
+    pb.ROLE_ASSISTANT: "assistant",
+}
+_CLASS_TO_WIRE: Final = {
+    DataClass.PUBLIC: pb.DATA_CLASS_PUBLIC,
+    DataClass.PERSONAL: pb.DATA_CLASS_PERSONAL,
+    DataClass.NEVER_LEAVE: pb.DATA_CLASS_NEVER_LEAVE,
+}
+_CLASS_FROM_WIRE: Final = {
+    pb.DATA_CLASS_UNSPECIFIED: DataClass.PERSONAL,
+    **{wire: value for value, wire in _CLASS_TO_WIRE.items()},
+}
+_REASON_FROM_WIRE: Final[dict[int, Literal["stop", "length"]]] = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+}
+
+
+class Unsupported(CascadeError):
+    """The contract allows this request, but this server does not answer it yet. Ask differently, as
+    the message says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the tokens of an answer are chosen.
+
+    Arguments:
+        max_tokens: upper bound on the tokens of the answer, ≥ 1; ``None`` means the tier's default.
+        temperature: 0 is greedy; up to 2.
+        top_p: share of probability mass kept, in (0, 1].
+        seed: seed of the sampler; ``None`` lets the server choose.
+        stop: strings before whose first the answer ends; at most 8, none empty.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """A checked request as the gateway sees it.
+
+    Arguments:
+        messages: the conversation, oldest first; the last is a user's and not empty.
+        options: the allowed answers, at least two and all different, or empty for free text.
+        constraints: ``deadline_s`` is what is left of the call's deadline.
+    """
+
+    request_id: str
+    messages: tuple[Message, ...]
+    options: tuple[str, ...] = ()
+    task_id: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
+    constraints: Constraints = field(default_factory=Constraints)
+    report: DeviceReport = field(default_factory=DeviceReport)
+
+
+def open_message(
+    request: Request, report: DeviceReport, *, max_remote_calls: int
+) -> pb.AnswerRequest:
+    """The first message of a call.
+
+    Arguments:
+        max_remote_calls: calls that are left, this one included, 1 to 16.
+    """
+    limits = request.constraints
+    message = pb.Open(
+        request_id=request.request_id,
+        task_id=request.task_id,
+        messages=pb.Messages(
+            messages=[
+                pb.Message(role=_ROLE_TO_WIRE[turn.role], content=turn.content)
+                for turn in request.messages
+            ]
+        ),
+        sampling=pb.Sampling(max_tokens=request.max_tokens, stop=request.stop),
+        constraints=pb.Constraints(
+            allowed_tiers=sorted(limits.allowed_tiers or ()),
+            max_cost_usd=limits.max_cost_usd,
+            max_remote_calls=max_remote_calls,
+            data_class=_CLASS_TO_WIRE[limits.data_class],
+            residency=limits.residency,
+        ),
+        device=pb.DeviceReport(
+            confidence=report.confidence,
+            raw_score=report.raw_score,
+            base_digest=report.base_digest,
+            adapter_digest=report.adapter_digest,
+            tokenizer_digest=report.tokenizer_digest,
+            signals=pb.Signals(
+                logprobs=report.signals.logprobs.tolist(),
+                entropies=report.signals.entropies.tolist(),
+                margins=report.signals.margins.tolist(),
+            ),
+        ),
+    )
+    if request.options:
+        message.options.options.extend(request.options)
+    else:
+        message.free_text.SetInParent()
+    return pb.AnswerRequest(open=message)
+
+
+def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
+    """Check the first message of a call.
+
+    Raises:
+        InvalidInput: naming the field that is out of its range.
+        Unsupported: the request is well formed, but of a kind that is not answered yet.
+    """
+    if message.WhichOneof("kind") != "open":
+        raise InvalidInput("open", "is missing; the first message of a call must be `open`")
+    sent = message.open
+    if not _REQUEST_ID.fullmatch(sent.request_id):
+        raise InvalidInput("request_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+    if len(sent.task_id) > _MAX_NAME:
+        raise InvalidInput("task_id", f"is longer than {_MAX_NAME} characters")
+    return OpenRequest(
+        request_id=sent.request_id,
+        messages=_read_messages(sent),
+        options=_read_options(sent),
+        task_id=sent.task_id,
+        sampling=_read_sampling(sent.sampling),
+        constraints=_read_constraints(sent.constraints, deadline_s),
+        report=_read_report(sent.device),
+    )
+
+
+def _read_messages(sent: pb.Open) -> tuple[Message, ...]:
+    kind = sent.WhichOneof("input")
+    if kind is None:
+        raise InvalidInput("input", "is missing; set `messages`")
+    if kind == "tensors":
+        raise Unsupported("tensors: no tier answers tensors yet; send `messages`")
+    turns = sent.messages.messages
+    if not turns:
+        raise InvalidInput("messages", "is empty; give at least one user message")
+    for index, turn in enumerate(turns):
+        if turn.role not in _ROLE_FROM_WIRE:
+            raise InvalidInput(f"messages[{index}].role", "is not system, user or assistant")
+        if turn.role == pb.ROLE_USER and not turn.content.strip():
+            name = "prompt" if index == len(turns) - 1 else f"messages[{index}].content"
+            raise InvalidInput(name, "is empty; write what you want to ask")
+    if turns[-1].role != pb.ROLE_USER:
+        raise InvalidInput("messages", "must end with a message of the role user")
+    return tuple(Message(_ROLE_FROM_WIRE[turn.role], turn.content) for turn in turns)
+
+
+def _read_options(sent: pb.Open) -> tuple[str, ...]:
+    kind = sent.WhichOneof("output")
+    if kind in ("json_schema", "regex"):
+        raise Unsupported(f"{kind}: no tier is constrained by it yet; use `free_text` or `options`")
+    if kind != "options":
+        return ()
+    options = tuple(sent.options.options)
+    check_options(options)
+    return options
+
+
+def _read_sampling(sent: pb.Sampling) -> Sampling:
+    if not 0 <= sent.temperature <= 2:
+        raise InvalidInput("sampling.temperature", f"{sent.temperature:g} is not in 0 … 2")
+    if not 0 <= sent.top_p <= 1:
+        raise InvalidInput("sampling.top_p", f"{sent.top_p:g} is not in 0 … 1")
+    if len(sent.stop) > MAX_STOPS:
+        raise InvalidInput("sampling.stop", f"has {len(sent.stop)} strings; at most {MAX_STOPS}")
+    if not all(sent.stop):
+        raise InvalidInput("sampling.stop", "contains an empty string")
+    return Sampling(
+        max_tokens=sent.max_tokens or None,
+        temperature=sent.temperature,
+        top_p=sent.top_p or 1.0,
+        seed=sent.seed or None,
+        stop=tuple(sent.stop),
+    )
+
+
+def _read_constraints(sent: pb.Constraints, deadline_s: float) -> Constraints:
+    max_cost_usd = sent.max_cost_usd if sent.HasField("max_cost_usd") else None
+    if max_cost_usd is not None and not 0 <= max_cost_usd < math.inf:
+        raise InvalidInput(
+            "constraints.max_cost_usd", f"{max_cost_usd} is not an amount of at least 0"
+        )
+    if sent.max_remote_calls > MAX_REMOTE_CALLS:
+        raise InvalidInput(
+            "constraints.max_remote_calls",
+            f"{sent.max_remote_calls} is above {MAX_REMOTE_CALLS}",
+        )
+    if sent.data_class not in _CLASS_FROM_WIRE:
+        raise InvalidInput("constraints.data_class", f"{sent.data_class} is not a known data class")
+    if len(sent.residency) > _MAX_NAME:
+        raise InvalidInput("constraints.residency", f"is longer than {_MAX_NAME} characters")
+    return Constraints(
+        deadline_s=deadline_s,
+        allowed_tiers=frozenset(sent.allowed_tiers) or None,
+        max_cost_usd=max_cost_usd,
+        max_remote_calls=sent.max_remote_calls or DEFAULT_REMOTE_CALLS,
+        data_class=_CLASS_FROM_WIRE[sent.data_class],
+        residency=sent.residency,
+    )
+
+
+def _read_report(sent: pb.DeviceReport) -> DeviceReport:
+    confidence = sent.confidence if sent.HasField("confidence") else None
+    raw_score = sent.raw_score if sent.HasField("raw_score") else None
+    for name, share in (("confidence", confidence), ("raw_score", raw_score)):
+        if share is not None and not 0 <= share <= 1:
+            raise InvalidInput(f"device.{name}", f"{share} is not in 0 … 1")
+    for name, digest in (
+        ("base_digest", sent.base_digest),
+        ("adapter_digest", sent.adapter_digest),
+        ("tokenizer_digest", sent.tokenizer_digest),
+    ):
+        if digest and not _DIGEST.fullmatch(digest):
+            raise InvalidInput(f"device.{name}", "is not a lower-case hex sha256")
+    return DeviceReport(
+        confidence=confidence,
+        raw_score=raw_score,
+        base_digest=sent.base_digest,
+        adapter_digest=sent.adapter_digest,
+        tokenizer_digest=sent.tokenizer_digest,
+        signals=_read_signals(sent.signals),
+    )
+
+
+def _read_signals(sent: pb.Signals) -> Signals:
+    signals = Signals(_floats(sent.logprobs), _floats(sent.entropies), _floats(sent.margins))
+    lengths = {len(signals.logprobs), len(signals.entropies), len(signals.margins)}
+    if len(lengths) > 1:
+        raise InvalidInput("device.signals", "has lists of different lengths")
+    # Written so that NaN fails each of them.
+    if not (signals.logprobs <= 0).all():
+        raise InvalidInput("device.signals.logprobs", "holds a value above 0")
+    if not (signals.entropies >= 0).all():
+        raise InvalidInput("device.signals.entropies", "holds a value below 0")
+    if not ((signals.margins >= 0) & (signals.margins <= 1)).all():
+        raise InvalidInput("device.signals.margins", "holds a value outside of 0 … 1")
+    return signals
+
+
+def _floats(values: object) -> Float32s:
+    return np.asarray(values, dtype=np.float32)
+
+
+def event_message(request_id: str, event: RemoteEvent) -> pb.AnswerEvent:
+    """One event, as it is sent to the device."""
+    match event:
+        case Accepted():
+            accepted = pb.Accepted(tier=event.tier, model=event.model)
+            return pb.AnswerEvent(request_id=request_id, accepted=accepted)
+        case Chunk():
+            tokens = pb.TokenChunk(text=event.text, count=event.count)
+            return pb.AnswerEvent(request_id=request_id, tokens=tokens)
+        case Finished():
+            stopped = event.reason == "stop"
+            finish = pb.Finish(
+                reason=pb.FINISH_REASON_STOP if stopped else pb.FINISH_REASON_LENGTH,
+                usage=pb.Usage(
+                    prompt_tokens=event.prompt_tokens, completion_tokens=event.completion_tokens
+                ),
+                cost_usd=event.cost_usd,
+                tier=event.tier,
+                model=event.model,
+                confidence=event.confidence,
+                reasons=event.reasons,
+                server_s=event.server_s,
+            )
+            return pb.AnswerEvent(request_id=request_id, finish=finish)
+
+
+def read_event(message: pb.AnswerEvent, *, request_id: str) -> RemoteEvent | None:
+    """Check one event; ``None`` for a kind that this version does not know or use.
+
+    Raises:
+        InvalidInput: the server broke the contract; ``field`` names where.
+    """
+    if message.request_id != request_id:
+        raise InvalidInput("request_id", "belongs to another request")
+    match message.WhichOneof("kind"):
+        case "accepted":
+            return Accepted(message.accepted.tier, message.accepted.model)
+        case "tokens":
+            return Chunk(message.tokens.text, message.tokens.count)
+        case "finish":
+            return _read_finish(message.finish)
+        case _:
+            return None
+
+
+def _read_finish(sent: pb.Finish) -> Finished:
+    if sent.reason not in _REASON_FROM_WIRE:
+        raise InvalidInput("finish.reason", f"{sent.reason} is not a known reason")
+    confidence = sent.confidence if sent.HasField("confidence") else None
+    if confidence is not None and not 0 <= confidence <= 1:
+        raise InvalidInput("finish.confidence", f"{confidence} is not in 0 … 1")
+    if not 0 <= sent.cost_usd < math.inf:
+        raise InvalidInput("finish.cost_usd", f"{sent.cost_usd} is not an amount of at least 0")
+    return Finished(
+        reason=_REASON_FROM_WIRE[sent.reason],
+        prompt_tokens=sent.usage.prompt_tokens,
+        completion_tokens=sent.usage.completion_tokens,
+        cost_usd=sent.cost_usd,
+        tier=sent.tier,
+        model=sent.model,
+        confidence=confidence,
+        reasons=tuple(sent.reasons),
+        server_s=sent.server_s,
+    )

@@ -1,0 +1,270 @@
+"""Requests and events survive the wire; what a stranger gets wrong is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cascade.errors import InvalidInput
+from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent
+from cascade.request import Constraints, DataClass, Message, Request
+from cascade.signals import Signals
+from cascade.v1 import inference_pb2 as pb
+from cascade.wire import Unsupported
+from cascade.wire.convert import event_message, open_message, read_event, read_open
+
+text = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+written = text.filter(lambda value: bool(value.strip()))
+share = st.floats(0, 1)
+digest = st.sampled_from(["", "0123456789abcdef" * 4])
+money = st.floats(0, 1e6)
+
+requests = st.builds(
+    Request,
+    messages=st.builds(
+        lambda earlier, last: (*earlier, Message("user", last)),
+        st.lists(st.builds(Message, st.sampled_from(["system", "assistant"]), text), max_size=3),
+        written,
+    ),
+    options=st.just(()) | st.lists(written, min_size=2, max_size=5, unique=True).map(tuple),
+    task_id=text,
+    max_tokens=st.integers(1, 100_000),
+    stop=st.lists(text.filter(bool), max_size=8).map(tuple),
+    constraints=st.builds(
+        Constraints,
+        allowed_tiers=st.none() | st.frozensets(written, min_size=1, max_size=3),
+        max_cost_usd=st.none() | money,
+        max_remote_calls=st.integers(1, 16),
+        data_class=st.sampled_from(DataClass),
+        residency=text,
+    ),
+)
+
+
+@st.composite
+def _signals(draw: st.DrawFn) -> Signals:
+    size = draw(st.integers(0, 5))
+
+    def column(low: float, high: float) -> np.ndarray:
+        values = st.lists(st.floats(low, high, width=32), min_size=size, max_size=size)
+        return np.array(draw(values), np.float32)
+
+    return Signals(column(-100, 0), column(0, 12), column(0, 1))
+
+
+reports = st.builds(
+    DeviceReport,
+    confidence=st.none() | share,
+    raw_score=st.none() | share,
+    base_digest=digest,
+    adapter_digest=digest,
+    tokenizer_digest=digest,
+    signals=_signals(),
+)
+
+events = st.one_of(
+    st.builds(Accepted, tier=text, model=text),
+    st.builds(Chunk, text=text, count=st.integers(0, 2**32 - 1)),
+    st.builds(
+        Finished,
+        reason=st.sampled_from(["stop", "length"]),
+        prompt_tokens=st.integers(0, 2**32 - 1),
+        completion_tokens=st.integers(0, 2**32 - 1),
+        cost_usd=money,
+        tier=text,
+        model=text,
+        confidence=st.none() | share,
+        reasons=st.lists(text, max_size=3).map(tuple),
+        server_s=st.floats(0, 1e5),
+    ),
+)
+
+
+@given(requests, reports, st.integers(1, 16))
+def test_a_request_arrives_as_it_was_sent(
+    request: Request, report: DeviceReport, calls: int
+) -> None:
+    sent = open_message(request, report, max_remote_calls=calls).SerializeToString()
+    read = read_open(pb.AnswerRequest.FromString(sent), deadline_s=7.0)
+    assert read.request_id == request.request_id
+    assert read.messages == request.messages
+    assert read.options == request.options
+    assert read.task_id == request.task_id
+    assert read.sampling.max_tokens == request.max_tokens
+    assert read.sampling.stop == request.stop
+    assert read.constraints == Constraints(
+        deadline_s=7.0,
+        allowed_tiers=request.constraints.allowed_tiers,
+        max_cost_usd=request.constraints.max_cost_usd,
+        max_remote_calls=calls,
+        data_class=request.constraints.data_class,
+        residency=request.constraints.residency,
+    )
+    for name in ("confidence", "raw_score", "base_digest", "adapter_digest", "tokenizer_digest"):
+        assert getattr(read.report, name) == getattr(report, name)
+    for name in ("logprobs", "entropies", "margins"):
+        left, right = getattr(read.report.signals, name), getattr(report.signals, name)
+        assert left.dtype == np.float32
+        np.testing.assert_array_equal(left, right)
+
+
+@given(events)
+def test_an_event_arrives_as_it_was_sent(event: RemoteEvent) -> None:
+    sent = event_message("r-1", event).SerializeToString()
+    assert read_event(pb.AnswerEvent.FromString(sent), request_id="r-1") == event
+
+
+def _good() -> pb.AnswerRequest:
+    request = Request((Message("user", "Is water wet?"),), request_id="r-1")
+    return open_message(request, DeviceReport(), max_remote_calls=2)
+
+
+def _set_options(*options: str) -> Callable[[pb.Open], None]:
+    def change(sent: pb.Open) -> None:
+        sent.options.options.extend(options)
+
+    return change
+
+
+def _change(**fields: object) -> Callable[[pb.Open], None]:
+    """Set fields by path, e.g. ``sampling__top_p``."""
+
+    def change(sent: pb.Open) -> None:
+        for path, value in fields.items():
+            *way, last = path.split("__")
+            target: object = sent
+            for step in way:
+                target = getattr(target, step)
+            setattr(target, last, value)
+
+    return change
+
+
+def _drop_messages(sent: pb.Open) -> None:
+    del sent.messages.messages[:]
+
+
+def _drop_input(sent: pb.Open) -> None:
+    sent.ClearField("input")
+
+
+def _last_role(role: pb.Role) -> Callable[[pb.Open], None]:
+    def change(sent: pb.Open) -> None:
+        sent.messages.messages[0].role = role
+
+    return change
+
+
+def _blank_prompt(sent: pb.Open) -> None:
+    sent.messages.messages[0].content = " \n"
+
+
+def _signals_of(logprobs: list[float], margins: list[float]) -> Callable[[pb.Open], None]:
+    def change(sent: pb.Open) -> None:
+        sent.device.signals.logprobs.extend(logprobs)
+        sent.device.signals.entropies.extend([0.5] * len(logprobs))
+        sent.device.signals.margins.extend(margins)
+
+    return change
+
+
+def _stops(count: int, value: str) -> Callable[[pb.Open], None]:
+    def change(sent: pb.Open) -> None:
+        sent.sampling.stop.extend([value] * count)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (_change(request_id=""), "request_id"),
+        (_change(request_id="a b"), "request_id"),
+        (_change(request_id="a" * 65), "request_id"),
+        (_change(task_id="t" * 257), "task_id"),
+        (_drop_input, "input"),
+        (_drop_messages, "messages"),
+        (_last_role(pb.ROLE_ASSISTANT), "messages"),
+        (_last_role(pb.ROLE_UNSPECIFIED), "messages[0].role"),
+        (_blank_prompt, "prompt"),
+        (_set_options("yes"), "options"),
+        (_set_options("yes", "yes"), "options"),
+        (_set_options("yes", " "), "options"),
+        (_set_options(*map(str, range(1001))), "options"),
+        (_change(sampling__temperature=2.5), "sampling.temperature"),
+        (_change(sampling__temperature=float("nan")), "sampling.temperature"),
+        (_change(sampling__top_p=-0.5), "sampling.top_p"),
+        (_change(sampling__top_p=1.5), "sampling.top_p"),
+        (_stops(9, "x"), "sampling.stop"),
+        (_stops(1, ""), "sampling.stop"),
+        (_change(constraints__max_remote_calls=17), "constraints.max_remote_calls"),
+        (_change(constraints__max_cost_usd=-1.0), "constraints.max_cost_usd"),
+        (_change(constraints__max_cost_usd=float("nan")), "constraints.max_cost_usd"),
+        (_change(constraints__data_class=9), "constraints.data_class"),
+        (_change(constraints__residency="e" * 257), "constraints.residency"),
+        (_change(device__confidence=1.5), "device.confidence"),
+        (_change(device__raw_score=-0.1), "device.raw_score"),
+        (_change(device__base_digest="ABC"), "device.base_digest"),
+        (_signals_of([-1.0, -2.0], [0.5]), "device.signals"),
+        (_signals_of([0.5], [0.5]), "device.signals.logprobs"),
+        (_signals_of([float("nan")], [0.5]), "device.signals.logprobs"),
+        (_signals_of([-1.0], [1.5]), "device.signals.margins"),
+    ],
+)
+def test_a_bad_request_is_refused_by_the_name_of_its_field(
+    change: Callable[[pb.Open], None], field: str
+) -> None:
+    message = _good()
+    change(message.open)
+    with pytest.raises(InvalidInput) as refused:
+        read_open(message, deadline_s=1.0)
+    assert refused.value.field == field
+    assert "\n" not in str(refused.value)
+
+
+def test_the_first_message_must_be_open() -> None:
+    draft = pb.AnswerRequest(draft=pb.DraftChunk(text="too early"))
+    for message in (pb.AnswerRequest(), draft):
+        with pytest.raises(InvalidInput, match="open: is missing"):
+            read_open(message, deadline_s=1.0)
+
+
+def test_what_no_tier_answers_yet_is_said_to_be_so() -> None:
+    for change in (_change(json_schema="{}"), _change(regex="a+")):
+        message = _good()
+        change(message.open)
+        with pytest.raises(Unsupported, match="use `free_text` or `options`"):
+            read_open(message, deadline_s=1.0)
+    message = _good()
+    message.open.tensors.SetInParent()
+    with pytest.raises(Unsupported, match="send `messages`"):
+        read_open(message, deadline_s=1.0)
+
+
+def test_unset_fields_mean_their_documented_defaults() -> None:
+    message = pb.AnswerRequest()
+    message.open.request_id = "r-1"
+    message.open.messages.messages.add(role=pb.ROLE_USER, content="hello")
+    read = read_open(message, deadline_s=1.0)
+    assert read.options == ()
+    assert (read.sampling.max_tokens, read.sampling.top_p, read.sampling.seed) == (None, 1.0, None)
+    assert read.constraints.data_class is DataClass.PERSONAL
+    assert read.constraints.max_remote_calls == 2
+    assert read.constraints.allowed_tiers is None
+    assert read.constraints.max_cost_usd is None
+
+
+def test_events_of_another_request_are_refused() -> None:
+    message = event_message("r-1", Chunk("x", 1))
+    with pytest.raises(InvalidInput, match="another request"):
+        read_event(message, request_id="r-2")
+
+
+def test_events_of_an_unknown_kind_are_passed_over() -> None:
+    verification = pb.DraftVerification(kept_tokens=3)
+    message = pb.AnswerEvent(request_id="r-1", verification=verification)
+    assert read_event(message, request_id="r-1") is None
