@@ -1,0 +1,52 @@
+"""Device SDK: a small quantised model answers on the device and knows how sure it is.
+
+from edge import Device
+
+with Device.open() as device:
+    answer = device.choose("What a lovely day", ["positive", "negative"], task="sentiment")
+    print(answer.text, answer.confidence, answer.source, answer.reasons)
+"""
+
+from cascade.errors import CascadeError
+from cascade.events import Answer, Event, Final, Latency, Superseded, Token
+from cascade.local import CancelToken, LocalAnswer, LocalModel, ModelInfo
+from cascade.policy import Policy, PolicyStore
+from cascade.request import Constraints, DataClass, Message, Request
+from cascade.signals import OptionScores, Signals
+from cascade.signing import PublicKey, TrustStore
+from cascade.wire import ClientProfile
+from edge.bundle import Bundle, Manifest
+from edge.device import DEFAULT_BUNDLE, AsyncDevice, Device, bundle_path
+from edge.model import OnnxModel
+
+__all__ = [
+    "DEFAULT_BUNDLE",
+    "Answer",
+    "AsyncDevice",
+    "Bundle",
+    "CancelToken",
+    "CascadeError",
+    "ClientProfile",
+    "Constraints",
+    "DataClass",
+    "Device",
+    "Event",
+    "Final",
+    "Latency",
+    "LocalAnswer",
+    "LocalModel",
+    "Manifest",
+    "Message",
+    "ModelInfo",
+    "OnnxModel",
+    "OptionScores",
+    "Policy",
+    "PolicyStore",
+    "PublicKey",
+    "Request",
+    "Signals",
+    "Superseded",
+    "Token",
+    "TrustStore",
+    "bundle_path",
+]

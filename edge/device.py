@@ -1,0 +1,293 @@
+"""The device SDK's face: open a bundle, ask, choose.
+
+``AsyncDevice`` is for applications with an event loop, ``Device`` for all others; they do the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from cascade import home
+from cascade.controller import Controller, Show
+from cascade.errors import InvalidInput
+from cascade.events import Answer, Event, Final
+from cascade.local import ModelInfo
+from cascade.policy import PolicyStore
+from cascade.remote import Remote
+from cascade.request import Constraints, Message, Request
+from cascade.signing import TrustStore
+from cascade.wire import ClientProfile, GrpcRemote
+from edge.bundle import Bundle
+from edge.model import OnnxModel
+from edge.portal import Portal
+
+DEFAULT_BUNDLE = "smollm2-135m-instruct-int4"
+
+Prefer = Literal["device", "cloud"]
+
+Ask = str | Iterable[Message]
+"""A question, or a conversation whose last message is the user's."""
+
+
+class AsyncDevice:
+    """Answers on the device, and by the cluster where a policy says so. Make one with ``open``.
+
+    Open it inside of the event loop that uses it.
+    """
+
+    def __init__(
+        self,
+        model: OnnxModel | None,
+        remote: Remote | None = None,
+        policies: PolicyStore | None = None,
+    ) -> None:
+        self._model = model
+        self._controller = Controller(model, remote, policies)
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | Path | None = None,
+        *,
+        cloud: ClientProfile | None = None,
+        trust: TrustStore | None = None,
+        policies: PolicyStore | None = None,
+        threads: int = 1,
+    ) -> Self:
+        """Verify and load a bundle.
+
+        Arguments:
+            bundle: a bundle's folder, or the name of one under ``CASCADE_HOME``; by default the
+                one that ``cascade bundle build`` makes.
+            cloud: address, certificate authority and key of a cluster; ``None`` works offline.
+            trust: pinned publisher keys; by default those under ``CASCADE_HOME``.
+            policies: installed policies; by default those under ``CASCADE_HOME``.
+            threads: threads of the local model, ≥ 1.
+
+        Raises:
+            NotFound: there is no such bundle.
+            UnknownPublisher, Tampered, BundleError: the bundle must not or cannot be used.
+        """
+        trust = trust or TrustStore(home.trust_dir())
+        model = OnnxModel(Bundle.open(bundle_path(bundle), trust), threads=threads)
+        remote = GrpcRemote(cloud) if cloud is not None else None
+        return cls(model, remote, policies or PolicyStore(home.policies_dir(), trust))
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What answers on this device, or ``None`` where everything goes to the cluster."""
+        return self._model.info if self._model else None
+
+    async def run(self, request: Request, *, show: Show = "final") -> AsyncGenerator[Event, None]:
+        """Answer ``request``; see ``cascade.Controller.run``."""
+        async with contextlib.aclosing(self._controller.run(request, show=show)) as events:
+            async for event in events:
+                yield event
+
+    def ask(
+        self,
+        prompt: Ask,
+        *,
+        max_tokens: int = 256,
+        stop: Iterable[str] = (),
+        task: str = "",
+        constraints: Constraints | None = None,
+        prefer: Prefer = "device",
+        show: Show = "final",
+    ) -> AsyncGenerator[Event, None]:
+        """Ask for free text: ``Token`` and ``Superseded`` events, then one ``Final``.
+
+        Arguments:
+            max_tokens: upper bound on the tokens of the answer.
+            stop: strings before which the answer ends.
+            task: the task id whose policy judges the answer; without one it is uncertified.
+            prefer: ``"cloud"`` asks the cluster at once, without a local attempt.
+            show: ``"final"`` streams accepted text only; ``"provisional"`` streams local text at
+                once, which a later ``Superseded`` may take back.
+        """
+        request = Request(
+            _messages(prompt),
+            task_id=task,
+            max_tokens=max_tokens,
+            stop=tuple(stop),
+            prefer=prefer,
+            constraints=constraints or Constraints(),
+        )
+        return self.run(request, show=show)
+
+    async def choose(
+        self,
+        text: str,
+        options: Iterable[str],
+        *,
+        task: str = "",
+        constraints: Constraints | None = None,
+        prefer: Prefer = "device",
+    ) -> Answer:
+        """Ask for one of a closed set of answers.
+
+        Arguments:
+            text: the bare input, e.g. the review to be judged.
+            options: at least two different answers; one may be a prefix of another.
+            task: the task id whose policy words the question and judges the answer.
+        """
+        request = Request(
+            (Message("user", text),),
+            options=tuple(options),
+            task_id=task,
+            prefer=prefer,
+            constraints=constraints or Constraints(),
+        )
+        if not request.options:
+            raise InvalidInput("options", "is empty; give at least two different answers")
+        async for event in self.run(request):
+            if isinstance(event, Final):
+                return event.answer
+        raise AssertionError("a request ended without Final")  # the controller's promise
+
+    async def close(self) -> None:
+        """Close the connection to the cluster."""
+        await self._controller.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class Device:
+    """``AsyncDevice`` for programs without an event loop. Make one with ``open``; safe to share
+    between threads."""
+
+    def __init__(self, portal: Portal, device: AsyncDevice) -> None:
+        self._portal = portal
+        self._device = device
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | Path | None = None,
+        *,
+        cloud: ClientProfile | None = None,
+        trust: TrustStore | None = None,
+        policies: PolicyStore | None = None,
+        threads: int = 1,
+    ) -> Self:
+        """Verify and load a bundle; see ``AsyncDevice.open``."""
+
+        async def open_inside() -> AsyncDevice:
+            return AsyncDevice.open(
+                bundle, cloud=cloud, trust=trust, policies=policies, threads=threads
+            )
+
+        portal = Portal()
+        try:
+            return cls(portal, portal.call(open_inside()))
+        except BaseException:
+            portal.close()
+            raise
+
+    @classmethod
+    def with_model(
+        cls,
+        model: OnnxModel,
+        *,
+        cloud: ClientProfile | None = None,
+        policies: PolicyStore | None = None,
+    ) -> Self:
+        """A device around a model that is loaded already; several may share it."""
+
+        async def open_inside() -> AsyncDevice:
+            return AsyncDevice(model, GrpcRemote(cloud) if cloud else None, policies)
+
+        portal = Portal()
+        return cls(portal, portal.call(open_inside()))
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What answers on this device."""
+        return self._device.info
+
+    def run(self, request: Request, *, show: Show = "final") -> Iterator[Event]:
+        """Answer ``request``; see ``cascade.Controller.run``."""
+        return self._portal.iterate(self._device.run(request, show=show))
+
+    def ask(
+        self,
+        prompt: Ask,
+        *,
+        max_tokens: int = 256,
+        stop: Iterable[str] = (),
+        task: str = "",
+        constraints: Constraints | None = None,
+        prefer: Prefer = "device",
+        show: Show = "final",
+    ) -> Iterator[Event]:
+        """Ask for free text; see ``AsyncDevice.ask``. Leaving the loop early cancels the answer."""
+        return self._portal.iterate(
+            self._device.ask(
+                prompt,
+                max_tokens=max_tokens,
+                stop=stop,
+                task=task,
+                constraints=constraints,
+                prefer=prefer,
+                show=show,
+            )
+        )
+
+    def choose(
+        self,
+        text: str,
+        options: Iterable[str],
+        *,
+        task: str = "",
+        constraints: Constraints | None = None,
+        prefer: Prefer = "device",
+    ) -> Answer:
+        """Ask for one of a closed set of answers; see ``AsyncDevice.choose``."""
+        return self._portal.call(
+            self._device.choose(text, options, task=task, constraints=constraints, prefer=prefer)
+        )
+
+    def close(self) -> None:
+        """Close the connection and end the background thread. May be called again."""
+        if self._portal.closed:
+            return
+        self._portal.call(self._device.close())
+        self._portal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def bundle_path(bundle: str | Path | None = None) -> Path:
+    """Folder of a bundle given by path, by name under ``CASCADE_HOME``, or by default."""
+    if isinstance(bundle, Path):
+        return bundle
+    name = bundle or DEFAULT_BUNDLE
+    if "/" in name or name.startswith("."):
+        return Path(name).expanduser()
+    return home.bundles_dir() / name
+
+
+def _messages(prompt: Ask) -> tuple[Message, ...]:
+    return (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)

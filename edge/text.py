@@ -1,0 +1,116 @@
+"""Text to token ids and back: the bundle's tokenizer and its chat template.
+
+Text that a user wrote never becomes a control token: only the template may write those.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import minijinja
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from cascade.errors import BundleError, InvalidInput
+from cascade.local import Prompt
+from cascade.request import Message
+from edge.bundle import CHAT_TEMPLATE, TOKENIZER, Bundle
+
+# Private-use characters that stand for a message while the template is rendered around it.
+_OPEN, _CLOSE = "\ue000", "\ue001"
+
+
+class TextCodec:
+    """Tokenizer and chat template of one bundle.
+
+    Raises:
+        BundleError: a file cannot be read by this version of the libraries.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(bundle.file(TOKENIZER)))
+        except Exception as problem:  # tokenizers raises bare Exception
+            raise BundleError(f"{TOKENIZER}: cannot be read ({problem})") from None
+        # ``encode_special_tokens`` is a switch on the shared tokenizer.
+        self._switch = threading.Lock()
+        self._specials = [
+            token.content for token in self._tokenizer.get_added_tokens_decoder().values()
+        ]
+        self._templates = minijinja.Environment(
+            templates={"chat": bundle.file(CHAT_TEMPLATE).read_text(encoding="utf-8")},
+            trim_blocks=True,
+            lstrip_blocks=True,
+            pycompat=True,
+        )
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a completion prompt, or of a conversation up to the answer's first token.
+
+        Raises:
+            InvalidInput: the prompt is empty.
+        """
+        if isinstance(prompt, str):
+            return self.encode_plain(prompt)
+        if not prompt:
+            raise InvalidInput("prompt", "is empty; write what you want to ask")
+        if any(special in message.content for message in prompt for special in self._specials):
+            return self._encode_around(prompt)
+        return self._encode(self._render(prompt), control_tokens=True)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text in which nothing is a control token."""
+        return self._encode(text, control_tokens=False)
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of ``tokens`` without control tokens."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def stream(self) -> TokenStream:
+        """A decoder of one answer, token by token."""
+        return TokenStream(self._tokenizer)
+
+    def _encode(self, text: str, *, control_tokens: bool) -> list[int]:
+        with self._switch:
+            self._tokenizer.encode_special_tokens = not control_tokens
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _encode_around(self, messages: tuple[Message, ...]) -> list[int]:
+        """Encode template and messages apart, so that a written ``<|im_end|>`` stays text."""
+        marked = tuple(
+            Message(message.role, f"{_OPEN}{index}{_CLOSE}")
+            for index, message in enumerate(messages)
+        )
+        ids: list[int] = []
+        for piece in self._render(marked).split(_OPEN):
+            index, mark, rest = piece.partition(_CLOSE)
+            if mark:
+                ids += self.encode_plain(messages[int(index)].content)
+                ids += self._encode(rest, control_tokens=True)
+            else:
+                ids += self._encode(piece, control_tokens=True)
+        return ids
+
+    def _render(self, messages: tuple[Message, ...]) -> str:
+        try:
+            return self._templates.render_template(
+                "chat",
+                messages=[{"role": m.role, "content": m.content} for m in messages],
+                add_generation_prompt=True,
+            )
+        except minijinja.TemplateError as problem:
+            raise BundleError(
+                f"{CHAT_TEMPLATE}: cannot render this conversation ({problem})"
+            ) from None
+
+
+class TokenStream:
+    """Turns tokens into text as they come; holds back incomplete characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, token: int) -> str:
+        """Text that ``token`` completes; may be empty."""
+        return self._stream.step(self._tokenizer, token) or ""
