@@ -1,0 +1,67 @@
+"""The configuration as a Ray Serve application: the gateway over one deployment for each tier.
+
+Building starts nothing; ``supervisor`` deploys the result on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+
+from cloud.config import ClusterConfig, TierConfig
+from cloud.gateway import Gateway, GatewayFiles, deployment_name
+from cloud.tier import Tier
+
+# A lost replica is back in about two seconds; at Serve's default of 10 it takes as many more.
+_HEALTH_PERIOD_S: Final = 2.0
+_HEALTH_TIMEOUT_S: Final = 30.0
+# A model that does not load at once will not load later.
+_START_ATTEMPTS: Final = 2
+
+
+def build_app(
+    config: ClusterConfig, files: GatewayFiles, model_files: Mapping[str, Path]
+) -> Application:
+    """The application to deploy.
+
+    Arguments:
+        files: what the gateway reads and writes.
+        model_files: the model file of each tier, by the tier's name.
+    """
+    tiers = {
+        tier.name: _deployment(tier, config.gateway.drain_s).bind(tier, str(model_files[tier.name]))
+        for tier in config.tiers
+    }
+    gateway = serve.deployment(
+        name="gateway",
+        num_replicas=1,
+        max_ongoing_requests=config.gateway.max_concurrent_requests,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=config.gateway.drain_s + 2,
+        ray_actor_options={"num_cpus": 0},
+    )(Gateway)
+    return gateway.bind(config, files, **tiers)
+
+
+def _deployment(tier: TierConfig, drain_s: float) -> serve.Deployment:
+    return serve.deployment(
+        name=deployment_name(tier.name),
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=tier.autoscaling.min_replicas,
+            max_replicas=tier.autoscaling.max_replicas,
+        ),
+        max_ongoing_requests=tier.ongoing_requests,
+        max_queued_requests=tier.max_queued_requests,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=drain_s + 2,
+        graceful_shutdown_wait_loop_s=0.1,
+        max_constructor_retry_count=_START_ATTEMPTS,
+        ray_actor_options={"num_cpus": tier.threads},
+    )(Tier)

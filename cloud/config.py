@@ -1,0 +1,286 @@
+"""The cluster's one YAML file: what may be written in it, and what is wrong with it when it is.
+
+Strict: unknown keys are errors, with a guess at what was meant. Nothing is started here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cascade.errors import NotFound
+from cloud.errors import ConfigError
+
+EngineName = Literal["llama_cpp"]
+# Ray's workers take ports from this range.
+_RAY_PORTS: Final = range(10002, 20000)
+_TIER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+Price = Annotated[float, Field(ge=0, lt=math.inf)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TlsFiles(_Strict):
+    """PEM files of the operator's own certificate; all ``None`` for a local authority."""
+
+    certificate: Path | None = Field(default=None, strict=False)
+    key: Path | None = Field(default=None, strict=False)
+    ca: Path | None = Field(default=None, strict=False)
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("give both certificate and key, or neither")
+        if self.ca is not None and self.certificate is None:
+            raise ValueError("ca needs a certificate and key too")
+        return self
+
+
+class GatewayConfig(_Strict):
+    """Where devices connect and what one of them may ask for."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=7443, ge=1, le=65535)
+    tls: TlsFiles = TlsFiles()
+    api_keys_file: Path | None = Field(default=None, strict=False)
+    max_concurrent_requests: int = Field(default=64, ge=1)
+    max_prompt_chars: int = Field(default=32_000, ge=1)
+    max_deadline_s: float = Field(default=600.0, gt=0, lt=math.inf)
+    drain_s: float = Field(default=5.0, ge=0, le=600)
+
+    @field_validator("port")
+    @classmethod
+    def _clear_of_ray(cls, port: int) -> int:
+        if port in _RAY_PORTS:
+            raise ValueError(
+                "lies in 10002-19999, which Ray's workers use; take another, e.g. 7443"
+            )
+        return port
+
+
+class PriceList(_Strict):
+    """What a tier charges, in US dollars. ``label`` says what the figures are worth."""
+
+    input_usd_per_million_tokens: Price = 0.0
+    output_usd_per_million_tokens: Price = 0.0
+    label: str = "illustrative"
+
+    def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Price of so many tokens."""
+        return (
+            prompt_tokens * self.input_usd_per_million_tokens
+            + completion_tokens * self.output_usd_per_million_tokens
+        ) / 1e6
+
+
+class Autoscaling(_Strict):
+    """Bounds on the number of replicas."""
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas")
+        return self
+
+
+class TierConfig(_Strict):
+    """One rung of the ladder."""
+
+    name: str
+    engine: EngineName = "llama_cpp"
+    model: str = Field(min_length=1)
+    context_tokens: int = Field(default=2048, ge=256, le=1 << 20)
+    threads: int = Field(default=1, ge=1, le=256)
+    parallel: int = Field(default=2, ge=1, le=256)
+    max_output_tokens: int = Field(default=512, ge=1)
+    data_classes: tuple[Literal["public", "personal"], ...] = Field(
+        default=("public", "personal"), strict=False
+    )
+    region: str = ""
+    price: PriceList = PriceList()
+    autoscaling: Autoscaling = Autoscaling()
+    max_ongoing_requests: int | None = Field(default=None, ge=1)
+    max_queued_requests: int = Field(default=32, ge=0)
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not _TIER_NAME.fullmatch(name):
+            raise ValueError("must be 1 to 32 characters of a-z 0-9 _ - and begin with a letter")
+        return name
+
+    @field_validator("data_classes")
+    @classmethod
+    def _some(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        # Not min_length: it counts the good items alone and adds a second line for each bad one.
+        if not classes:
+            raise ValueError("is empty; name public, personal or both")
+        return classes
+
+    @property
+    def model_name(self) -> str:
+        """What answers are signed with: the catalog name, or the file's name without its folder."""
+        return Path(self.model).name if is_model_path(self.model) else self.model
+
+    @property
+    def ongoing_requests(self) -> int:
+        """Requests that one replica answers at one time."""
+        return self.max_ongoing_requests or self.parallel
+
+
+class ClusterConfig(_Strict):
+    """The whole file. ``tiers`` go from the lowest to the highest."""
+
+    gateway: GatewayConfig = GatewayConfig()
+    tiers: tuple[TierConfig, ...] = Field(strict=False)
+
+    @field_validator("tiers")
+    @classmethod
+    def _distinct(cls, tiers: tuple[TierConfig, ...]) -> tuple[TierConfig, ...]:
+        if not tiers:
+            raise ValueError("is empty; name at least one tier")
+        names = [tier.name for tier in tiers]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two tiers are called {name!r}; names must differ")
+        return tiers
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute when every tier is at its largest."""
+        return sum(tier.threads * tier.autoscaling.max_replicas for tier in self.tiers)
+
+    def with_port(self, port: int) -> ClusterConfig:
+        """The same on another gateway port.
+
+        Raises:
+            ConfigError: the port cannot be used.
+        """
+        gateway = self.gateway.model_copy(update={"port": port})
+        return parse_config(self.model_copy(update={"gateway": gateway}).yaml(), "--port")
+
+    def yaml(self) -> str:
+        """The file that reads back as this configuration."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def default_config() -> ClusterConfig:
+    """The local demonstration cluster: one small model on one thread."""
+    return parse_config(default_yaml(), "the built-in default.yaml")
+
+
+def default_yaml() -> str:
+    """Text of the default configuration, with its comments, to start one's own from."""
+    return resources.files("cloud").joinpath("default.yaml").read_text()
+
+
+def load_config(path: Path | None = None) -> ClusterConfig:
+    """Read a configuration file; the default one without a path. Relative paths in it are taken
+    from its own folder.
+
+    Raises:
+        NotFound: there is no such file.
+        ConfigError: with one line for each problem.
+    """
+    if path is None:
+        return default_config()
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise NotFound(f"no configuration file at {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    return _anchored(parse_config(text, str(path)), path.absolute().parent)
+
+
+def parse_config(text: str, source: str) -> ClusterConfig:
+    """Check the text of a configuration.
+
+    Arguments:
+        source: how messages name the text.
+
+    Raises:
+        ConfigError: with one line for each problem.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source} must hold the keys gateway and tiers")
+    try:
+        return ClusterConfig.model_validate(content)
+    except ValidationError as error:
+        lines = [
+            _problem(item["loc"], item["type"], item["msg"], item.get("input"))
+            for item in error.errors(include_url=False, include_context=False)
+        ]
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def is_model_path(model: str) -> bool:
+    """Whether a tier's ``model`` is a file and not a catalog name."""
+    return "/" in model or model.endswith(".gguf")
+
+
+def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
+    def anchor(path: Path | None) -> Path | None:
+        return None if path is None else folder / path.expanduser()
+
+    tls = config.gateway.tls
+    gateway = config.gateway.model_copy(
+        update={
+            "tls": TlsFiles(
+                certificate=anchor(tls.certificate),
+                key=anchor(tls.key),
+                ca=anchor(tls.ca),
+            ),
+            "api_keys_file": anchor(config.gateway.api_keys_file),
+        }
+    )
+    tiers = tuple(
+        tier.model_copy(update={"model": str(anchor(Path(tier.model)))})
+        if is_model_path(tier.model)
+        else tier
+        for tier in config.tiers
+    )
+    return config.model_copy(update={"gateway": gateway, "tiers": tiers})
+
+
+def _problem(place: Sequence[int | str], kind: str, text: str, value: object) -> str:
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
+    path = path.removeprefix(".") or "the file"
+    if kind == "extra_forbidden":
+        known = _keys_at(place[:-1])
+        close = difflib.get_close_matches(str(place[-1]), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+        return f"{path} is not a known key; {hint}"
+    if kind == "missing":
+        return f"{path} is missing"
+    text = text.removeprefix("Value error, ")
+    shown = "" if isinstance(value, dict | list | BaseModel) else f" (it is {value!r})"
+    return f"{path}: {text[:1].lower()}{text[1:]}{shown}"
+
+
+def _keys_at(place: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = ClusterConfig
+    for step in place:
+        if isinstance(step, str):
+            annotation = model.model_fields[step].annotation
+            parts = (annotation, *get_args(annotation))
+            model = next(p for p in parts if isinstance(p, type) and issubclass(p, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,43 @@
+"""Engines: what computes the answers of a tier."""
+
+from __future__ import annotations
+
+from cloud.config import TierConfig
+from cloud.engines.base import (
+    Capabilities,
+    ChatRequest,
+    Done,
+    Engine,
+    EngineEvent,
+    Piece,
+    Started,
+)
+
+__all__ = [
+    "Capabilities",
+    "ChatRequest",
+    "Done",
+    "Engine",
+    "EngineEvent",
+    "Piece",
+    "Started",
+    "make_engine",
+]
+
+
+def make_engine(tier: TierConfig, model_file: str) -> Engine:
+    """The engine that ``tier.engine`` names, not yet started.
+
+    Arguments:
+        model_file: the model on this machine.
+    """
+    match tier.engine:
+        case "llama_cpp":
+            from cloud.engines.llama_cpp import LlamaCpp
+
+            return LlamaCpp(
+                model_file,
+                context_tokens=tier.context_tokens,
+                threads=tier.threads,
+                parallel=tier.parallel,
+            )

@@ -1,0 +1,117 @@
+"""What a tier needs of an engine. Plain async Python: engines are tested without a cluster.
+
+An engine turns one chat request into pieces of text; which tier gets the request, what it costs and
+how it travels is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from cascade.request import Message
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One request for an engine.
+
+    Arguments:
+        messages: the conversation, oldest first.
+        max_tokens: upper bound on the tokens of the answer, ≥ 1.
+        options: the answer is one of these, decoded greedily; empty for free text. With options,
+            sampling and ``stop`` have no effect.
+        temperature: 0 is greedy; up to 2.
+        top_p: share of probability mass kept, in (0, 1].
+        seed: of the sampler; ``None`` lets the engine choose.
+        stop: the answer ends before the first of these.
+    """
+
+    messages: tuple[Message, ...]
+    max_tokens: int
+    options: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The engine took the request and read its prompt length. ``prompt_tokens`` includes the chat
+    template."""
+
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """More text; ``count`` is the number of tokens in it, 0 where several share their bytes."""
+
+    text: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer is complete.
+
+    Arguments:
+        reason: ``"stop"`` at an end token, stop string or complete option, else ``"length"``.
+        cached_tokens: prompt tokens that were not computed, because an earlier prompt began alike.
+    """
+
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+EngineEvent = Started | Piece | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do, beyond free text. ``logprobs``: whether it can report them."""
+
+    options: bool
+    logprobs: bool
+    context_tokens: int
+
+
+class Engine(Protocol):
+    """A model that answers chat requests."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this engine can do."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model; the engine answers when this returns.
+
+        Raises:
+            CascadeError: the model cannot be loaded.
+        """
+        ...
+
+    def stream(self, request: ChatRequest) -> AsyncGenerator[list[EngineEvent]]:
+        """Answer: first ``Started``, then pieces, ``Done`` last, in batches of what is at hand, so
+        that a slow reader gets fewer and larger ones. Closing the iterator stops the computation
+        within one step of the engine.
+
+        Raises:
+            InvalidInput: the prompt does not fit the context, or an option cannot be asked for.
+            EngineFailed: anything else; the log has the cause.
+        """
+        ...
+
+    async def reset_prefix_cache(self) -> int:
+        """Forget every prompt, so that the next one is computed in full. Waits for answers that are
+        under way. Returns the number of tokens forgotten."""
+        ...
+
+    async def close(self) -> None:
+        """Free the model."""
+        ...

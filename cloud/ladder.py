@@ -1,0 +1,98 @@
+"""Which tier answers: the lowest that satisfies every constraint of the request, and why.
+
+Pure. Constraints are filters with reasons, looked at before anything is spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cascade.errors import InvalidInput
+from cascade.request import DataClass
+from cascade.wire import OpenRequest
+from cloud.config import TierConfig
+from cloud.errors import NoTierAllowed
+
+# A chat template adds a few tokens to each turn and to the whole.
+_TEMPLATE_TOKENS: Final = 32
+_TOKENS_PER_TURN: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The tier that answers.
+
+    Arguments:
+        reasons: fixed words in the order of the decision: for every lower tier that was passed
+            over ``NAME:not_allowed``, ``NAME:data_class``, ``NAME:residency`` or ``NAME:cost``,
+            then ``lowest_tier`` or ``lowest_allowed_tier``.
+    """
+
+    tier: TierConfig
+    reasons: tuple[str, ...]
+
+
+def choose_tier(tiers: Sequence[TierConfig], request: OpenRequest) -> Choice:
+    """The lowest tier that may answer.
+
+    Arguments:
+        tiers: from the lowest to the highest; at least one.
+
+    Raises:
+        InvalidInput: ``allowed_tiers`` names a tier that does not exist.
+        NoTierAllowed: no tier satisfies the constraints; the message says which failed where.
+    """
+    limits = request.constraints
+    if limits.data_class is DataClass.NEVER_LEAVE:
+        raise NoTierAllowed("the data class never_leave forbids every tier; answer on the device")
+    names = [tier.name for tier in tiers]
+    unknown = sorted((limits.allowed_tiers or frozenset()).difference(names))
+    if unknown:
+        raise InvalidInput(
+            "constraints.allowed_tiers",
+            f"no tier is called {unknown[0]!r}; tiers: {', '.join(names)}",
+        )
+    passed_over: list[str] = []
+    for tier in tiers:
+        obstacle = _obstacle(tier, request)
+        if obstacle is None:
+            last = "lowest_allowed_tier" if passed_over else "lowest_tier"
+            return Choice(tier, (*passed_over, last))
+        passed_over.append(f"{tier.name}:{obstacle}")
+    raise NoTierAllowed(
+        f"no tier satisfies the request's constraints ({', '.join(passed_over)}); "
+        "loosen one of them or answer on the device"
+    )
+
+
+def max_output_tokens(tier: TierConfig, request: OpenRequest) -> int:
+    """The most tokens that an answer can have, ≥ 1: what was asked for within the tier's limit, or
+    what the longest option can take."""
+    if request.options:
+        # A token holds at least one byte; one more ends the answer.
+        return max(len(option.encode()) for option in request.options) + 1
+    return min(request.sampling.max_tokens or tier.max_output_tokens, tier.max_output_tokens)
+
+
+def max_cost_usd(tier: TierConfig, request: OpenRequest) -> float:
+    """An upper bound on the price: a token holds at least one byte of the prompt, and the answer is
+    as long as it may be."""
+    prompt_bytes = sum(len(turn.content.encode()) for turn in request.messages)
+    template = _TEMPLATE_TOKENS + _TOKENS_PER_TURN * len(request.messages)
+    prompt_tokens = min(prompt_bytes + template, tier.context_tokens)
+    return tier.price.cost_usd(prompt_tokens, max_output_tokens(tier, request))
+
+
+def _obstacle(tier: TierConfig, request: OpenRequest) -> str | None:
+    limits = request.constraints
+    if limits.allowed_tiers is not None and tier.name not in limits.allowed_tiers:
+        return "not_allowed"
+    if limits.data_class.value not in tier.data_classes:
+        return "data_class"
+    if limits.residency and tier.region != limits.residency:
+        return "residency"
+    if limits.max_cost_usd is not None and max_cost_usd(tier, request) > limits.max_cost_usd:
+        return "cost"
+    return None

@@ -1,0 +1,71 @@
+"""One tier as a Ray Serve deployment around an engine.
+
+Turns engine events into messages that survive the way between processes; expected refusals travel
+as messages, because an exception loses its type on that way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from cascade.errors import InvalidInput
+from cloud.config import TierConfig
+from cloud.engines import ChatRequest, EngineEvent, make_engine
+from cloud.errors import EngineFailed
+
+_log = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The request cannot be answered; ``field`` names what is wrong with it, and is empty where the
+    engine failed."""
+
+    field: str
+    problem: str
+
+
+TierMessage = list[EngineEvent] | Refused
+
+
+class Tier:
+    """One replica of a tier: one engine.
+
+    Arguments:
+        config: the tier.
+        model_file: the model on this machine.
+    """
+
+    # Ray Serve awaits it.
+    async def __init__(  # type: ignore[misc]
+        self, config: TierConfig, model_file: str
+    ) -> None:
+        self._engine = make_engine(config, model_file)
+        await self._engine.start()
+
+    async def answer(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
+        """Batches of engine events; the last batch ends with ``Done``, or is ``Refused``."""
+        try:
+            async with aclosing(self._engine.stream(request)) as batches:
+                async for batch in batches:
+                    yield batch
+        except InvalidInput as error:
+            yield Refused(error.field, error.problem)
+        except EngineFailed as error:
+            yield Refused("", error.message)
+        except Exception:
+            _log.exception("the engine broke")
+            yield Refused("", "")
+
+    async def reset_prefix_cache(self) -> int:
+        """Forget every prompt; returns the number of tokens forgotten."""
+        return await self._engine.reset_prefix_cache()
+
+    async def __del__(self) -> None:
+        # Ray Serve awaits this when it retires a replica; the engine is missing if loading failed.
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            await engine.close()

@@ -1,0 +1,340 @@
+"""A real cluster on this machine: Ray, gateway and model in processes of their own, over TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import cloud
+from cascade.errors import ClusterError, RemoteError
+from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
+from cascade.request import Constraints, Message, Request
+from cascade.wire import ClientProfile, GrpcRemote
+from cloud import processes, session
+from cloud.config import ClusterConfig, GatewayConfig, TierConfig
+
+pytestmark = [pytest.mark.models, pytest.mark.processes]
+
+ROOT = Path(cloud.__file__).parent.parent
+STARTER = """
+import pathlib, sys
+import cloud
+from cascade.errors import Cancelled
+
+config = cloud.load_config(pathlib.Path(sys.argv[1]))
+try:
+    cloud.up_detached(config, on_progress=lambda line: print(line, flush=True))
+except Cancelled as error:
+    print(error, flush=True)
+"""
+
+
+def free_port() -> int:
+    """A port that is free now and outside of the range that Ray uses."""
+    for port in range(7500, 9500):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port")
+
+
+def configured(model: Path, port: int) -> ClusterConfig:
+    tier = TierConfig(
+        name="tier1", model=str(model), context_tokens=512, parallel=1, max_queued_requests=1
+    )
+    return ClusterConfig(gateway=GatewayConfig(port=port), tiers=(tier,))
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A CASCADE_HOME of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = Path(tempfile.mkdtemp(prefix="cascade-home-"))
+        patch.setenv("CASCADE_HOME", str(path))
+        yield path
+        shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def config(model_path: Callable[[str], Path]) -> ClusterConfig:
+    return configured(model_path("qwen2.5-coder-0.5b-instruct-q4_k_m"), free_port())
+
+
+@pytest.fixture(scope="module")
+def cluster(home: Path, config: ClusterConfig) -> Iterator[cloud.ClusterStatus]:
+    lines: list[str] = []
+    try:
+        yield cloud.up_detached(config, on_progress=lines.append)
+        assert [line.split()[0] for line in lines[:3]] == ["starting", "loading", "warming"]
+    finally:
+        cloud.down()
+
+
+def asking(prompt: str, *options: str, **limits: object) -> Request:
+    constraints = Constraints(**limits)  # type: ignore[arg-type]
+    messages = (Message("user", prompt),)
+    return Request(messages, options, max_tokens=200, constraints=constraints)
+
+
+async def ask(request: Request) -> list[RemoteEvent]:
+    remote = GrpcRemote(ClientProfile.load())
+    try:
+        events = remote.answer(request, DeviceReport(), deadline_s=60, transfer=Transfer())
+        return [event async for event in events]
+    finally:
+        await remote.close()
+
+
+async def test_a_running_cluster_says_so(cluster: cloud.ClusterStatus) -> None:
+    assert cluster.running
+    assert (cluster.stage, cluster.health) == ("ready", "SERVING")
+    assert [(tier.name, tier.health) for tier in cluster.tiers] == [("tier1", "SERVING")]
+    assert await asyncio.to_thread(cloud.status) == cluster
+
+
+async def test_an_option_comes_back_over_tls(cluster: cloud.ClusterStatus) -> None:
+    events = await ask(asking("Is fire hot or cold?", "hot", "cold"))
+    model = cluster.tiers[0].model
+    assert events[0] == Accepted("tier1", model)
+    assert "".join(event.text for event in events if isinstance(event, Chunk)) == "hot"
+    finish = events[-1]
+    assert isinstance(finish, Finished)
+    assert (finish.tier, finish.model, finish.reason) == ("tier1", model, "stop")
+    assert finish.prompt_tokens > 0
+    assert finish.cost_usd == 0.0
+
+
+async def test_free_text_arrives_in_pieces(cluster: cloud.ClusterStatus) -> None:
+    request = replace(asking("Count from 1 to 10."), max_tokens=12)
+    events = await ask(request)
+    assert sum(isinstance(event, Chunk) for event in events) > 3
+    finish = events[-1]
+    assert isinstance(finish, Finished)
+    assert (finish.reason, finish.completion_tokens) == ("length", 12)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "message"),
+    [
+        (asking("word " * 800), "INVALID_ARGUMENT", "at most 512"),
+        (
+            asking("hello", allowed_tiers=frozenset({"tier9"})),
+            "INVALID_ARGUMENT",
+            "no tier is called 'tier9'; tiers: tier1",
+        ),
+        (asking("hello", residency="eu"), "FAILED_PRECONDITION", "tier1:residency"),
+    ],
+)
+async def test_a_refusal_reaches_the_device(
+    cluster: cloud.ClusterStatus, request_: Request, status: str, message: str
+) -> None:
+    with pytest.raises(RemoteError, match=message) as refused:
+        await ask(request_)
+    assert refused.value.status == status
+
+
+async def test_another_key_does_not_get_in(cluster: cloud.ClusterStatus) -> None:
+    remote = GrpcRemote(replace(ClientProfile.load(), api_key="another"))
+    events = remote.answer(asking("hello"), DeviceReport(), deadline_s=10.0, transfer=Transfer())
+    with pytest.raises(RemoteError, match="UNAUTHENTICATED"):
+        await anext(events)
+    await remote.close()
+
+
+async def test_a_cancelled_answer_frees_the_model(cluster: cloud.ClusterStatus) -> None:
+    remote = GrpcRemote(ClientProfile.load())
+    story = asking("Write a very long story about a ship.")
+    events = remote.answer(story, DeviceReport(), deadline_s=60.0, transfer=Transfer())
+    async for event in events:
+        if isinstance(event, Chunk):
+            break
+    await events.aclose()
+    await remote.close()
+    # The only slot of the only replica: left running, the 200 tokens would take some 20 s.
+    began = time.monotonic()
+    await ask(asking("Is ice hot or cold?", "hot", "cold"))
+    assert time.monotonic() - began < 10.0
+
+
+async def test_the_prefix_cache_can_be_reset_from_outside(cluster: cloud.ClusterStatus) -> None:
+    await ask(asking("Is the sun hot or cold?", "hot", "cold"))
+    assert await asyncio.to_thread(cloud.reset_prefix_caches) > 10
+    assert await asyncio.to_thread(cloud.reset_prefix_caches) == 0
+
+
+async def test_the_log_has_a_line_for_each_request_and_nothing_of_its_content(
+    cluster: cloud.ClusterStatus,
+) -> None:
+    request = asking("Is my secret hot or cold?", "hot", "cold")
+    await ask(request)
+    text = session.request_log_path().read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    (mine,) = [record for record in records if record["request_id"] == request.request_id]
+    assert (mine["status"], mine["caller"], mine["tier"]) == ("OK", "local", "tier1")
+    assert "secret" not in text
+
+
+def test_a_second_cluster_is_refused(cluster: cloud.ClusterStatus, config: ClusterConfig) -> None:
+    with pytest.raises(ClusterError, match=rf"pid {cluster.pid}.*`cascade cluster down`"):
+        cloud.up_detached(config, on_progress=print)
+    with pytest.raises(ClusterError, match=rf"pid {cluster.pid}.*`cascade cluster down`"):
+        cloud.up(config, on_progress=print)
+
+
+async def test_one_request_too_many_is_told_when_to_come_back(
+    cluster: cloud.ClusterStatus,
+) -> None:
+    # One is answered, one waits, and no more.
+    request = replace(asking("Count from 1 to 10."), max_tokens=20)
+    outcomes = await asyncio.gather(
+        *(ask(replace(request, request_id=f"r-{n}")) for n in range(4)), return_exceptions=True
+    )
+    refused = [error for error in outcomes if isinstance(error, RemoteError)]
+    assert 1 <= len(refused) <= 3
+    assert {(error.status, error.retry_after_s) for error in refused} == {
+        ("RESOURCE_EXHAUSTED", 1.0)
+    }
+
+
+async def test_a_lost_replica_is_unavailable_and_comes_back(
+    cluster: cloud.ClusterStatus,
+) -> None:
+    remote = GrpcRemote(ClientProfile.load())
+    story = asking("Write a very long story about a ship.")
+    events = remote.answer(story, DeviceReport(), deadline_s=60.0, transfer=Transfer())
+    await anext(events)
+    assert cluster.pid is not None
+    (replica,) = (
+        pid
+        for pid in processes.descendants(cluster.pid)
+        if b"ServeReplica:cascade:tier-tier1" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(replica, signal.SIGKILL)
+    with pytest.raises(RemoteError) as lost:
+        _ = [event async for event in events]
+    assert lost.value.status == "UNAVAILABLE"
+    end = time.monotonic() + 60
+    seen: list[str] = []
+    while seen[-1:] != ["SERVING"] or "NOT_SERVING" not in seen:
+        assert time.monotonic() < end, seen
+        await asyncio.sleep(0.1)
+        seen.append(await remote.health("tier/tier1"))
+    await ask(asking("Is ice hot or cold?", "hot", "cold"))
+    await remote.close()
+
+
+async def test_a_signal_lets_an_answer_finish_and_ends_everything(
+    cluster: cloud.ClusterStatus,
+) -> None:
+    assert cluster.pid is not None
+    family = {pid: processes.start_time(pid) for pid in processes.descendants(cluster.pid)}
+    state = session.running_state()
+    assert state is not None
+    assert len(family) > 4
+    assert Path(state.folder).is_dir()
+    answer = asyncio.create_task(ask(replace(asking("Count from 1 to 10."), max_tokens=12)))
+    await asyncio.sleep(0.3)
+    os.kill(cluster.pid, signal.SIGTERM)
+    assert isinstance((await answer)[-1], Finished)
+    await asyncio.to_thread(wait_until, lambda: processes.start_time(cluster.pid or 0) is None)
+    assert [pid for pid, begun in family.items() if processes.start_time(pid) == begun] == []
+    assert not session.state_path().exists()
+    assert not Path(state.folder).exists()
+    assert await asyncio.to_thread(cloud.status) == cloud.ClusterStatus("stopped")
+    assert cloud.down() is False
+
+
+def test_ctrl_c_while_starting_leaves_nothing(home: Path, config: ClusterConfig) -> None:
+    file = home / "config.yaml"
+    file.write_text(config.yaml())
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(file)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert starter.stdout is not None
+    for line in starter.stdout:
+        if line.startswith("loading"):
+            break
+    state = session.running_state()
+    assert state is not None
+    family = {pid: processes.start_time(pid) for pid in processes.descendants(state.pid)}
+    starter.send_signal(signal.SIGINT)
+    rest, _ = starter.communicate(timeout=60)
+    assert "interrupted" in rest
+    assert starter.returncode == 0
+    assert processes.start_time(state.pid) is None
+    assert [pid for pid, begun in family.items() if processes.start_time(pid) == begun] == []
+    assert not session.state_path().exists()
+    assert not Path(state.folder).exists()
+
+
+def test_a_supervisor_does_not_outlive_a_killed_starter(home: Path, config: ClusterConfig) -> None:
+    file = home / "config.yaml"
+    file.write_text(config.yaml())
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, str(file)], cwd=ROOT)
+    wait_until(lambda: session.running_state() is not None)
+    starter.kill()
+    starter.wait()
+    wait_until(lambda: session.running_state() is None)
+
+
+def test_a_port_in_use_is_named(home: Path, config: ClusterConfig) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        taken = config.model_copy(
+            update={"gateway": GatewayConfig.model_construct(port=port)},
+        )
+        with pytest.raises(ClusterError, match=rf"port {port} on 127.0.0.1 cannot be used"):
+            cloud.up(taken, on_progress=print)
+    assert not session.state_path().exists()
+
+
+def test_a_missing_model_says_how_to_get_it(empty_home: Path) -> None:
+    with pytest.raises(ClusterError, match="cascade models pull qwen2"):
+        cloud.up(cloud.default_config(), on_progress=print)
+
+
+def test_a_reason_in_the_background_reaches_the_one_who_asked(empty_home: Path) -> None:
+    with pytest.raises(ClusterError, match="cascade models pull qwen2"):
+        cloud.up_detached(cloud.default_config(), on_progress=print)
+
+
+def test_a_spoilt_model_is_refused_and_leaves_nothing(empty_home: Path, tmp_path: Path) -> None:
+    spoilt = tmp_path / "spoilt.gguf"
+    spoilt.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ClusterError, match=r"llama.cpp cannot load .*spoilt.gguf"):
+        cloud.up_detached(configured(spoilt, free_port()), on_progress=print)
+    assert session.running_state() is None
+
+
+def test_a_file_left_by_a_killed_supervisor_is_no_cluster(empty_home: Path) -> None:
+    state = session.SessionState(os.getpid(), "another time", "ready", "h:1", "/nowhere", ())
+    state.save()
+    assert cloud.status() == cloud.ClusterStatus("stopped")
+    assert cloud.down() is False
+    with pytest.raises(ClusterError, match="no cluster runs"):
+        cloud.reset_prefix_caches()
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)

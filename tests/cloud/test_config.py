@@ -1,0 +1,142 @@
+"""The configuration file: the shipped one is good, and what is wrong in another one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cascade.errors import NotFound
+from cloud.config import default_config, default_yaml, load_config, parse_config
+from cloud.errors import ConfigError
+
+TIER = "tiers: [{name: tier1, model: m}]"
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        parse_config(text, "f.yaml")
+    return str(refused.value).splitlines()
+
+
+def test_the_shipped_configuration_serves_one_illustratively_priced_tier() -> None:
+    config = default_config()
+    assert config.gateway.host == "127.0.0.1"
+    (tier,) = config.tiers
+    assert (tier.name, tier.engine) == ("tier1", "llama_cpp")
+    assert tier.price.label == "illustrative"
+    assert tier.price.cost_usd(1_000_000, 1_000_000) == pytest.approx(0.5)
+
+
+def test_the_shipped_file_shows_every_key() -> None:
+    config = default_config()
+    text = default_yaml()
+    for section in (config.gateway, config.gateway.tls, config.tiers[0], config.tiers[0].price):
+        for key in type(section).model_fields:
+            # The one key whose default depends on another one.
+            assert f"{key}:" in text or key == "max_ongoing_requests"
+
+
+def test_a_configuration_reads_back_from_its_own_yaml() -> None:
+    config = default_config()
+    assert parse_config(config.yaml(), "copy") == config
+
+
+def test_everything_but_the_tiers_has_a_default() -> None:
+    assert parse_config(TIER, "f.yaml").gateway == default_config().gateway
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            f"gatway: {{}}\n{TIER}",
+            "f.yaml: gatway is not a known key; did you mean gateway?",
+        ),
+        (
+            f"gateway: {{prot: 1}}\n{TIER}",
+            "f.yaml: gateway.prot is not a known key; did you mean port?",
+        ),
+        (
+            "tiers: [{name: a, model: m, autoscaling: {min_replica: 1}}]",
+            "f.yaml: tiers[0].autoscaling.min_replica is not a known key; "
+            "did you mean min_replicas?",
+        ),
+        (
+            "tiers: [{name: a, model: m, price: {zzz: 1}}]",
+            "f.yaml: tiers[0].price.zzz is not a known key; known keys: "
+            "input_usd_per_million_tokens, output_usd_per_million_tokens, label",
+        ),
+        ("tiers: [{name: a}]", "f.yaml: tiers[0].model is missing"),
+        ("gateway: {}", "f.yaml: tiers is missing"),
+        (
+            f"gateway: {{port: 10500}}\n{TIER}",
+            "f.yaml: gateway.port: lies in 10002-19999, which Ray's workers use; "
+            "take another, e.g. 7443 (it is 10500)",
+        ),
+        (
+            f"gateway: {{port: '7443'}}\n{TIER}",
+            "f.yaml: gateway.port: input should be a valid integer (it is '7443')",
+        ),
+        (
+            f"gateway: {{tls: {{key: k.pem}}}}\n{TIER}",
+            "f.yaml: gateway.tls: give both certificate and key, or neither",
+        ),
+        (
+            "tiers: [{name: a, model: m}, {name: a, model: m}]",
+            "f.yaml: tiers: two tiers are called 'a'; names must differ",
+        ),
+        (
+            "tiers: [{name: a, model: m, autoscaling: {min_replicas: 3, max_replicas: 2}}]",
+            "f.yaml: tiers[0].autoscaling: min_replicas 3 is above max_replicas",
+        ),
+        (
+            "tiers: [{name: a, model: m, price: {input_usd_per_million_tokens: .nan}}]",
+            "f.yaml: tiers[0].price.input_usd_per_million_tokens: "
+            "input should be less than inf (it is nan)",
+        ),
+        ("tiers: []", "f.yaml: tiers: is empty; name at least one tier"),
+        ("- 1", "f.yaml must hold the keys gateway and tiers"),
+        ("", "f.yaml must hold the keys gateway and tiers"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_its_place(text: str, line: str) -> None:
+    assert problems(text) == [line]
+
+
+def test_every_mistake_gets_a_line() -> None:
+    lines = problems("gateway: {port: 0}\ntiers: [{name: A, model: m, threads: 0}]")
+    assert [line.split(":")[1].strip() for line in lines] == [
+        "gateway.port",
+        "tiers[0].name",
+        "tiers[0].threads",
+    ]
+
+
+def test_broken_yaml_is_one_line() -> None:
+    (line,) = problems("tiers: [")
+    assert line.startswith("f.yaml is not YAML")
+
+
+def test_a_model_that_may_answer_nothing_personal_may_not_be_sent_never_leave() -> None:
+    (line,) = problems("tiers: [{name: a, model: m, data_classes: [never_leave]}]")
+    assert line.startswith("f.yaml: tiers[0].data_classes[0]")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no configuration file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "gateway: {api_keys_file: keys, tls: {certificate: c.pem, key: /etc/k.pem}}\n"
+        "tiers: [{name: a, model: ./m.gguf}, {name: b, model: catalog-name}]\n"
+    )
+    config = load_config(path)
+    assert config.gateway.api_keys_file == tmp_path / "keys"
+    assert config.gateway.tls.certificate == tmp_path / "c.pem"
+    assert config.gateway.tls.key == Path("/etc/k.pem")
+    assert [tier.model for tier in config.tiers] == [str(tmp_path / "m.gguf"), "catalog-name"]
+    assert config.tiers[0].model_name == "m.gguf"

@@ -1,0 +1,191 @@
+"""The llama.cpp engine with the default tier's real model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cascade.errors import InvalidInput
+from cascade.request import Message
+from cloud.engines import ChatRequest, Done, Piece, Started
+from cloud.engines.grammar import options_grammar
+from cloud.engines.llama_cpp import LlamaCpp
+from cloud.errors import ModelUnusable
+
+pytestmark = pytest.mark.models
+
+
+@pytest.fixture(scope="module")
+def engine(model_path: Callable[[str], Path]) -> Iterator[LlamaCpp]:
+    file = model_path("qwen2.5-coder-0.5b-instruct-q4_k_m")
+    engine = LlamaCpp(str(file), context_tokens=256, threads=1, parallel=2)
+    asyncio.run(engine.start())
+    yield engine
+    asyncio.run(engine.close())
+
+
+def user(prompt: str) -> tuple[Message, ...]:
+    return (Message("user", prompt),)
+
+
+async def run(engine: LlamaCpp, request: ChatRequest) -> tuple[Started, str, int, Done]:
+    """What the engine says to ``request``: start, text, count of tokens in the pieces, end."""
+    events = [event async for batch in engine.stream(request) for event in batch]
+    started, *middle, done = events
+    pieces = [event for event in middle if isinstance(event, Piece)]
+    assert isinstance(started, Started)
+    assert isinstance(done, Done)
+    assert len(pieces) == len(middle)
+    return started, "".join(p.text for p in pieces), sum(p.count for p in pieces), done
+
+
+async def test_an_answer_ends_by_itself_and_is_counted(engine: LlamaCpp) -> None:
+    prompt = "Answer with the one word that follows: apple"
+    started, text, count, done = await run(engine, ChatRequest(user(prompt), 20))
+    assert "apple" in text.lower()
+    assert done.reason == "stop"
+    assert done.prompt_tokens == started.prompt_tokens > 9
+    # The end token is computed and charged, and is no text.
+    assert count <= done.completion_tokens <= count + 1
+
+
+async def test_an_answer_stops_at_its_length(engine: LlamaCpp) -> None:
+    request = ChatRequest(user("Count from 1 to 100."), 5)
+    _, text, count, done = await run(engine, request)
+    assert text
+    assert (done.reason, done.completion_tokens) == ("length", 5)
+    assert count == 5
+
+
+async def test_a_stop_string_ends_the_answer_before_it(engine: LlamaCpp) -> None:
+    request = ChatRequest(user("Count: 1, 2, 3, and so on up to 9."), 40, stop=("5",))
+    _, text, _, done = await run(engine, request)
+    assert "4" in text
+    assert "5" not in text
+    assert done.reason == "stop"
+
+
+async def test_greedy_answers_repeat_and_seeds_fix_the_others(engine: LlamaCpp) -> None:
+    greedy = ChatRequest(user("Name a colour."), 6)
+    assert (await run(engine, greedy))[1] == (await run(engine, greedy))[1]
+    prompt = user("Invent a long name for a ship.")
+    drawn = [
+        (await run(engine, ChatRequest(prompt, 6, temperature=1.5, seed=seed)))[1]
+        for seed in (1, 1, 2, 3, 4)
+    ]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "expected"),
+    [
+        ("Is fire hot or cold?", ("hot", "cold"), "hot"),
+        ("Reply with exactly: yes please", ("yes", "yes please"), "yes please"),
+        ("Reply with exactly one word: yes", ("yes", "yes please"), "yes"),
+        ("Reply with exactly: yes please", ("yes please", "yes"), "yes please"),
+    ],
+)
+async def test_an_option_is_chosen_whole_even_if_it_begins_with_another(
+    engine: LlamaCpp, prompt: str, options: tuple[str, ...], expected: str
+) -> None:
+    _, text, _, done = await run(engine, ChatRequest(user(prompt), 30, options))
+    assert text == expected
+    assert done.reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "option",
+    ['a "b" \\ c', "two\nlines\tand a tab", "Grüße, 世界 🙂", "\x01\x7f", '")] | "x', "\\x41"],
+)
+async def test_any_characters_can_be_an_option(engine: LlamaCpp, option: str) -> None:
+    # Both begin alike, so the grammar alone decides.
+    options = (option, option + "!")
+    _, text, _, _ = await run(engine, ChatRequest(user("Choose."), 200, options))
+    assert text in options
+
+
+async def test_a_thousand_options_can_be_asked_for(engine: LlamaCpp) -> None:
+    options = tuple(f"item number {n}" for n in range(1000))
+    request = ChatRequest(user("Reply with exactly: item number 421"), 30, options)
+    assert (await run(engine, request))[1] in options
+
+
+async def test_a_nul_character_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="NUL"):
+        options_grammar(("a\0b", "c"))
+
+
+async def test_a_prompt_longer_than_the_context_is_refused_by_its_length(
+    engine: LlamaCpp,
+) -> None:
+    with pytest.raises(InvalidInput, match=r"has 6\d\d tokens .* at most 256") as refused:
+        await run(engine, ChatRequest(user("word " * 600), 5))
+    assert refused.value.field == "prompt"
+
+
+async def test_a_prompt_that_leaves_no_room_for_an_option_is_refused(engine: LlamaCpp) -> None:
+    filler = "word " * 220
+    options = ("x" * 300, "y" * 300)
+    with pytest.raises(InvalidInput, match="leaves no room"):
+        await run(engine, ChatRequest(user(filler), 301, options))
+
+
+async def test_closing_the_stream_stops_the_computation(engine: LlamaCpp) -> None:
+    stream = engine.stream(ChatRequest(user("Write a very long story."), 400))
+    async for batch in stream:
+        if any(isinstance(event, Piece) for event in batch):
+            break
+    await stream.aclose()
+    # 400 tokens take tens of seconds: only a free engine erases its slots at once.
+    began = time.monotonic()
+    await engine.reset_prefix_cache()
+    assert time.monotonic() - began < 3.0
+
+
+async def test_a_request_can_be_stopped_while_its_prompt_is_read(engine: LlamaCpp) -> None:
+    await engine.reset_prefix_cache()
+    request = ChatRequest(user("word " * 200), 1)
+    began = time.monotonic()
+    await run(engine, request)
+    whole_s = time.monotonic() - began
+    await engine.reset_prefix_cache()
+    stream = engine.stream(request)
+    (started,) = await anext(stream)
+    assert isinstance(started, Started)
+    began = time.monotonic()
+    await stream.aclose()
+    await engine.reset_prefix_cache()
+    # One step of four is what cannot be interrupted.
+    assert time.monotonic() - began < 0.6 * whole_s
+
+
+async def test_a_repeated_prompt_is_cheap_until_the_cache_is_reset(engine: LlamaCpp) -> None:
+    request = ChatRequest(user("What is the capital of France, and what is it known for?"), 2)
+    await engine.reset_prefix_cache()
+    fresh = (await run(engine, request))[3]
+    again = (await run(engine, request))[3]
+    assert fresh.cached_tokens == 0
+    assert again.cached_tokens == again.prompt_tokens - 1
+    assert await engine.reset_prefix_cache() >= again.prompt_tokens
+    assert (await run(engine, request))[3].cached_tokens == 0
+
+
+async def test_requests_are_decoded_together(engine: LlamaCpp) -> None:
+    requests = [ChatRequest(user(f"Count from {n} upwards."), 8) for n in (1, 20, 300)]
+    answers = await asyncio.gather(*(run(engine, request) for request in requests))
+    assert len(answers) == 3
+    assert all(0 < done.completion_tokens <= 8 for *_, done in answers)
+
+
+async def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    spoilt = tmp_path / "spoilt.gguf"
+    spoilt.write_bytes(b"GGUF" + bytes(100))
+    for path in (spoilt, tmp_path / "missing.gguf"):
+        engine = LlamaCpp(str(path), context_tokens=512)
+        with pytest.raises(ModelUnusable, match=path.name):
+            await engine.start()
