@@ -1,0 +1,63 @@
+"""The command line, ``cascade``: one file a verb, loaded only when it is used.
+
+Answers go to standard output, everything else to standard error. Exit codes are those of
+``cascade.errors``; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from cascade.errors import CascadeError
+
+_VERBS = {
+    "ask": "ask for free text: on the device, by the cluster when unsure",
+    "choose": "ask for one of a closed set of answers",
+    "models": "list and download model files",
+    "bundle": "build, inspect and verify device bundles",
+    "cluster": "start, show and stop the local cluster",
+    "demo": "device, cascade and cloud side by side on real sentences",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args_left = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="cascade",
+        description="Local-first AI that escalates only what it must.",
+        epilog="Files are kept in one folder; set CASCADE_HOME to choose it.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"cascade {version('edge-cloud-cascade')}"
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    wanted = next((arg for arg in args_left if arg in _VERBS), None)
+    for name, summary in _VERBS.items():
+        verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
+        if name == wanted:
+            importlib.import_module(f"cascade.cli.{name}").configure(verb)
+    args = parser.parse_args(args_left)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except CascadeError as problem:
+        if getattr(args, "json", None) is True:
+            fields = {"kind": type(problem).__name__, "message": str(problem)}
+            print(json.dumps({"error": fields}))
+        print(f"cascade {args.verb}: {problem}", file=sys.stderr)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        print(f"\ncascade {args.verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader left (`| head`); give the interpreter nothing to flush into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,93 @@
+"""``cascade cluster``: the local Ray cluster behind its gateway."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cascade import catalog
+from cascade.cli.models import pull_with_progress
+from cascade.errors import NotFound
+
+if TYPE_CHECKING:
+    from cloud import ClusterConfig, ClusterStatus
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    up = actions.add_parser("up", help="start it and stay in the foreground until Ctrl-C")
+    up.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML file (default: one small tier)"
+    )
+    up.add_argument("--detach", action="store_true", help="return once it is ready")
+    up.add_argument("--port", type=int, metavar="N", help="gateway port, instead of the file's")
+    up.set_defaults(run=_up)
+    status = actions.add_parser("status", help="show whether it runs and what it serves")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+    status.set_defaults(run=_status)
+    down = actions.add_parser("down", help="stop it and wait until it is gone")
+    down.set_defaults(run=_down)
+
+
+def prepare_config(path: Path | None, port: int | None = None) -> ClusterConfig:
+    """The checked configuration, with the models that it names downloaded."""
+    import cloud
+
+    config = cloud.load_config(path)
+    if port is not None:
+        config = config.with_port(port)
+    for tier in config.tiers:
+        if tier.model in {entry.name for entry in catalog.entries()}:
+            pull_with_progress(tier.model)
+    return config
+
+
+def _up(args: argparse.Namespace) -> int:
+    import cloud
+
+    config = prepare_config(args.config, args.port)
+    if not args.detach:
+        cloud.up(config, on_progress=_say)
+        return 0
+    status = cloud.up_detached(config, on_progress=_say)
+    print(f"cluster ready at {status.address}; stop it with: cascade cluster down")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    import cloud
+
+    status = cloud.status()
+    if args.json:
+        print(json.dumps(dataclasses.asdict(status)))
+    else:
+        for line in _lines(status):
+            print(line)
+    return 0 if status.running else NotFound.exit_code
+
+
+def _lines(status: ClusterStatus) -> list[str]:
+    if not status.running:
+        return ["no cluster is running; start one with: cascade cluster up"]
+    return [
+        f"cluster  {status.stage} · {status.health} · {status.address} · pid {status.pid}",
+        *(f"{tier.name:<8} {tier.health} · {tier.model}" for tier in status.tiers),
+    ]
+
+
+def _down(args: argparse.Namespace) -> int:
+    import cloud
+
+    if cloud.status().running:
+        _say("stopping")
+    print("stopped" if cloud.down() else "no cluster is running")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

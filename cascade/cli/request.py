@@ -1,0 +1,169 @@
+"""What ``ask`` and ``choose`` share: their options, the device they open, the report they print."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cascade.events import DEVICE, Answer
+from cascade.policy import Reason
+from cascade.request import Constraints, DataClass
+from cascade.wire import ClientProfile
+
+if TYPE_CHECKING:
+    from edge import Device
+
+_WHY: dict[str, str] = {
+    Reason.CONFIDENT: "its confidence reaches the certified threshold",
+    Reason.UNSURE: "the device was not sure enough",
+    Reason.TARGET_INFEASIBLE: "no threshold could be certified for this task",
+    Reason.UNCERTIFIED_TASK: "no policy certifies this task on this model",
+    Reason.NEVER_LEAVE: "the data class forbids escalation",
+    Reason.NO_TIER_ALLOWED: "the limits of the request allow no tier",
+    Reason.NO_CLUSTER: "no cluster was given (--cloud)",
+    Reason.REMOTE_FAILED: "the cluster did not answer",
+    Reason.CLOUD_PREFERRED: "you asked for the cluster",
+    Reason.LOCAL_FAILED: "the device could not read the request",
+}
+
+# A wrong key or a forbidden request is a mistake to be mended, unlike a cluster that is away.
+_MISTAKES = ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
+
+
+def add_request_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every request."""
+    parser.add_argument(
+        "--task",
+        default="",
+        metavar="ID",
+        help="task whose policy judges the answer, e.g. sentiment",
+    )
+    parser.add_argument(
+        "--cloud",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT",
+        help="escalate to this cluster; without an address, to the local one (cascade cluster up)",
+    )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="client profile with certificate authority and key (default: the local cluster's)",
+    )
+    parser.add_argument(
+        "--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)"
+    )
+    parser.add_argument(
+        "--deadline", type=float, default=60.0, metavar="S", help="seconds until the answer (60)"
+    )
+    parser.add_argument(
+        "--tier", action="append", metavar="NAME", help="allow only this tier; may be repeated"
+    )
+    parser.add_argument(
+        "--data-class",
+        choices=[value.value for value in DataClass],
+        default=DataClass.PERSONAL.value,
+        help="never_leave keeps the request on the device (default personal)",
+    )
+    parser.add_argument(
+        "--prefer",
+        choices=("device", "cloud"),
+        default="device",
+        help="cloud: ask the cluster at once, without a local attempt",
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="local threads (1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def constraints(args: argparse.Namespace) -> Constraints:
+    """The request's limits."""
+    return Constraints(
+        deadline_s=args.deadline,
+        allowed_tiers=frozenset(args.tier) if args.tier else None,
+        data_class=DataClass(args.data_class),
+    )
+
+
+def open_device(args: argparse.Namespace) -> Device:
+    """The device that the options name."""
+    from edge import Device
+
+    return Device.open(args.bundle, cloud=client_profile(args), threads=args.threads)
+
+
+def client_profile(args: argparse.Namespace) -> ClientProfile | None:
+    """How to reach the cluster, or ``None`` to stay offline.
+
+    Raises:
+        NotFound: no profile to take certificate authority and key from.
+        InvalidInput: the address is not ``host:port``.
+    """
+    if args.cloud is None and args.profile is None:
+        return None
+    profile = ClientProfile.load(args.profile)
+    if args.cloud:
+        profile = dataclasses.replace(profile, address=args.cloud)
+    key = os.environ.get("CASCADE_API_KEY")
+    return dataclasses.replace(profile, api_key=key) if key else profile
+
+
+def report(answer: Answer, *, as_json: bool) -> int:
+    """Print who answered, how sure and why; the exit code."""
+    if as_json:
+        print(json.dumps(_as_json(answer)))
+    else:
+        for line in _lines(answer):
+            print(line, file=sys.stderr)
+    if answer.remote_error and answer.remote_status in _MISTAKES:
+        return 8
+    return 0
+
+
+def _as_json(answer: Answer) -> dict[str, object]:
+    fields = dataclasses.asdict(answer)
+    fields["tokens_per_second"] = answer.tokens_per_second
+    return fields
+
+
+def _lines(answer: Answer) -> list[str]:
+    where = "the device" if answer.source == DEVICE else answer.source
+    rate = answer.tokens_per_second
+    lines = [
+        f"source      {where} · {answer.model}{'' if answer.verified else ' · unverified'}",
+        f"confidence  {_confidence(answer)}",
+        f"because     {'; '.join(_explained(reason) for reason in answer.reasons)}",
+        f"time        {answer.latency.total_s * 1e3:.0f} ms"
+        + (f" · {rate:.1f} tokens/s" if rate else "")
+        + (f" · cluster {answer.latency.remote_s * 1e3:.0f} ms" if answer.latency.remote_s else ""),
+    ]
+    if answer.bytes_up:
+        lines.append(
+            f"cost        ${answer.cost_usd:.7f} by the tier's price list · "
+            f"{answer.bytes_up} bytes sent · "
+            f"{answer.cloud_prompt_tokens + answer.cloud_completion_tokens} cloud tokens"
+        )
+    if answer.remote_error:
+        lines.append(f"warning     {answer.remote_status}: {answer.remote_error}")
+    return lines
+
+
+def _confidence(answer: Answer) -> str:
+    if answer.confidence is not None:
+        return f"{answer.confidence:.2f}"
+    if answer.device_confidence is not None:
+        return (
+            f"none for {answer.source}; the device's own answer had {answer.device_confidence:.2f}"
+        )
+    if answer.raw_score is not None:
+        return f"none · raw score {answer.raw_score:.2f}, not calibrated"
+    return "none"
+
+
+def _explained(reason: str) -> str:
+    return f"{reason} ({_WHY[reason]})" if reason in _WHY else reason
