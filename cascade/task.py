@@ -18,6 +18,14 @@ _INPUT = "{input}"
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """An input with its right answer, one of the task's options."""
+
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """How a closed question is put to the device and to the cluster.
 
@@ -29,6 +37,8 @@ class Task:
         cloud_prompt: user message for larger models; ``{input}`` stands for the input.
         prior_correction: whether each answer's log probability under the prompt with an empty
             input is subtracted.
+        examples: inputs with their answers, shown before the input: as completed prompts to the
+            device, as earlier turns to the cluster.
     """
 
     task_id: str
@@ -37,10 +47,15 @@ class Task:
     option_prefix: str
     cloud_prompt: str
     prior_correction: bool = True
+    examples: tuple[Example, ...] = ()
 
     def for_device(self, text: str) -> Prompt:
         """The device's prompt for an input."""
-        return self.device_prompt.replace(_INPUT, text)
+        shown = "".join(
+            f"{self._device(example.text)}{self.option_prefix}{example.answer}\n\n"
+            for example in self.examples
+        )
+        return shown + self._device(text)
 
     def prior_prompt(self) -> Prompt | None:
         """The device's prompt with an empty input, or ``None`` without prior correction."""
@@ -48,7 +63,11 @@ class Task:
 
     def for_cloud(self, text: str) -> tuple[Message, ...]:
         """The cluster's messages for an input."""
-        return (Message("user", self.cloud_prompt.replace(_INPUT, text)),)
+        turns: list[Message] = []
+        for example in self.examples:
+            turns.append(Message("user", self._cloud(example.text)))
+            turns.append(Message("assistant", example.answer))
+        return (*turns, Message("user", self._cloud(text)))
 
     def to_json(self) -> dict[str, object]:
         """Plain values for a policy file."""
@@ -59,6 +78,7 @@ class Task:
             "option_prefix": self.option_prefix,
             "cloud_prompt": self.cloud_prompt,
             "prior_correction": self.prior_correction,
+            "examples": [{"text": e.text, "answer": e.answer} for e in self.examples],
         }
 
     @classmethod
@@ -76,13 +96,34 @@ class Task:
             option_prefix=fields.text("option_prefix"),
             cloud_prompt=fields.text("cloud_prompt"),
             prior_correction=fields.boolean("prior_correction"),
+            examples=_examples(fields.take("examples"), fields.path("examples")),
         )
         fields.end()
         check_options(task.options)
         for name in ("device_prompt", "cloud_prompt"):
             if _INPUT not in getattr(task, name):
                 raise InvalidInput(f"{where}.{name}", f"does not contain {_INPUT}")
+        for example in task.examples:
+            if example.answer not in task.options:
+                raise InvalidInput(f"{where}.examples", f"{example.answer!r} is no option")
         return task
+
+    def _device(self, text: str) -> str:
+        return self.device_prompt.replace(_INPUT, text)
+
+    def _cloud(self, text: str) -> str:
+        return self.cloud_prompt.replace(_INPUT, text)
+
+
+def _examples(value: object, where: str) -> tuple[Example, ...]:
+    if not isinstance(value, list):
+        raise InvalidInput(where, "must be a list")
+    examples = []
+    for index, item in enumerate(value):
+        fields = Fields(item, f"{where}[{index}]")
+        examples.append(Example(fields.text("text"), fields.text("answer")))
+        fields.end()
+    return tuple(examples)
 
 
 def generic(options: tuple[str, ...]) -> Task:

@@ -22,7 +22,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+)
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cascade.wire import (
@@ -183,9 +187,11 @@ class _HandleStream:
         except (RayError, DeploymentUnavailableError):
             _log.warning("%s lost a replica", self._tier, exc_info=True)
             raise TierUnavailable(self._tier) from None
-        finally:
+        except (asyncio.CancelledError, GeneratorExit):
             # Without this the replica computes a cancelled answer to its end.
-            cast(Any, messages).cancel()
+            with suppress(RayError, RayServeException):
+                cast(Any, messages).cancel()
+            raise
 
 
 def _credentials(files: GatewayFiles) -> grpc.ServerCredentials:

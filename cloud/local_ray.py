@@ -36,6 +36,8 @@ def start_ray(folder: Path, *, num_cpus: int) -> None:
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_USAGE_STATS_ENABLED="0",
         RAY_TMPDIR=str(folder),
+        # What a killed replica leaves behind goes with the session.
+        TMPDIR=str(folder),
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     )
     import ray

@@ -71,7 +71,7 @@ class Router:
         choice = choose_tier(self._config.tiers, request)
         tier = choice.tier
         messages = self._tiers[tier.name](_chat_request(tier, request))
-        begun = False
+        begun = finished = False
         async with aclosing(messages):
             async for message in messages:
                 if isinstance(message, Refused):
@@ -97,8 +97,10 @@ class Router:
                                 reasons=choice.reasons,
                                 server_s=time.monotonic() - arrived,
                             )
-                            return
-        raise TierUnavailable(tier.name) if not begun else EngineFailed()
+                            # Not left here: a stream that is read to its end needs no cancelling.
+                            finished = True
+        if not finished:
+            raise EngineFailed if begun else TierUnavailable(tier.name)
 
     def _check_size(self, request: OpenRequest) -> None:
         most = self._config.gateway.max_prompt_chars

@@ -232,9 +232,9 @@ def _start(
     on_progress("loading " + ", ".join(f"{tier.model_name} ({tier.name})" for tier in config.tiers))
     try:
         serve.run(build_app(config, files, model_files), name=APP_NAME, route_prefix=None)
-    except RuntimeError as error:
+    except RuntimeError:
         _log.exception("the deployment failed")
-        raise ClusterError(_why_not_deployed(str(error))) from None
+        raise ClusterError(_why_not_deployed()) from None
     profile = ClientProfile(_client_address(config), ca_pem, key)
     on_progress("warming up")
     asyncio.run(_prove(config, profile))
@@ -242,11 +242,16 @@ def _start(
     return profile
 
 
-def _why_not_deployed(text: str) -> str:
-    """The line that matters in what Ray Serve says about a failed deployment."""
-    cause = re.search(rf"{ModelUnusable.__name__}\S*: (.+)", text)
-    if cause is not None:
-        return cause[1].strip()
+def _why_not_deployed() -> str:
+    """The line that matters in what Ray Serve knows about a failed deployment."""
+    from ray import serve
+
+    for app in serve.status().applications.values():
+        for name, deployment in app.deployments.items():
+            _log.error("%s: %s", name, deployment.message)
+            cause = re.search(rf"{ModelUnusable.__name__}\S*: (.+)", deployment.message)
+            if cause is not None:
+                return cause[1].strip()
     return f"the gateway or a tier does not start; the cause is in {session.log_path()}"
 
 

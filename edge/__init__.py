@@ -1,10 +1,10 @@
 """Device SDK: a small quantised model answers on the device and knows how sure it is.
 
-from edge import Device
-
-with Device.open() as device:
-    answer = device.choose("What a lovely day", ["positive", "negative"], task="sentiment")
-    print(answer.text, answer.confidence, answer.source, answer.reasons)
+Example:
+    >>> from edge import Device
+    >>> with Device.open() as device:
+    ...     answer = device.choose("A lovely day.", ["positive", "negative"], task="sentiment")
+    >>> answer.text, answer.confidence, answer.source, answer.reasons
 """
 
 from cascade.errors import CascadeError
