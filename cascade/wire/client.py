@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Final, cast
 
 import grpc
@@ -75,9 +76,11 @@ class GrpcRemote:
             opened = open_message(request, report, max_remote_calls=calls_left - attempt)
             begun = False
             try:
-                async for event in self._attempt(opened, end, deadline_s, transfer):
-                    begun = True
-                    yield event
+                # Closed here and now: left to the collector, a cancelled call would run on.
+                async with aclosing(self._attempt(opened, end, deadline_s, transfer)) as events:
+                    async for event in events:
+                        begun = True
+                        yield event
                 return
             except RemoteError as error:
                 last = attempt + 1 == attempts or end - time.monotonic() <= _RETRY_PAUSE_S
