@@ -79,7 +79,7 @@ def svg(result: DemoResult) -> str:
 def _draw(result: DemoResult) -> Figure:
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import PercentFormatter
+        from matplotlib.ticker import MaxNLocator, PercentFormatter
     except ImportError:
         raise CascadeError(
             "the picture needs matplotlib: pip install 'edge-cloud-cascade[tune]'"
@@ -97,6 +97,8 @@ def _draw(result: DemoResult) -> Figure:
     _frame(axes)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    # Ticks at whole percentages: 2.5 % steps would be labelled wrongly.
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
     axes.set_xlim(-0.02, 1.02)
     lowest = min(low, *(float(line.min()) for line in (curve.accuracy, curve.random)))
     highest = max(high, float(curve.oracle.max()))
