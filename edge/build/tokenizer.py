@@ -55,7 +55,7 @@ def tokenizer_json(gguf: GgufFile) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(_added(tokens, types, _TokenType.CONTROL))
     tokenizer.add_tokens(_added(tokens, types, _TokenType.USER_DEFINED))
-    return tokenizer.to_str(pretty=False)
+    return str(tokenizer.to_str(pretty=False))
 
 
 def stop_token_ids(gguf: GgufFile) -> tuple[int, ...]:
