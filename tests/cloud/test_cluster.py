@@ -25,6 +25,7 @@ from cascade.request import Constraints, Message, Request
 from cascade.wire import ClientProfile, GrpcRemote
 from cloud import processes, session
 from cloud.config import ClusterConfig, GatewayConfig, TierConfig
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.models, pytest.mark.processes]
 
@@ -40,18 +41,6 @@ try:
 except Cancelled as error:
     print(error, flush=True)
 """
-
-
-def free_port() -> int:
-    """A port that is free now and outside of the range that Ray uses."""
-    for port in range(7500, 9500):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free port")
 
 
 def configured(model: Path, port: int) -> ClusterConfig:
