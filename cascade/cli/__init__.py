@@ -12,8 +12,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from typing import Any, NoReturn
 
+from cascade.cli.interrupt import EXIT_CODE, loading
 from cascade.errors import CascadeError
 
 _VERBS = {
@@ -34,15 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Local-first AI that escalates only what it must.",
         epilog="Files are kept in one folder; set CASCADE_HOME to choose it.",
     )
-    parser.add_argument(
-        "--version", action="version", version=f"cascade {version('edge-cloud-cascade')}"
-    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     wanted = next((arg for arg in args_left if arg in _VERBS), None)
     for name, summary in _VERBS.items():
         verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
         if name == wanted:
-            importlib.import_module(f"cascade.cli.{name}").configure(verb)
+            with loading():
+                importlib.import_module(f"cascade.cli.{name}").configure(verb)
     args = parser.parse_args(args_left)
     try:
         code: int = args.run(args)
@@ -56,8 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return problem.exit_code
     except KeyboardInterrupt:
         print(f"\ncascade {args.verb}: interrupted", file=sys.stderr)
-        return 130
+        return EXIT_CODE
     except BrokenPipeError:
         # The reader left (`| head`); give the interpreter nothing to flush into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+class _Version(argparse.Action):
+    """Prints the version; looks it up only then, which takes longer than all other start-up."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        parser.exit(message=f"cascade {version('edge-cloud-cascade')}\n")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from cascade import catalog, home
+from cascade.cli.interrupt import loading
 from cascade.cli.models import pull_with_progress
 from cascade.cli.progress import ProgressLine
 from cascade.errors import InvalidInput
@@ -54,7 +55,8 @@ def build_bundle(
     Raises:
         InvalidInput: the catalog entry is no GGUF model, or the bundle is there already.
     """
-    from edge.build import build_from_gguf
+    with loading():
+        from edge.build import build_from_gguf
 
     entry = catalog.entry(model)
     if entry.file_format != "gguf":
@@ -92,7 +94,8 @@ def build_bundle(
 
 
 def _build(args: argparse.Namespace) -> int:
-    from edge import Bundle
+    with loading():
+        from edge import Bundle
 
     target = build_bundle(args.model, out=args.out, force=args.force, key=args.key)
     if args.key:
@@ -112,7 +115,8 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from edge import Bundle, bundle_path
+    with loading():
+        from edge import Bundle, bundle_path
 
     bundle = Bundle.open(bundle_path(args.bundle), TrustStore(home.trust_dir()))
     if args.json:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cascade.cli.interrupt import loading
 from cascade.events import DEVICE, Answer
 from cascade.policy import Reason
 from cascade.request import Constraints, DataClass
@@ -92,7 +93,8 @@ def constraints(args: argparse.Namespace) -> Constraints:
 
 def open_device(args: argparse.Namespace) -> Device:
     """The device that the options name."""
-    from edge import Device
+    with loading():
+        from edge import Device
 
     return Device.open(args.bundle, cloud=client_profile(args), threads=args.threads)
 

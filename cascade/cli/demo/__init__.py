@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from cascade import home
+from cascade.cli.interrupt import loading
 from cascade.errors import InvalidInput
 
 
@@ -25,8 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from cascade.cli.demo.report import terminal_report, write_json, write_report
-    from cascade.cli.demo.run import run_demo
+    with loading():
+        import edge  # noqa: F401 — the slow import of the run, while there is nothing to stop yet
+        from cascade.cli.demo.report import terminal_report, write_json, write_report
+        from cascade.cli.demo.run import run_demo
 
     folder: Path = args.out or home.home() / "demo" / "report"
     for name, path in (("--json", args.json and args.json.parent), ("--out", args.out)):
