@@ -31,7 +31,7 @@ part, where the device errs on .155: a target above that would be met by keeping
 DELTA = 0.1
 """Tolerated probability that the certify part misleads and the true share is above ALPHA."""
 
-SIZES = Sizes(develop=400, certify=1200, test=120)
+SIZES = Sizes(develop=400, certify=1000, test=80)
 
 DEVICE_MODEL = "smollm2-135m-instruct-q4_1"
 SENTENCES = "vader-sentences"
