@@ -12,11 +12,13 @@ from cascade.events import Answer, Event, Final, Latency, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, LocalModel, ModelInfo
 from cascade.policy import Policy, PolicyStore
 from cascade.request import Constraints, DataClass, Message, Request
+from cascade.sampling import Sampling
 from cascade.signals import OptionScores, Signals
 from cascade.signing import PublicKey, TrustStore
 from cascade.wire import ClientProfile
 from edge.bundle import Bundle, Manifest
 from edge.device import DEFAULT_BUNDLE, AsyncDevice, Device, bundle_path
+from edge.generate import Step
 from edge.model import OnnxModel
 
 __all__ = [
@@ -44,7 +46,9 @@ __all__ = [
     "PolicyStore",
     "PublicKey",
     "Request",
+    "Sampling",
     "Signals",
+    "Step",
     "Superseded",
     "Token",
     "TrustStore",

@@ -20,6 +20,7 @@ from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt
 from cascade.policy import Policy, PolicyStore, Reason
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Constraints, DataClass, Message, Request
+from cascade.sampling import GREEDY, Sampling
 from cascade.signals import OptionScores, Signals
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
@@ -50,7 +51,10 @@ class ScriptedModel:
         *,
         max_tokens: int,
         stop: tuple[str, ...] = (),
-        on_text: Callable[[str], None] | None = None,
+        sampling: Sampling = GREEDY,
+        json_schema: str | None = None,
+        regex: str | None = None,
+        on_text: Callable[[str], bool | None] | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
         self._wait(prompt, cancel)

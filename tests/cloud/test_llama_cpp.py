@@ -11,6 +11,7 @@ import pytest
 
 from cascade.errors import InvalidInput
 from cascade.request import Message
+from cascade.sampling import Sampling
 from cloud.engines import ChatRequest, Done, Piece, Started
 from cloud.engines.grammar import options_grammar
 from cloud.engines.llama_cpp import LlamaCpp
@@ -74,7 +75,7 @@ async def test_greedy_answers_repeat_and_seeds_fix_the_others(engine: LlamaCpp) 
     assert (await run(engine, greedy))[1] == (await run(engine, greedy))[1]
     prompt = user("Invent a long name for a ship.")
     drawn = [
-        (await run(engine, ChatRequest(prompt, 6, temperature=1.5, seed=seed)))[1]
+        (await run(engine, ChatRequest(prompt, 6, sampling=Sampling(1.5, seed=seed))))[1]
         for seed in (1, 1, 2, 3, 4)
     ]
     assert drawn[0] == drawn[1]
