@@ -13,6 +13,8 @@ from typing import Final
 from cascade.errors import InvalidInput
 
 MAX_TEMPERATURE: Final = 2.0
+# Below it 1/temperature would overflow the logits' float32.
+_LEAST_TEMPERATURE: Final = 1e-5
 MAX_TOP_K: Final = 2**31 - 1
 MAX_PENALTY: Final = 2.0
 # llama.cpp keeps 2^32 − 1 for "draw a seed".
@@ -24,8 +26,8 @@ class Sampling:
     """How each token is chosen.
 
     Arguments:
-        temperature: the kept probabilities are raised to 1/temperature; 0 is greedy, whatever the
-            filters say; up to 2.
+        temperature: the kept probabilities are raised to 1/temperature; 0, like anything below
+            10⁻⁵, is greedy whatever the filters say; up to 2.
         top_p: the fewest most probable tokens that together have at least this share of the
             probability are kept (nucleus sampling, arXiv 1904.09751), in (0, 1]; 1 keeps all.
         top_k: this many most probable tokens are kept; 0 keeps all.
@@ -47,7 +49,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the most probable token is always taken."""
-        return self.temperature == 0
+        return self.temperature < _LEAST_TEMPERATURE
 
     @property
     def keeps_all(self) -> bool:

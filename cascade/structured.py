@@ -29,6 +29,7 @@ MAX_CHARS: Final = 65_536
 _LAYOUT: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _FLAGS = re.compile(r"(?<!\\)(?:\\\\)*\(\?[a-zA-Z]*-?[a-zA-Z]*[:)]")
 _POSSESSIVE = re.compile(r"(?<!\\)(?:\\\\)*[*+?}]\+")
+_PLACE = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: ")
 _SET_OPERATION = re.compile(r"\[|--|&&|~~|\|\|")
 
 
@@ -127,7 +128,7 @@ def _sets(pattern: str) -> Iterator[str]:
 
 
 def _first_line(problem: str) -> str:
-    """llguidance's message without its picture of the grammar."""
+    """llguidance's message without its picture of the grammar and the places in it."""
     lines = [line.strip() for line in problem.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error:")]
-    return (errors or lines)[0]
+    return _PLACE.sub("", (errors or lines)[0])

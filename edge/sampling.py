@@ -5,8 +5,9 @@ of samplers; Hugging Face applies the temperature first, so that its top-p keeps
 higher temperatures. Every filter keeps the head of one ranking, by logit and then by the lower id,
 so the result depends neither on a sorting algorithm nor on the machine's vector width.
 
-Draws come from NumPy's PCG64, whose stream is the same on every machine: equal logits and an equal
-seed give equal tokens. Logits themselves differ in their last bits between processors.
+Draws come from NumPy's PCG64, whose raw stream is the same on every machine and in every release:
+equal logits and an equal seed give equal tokens. Logits themselves differ between processors, in
+their last bits.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, vocab_size: int, seen: Iterable[int] = ()) -> None:
         self._sampling = sampling
-        self._random = np.random.Generator(np.random.PCG64(sampling.seed))
+        self._bits = np.random.PCG64(sampling.seed)
         self._penalised = sampling.repetition_penalty != 1
         self._seen = np.zeros(vocab_size, np.bool_)
         if self._penalised:
@@ -90,7 +91,8 @@ class Sampler:
     def _pick(self, logits: Row, log_z: float | None) -> int:
         if self._sampling.greedy:
             return int(logits.argmax())
-        share = self._random.random()
+        # The upper 53 bits, as a float64 in [0, 1).
+        share = (int(self._bits.random_raw()) >> 11) * 2.0**-53
         if self._sampling.keeps_all:
             return _drawn(tempered(logits, self._sampling.temperature), share)
         kept = keep(logits, self._sampling, log_z)
