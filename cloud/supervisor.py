@@ -219,7 +219,8 @@ def _start(
     from ray import serve
 
     from cloud.app import build_app
-    from cloud.gateway import APP_NAME, GatewayFiles
+    from cloud.front_door import GatewayFiles
+    from cloud.gateway import APP_NAME
 
     tls, ca_pem = _tls(config)
     keys_file, key = _api_key(config)
