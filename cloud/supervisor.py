@@ -48,6 +48,7 @@ from cloud.control import (
 from cloud.errors import ModelUnusable
 from cloud.local_ray import start_ray, stop_ray
 from cloud.tls import TlsPaths, ensure_local_tls
+from edge import bundle_path
 
 __all__ = [
     "ClusterStatus",
@@ -152,6 +153,11 @@ def _model_files(config: ClusterConfig) -> dict[str, Path]:
 
 
 def _model_file(tier: TierConfig) -> Path:
+    if tier.engine == "onnx":
+        folder = bundle_path(tier.model).absolute()
+        if not folder.is_dir():
+            raise ClusterError(f"tier {tier.name}: there is no bundle {folder}")
+        return folder
     if is_model_path(tier.model):
         path = Path(tier.model).expanduser().absolute()
         if not path.is_file():

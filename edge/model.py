@@ -128,10 +128,21 @@ class OnnxModel:
             finish="stop",
         )
 
-    def forget_prefix(self) -> None:
-        """Empty the prompt cache, so that the next request reads its whole prompt."""
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Tokens of a prompt, chat template included.
+
+        Raises:
+            InvalidInput: the prompt is empty.
+        """
+        return len(self._codec.encode(prompt))
+
+    def forget_prefix(self) -> int:
+        """Empty the prompt cache, so that the next request reads its whole prompt. Returns the
+        number of tokens forgotten."""
         with self._lock:
+            held = self._info.context_tokens - self._decoder.free_tokens
             self._decoder.forget()
+            return held
 
     def _write(
         self,
