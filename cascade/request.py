@@ -10,11 +10,12 @@ import re
 import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
 from cascade.errors import InvalidInput
 
 MAX_OPTIONS = 1000
+Role = Literal["system", "user", "assistant"]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -30,7 +31,7 @@ class DataClass(StrEnum):
 class Message:
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
 
@@ -103,6 +104,12 @@ class Request:
         """Raise ``InvalidInput`` naming the first field that cannot be used."""
         if not self.messages:
             raise InvalidInput("messages", "is empty; give at least one user message")
+        for message in self.messages:
+            # A chat template writes the role next to its control tokens, unquoted.
+            if message.role not in get_args(Role):
+                raise InvalidInput(
+                    "messages", f"role {message.role!r} is none of {', '.join(get_args(Role))}"
+                )
         if self.messages[-1].role != "user":
             raise InvalidInput("messages", "must end with a message of the role user")
         if not self.text.strip():
