@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from logging.handlers import RotatingFileHandler
@@ -95,7 +95,7 @@ class FrontDoor:
         """Take calls."""
         await self._server.start()
 
-    async def set_tiers(self, serving: dict[str, bool]) -> None:
+    async def set_tiers(self, serving: Mapping[str, bool]) -> None:
         """Tell the health service which tiers serve; the whole serves when all of them do."""
         for tier, up in serving.items():
             await self._set_health(f"tier/{tier}", up)

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from cascade.errors import InvalidInput
 from cascade.testing.scripted import Script, ScriptedTier
@@ -25,7 +26,9 @@ from cloud.tier import TierMessage, messages
 from cloud.tls import ensure_local_tls
 from edge.portal import Portal
 
-_CALLER = "testing"
+_CALLER: Final = "testing"
+# Lets idle connections part in peace: of each that is cut off, gRPC prints a line.
+_DRAIN_S: Final = 0.1
 
 
 @contextmanager
@@ -144,7 +147,7 @@ class Cluster:
     async def _stop(self) -> None:
         door, self._door = self._door, None
         if door is not None:
-            await door.close(0.0)
+            await door.close(_DRAIN_S)
 
     async def _close(self) -> None:
         await self._stop()
