@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,3 +172,23 @@ def test_unusable_scripts_are_refused(tiny: TinyBundle, cluster: Cluster) -> Non
     other = ClusterConfig(tiers=(TierConfig(name="other", model="m"),))
     with pytest.raises(InvalidInput, match="config"), testing.cluster(config=other):
         pass
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("from cascade import testing; testing.cluster; testing.tiny_bundle", ""),
+        ("sys.modules['pydantic'] = None; from cascade import testing; testing.Script", "[cloud]"),
+        (
+            "sys.modules['onnx'] = None; import pathlib; from cascade import testing;"
+            " testing.tiny_bundle(pathlib.Path('never-made'))",
+            "[bundle]",
+        ),
+    ],
+)
+def test_it_loads_no_cluster_and_says_which_extra_is_missing(program: str, said: str) -> None:
+    code = f"import sys; {program}; assert not sys.modules.keys() & {{'ray', 'xllamacpp', 'torch'}}"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    last = done.stderr.strip().rpartition("\n")[2]
+    assert said in last
+    assert (done.returncode == 0) == (not said), done.stderr
