@@ -66,6 +66,13 @@ async def test_an_option_is_chosen_whole(engine: OnnxBundle) -> None:
     assert (done.reason, done.completion_tokens) == ("stop", piece.count)
 
 
+async def test_a_reset_forgets_every_prompt(engine: OnnxBundle) -> None:
+    for text in ("one", "two of them"):
+        await run(engine, ChatRequest((Message("user", text),), 2))
+    assert await engine.reset_prefix_cache() > 20
+    assert await engine.reset_prefix_cache() == 0
+
+
 async def test_closing_the_stream_frees_the_model(engine: OnnxBundle) -> None:
     stream = engine.stream(ChatRequest(QUESTION, 100_000))
     async for batch in stream:
