@@ -27,6 +27,7 @@ from cascade.policy import (
 )
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, Remote, Transfer
 from cascade.request import Request
+from cascade.signals import ScoreBounds
 from cascade.task import generic
 
 Show = Literal["final", "provisional"]
@@ -243,6 +244,9 @@ class _State:
         )
         return Latency(time.perf_counter() - self.started, prefill_s, decode_s, self.remote_s)
 
+    def bounds(self) -> ScoreBounds | None:
+        return self.local.options.bounds if self.local and self.local.options else None
+
     def remote_answer(
         self, text: str, finished: Finished, decision: Decision, model: str
     ) -> Answer:
@@ -264,6 +268,7 @@ class _State:
             bytes_down=self.transfer.bytes_down,
             cost_usd=finished.cost_usd,
             device_confidence=decision.confidence,
+            bounds=self.bounds(),
         )
 
     def local_answer(
@@ -291,6 +296,7 @@ class _State:
             device_confidence=decision.confidence,
             remote_error=error.message if error else None,
             remote_status=error.status if error else None,
+            bounds=self.bounds(),
         )
 
 
@@ -317,6 +323,7 @@ def _decode(
         task.options,
         prior_prompt=task.prior_prompt(),
         option_prefix=task.option_prefix,
+        mode=request.mode or (policy.confidence.mode if policy else None),
         cancel=cancel,
     )
 

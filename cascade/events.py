@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cascade.signals import ScoreBounds
+
 DEVICE = "device"
 """The ``source`` of what was answered locally; any other source is the name of a tier."""
 
@@ -63,6 +65,8 @@ class Answer:
         tokens: tokens of the answer; ``local_tokens`` were decoded on the device, kept or not.
         remote_error: why the cluster did not answer, one line, or ``None``.
         remote_status: the gRPC status name of that error, or ``None``.
+        bounds: how the device scored a closed set and what is proven of ``raw_score``, or ``None``
+            for a free answer and where it did not try.
     """
 
     request_id: str
@@ -84,6 +88,7 @@ class Answer:
     device_confidence: float | None = None
     remote_error: str | None = None
     remote_status: str | None = None
+    bounds: ScoreBounds | None = None
 
     @property
     def local(self) -> bool:

@@ -10,9 +10,10 @@ import re
 import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
 from cascade.errors import InvalidInput
+from cascade.signals import ScoreMode
 
 MAX_OPTIONS = 1000
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -83,6 +84,9 @@ class Request:
         stop: strings that end a free answer before they appear in it.
         prefer: ``"device"`` tries locally first; ``"cloud"`` asks the cluster at once, with no
             local attempt to fall back on.
+        mode: how the device scores the options; ``None`` takes the mode that the task's policy was
+            fitted for, or the model's choice without one. Another mode than the policy's leaves the
+            answer uncertified.
     """
 
     messages: tuple[Message, ...]
@@ -91,6 +95,7 @@ class Request:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     prefer: Literal["device", "cloud"] = "device"
+    mode: ScoreMode | None = None
     constraints: Constraints = field(default_factory=Constraints)
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -107,11 +112,8 @@ class Request:
             raise InvalidInput("messages", "must end with a message of the role user")
         if not self.text.strip():
             raise InvalidInput("prompt", "is empty; write what you want to ask")
-        try:
-            for message in self.messages:
-                message.content.encode()
-        except UnicodeEncodeError:
-            raise InvalidInput("prompt", "is not valid Unicode (lone surrogate)") from None
+        if not all(_is_unicode(message.content) for message in self.messages):
+            raise InvalidInput("prompt", "is not valid Unicode (lone surrogate)")
         if self.max_tokens < 1:
             raise InvalidInput("max_tokens", f"{self.max_tokens} is below 1")
         if not _REQUEST_ID.fullmatch(self.request_id):
@@ -120,6 +122,8 @@ class Request:
             raise InvalidInput("stop", "contains an empty string")
         if self.options:
             check_options(self.options)
+        if self.mode not in (None, *get_args(ScoreMode)):
+            raise InvalidInput("mode", f"{self.mode!r} is not known; known are exact and search")
         self.constraints.check()
 
 
@@ -134,9 +138,19 @@ def check_options(options: tuple[str, ...]) -> None:
             "options", f"has {len(options)} answers; at most {MAX_OPTIONS} are allowed"
         )
     seen: set[str] = set()
-    for option in options:
+    for index, option in enumerate(options, start=1):
         if not option.strip():
             raise InvalidInput("options", "contains an empty answer")
+        if not _is_unicode(option):
+            raise InvalidInput("options", f"answer {index} is not valid Unicode (lone surrogate)")
         if option in seen:
             raise InvalidInput("options", f"names {option!r} twice; each answer must differ")
         seen.add(option)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -12,7 +12,7 @@ from cascade.events import Answer, Event, Final, Latency, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, LocalModel, ModelInfo
 from cascade.policy import Policy, PolicyStore
 from cascade.request import Constraints, DataClass, Message, Request
-from cascade.signals import OptionScores, Signals
+from cascade.signals import OptionScores, ScoreBounds, Signals
 from cascade.signing import PublicKey, TrustStore
 from cascade.wire import ClientProfile
 from edge.bundle import Bundle, Manifest
@@ -44,6 +44,7 @@ __all__ = [
     "PolicyStore",
     "PublicKey",
     "Request",
+    "ScoreBounds",
     "Signals",
     "Superseded",
     "Token",

@@ -19,6 +19,7 @@ from cascade.local import ModelInfo
 from cascade.policy import PolicyStore
 from cascade.remote import Remote
 from cascade.request import Constraints, Message, Request
+from cascade.signals import ScoreMode
 from cascade.signing import TrustStore
 from cascade.wire import ClientProfile, GrpcRemote
 from edge.bundle import Bundle
@@ -127,6 +128,7 @@ class AsyncDevice:
         task: str = "",
         constraints: Constraints | None = None,
         prefer: Prefer = "device",
+        mode: ScoreMode | None = None,
     ) -> Answer:
         """Ask for one of a closed set of answers.
 
@@ -134,12 +136,16 @@ class AsyncDevice:
             text: the bare input, e.g. the review to be judged.
             options: at least two different answers; one may be a prefix of another.
             task: the task id whose policy words the question and judges the answer.
+            mode: ``"exact"`` scores every option on the device, ``"search"`` proves the best one
+                and bounds its score; by default the mode that the task's policy was fitted for, or
+                exact for small sets and search for large ones. ``Answer.bounds`` says which it was.
         """
         request = Request(
             (Message("user", text),),
             options=tuple(options),
             task_id=task,
             prefer=prefer,
+            mode=mode,
             constraints=constraints or Constraints(),
         )
         if not request.options:
@@ -254,10 +260,13 @@ class Device:
         task: str = "",
         constraints: Constraints | None = None,
         prefer: Prefer = "device",
+        mode: ScoreMode | None = None,
     ) -> Answer:
         """Ask for one of a closed set of answers; see ``AsyncDevice.choose``."""
         return self._portal.call(
-            self._device.choose(text, options, task=task, constraints=constraints, prefer=prefer)
+            self._device.choose(
+                text, options, task=task, constraints=constraints, prefer=prefer, mode=mode
+            )
         )
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt
 from cascade.policy import Policy, PolicyStore, Reason
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Constraints, DataClass, Message, Request
-from cascade.signals import OptionScores, Signals
+from cascade.signals import OptionScores, ScoreMode, Signals
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
 
@@ -38,6 +38,8 @@ class ScriptedModel:
     pause_s: float = 0.0
     problem: Exception | None = None
     prompts: list[Prompt] = field(default_factory=list)
+    modes: list[ScoreMode | None] = field(default_factory=list)
+    own_mode: ScoreMode = "exact"
     ended: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -66,13 +68,17 @@ class ScriptedModel:
         *,
         prior_prompt: Prompt | None = None,
         option_prefix: str = "",
+        mode: ScoreMode | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
         self._wait(prompt, cancel)
         p = np.array(
             [self.probability] + [(1 - self.probability) / (len(options) - 1)] * (len(options) - 1)
         )
-        scores = OptionScores(options, np.log(p), np.zeros(len(options)), p)
+        self.modes.append(mode)
+        scores = OptionScores(
+            options, np.log(p), np.zeros(len(options)), p, mode=mode or self.own_mode
+        )
         return LocalAnswer(options[scores.best], SIGNALS, scores, 5, 1, 0.01, 0.0, "stop")
 
     def _wait(self, prompt: Prompt, cancel: CancelToken | None) -> None:
