@@ -15,19 +15,24 @@ from cascade.request import Constraints, DataClass, Message, Request
 from cascade.signals import OptionScores, ScoreBounds, Signals
 from cascade.signing import PublicKey, TrustStore
 from cascade.wire import ClientProfile
+from edge.adapter import Adapter
 from edge.bundle import Bundle, Manifest
+from edge.conversation import AsyncConversation, Conversation
 from edge.device import DEFAULT_BUNDLE, AsyncDevice, Device, bundle_path
 from edge.model import OnnxModel
 
 __all__ = [
     "DEFAULT_BUNDLE",
+    "Adapter",
     "Answer",
+    "AsyncConversation",
     "AsyncDevice",
     "Bundle",
     "CancelToken",
     "CascadeError",
     "ClientProfile",
     "Constraints",
+    "Conversation",
     "DataClass",
     "Device",
     "Event",

@@ -55,6 +55,10 @@ class OnnxModel:
         """What this model is."""
         return self._info
 
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Tokens that reading ``prompt`` takes, the chat template's included."""
+        return len(self._codec.encode(prompt))
+
     @property
     def adapters(self) -> tuple[str, ...]:
         """Digests of the loaded adapters, in the order of their loading."""
