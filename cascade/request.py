@@ -112,7 +112,7 @@ class Request:
             raise InvalidInput("messages", "must end with a message of the role user")
         if not self.text.strip():
             raise InvalidInput("prompt", "is empty; write what you want to ask")
-        if not all(_is_unicode(message.content) for message in self.messages):
+        if not all(is_unicode(message.content) for message in self.messages):
             raise InvalidInput("prompt", "is not valid Unicode (lone surrogate)")
         if self.max_tokens < 1:
             raise InvalidInput("max_tokens", f"{self.max_tokens} is below 1")
@@ -141,14 +141,15 @@ def check_options(options: tuple[str, ...]) -> None:
     for index, option in enumerate(options, start=1):
         if not option.strip():
             raise InvalidInput("options", "contains an empty answer")
-        if not _is_unicode(option):
+        if not is_unicode(option):
             raise InvalidInput("options", f"answer {index} is not valid Unicode (lone surrogate)")
         if option in seen:
             raise InvalidInput("options", f"names {option!r} twice; each answer must differ")
         seen.add(option)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether ``text`` can be written as UTF-8: it has no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

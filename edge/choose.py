@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cascade.errors import InvalidInput
 from cascade.local import CancelToken, LocalAnswer, Prompt
-from cascade.request import check_options
+from cascade.request import check_options, is_unicode
 from cascade.signals import SEARCH_TOLERANCE, OptionScores, ScoreMode
 from edge.reading import PASS_NODES, TreeReader, TrieReading, read_all
 from edge.search import search
@@ -67,7 +67,8 @@ class Chooser:
             tolerance: largest width of the bounds of a search, in [0, 1]; see ``edge.search``.
             adapter: digest of the active adapter: priors differ with it.
         """
-        _check(options, mode, tolerance)
+        check_options(options)
+        _check(option_prefix, mode, tolerance)
         ids = self._codec.encode(prompt)
         trie = self._trie(options, option_prefix)
         prior = self._prior(prior_prompt, trie, (adapter, option_prefix, options), cancel)
@@ -152,8 +153,9 @@ class _Recent(Generic[_K, _V]):
         self._values[key] = value
 
 
-def _check(options: tuple[str, ...], mode: ScoreMode | None, tolerance: float) -> None:
-    check_options(options)
+def _check(prefix: str, mode: ScoreMode | None, tolerance: float) -> None:
+    if not is_unicode(prefix):
+        raise InvalidInput("option_prefix", "is not valid Unicode (lone surrogate)")
     if mode is not None and mode not in get_args(ScoreMode):
         raise InvalidInput("mode", f"{mode!r} is not known; known are exact and search")
     if not 0 <= tolerance <= 1:

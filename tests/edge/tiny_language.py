@@ -1,4 +1,4 @@
-"""A tiny language whose every distribution is known: what the trie's readers are checked against."""
+"""A tiny language whose every distribution is known, to check the readers of tries against."""
 
 from __future__ import annotations
 
