@@ -24,6 +24,7 @@ from cascade.policy import PolicyStore
 from cascade.remote import Remote
 from cascade.request import Constraints, Message, Request
 from cascade.sampling import Sampling
+from cascade.signals import ScoreMode
 from cascade.signing import TrustStore
 from cascade.wire import ClientProfile, GrpcRemote
 from edge.adapter import Adapter
@@ -155,6 +156,7 @@ class AsyncDevice:
         task: str = "",
         constraints: Constraints | None = None,
         prefer: Prefer = "device",
+        mode: ScoreMode | None = None,
     ) -> Answer:
         """Ask for one of a closed set of answers.
 
@@ -162,12 +164,16 @@ class AsyncDevice:
             text: the bare input, e.g. the review to be judged.
             options: at least two different answers; one may be a prefix of another.
             task: the task id whose policy words the question and judges the answer.
+            mode: ``"exact"`` scores every option on the device, ``"search"`` proves the best one
+                and bounds its score; by default the mode that the task's policy was fitted for, or
+                exact for small sets and search for large ones. ``Answer.bounds`` says which it was.
         """
         request = Request(
             (Message("user", text),),
             options=tuple(options),
             task_id=task,
             prefer=prefer,
+            mode=mode,
             constraints=constraints or Constraints(),
         )
         if not request.options:
