@@ -20,6 +20,7 @@ from cascade.signals import OptionScores
 from edge import options as trie
 from edge.bundle import TOKENIZER, Bundle
 from edge.decoder import Decoder, Row
+from edge.exported import ExportedDecoder
 from edge.measure import SignalLog, row_stats
 from edge.text import TextCodec
 
@@ -39,7 +40,8 @@ class OnnxModel:
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         manifest = bundle.manifest
         self._codec = TextCodec(bundle)
-        self._decoder = Decoder(bundle.path, manifest, threads=threads)
+        runtime = Decoder if manifest.graph == "fused" else ExportedDecoder
+        self._decoder = runtime(bundle.path, manifest, threads=threads)
         self._stop_tokens = frozenset(manifest.stop_token_ids)
         self._info = ModelInfo(
             name=manifest.name,
