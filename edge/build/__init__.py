@@ -9,7 +9,11 @@ from __future__ import annotations
 from cascade.errors import CascadeError
 
 try:
+    from edge.build.architecture import FAMILIES
     from edge.build.bundle import build_from_folder, build_from_gguf
+    from edge.build.folder_config import family_of
+    from edge.build.folder_text import PLAIN_TEMPLATE
+    from edge.build.quantise import Quantisation
 except ModuleNotFoundError as missing:
     if missing.name != "onnx":
         raise
@@ -17,4 +21,11 @@ except ModuleNotFoundError as missing:
         "building a bundle needs onnx; install it with: pip install 'edge-cloud-cascade[bundle]'"
     ) from None
 
-__all__ = ["build_from_folder", "build_from_gguf"]
+__all__ = [
+    "FAMILIES",
+    "PLAIN_TEMPLATE",
+    "Quantisation",
+    "build_from_folder",
+    "build_from_gguf",
+    "family_of",
+]

@@ -14,7 +14,7 @@ from cascade.signing import SigningKey
 from edge.build.assembly import Contents, Label, Progress, assemble
 from edge.build.checkpoint import Source
 from edge.build.folder import folder_source
-from edge.build.gguf_checkpoint import GgufQuantisation, gguf_source
+from edge.build.gguf_checkpoint import gguf_source
 from edge.build.graph import write_decoder
 from edge.build.matrices import AccuracyLevel
 from edge.build.quantise import Quantisation
@@ -23,7 +23,7 @@ from edge.bundle import CHAT_TEMPLATE, DECODE_GRAPH, DECODE_WEIGHTS, TOKENIZER
 
 
 def build_from_gguf(
-    gguf_path: Path,
+    source: Path,
     out: Path,
     *,
     name: str,
@@ -31,7 +31,7 @@ def build_from_gguf(
     licence: str,
     commercial_use: bool,
     signing_key: SigningKey,
-    quantise: GgufQuantisation = "lossless",
+    quantise: Quantisation = "lossless",
     context: int | None = None,
     chat_template: str | None = None,
     accuracy_level: AccuracyLevel = 4,
@@ -65,7 +65,7 @@ def build_from_gguf(
     return assemble(
         out,
         lambda folder: _fill(
-            folder, gguf_source(gguf_path, quantise, chat_template), context, accuracy_level, report
+            folder, gguf_source(source, quantise, chat_template), context, accuracy_level, report
         ),
         label=Label(name, base_model, licence, commercial_use),
         signing_key=signing_key,
@@ -75,7 +75,7 @@ def build_from_gguf(
 
 
 def build_from_folder(
-    model_folder: Path,
+    source: Path,
     out: Path,
     *,
     name: str,
@@ -95,7 +95,7 @@ def build_from_folder(
     The same folder gives the same bytes for graph, weights, tokenizer and template.
 
     Arguments:
-        model_folder: holds ``config.json``, ``tokenizer.json``, ``*.safetensors`` and, for chat
+        source: a folder with ``config.json``, ``tokenizer.json``, ``*.safetensors`` and, for chat
             template and stop tokens, ``tokenizer_config.json`` and ``generation_config.json``.
         quantise: how weights are stored, see ``edge.build.quantise``.
 
@@ -107,7 +107,7 @@ def build_from_folder(
         out,
         lambda folder: _fill(
             folder,
-            folder_source(model_folder, quantise, chat_template),
+            folder_source(source, quantise, chat_template),
             context,
             accuracy_level,
             report,

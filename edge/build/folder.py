@@ -9,7 +9,7 @@ from edge.build.checkpoint import Source
 from edge.build.folder_checkpoint import FolderCheckpoint
 from edge.build.folder_config import read_model
 from edge.build.folder_text import FolderText
-from edge.build.quantise import BLOCK, QUANTISATIONS, Quantisation
+from edge.build.quantise import BLOCK, Quantisation, for_floats
 
 
 def folder_source(
@@ -23,12 +23,12 @@ def folder_source(
     Raises:
         InvalidInput: a file is missing, damaged, or says what is not supported.
     """
-    if quantisation not in QUANTISATIONS:
-        raise InvalidInput("quantise", f"{quantisation} is none of {', '.join(QUANTISATIONS)}")
+    for_floats(quantisation)
     if not folder.is_dir():
         raise InvalidInput("folder", f"no folder {folder}")
     model = read_model(folder)
-    text = FolderText(folder, model.decoder.vocabulary)
+    text = FolderText(folder)
+    text.check_ids(model.decoder.vocabulary)
     return Source(
         decoder=model.decoder,
         weights=FolderCheckpoint(folder, tied=model.tied, quantisation=quantisation),

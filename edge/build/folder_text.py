@@ -25,24 +25,24 @@ PLAIN_TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor 
 class FolderText:
     """What ``folder`` says about text.
 
-    Arguments:
-        vocabulary: how many token ids the model's embedding has.
-
     Raises:
-        InvalidInput: ``tokenizer.json`` is missing or unusable, or has ids beyond the embedding.
+        InvalidInput: ``tokenizer.json`` is missing or unusable.
     """
 
-    def __init__(self, folder: Path, vocabulary: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tokenizer = _read_tokenizer(folder / TOKENIZER)
-        self._vocabulary = vocabulary
         self._config = _optional(folder / _TOKENIZER_CONFIG)
-        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        if largest >= vocabulary:
-            raise InvalidInput(
-                TOKENIZER,
-                f"has the id {largest}; the model of {folder.name} knows {vocabulary} ids",
-            )
+
+    def check_ids(self, vocabulary: int) -> None:
+        """Raise ``InvalidInput`` where a token is beyond the model's ``vocabulary`` ids."""
+        tokens = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        for file, ids in ((TOKENIZER, tokens), (_GENERATION_CONFIG, self.stop_token_ids())):
+            largest = max(ids, default=0)
+            if largest >= vocabulary:
+                raise InvalidInput(
+                    file, f"has the id {largest}; {self._folder.name} knows {vocabulary} ids"
+                )
 
     def tokenizer(self) -> str:
         """``tokenizer.json`` without truncation and padding, which would change prompts."""
@@ -78,7 +78,7 @@ class FolderText:
         """Ids that end an answer, by all that the folder says.
 
         Raises:
-            InvalidInput: it says nothing, or names an id that the model does not have.
+            InvalidInput: it says nothing.
         """
         ids = {*self._stated(_GENERATION_CONFIG)} or {*self._stated(CONFIG)}
         end = self._token("eos_token")
@@ -91,8 +91,6 @@ class FolderText:
                 f"neither {_GENERATION_CONFIG}, {CONFIG} nor {_TOKENIZER_CONFIG} of "
                 f"{self._folder.name} says which token ends an answer",
             )
-        if not all(0 <= token < self._vocabulary for token in ids):
-            raise InvalidInput("eos_token_id", f"{sorted(ids)} are not all tokens of the model")
         return tuple(sorted(ids))
 
     def _configured(self) -> str | None:
@@ -113,7 +111,7 @@ class FolderText:
     def _stated(self, file: str) -> Iterator[int]:
         stated = _optional(self._folder / file).get("eos_token_id")
         for token in stated if isinstance(stated, list) else [stated]:
-            if isinstance(token, int) and not isinstance(token, bool):
+            if isinstance(token, int) and not isinstance(token, bool) and token >= 0:
                 yield token
 
 

@@ -6,7 +6,6 @@ The container is ``gguf_file.py``; what the bytes of a block mean is ``blocks.py
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -16,29 +15,30 @@ from edge.build.blocks import BlockType, BlockWeights, Floats, decode
 from edge.build.checkpoint import Source
 from edge.build.gguf_file import GgufFile, read_gguf
 from edge.build.matrices import Matrix
+from edge.build.quantise import Quantisation, for_blocks
 from edge.build.tokenizer import chat_template, stop_token_ids, tokenizer_json
-
-GgufQuantisation: TypeAlias = Literal["lossless", "fp32"]
 
 
 def gguf_source(
-    path: Path, quantise: GgufQuantisation = "lossless", template: str | None = None
+    path: Path, quantisation: Quantisation = "lossless", template: str | None = None
 ) -> Source:
     """Read a GGUF file.
 
     Arguments:
-        quantise: ``"lossless"`` keeps the file's blocks; ``"fp32"`` writes out the floats that they
-            stand for, a reference.
+        quantisation: ``"lossless"`` keeps the file's blocks; ``"fp32"`` writes out the floats
+            that they stand for, a reference.
         template: chat template to use instead of the file's.
 
     Raises:
         InvalidInput: the file cannot be read or is of an unsupported kind.
     """
+    for_blocks(quantisation)
+    described = "fp32 of" if quantisation == "fp32" else quantisation
     gguf = read_gguf(path)
     return Source(
         decoder=read_decoder(gguf),
-        weights=GgufCheckpoint(gguf, as_floats=quantise == "fp32"),
-        quantisation=f"{quantise} {'of ' if quantise == 'fp32' else ''}{_block_types(gguf)}",
+        weights=GgufCheckpoint(gguf, as_floats=quantisation == "fp32"),
+        quantisation=f"{described} {_block_types(gguf)}",
         tokenizer=tokenizer_json(gguf),
         chat_template=chat_template(gguf) if template is None else template,
         stop_token_ids=stop_token_ids(gguf),

@@ -6,20 +6,43 @@ that are quantised already (GGUF) are re-encoded instead, in ``blocks.py``.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from cascade.errors import InvalidInput
 from edge.build.blocks import BlockWeights, Codes, Floats, Scales
 
-Quantisation: TypeAlias = Literal["int8", "int4", "fp32"]
-"""How weights are stored: ``int8`` costs hardly any quality (0.008 nats on SmolLM2-135M); ``int4``
-halves the file and costs much (0.5 nats), embedding and head stay int8; ``fp32`` is a reference."""
+Quantisation: TypeAlias = Literal["lossless", "int8", "int4", "fp32"]
+"""How a bundle stores weights. ``lossless`` keeps the blocks of a GGUF file; the others are for
+checkpoints of floats: ``int8`` costs hardly any quality (0.008 nats on SmolLM2-135M), ``int4``
+halves the file and costs much (0.5 nats; embedding and head stay int8). ``fp32`` is a reference."""
 
-QUANTISATIONS: tuple[Quantisation, ...] = get_args(Quantisation)
 BLOCK = 32
 _COARSEST = np.float32(1 + 2**-5)  # the most that rounding up may add to a scale
+
+
+def for_floats(quantisation: Quantisation) -> Quantisation:
+    """``quantisation``; raises ``InvalidInput`` where it is not for checkpoints of floats."""
+    if quantisation not in ("int8", "int4", "fp32"):
+        raise InvalidInput(
+            "quantise",
+            f"{quantisation} is for GGUF files; a model folder takes int8 (closest to lossless), "
+            "int4 or fp32",
+        )
+    return quantisation
+
+
+def for_blocks(quantisation: Quantisation) -> Quantisation:
+    """``quantisation``; raises ``InvalidInput`` where it is not for files of blocks."""
+    if quantisation not in ("lossless", "fp32"):
+        raise InvalidInput(
+            "quantise",
+            f"{quantisation}: a GGUF file is quantised already and its blocks are kept as they "
+            "are; leave it out (or fp32, for a reference)",
+        )
+    return quantisation
 
 
 def quantise(weights: npt.NDArray[np.float16 | np.float32], bits: Literal[4, 8]) -> BlockWeights:

@@ -22,7 +22,7 @@ from edge.build.folder import describe
 from edge.build.folder_config import family_of
 from edge.build.folder_text import FolderText
 from edge.build.matrices import AccuracyLevel
-from edge.build.quantise import Quantisation
+from edge.build.quantise import Quantisation, for_floats
 from edge.build.weight_file import WeightFile
 from edge.bundle import CHAT_TEMPLATE, DECODE_GRAPH, DECODE_WEIGHTS, TOKENIZER
 
@@ -30,7 +30,7 @@ _OTHER_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 
 
 def build_by_export(
-    model_folder: Path,
+    source: Path,
     out: Path,
     *,
     name: str,
@@ -53,18 +53,19 @@ def build_by_export(
     ``InvalidInput`` also where the model cannot be exported, or its graph computes something else.
     """
     report = progress or (lambda _text, _share: None)
+    for_floats(quantise)
     report("reading the model", 0.0)
 
     def fill(folder: Path) -> Contents:
+        text = FolderText(source)
+        template = text.chat_template() if chat_template is None else chat_template
+        (folder / TOKENIZER).write_bytes(text.tokenizer().encode())
+        (folder / CHAT_TEMPLATE).write_bytes(template.encode())
         with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-            traced = trace(model_folder, Path(aside), report)
+            traced = trace(source, Path(aside), report)
+            text.check_ids(traced.vocabulary)
             sizes = _past(traced)
             length = _context(traced, context)
-            report("writing the tokenizer", 0.6)
-            text = FolderText(model_folder, traced.vocabulary)
-            template = text.chat_template() if chat_template is None else chat_template
-            (folder / TOKENIZER).write_bytes(text.tokenizer().encode())
-            (folder / CHAT_TEMPLATE).write_bytes(template.encode())
             report("writing the weights", 0.7)
             model = onnx.load(traced.graph)
         with (folder / DECODE_WEIGHTS).open("wb") as data:
@@ -72,7 +73,7 @@ def build_by_export(
             graph = write_exported(model, traced.vocabulary, quantise, weights, accuracy_level)
         (folder / DECODE_GRAPH).write_bytes(graph.SerializeToString(deterministic=True))
         return Contents(
-            architecture=family_of(model_folder),
+            architecture=family_of(source),
             quantisation=describe(quantise),
             context_tokens=length,
             vocab_size=traced.vocabulary,
