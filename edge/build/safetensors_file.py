@@ -109,7 +109,7 @@ def _read(path: Path) -> Iterator[FloatTensor]:
             first, end = (int(offset) for offset in entry["data_offsets"])
             shape = tuple(int(dimension) for dimension in entry["shape"])
             dtype = str(entry["dtype"])
-            whole = 0 <= first <= end and start + end <= size
+            whole = 0 <= first <= end and start + end <= size and min(shape, default=0) >= 0
             items = math.prod(shape) * _ITEM_BYTES.get(dtype, 0)
             if not whole or (dtype in _ITEM_BYTES and items != end - first):
                 raise _damaged(path)
