@@ -18,6 +18,7 @@ from cascade.errors import BundleError, Cancelled, InvalidInput
 from cascade.local import CancelToken
 from edge.bundle import DECODE_GRAPH, Manifest
 from edge.cache import CachePool, KeyValueCache
+from edge.session import open_session
 
 # Tokens read in one run: bounds the time between two looks at the cancel token.
 _CHUNK = 128
@@ -49,12 +50,10 @@ class Decoder:
     def __init__(
         self, folder: Path, manifest: Manifest, *, threads: int = 1, caches: int = 4
     ) -> None:
-        if threads < 1:
-            raise InvalidInput("threads", f"{threads} is below 1")
         if caches < 1:
             raise InvalidInput("caches", f"{caches} is below 1")
         self._manifest = manifest
-        self._session = _session(folder, threads)
+        self._session = open_session(folder / DECODE_GRAPH, threads=threads)
         _check_graph(self._session, manifest)
         self._pool = CachePool(manifest, caches)
         self._cache = self._pool.pick((), "")
@@ -304,21 +303,6 @@ class _Binding:
 
     def _bind(self, name: str, array: NDArray[np.generic]) -> None:
         self._io.bind_ortvalue_input(name, _view(array))
-
-
-def _session(folder: Path, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(
-            str(folder / DECODE_GRAPH), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as problem:  # onnxruntime raises a dozen unrelated types
-        first_line = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise BundleError(f"{DECODE_GRAPH}: onnxruntime cannot load it ({first_line})") from None
 
 
 def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:

@@ -17,6 +17,7 @@ from edge.adapter import Adapter, Floats
 from edge.bundle import TOKENIZER, Bundle
 from edge.choose import Chooser
 from edge.decoder import Decoder
+from edge.exported import ExportedDecoder
 from edge.generate import Ending, OnText, OnToken, generate
 from edge.sampling import Sampler
 from edge.structured import Grammars
@@ -37,7 +38,8 @@ class OnnxModel:
     def __init__(self, bundle: Bundle, *, threads: int = 1, caches: int = 4) -> None:
         manifest = bundle.manifest
         self._codec = TextCodec(bundle)
-        self._decoder = Decoder(bundle.path, manifest, threads=threads, caches=caches)
+        runtime = Decoder if manifest.graph == "fused" else ExportedDecoder
+        self._decoder = runtime(bundle.path, manifest, threads=threads, caches=caches)
         self._manifest = manifest
         self._adapters: dict[str, dict[str, Floats]] = {}
         self._end_tokens = frozenset(manifest.stop_token_ids)
