@@ -176,9 +176,10 @@ class Decoder:
         self._tree.clear()
         del self._cache.tokens[tokens:]
 
-    def forget(self) -> None:
-        """Empty the caches, so that the next ``read`` computes everything."""
-        self._pool.forget()
+    def forget(self) -> int:
+        """Empty the caches, so that the next ``read`` computes everything; returns the number of
+        tokens forgotten."""
+        return self._pool.forget()
 
     @property
     def free_tokens(self) -> int:
