@@ -13,7 +13,8 @@ from tests.edge.tiny_language import ANSWERS, PROMPT, VOCABULARY, TinyLanguage
 
 PEAKS = st.sampled_from([0.0, 1.0, 3.0, 10.0])
 TOLERANCES = st.sampled_from([0.0, 0.05, 0.3, 1.0])
-ROUNDING = 1e-5
+# Rows are float32, and an answer that is a prefix gets what its continuations leave of 1.
+ROUNDING = 1e-4
 
 
 def searched(
@@ -42,7 +43,7 @@ def test_the_answer_is_exact_modes_and_the_bounds_contain_its_probability(
     assert exact[best] >= exact.max() - ROUNDING
     weights = np.exp(exact - exact[best])
     known = found.weights > 0
-    np.testing.assert_allclose(found.weights[known], weights[known], rtol=1e-3)
+    np.testing.assert_allclose(found.weights[known], weights[known], rtol=1e-3, atol=ROUNDING)
     assert weights[~known].sum() <= found.unknown * (1 + 1e-4) + ROUNDING
     lower = 1 / (found.weights.sum() + found.unknown)
     upper = 1 / found.weights.sum()
