@@ -22,7 +22,7 @@ from cascade.signals import SEARCH_TOLERANCE, OptionScores, ScoreMode
 from edge.reading import PASS_NODES, TreeReader, TrieReading, read_all
 from edge.search import search
 from edge.text import TextCodec
-from edge.trie import Trie, build_trie
+from edge.trie import Trie, build_trie, common_prefix
 
 EXACT_NODES = PASS_NODES
 """Without a mode asked for, sets of at most so many inner nodes behind the root are scored exactly:
@@ -71,7 +71,8 @@ class Chooser:
         _check(option_prefix, mode, tolerance)
         ids = self._codec.encode(prompt)
         trie = self._trie(options, option_prefix)
-        prior = self._prior(prior_prompt, trie, (adapter, option_prefix, options), cancel)
+        empty = None if prior_prompt is None else self._codec.encode(prior_prompt)
+        prior = self._prior(empty, trie, (adapter, option_prefix, options), cancel)
         mode = mode or ("exact" if len(trie.inner) - 1 <= EXACT_NODES else "search")
         started = time.perf_counter()
         reading = TrieReading(self._reader, ids, trie, cancel)
@@ -83,6 +84,8 @@ class Chooser:
             found = search(reading.scores, reading.expand, prior, tolerance)
             weights, unknown = found.weights, found.unknown
         decoded_s = time.perf_counter() - read_at
+        if empty is not None:  # what both prompts begin with is the task's, the rest this input's
+            self._reader.keep(common_prefix(ids, empty))
         whole = float(weights.sum()) + unknown
         scores = OptionScores(
             options,
@@ -116,7 +119,7 @@ class Chooser:
 
     def _prior(
         self,
-        prompt: Prompt | None,
+        prompt: list[int] | None,
         trie: Trie,
         answers: tuple[object, ...],
         cancel: CancelToken | None,
@@ -124,11 +127,10 @@ class Chooser:
         """Exact log probabilities of the answers after ``prompt``, from the cache if possible."""
         if prompt is None:
             return np.zeros(len(trie.nodes))
-        ids = self._codec.encode(prompt)
-        key = (*answers, tuple(ids))
+        key = (*answers, tuple(prompt))
         prior = self._priors.get(key)
         if prior is None:
-            prior = read_all(self._reader, ids, trie, cancel).answers
+            prior = read_all(self._reader, prompt, trie, cancel).answers
             prior.setflags(write=False)  # every answer's scores share it
             self._priors.put(key, prior)
         return prior

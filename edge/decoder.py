@@ -166,6 +166,15 @@ class Decoder:
         self._adapter_inputs = _idle_inputs(self._manifest) | dict(inputs or {})
         self._bindings.clear()
 
+    def keep(self, tokens: int) -> None:
+        """Forget what follows the first ``tokens`` of the sequence that was read last.
+
+        A cache that holds little more than a task's instruction is taken for the task's next input;
+        one with a long input behind it is spared, and another sequence forgotten in its place.
+        """
+        self._tree.clear()
+        del self._cache.tokens[tokens:]
+
     def forget(self) -> int:
         """Empty the caches, so that the next ``read`` computes everything; returns the number of
         tokens forgotten."""

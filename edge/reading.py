@@ -25,9 +25,9 @@ from edge.trie import ROOT, Trie
 PASS_NODES = 64
 """Nodes of one pass at most: bounds the logits in memory and the time between looks at cancel."""
 
-# Nodes whose keys and values are kept behind the prompt: 9 MB on SmolLM2-135M. A short prompt and
-# they fit into the first step of the key-value cache.
-_TREE_NODES = 192
+# Nodes whose keys and values are kept behind the prompt at most: 21 MB on SmolLM2-135M.
+# More would save little, fewer make a search over hundreds of answers read many parents again.
+_TREE_NODES = 448
 
 _TINY = 1e-12
 # Finite, so that answers of forbidden tokens (logits of −inf) can still be compared.
@@ -44,6 +44,10 @@ class TreeReader(Protocol):
 
     def read(self, tokens: Sequence[int], cancel: CancelToken | None = None) -> Row:
         """Logits that follow ``tokens``."""
+        ...
+
+    def keep(self, tokens: int) -> None:
+        """Remember the first ``tokens`` of what was read, and not the rest."""
         ...
 
     def read_tree(
@@ -85,17 +89,19 @@ class TrieScores:
             raise BundleError("the model's logits are not finite numbers; its weights are damaged")
         self.rows[node] = stats
         total = float(self.prefixes[node])
-        going_on = 0.0
         for child in trie.children[node]:
             logprob = float(logits[trie.tokens[child]]) - stats.log_z
             # Rounding must not lift a prefix above its parent: bounds rest on that.
             logprob = min(0.0, max(_LOWEST, logprob))
-            going_on += math.exp(logprob)
             self.prefixes[child] = total + logprob
             if not trie.children[child]:
                 self.answers[trie.ends[child]] = total + logprob
         if trie.ends[node] >= 0:
-            self.answers[trie.ends[node]] = total + math.log(max(1.0 - going_on, _TINY))
+            # Summed, not subtracted from 1: of a small remainder rounding would leave nothing.
+            others = np.exp(logits - np.float32(stats.log_z))
+            others[[trie.tokens[child] for child in trie.children[node]]] = 0
+            ending = float(others.sum(dtype=np.float64))
+            self.answers[trie.ends[node]] = total + math.log(min(1.0, max(ending, _TINY)))
 
     def upper_bounds(self) -> NDArray[np.float64]:
         """Log probability of each answer; of an unknown one, that of its longest known prefix."""

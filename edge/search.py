@@ -22,7 +22,7 @@ from cascade.signals import SEARCH_TOLERANCE
 from edge.reading import TrieScores
 from edge.trie import ROOT, Trie
 
-BATCH_NODES = 24
+BATCH_NODES = 16
 """Prefixes of one pass at most.
 
 A pass of n positions costs about c₀ + n·c₁ with c₀ of 0.8 to 4 times c₁: a step of one token takes

@@ -68,7 +68,7 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> Trie:
         sequence = tuple(sequences[index])
         if not sequence:
             raise InvalidInput("options", f"answer {index + 1} has no tokens in this vocabulary")
-        shared = _common_prefix(before, sequence)
+        shared = common_prefix(before, sequence)
         del path[shared + 1 :]
         if shared == len(sequence):
             raise InvalidInput(
@@ -98,6 +98,7 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> Trie:
     )
 
 
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have in common at their beginnings."""
     limit = min(len(one), len(other))
     return next((i for i in range(limit) if one[i] != other[i]), limit)

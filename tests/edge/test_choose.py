@@ -160,6 +160,35 @@ def test_the_prior_is_that_of_the_empty_input_and_is_computed_once(model, monkey
     assert len(read) == 10
 
 
+def test_tasks_that_take_turns_read_their_instructions_once(model, monkeypatch):
+    model.forget_prefix()
+    computed: list[int] = []
+    extend = Decoder._extend
+
+    def count(self, tokens, start, cancel):
+        computed.append(len(tokens) - start)
+        extend(self, tokens, start, cancel)
+
+    monkeypatch.setattr(Decoder, "_extend", count)
+    conversation = "A talk of some length that goes on."
+    model.generate(conversation, max_tokens=1)
+    tasks = ("Is this fine? {}\n", "Guess the mood: {}\n")
+    inputs = ("first text", "second text", "third text", "fourth text")
+    for text in inputs:
+        for task in tasks:
+            computed.clear()
+            prior = task.format("")
+            model.choose(task.format(text), ("p", "q"), prior_prompt=prior)
+            own = len(text) + 1  # one token a character, and the end of the line
+            if text == inputs[0]:
+                assert sum(computed) == len(prior) + own
+            else:
+                assert sum(computed) == own
+    computed.clear()
+    model.generate(conversation, max_tokens=1)  # nothing of it was forgotten meanwhile
+    assert sum(computed) == 1
+
+
 def test_a_prior_belongs_to_all_who_share_it_and_cannot_be_written_to(model):
     prior = model.choose(PROMPT, ("aa", "b"), prior_prompt=EMPTY).options.prior_logprobs
     with pytest.raises(ValueError, match="read-only"):

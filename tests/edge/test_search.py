@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge.reading import TrieReading
@@ -28,6 +28,7 @@ def searched(
 
 
 @given(ANSWERS, st.integers(0, 99), PEAKS, TOLERANCES, st.booleans())
+@example([(4,), *((4, i) for i in range(VOCABULARY))], 0, 3.0, 0.0, True)  # an end of no mass
 def test_the_answer_is_exact_modes_and_the_bounds_contain_its_probability(
     answers, seed, peak, tolerance, corrected
 ):

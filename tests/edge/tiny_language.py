@@ -48,6 +48,9 @@ class TinyLanguage:
         self._row[:] = self.logits_after(())  # overwritten by the next call, as in a decoder
         return self._row
 
+    def keep(self, tokens: int) -> None:
+        raise AssertionError("what is kept is not the reading's business")
+
     def read_tree(
         self,
         tokens: Sequence[int],
@@ -84,5 +87,6 @@ class TinyLanguage:
             for other in answers
             if len(other) > len(answer) and other[: len(answer)] == answer
         }
-        going_on = sum(math.exp(self.log_probability(answer, token)) for token in longer)
-        return total + (math.log(max(1 - going_on, 1e-12)) if longer else 0.0)
+        others = set(range(VOCABULARY)) - longer
+        ending = sum(math.exp(self.log_probability(answer, token)) for token in others)
+        return total + (math.log(max(ending, 1e-12)) if longer else 0.0)
