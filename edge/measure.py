@@ -51,7 +51,7 @@ _of_thread = threading.local()
 
 
 def _scratch(size: int) -> tuple[Row, Row]:
-    """Two rows that this thread writes over: fresh ones would cost half of the time in page faults,
+    """Two rows that this thread writes over: fresh ones would cost nearly half of the time in page faults,
     since the allocator maps arrays of this size anew each time."""
     kept: tuple[Row, Row] | None = getattr(_of_thread, "rows", None)
     if kept is None or len(kept[0]) != size:
