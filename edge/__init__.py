@@ -16,20 +16,25 @@ from cascade.sampling import Sampling
 from cascade.signals import OptionScores, Signals
 from cascade.signing import PublicKey, TrustStore
 from cascade.wire import ClientProfile
+from edge.adapter import Adapter
 from edge.bundle import Bundle, Manifest
+from edge.conversation import AsyncConversation, Conversation
 from edge.device import DEFAULT_BUNDLE, AsyncDevice, Device, bundle_path
 from edge.generate import Step
 from edge.model import OnnxModel
 
 __all__ = [
     "DEFAULT_BUNDLE",
+    "Adapter",
     "Answer",
+    "AsyncConversation",
     "AsyncDevice",
     "Bundle",
     "CancelToken",
     "CascadeError",
     "ClientProfile",
     "Constraints",
+    "Conversation",
     "DataClass",
     "Device",
     "Event",
