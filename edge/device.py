@@ -23,7 +23,7 @@ from cascade.local import ModelInfo
 from cascade.policy import PolicyStore
 from cascade.remote import Remote
 from cascade.request import Constraints, Message, Request
-from cascade.sampling import Sampling
+from cascade.sampling import GREEDY, Sampling
 from cascade.signing import TrustStore
 from cascade.wire import ClientProfile, GrpcRemote
 from edge.adapter import Adapter
@@ -182,6 +182,7 @@ class AsyncDevice:
         *,
         system: str = "",
         overflow: Overflow = "drop_oldest",
+        sampling: Sampling = GREEDY,
         task: str = "",
         constraints: Constraints | None = None,
         show: Show = "final",
@@ -192,13 +193,18 @@ class AsyncDevice:
             system: what the model is told before the first turn.
             overflow: when the turns outgrow the context, ``"drop_oldest"`` leaves the oldest out
                 (never the system message), ``"refuse"`` raises ``InvalidInput``.
-            task, constraints, show: of every turn; see ``ask``.
+            sampling, task, constraints, show: of every turn; see ``ask``.
         """
 
         def ask(messages: tuple[Message, ...], max_tokens: int) -> AsyncGenerator[Event, None]:
-            return self.ask(
-                messages, max_tokens=max_tokens, task=task, constraints=constraints, show=show
+            request = Request(
+                messages,
+                task_id=task,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                constraints=constraints or Constraints(),
             )
+            return self.run(request, show=show)
 
         model = self._model
         return AsyncConversation(
@@ -356,13 +362,19 @@ class Device:
         *,
         system: str = "",
         overflow: Overflow = "drop_oldest",
+        sampling: Sampling = GREEDY,
         task: str = "",
         constraints: Constraints | None = None,
         show: Show = "final",
     ) -> Conversation:
         """Start a conversation; see ``AsyncDevice.conversation``."""
         started = self._device.conversation(
-            system=system, overflow=overflow, task=task, constraints=constraints, show=show
+            system=system,
+            overflow=overflow,
+            sampling=sampling,
+            task=task,
+            constraints=constraints,
+            show=show,
         )
         return Conversation(self._portal, started)
 
