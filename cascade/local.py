@@ -58,7 +58,8 @@ class LocalAnswer:
 
     Arguments:
         text: the answer.
-        signals: per-token measurements of the answer.
+        signals: per-token measurements of the answer, of the model's own distribution: before any
+            penalty, grammar, filter or temperature by which the tokens were drawn.
         options: scores over the closed set, or ``None`` for a free answer.
         prompt_tokens, tokens: tokens read (whole prompt) and written.
         prefill_s, decode_s: wall time of reading the prompt and of writing the answer, in seconds.

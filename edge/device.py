@@ -23,7 +23,7 @@ from cascade.local import ModelInfo
 from cascade.policy import PolicyStore
 from cascade.remote import Remote
 from cascade.request import Constraints, Message, Request
-from cascade.sampling import Sampling
+from cascade.sampling import GREEDY, Sampling
 from cascade.signals import ScoreMode
 from cascade.signing import TrustStore
 from cascade.wire import ClientProfile, GrpcRemote
@@ -188,6 +188,7 @@ class AsyncDevice:
         *,
         system: str = "",
         overflow: Overflow = "drop_oldest",
+        sampling: Sampling = GREEDY,
         task: str = "",
         constraints: Constraints | None = None,
         show: Show = "final",
@@ -198,13 +199,18 @@ class AsyncDevice:
             system: what the model is told before the first turn.
             overflow: when the turns outgrow the context, ``"drop_oldest"`` leaves the oldest out
                 (never the system message), ``"refuse"`` raises ``InvalidInput``.
-            task, constraints, show: of every turn; see ``ask``.
+            sampling, task, constraints, show: of every turn; see ``ask``.
         """
 
         def ask(messages: tuple[Message, ...], max_tokens: int) -> AsyncGenerator[Event, None]:
-            return self.ask(
-                messages, max_tokens=max_tokens, task=task, constraints=constraints, show=show
+            request = Request(
+                messages,
+                task_id=task,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                constraints=constraints or Constraints(),
             )
+            return self.run(request, show=show)
 
         model = self._model
         return AsyncConversation(
@@ -353,33 +359,30 @@ class Device:
     run = _iterates(AsyncDevice.run)
     ask = _iterates(AsyncDevice.ask)
     choose = _waits(AsyncDevice.choose)
+    load_adapter = _waits(AsyncDevice.load_adapter)
+    use_adapter = _waits(AsyncDevice.use_adapter)
+    unload_adapter = _waits(AsyncDevice.unload_adapter)
 
     def conversation(
         self,
         *,
         system: str = "",
         overflow: Overflow = "drop_oldest",
+        sampling: Sampling = GREEDY,
         task: str = "",
         constraints: Constraints | None = None,
         show: Show = "final",
     ) -> Conversation:
         """Start a conversation; see ``AsyncDevice.conversation``."""
         started = self._device.conversation(
-            system=system, overflow=overflow, task=task, constraints=constraints, show=show
+            system=system,
+            overflow=overflow,
+            sampling=sampling,
+            task=task,
+            constraints=constraints,
+            show=show,
         )
         return Conversation(self._portal, started)
-
-    def load_adapter(self, path: Path, *, trust: TrustStore | None = None) -> str:
-        """Verify an adapter and keep it ready; see ``AsyncDevice.load_adapter``."""
-        return self._portal.call(self._device.load_adapter(path, trust=trust))
-
-    def use_adapter(self, digest: str) -> None:
-        """Apply a loaded adapter; see ``AsyncDevice.use_adapter``."""
-        self._portal.call(self._device.use_adapter(digest))
-
-    def unload_adapter(self, digest: str) -> None:
-        """Free a loaded adapter; see ``AsyncDevice.unload_adapter``."""
-        self._portal.call(self._device.unload_adapter(digest))
 
     def close(self) -> None:
         """Close the connection and end the background thread. May be called again."""

@@ -43,7 +43,6 @@ class OnnxModel:
         self._manifest = manifest
         self._adapters: dict[str, dict[str, Floats]] = {}
         self._end_tokens = frozenset(manifest.stop_token_ids)
-        self._vocab_size = manifest.vocab_size
         self._grammars = Grammars(
             bundle.file(TOKENIZER), manifest.vocab_size, manifest.stop_token_ids
         )
@@ -144,7 +143,7 @@ class OnnxModel:
                 self._decoder,
                 ids,
                 text=self._codec.stream(),
-                sampler=Sampler(sampling, self._vocab_size, ids),
+                sampler=Sampler(sampling, self._manifest.vocab_size, ids),
                 ending=ending,
                 matcher=matcher,
                 on_text=on_text,
@@ -195,6 +194,8 @@ class OnnxModel:
         if not all(stop):
             raise InvalidInput("stop", "contains an empty string")
         for token in stop_tokens:
-            if not 0 <= token < self._vocab_size:
-                raise InvalidInput("stop_tokens", f"{token} is not in 0 … {self._vocab_size - 1}")
+            if not 0 <= token < self._manifest.vocab_size:
+                raise InvalidInput(
+                    "stop_tokens", f"{token} is not in 0 … {self._manifest.vocab_size - 1}"
+                )
         return Ending(max_tokens, stop, self._end_tokens.union(stop_tokens))
