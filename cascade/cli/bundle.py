@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from cascade import catalog, home
+from cascade.cli import bundle_bench
 from cascade.cli.interrupt import loading
 from cascade.cli.models import pull_with_progress
 from cascade.cli.progress import ProgressLine
@@ -39,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, help=text)
         action.add_argument("bundle", nargs="?", help="name or folder (default: SmolLM2-135M)")
         action.set_defaults(run=run)
+    bundle_bench.configure(actions.add_parser("bench", help="measure what this machine can do"))
     for action in actions.choices.values():
         action.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -1,0 +1,94 @@
+"""A virtual environment a peer, with pinned packages, kept under a cache folder.
+
+``CASCADE_BENCH_CACHE`` moves the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_STAMP = "installed.json"
+
+
+class PeerUnavailable(Exception):
+    """A peer cannot be measured here; the message is a row's reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What pip installs for one peer.
+
+    Arguments:
+        name: of the folder.
+        requirements: pinned.
+        pip_arguments: e.g. ``("--no-binary", "NAME")``.
+        variables: environment variables of the installation, e.g. compiler flags.
+        limit_s: when to give up on the installation.
+    """
+
+    name: str
+    requirements: tuple[str, ...]
+    pip_arguments: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    limit_s: float = 900.0
+
+    def python(self, say: Callable[[str], None]) -> Path:
+        """The interpreter; the environment is made first where it is missing.
+
+        Raises:
+            PeerUnavailable: it cannot be made; pip's last line says why.
+        """
+        key = hashlib.sha256(
+            repr((self.requirements, self.pip_arguments, sorted(self.variables.items()))).encode()
+        ).hexdigest()[:12]
+        folder = cache_dir() / f"{self.name}-{key}"
+        python = folder / "bin" / "python"
+        if not (folder / _STAMP).is_file():
+            say(f"installing {' '.join(self.requirements)} into an environment of its own")
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            started = time.perf_counter()
+            self._run([sys.executable, "-m", "venv", str(folder)])
+            install = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+            self._run([*install, *self.pip_arguments, *self.requirements])
+            seconds = time.perf_counter() - started
+            (folder / _STAMP).write_text(json.dumps({"seconds": round(seconds)}))
+        return python
+
+    def _run(self, command: list[str]) -> None:
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=self.limit_s,
+                env={**os.environ, **self.variables},
+            )
+        except subprocess.TimeoutExpired:
+            raise PeerUnavailable(
+                f"{self.name}: not installed within {self.limit_s / 60:.0f} minutes"
+            ) from None
+        except OSError as problem:
+            raise PeerUnavailable(f"{self.name}: {problem}") from None
+        if done.returncode:
+            lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+            raise PeerUnavailable(f"{self.name}: {lines[-1].strip() if lines else 'pip failed'}")
+
+
+def cache_dir() -> Path:
+    """Where environments and the models built for peers are kept."""
+    override = os.environ.get("CASCADE_BENCH_CACHE")
+    if override:
+        return Path(override).expanduser().absolute()
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "cascade-benchmarks"
