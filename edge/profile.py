@@ -1,9 +1,8 @@
 """What this machine can do with which bundle: measured points, the recommendation that follows from
 them, and the file that keeps both.
 
-A point is measured in a process of its own (``python -m edge.profile``), so that its memory is its
-own and threads of one do not disturb another. Nothing here decides what a model is *worth*: quality
-is measured by labelled data (``cascade.certify``), not by a stopwatch.
+Measuring is ``edge.bench``'s business. Nothing here decides what a model is *worth*: quality is
+measured by labelled data (``cascade.certify``), not by a stopwatch.
 """
 
 from __future__ import annotations
@@ -13,56 +12,20 @@ import json
 import os
 import platform
 import re
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
 from cascade import home
-from cascade.errors import BundleError, InvalidInput
+from cascade.errors import InvalidInput
 from cascade.files import write_whole
 from cascade.strict import Fields
 
 PROFILE_FORMAT = 1
-PROMPT_TOKENS, QUICK_PROMPT_TOKENS = 128, 32
-_DECODE_TOKENS, _QUICK_DECODE_TOKENS = 32, 8
-_REPEATS, _QUICK_REPEATS = 5, 2
 # Fewer threads leave cores to other programs; 5 % is less than anybody notices.
 _NEAR_BEST = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Memory of a process, in bytes; None where the system does not tell.
-
-    Arguments:
-        resident: in RAM now, mapped files included.
-        anonymous: of these, what belongs to this process alone and cannot be dropped and read
-            again: what a device has to have.
-        peak: the most that was resident since the process began.
-    """
-
-    resident: int | None
-    anonymous: int | None
-    peak: int | None
-
-
-def memory() -> Memory:
-    """Memory of this process now."""
-    peak = re.search(r"^VmHWM:\s+(\d+) kB", _proc("status"), re.MULTILINE)
-    rollup = _proc("smaps_rollup")
-    resident = re.search(r"^Rss:\s+(\d+) kB", rollup, re.MULTILINE)
-    anonymous = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
-    return Memory(
-        resident=1024 * int(resident[1]) if resident else None,
-        anonymous=1024 * int(anonymous[1]) if anonymous else None,
-        peak=1024 * int(peak[1]) if peak else _peak_elsewhere(),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +39,7 @@ class Point:
         first_token_s: from there to the first token of a 16-token prompt.
         prefill_tokens_per_s, decode_tokens_per_s: medians, by the clock.
         cpu_s_per_token: CPU time of one decoded token, over all threads.
-        peak_bytes, anonymous_bytes: memory of the whole process; see ``Memory``.
+        peak_bytes, anonymous_bytes: memory of the whole process; see ``edge.memory``.
     """
 
     bundle: str
@@ -176,7 +139,7 @@ class Profile:
         points = fields.take("points")
         if not isinstance(points, list):
             raise InvalidInput("profile.points", "must be a list")
-            advice = fields.take("recommendation")
+        advice: object = fields.take("recommendation")
         profile = cls(
             machine=fields.text("machine"),
             measured_at=fields.text("measured_at"),
@@ -247,93 +210,6 @@ def profile_path() -> Path:
     return home.profile_dir() / "profile.json"
 
 
-def measure_apart(
-    bundle: Path, *, threads: int, quick: bool = False, on_start: Callable[[], None] | None = None
-) -> Point:
-    """Measure one point in a process of its own.
-
-    Arguments:
-        on_start: called once the process runs.
-
-    Raises:
-        BundleError: the bundle cannot be used, or the process failed; its last line says why.
-    """
-    command = [sys.executable, "-m", "edge.profile", str(bundle), str(threads)]
-    command += ["--quick"] if quick else []
-    # The child finds the same packages wherever it is started from.
-    paths = os.pathsep.join(path for path in sys.path if path)
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-    ) as process:
-        if on_start is not None:
-            on_start()
-        try:
-            output, errors = process.communicate()
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        lines = [line.strip() for line in errors.splitlines() if line.strip()]
-        raise BundleError(f"{bundle}: {lines[-1] if lines else 'the measurement ended early'}")
-    return point_from_json(json.loads(output), "point")
-
-
-def measure_here(bundle: Path, *, threads: int, quick: bool = False) -> Point:
-    """Measure one point in this process, which should have done nothing before.
-
-    Raises:
-        NotFound, BundleError: the bundle must not or cannot be used.
-    """
-    from cascade.signing import TrustStore
-    from edge.bundle import Bundle
-    from edge.decoder import Decoder
-
-    verified = Bundle.open(bundle, TrustStore(home.trust_dir()))
-    manifest = verified.manifest
-    started = time.perf_counter()
-    decoder = Decoder(verified.path, manifest, threads=threads)
-    loaded_at = time.perf_counter()
-    prompt = PROMPT_TOKENS if not quick else QUICK_PROMPT_TOKENS
-    steps = _DECODE_TOKENS if not quick else _QUICK_DECODE_TOKENS
-    # Which tokens makes no difference to the time; they only have to exist.
-    tokens = [
-        (7 * i) % manifest.vocab_size for i in range(min(prompt, manifest.context_tokens // 2))
-    ]
-    decoder.read(tokens[:16])
-    first_token_at = time.perf_counter()
-    prefill: list[float] = []
-    decode: list[float] = []
-    cpu: list[float] = []
-    for _ in range(_REPEATS if not quick else _QUICK_REPEATS):
-        decoder.forget()
-        begun = time.perf_counter()
-        row = decoder.read(tokens)
-        prefill.append(len(tokens) / (time.perf_counter() - begun))
-        begun, cpu_begun = time.perf_counter(), time.process_time()
-        for _ in range(steps):
-            row = decoder.push(int(row.argmax()))
-        decode.append(steps / (time.perf_counter() - begun))
-        cpu.append((time.process_time() - cpu_begun) / steps)
-    used = memory()
-    return Point(
-        bundle=manifest.name,
-        quantisation=manifest.quantisation,
-        threads=threads,
-        load_s=loaded_at - started,
-        first_token_s=first_token_at - loaded_at,
-        prefill_tokens_per_s=statistics.median(prefill),
-        decode_tokens_per_s=statistics.median(decode),
-        cpu_s_per_token=statistics.median(cpu),
-        peak_bytes=used.peak,
-        anonymous_bytes=used.anonymous,
-    )
-
-
 def point_from_json(value: object, where: str) -> Point:
     """Read a point that was written as JSON.
 
@@ -377,37 +253,3 @@ def _fewest_threads(points: Sequence[Point]) -> Point:
     best = max(point.decode_tokens_per_s for point in points)
     near = [point for point in points if point.decode_tokens_per_s >= _NEAR_BEST * best]
     return min(near, key=lambda point: point.threads)
-
-
-def _proc(name: str) -> str:
-    try:
-        return Path("/proc/self", name).read_text(encoding="utf-8")
-    except OSError:
-        return ""
-
-
-def _peak_elsewhere() -> int | None:
-    """Where there is no /proc: macOS counts bytes, others kibibytes."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _main(arguments: Sequence[str]) -> int:
-    from cascade.errors import CascadeError
-
-    bundle, threads, *options = arguments
-    try:
-        point = measure_here(Path(bundle), threads=int(threads), quick="--quick" in options)
-    except CascadeError as problem:
-        print(problem, file=sys.stderr)
-        return problem.exit_code
-    print(json.dumps(dataclasses.asdict(point)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))

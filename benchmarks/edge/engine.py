@@ -61,7 +61,7 @@ class Engine:
 
     def memory(self) -> Fields:
         """Of this process, in bytes."""
-        from edge.profile import memory
+        from edge.memory import memory
 
         now = memory()
         return {"resident": now.resident, "anonymous": now.anonymous, "peak": now.peak}

@@ -39,7 +39,8 @@ def configure(action: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     with loading():
-        from edge.profile import Profile, measure_apart, profile_path
+        from edge.bench import measure_apart
+        from edge.profile import Profile, profile_path
 
     bundles = _bundles(args.bundles)
     threads = _thread_counts(args.threads)
