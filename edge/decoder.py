@@ -55,6 +55,7 @@ class Decoder:
             raise InvalidInput("caches", f"{caches} is below 1")
         self._manifest = manifest
         self._session = _session(folder, threads)
+        _check_graph(self._session, manifest)
         self._pool = CachePool(manifest, caches)
         self._cache = self._pool.pick((), "")
         self._bindings: dict[KeyValueCache, _Binding] = {}
@@ -299,6 +300,40 @@ def _session(folder: Path, threads: int) -> ort.InferenceSession:
     except Exception as problem:  # onnxruntime raises a dozen unrelated types
         first_line = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise BundleError(f"{DECODE_GRAPH}: onnxruntime cannot load it ({first_line})") from None
+
+
+def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:
+    """Raise ``BundleError`` unless the graph has the inputs and outputs that are bound here."""
+    halves = [(layer, half) for layer in range(manifest.layers) for half in ("key", "value")]
+    buffer = (1, manifest.kv_heads, None, manifest.head_dim)
+    inputs: dict[str, tuple[int | None, ...]] = {
+        "input_ids": (1, None),
+        "seqlens_k": (1,),
+        "total_sequence_length": (),
+        "position_ids": (1, None),
+        "attention_bias": (1, 1, None, None),
+        "logit_positions": (None,),
+        **{f"past_key_values.{layer}.{half}": buffer for layer, half in halves},
+    }
+    for slot in manifest.adapter_slots:
+        inputs[slot.input_a] = (slot.columns, None)
+        inputs[slot.input_b] = (None, slot.rows)
+    outputs: dict[str, tuple[int | None, ...]] = {"logits": (None, manifest.vocab_size)}
+    outputs |= {f"present.{layer}.{half}": buffer for layer, half in halves}
+    for kind, expected, found in (
+        ("input", inputs, session.get_inputs()),
+        ("output", outputs, session.get_outputs()),
+    ):
+        shapes = {
+            value.name: tuple(size if isinstance(size, int) else None for size in value.shape)
+            for value in found
+        }
+        for name in sorted(expected.keys() | shapes.keys()):
+            if expected.get(name) != shapes.get(name):
+                raise BundleError(
+                    f"{DECODE_GRAPH}: {kind} {name} is not as {manifest.name}'s manifest says; "
+                    "build the bundle again"
+                )
 
 
 def _idle_inputs(manifest: Manifest) -> dict[str, NDArray[np.float32]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import shutil
 
 import numpy as np
+import onnx
 import pytest
 from gguf import GGMLQuantizationType as Type
 from hypothesis import given, settings
@@ -15,7 +18,7 @@ from cascade.local import CancelToken
 from cascade.signing import SigningKey, TrustStore
 from edge.adapter import Adapter, LoraPair, write_adapter
 from edge.build import build_from_gguf
-from edge.bundle import Bundle
+from edge.bundle import Bundle, describe_files, seal
 from edge.decoder import Decoder, TreeNode
 from edge.model import OnnxModel
 
@@ -305,3 +308,41 @@ class TestRefusedAdapters:
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
         with pytest.raises(BundleError, match="altered"):
             Adapter.open(folder, trust)
+
+
+class TestForeignGraphs:
+    """Signed, so that the files are as meant, and yet not what the manifest describes."""
+
+    @pytest.fixture
+    def open_with(self, tiny, key, tmp_path):
+        bundle, trust = tiny
+
+        def open_with(graph: bytes) -> Decoder:
+            folder = tmp_path / "bundle"
+            shutil.copytree(bundle.path, folder)
+            (folder / "decode.onnx").write_bytes(graph)
+            manifest = dataclasses.replace(bundle.manifest, files=describe_files(folder))
+            seal(folder, manifest, key)
+            return Decoder(folder, Bundle.open(folder, trust).manifest)
+
+        return open_with
+
+    def test_a_truncated_graph(self, tiny, open_with):
+        whole = (tiny[0].path / "decode.onnx").read_bytes()
+        with pytest.raises(BundleError, match="onnxruntime cannot load it"):
+            open_with(whole[: len(whole) // 2])
+
+    def test_no_graph_at_all(self, open_with):
+        with pytest.raises(BundleError, match="onnxruntime cannot load it"):
+            open_with(b"Not found")
+
+    def test_a_graph_of_something_else(self, open_with):
+        value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+        same = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+        node = onnx.helper.make_node("Identity", ["x"], ["y"])
+        graph = onnx.helper.make_graph([node], "other", [value], [same])
+        model = onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10
+        )
+        with pytest.raises(BundleError, match="input attention_bias is not as tiny's manifest"):
+            open_with(model.SerializeToString())
