@@ -42,10 +42,10 @@ def _run(args: argparse.Namespace) -> int:
         from edge.bench import measure_apart
         from edge.profile import Profile, profile_path
 
-    bundles = _bundles(args.bundles)
     threads = _thread_counts(args.threads)
-    if args.memory is not None and args.memory <= 0:
+    if args.memory is not None and not args.memory > 0:
         raise InvalidInput("--memory", f"{args.memory:g} is not above 0")
+    bundles = _bundles(args.bundles)
     line = ProgressLine("bench", len(bundles) * len(threads), "points")
     points: list[Point] = []
     try:
@@ -74,10 +74,13 @@ def _run(args: argparse.Namespace) -> int:
 
 def _bundles(names: Sequence[str]) -> list[Path]:
     from edge import bundle_path
-    from edge.bundle import MANIFEST
+    from edge.bundle import MANIFEST, inspect
 
     if names:
-        return [bundle_path(name) for name in names]
+        paths = [bundle_path(name) for name in names]
+        for path in paths:
+            inspect(path)  # a wrong name is no news after minutes of measuring
+        return paths
     folder = home.bundles_dir()
     found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
     if not found:
