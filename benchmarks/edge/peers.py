@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peers import Child, Environment, PeerUnavailable
-from benchmarks.peers.environment import cache_dir
+from benchmarks.peers import Child, Environment
+from benchmarks.peers.environment import cache_dir, run_whole
 
 _XLLAMACPP = "2026.10.11549"
 _LLAMA_CPP_PYTHON = "0.3.36"
 _GENAI = "0.18.0"
-_GENAI_BUILD_S = 1200.0
+_GENAI_BUILD_S = 1800.0
 
 Say = Callable[[str], None]
 
@@ -71,7 +70,7 @@ def genai_int4(gguf: Path, say: Say) -> Peer:
             "onnx==1.23.2",
             "onnx-ir",
             "torch==2.13.0",
-            "transformers==4.57.6",
+            "transformers==5.23.0",  # what the builder of this release imports
             "accelerate==1.12.0",
             "gguf==0.19.0",
         ),
@@ -85,24 +84,12 @@ def genai_int4(gguf: Path, say: Say) -> Peer:
 
 
 def _build_genai(gguf: Path, model: Path, python: Path) -> None:
-    command = [str(python), "-m", "benchmarks.peers.genai_build", str(gguf), str(model)]
-    root = Path(__file__).resolve().parents[2]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_GENAI_BUILD_S,
-        )
-    except subprocess.TimeoutExpired:
-        raise PeerUnavailable(
-            f"genai's builder took more than {_GENAI_BUILD_S / 60:.0f} minutes"
-        ) from None
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise PeerUnavailable(f"genai's builder: {lines[-1] if lines else 'failed'}")
+    run_whole(
+        [str(python), "-m", "benchmarks.peers.genai_build", str(gguf), str(model)],
+        what="the builder of onnxruntime-genai",
+        limit_s=_GENAI_BUILD_S,
+        folder=Path(__file__).resolve().parents[2],
+    )
 
 
 def _peer(name: str, module: str, model: Path, python: Path) -> Peer:

@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,24 +68,53 @@ class Environment:
         return python
 
     def _run(self, command: list[str]) -> None:
+        run_whole(
+            command,
+            what=self.name,
+            limit_s=self.limit_s,
+            variables={**os.environ, **self.variables},
+        )
+
+
+def run_whole(
+    command: Sequence[str],
+    *,
+    what: str,
+    limit_s: float,
+    variables: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> None:
+    """Run a command to its end; whatever it started ends with it.
+
+    Raises:
+        PeerUnavailable: it failed, and its last line says why; or it took longer than ``limit_s``.
+    """
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # a group of its own: pip starts compilers
+        )
+    except OSError as problem:
+        raise PeerUnavailable(f"{what}: {problem}") from None
+    with process:
         try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=self.limit_s,
-                env={**os.environ, **self.variables},
-            )
-        except subprocess.TimeoutExpired:
-            raise PeerUnavailable(
-                f"{self.name}: not installed within {self.limit_s / 60:.0f} minutes"
-            ) from None
-        except OSError as problem:
-            raise PeerUnavailable(f"{self.name}: {problem}") from None
-        if done.returncode:
-            lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-            raise PeerUnavailable(f"{self.name}: {lines[-1].strip() if lines else 'pip failed'}")
+            output, _ = process.communicate(timeout=limit_s)
+        except BaseException as reason:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(reason, subprocess.TimeoutExpired):
+                minutes = limit_s / 60
+                raise PeerUnavailable(f"{what}: not done within {minutes:.0f} minutes") from None
+            raise
+    if process.returncode:
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        raise PeerUnavailable(f"{what}: {lines[-1] if lines else 'failed without a word'}")
 
 
 def cache_dir() -> Path:

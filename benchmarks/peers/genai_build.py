@@ -27,9 +27,10 @@ def main() -> None:
         tokenizer.save_pretrained(source)
         builder = Path(onnxruntime_genai.__file__).parent / "models" / "builder.py"
         options = ("-p", "int4", "-e", "cpu", "-c", str(Path(aside) / "cache"))
-        subprocess.run(
-            [sys.executable, str(builder), "-i", str(source), "-o", str(made), *options], check=True
-        )
+        command = [sys.executable, str(builder), "-i", str(source), "-o", str(made), *options]
+        done = subprocess.run(command, stdout=sys.stderr, check=False)
+        if done.returncode:  # its own last line says why, and stays the last
+            sys.exit(done.returncode)
         made.rename(out)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import time
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from benchmarks.peers import Child, Environment, PeerUnavailable
+from benchmarks.peers.environment import run_whole
 
 CHATTY = """
 import sys
@@ -47,6 +50,26 @@ def test_a_child_that_ends_gives_its_last_line_as_reason(chatty):
 def test_a_module_that_is_not_there_is_a_reason_too():
     with Child("no_such_module") as child, pytest.raises(PeerUnavailable, match="no_such_module"):
         child.ask("anything")
+
+
+def test_what_takes_too_long_ends_with_all_that_it_started(tmp_path):
+    pid_file = tmp_path / "pid"
+    script = f"sleep 600 & echo $! > {pid_file}; wait"
+    with pytest.raises(PeerUnavailable, match="not done within"):
+        run_whole(["sh", "-c", script], what="a build", limit_s=1.0)
+    deadline = time.monotonic() + 10
+    while running(int(pid_file.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(int(pid_file.read_text()))
+
+
+def running(pid):
+    """Whether a process exists and has not ended."""
+    try:
+        state = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def test_an_environment_that_cannot_be_made_says_why_and_is_tried_again(tmp_path, monkeypatch):
