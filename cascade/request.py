@@ -10,13 +10,14 @@ import re
 import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
 from cascade.errors import InvalidInput
 from cascade.sampling import GREEDY, Sampling
 from cascade.structured import check_json_schema, check_regex
 
 MAX_OPTIONS = 1000
+Role = Literal["system", "user", "assistant"]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -32,7 +33,7 @@ class DataClass(StrEnum):
 class Message:
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
 
@@ -112,6 +113,12 @@ class Request:
         """Raise ``InvalidInput`` naming the first field that cannot be used."""
         if not self.messages:
             raise InvalidInput("messages", "is empty; give at least one user message")
+        for message in self.messages:
+            # A chat template writes the role next to its control tokens, unquoted.
+            if message.role not in get_args(Role):
+                raise InvalidInput(
+                    "messages", f"role {message.role!r} is none of {', '.join(get_args(Role))}"
+                )
         if self.messages[-1].role != "user":
             raise InvalidInput("messages", "must end with a message of the role user")
         if not self.text.strip():

@@ -104,10 +104,12 @@ class CachePool:
         best.last_used = self._clock
         return best
 
-    def forget(self) -> None:
-        """Empty every cache."""
+    def forget(self) -> int:
+        """Empty every cache; returns the number of tokens forgotten."""
+        held = sum(len(cache.tokens) for cache in self._caches)
         for cache in self._caches:
             cache.tokens.clear()
+        return held
 
     def _longest(self, tokens: Sequence[int], adapter: str) -> tuple[KeyValueCache | None, int]:
         best, longest = None, -1

@@ -151,9 +151,10 @@ class Decoder:
         self._adapter_inputs = _idle_inputs(self._manifest) | dict(inputs or {})
         self._bindings.clear()
 
-    def forget(self) -> None:
-        """Empty the caches, so that the next ``read`` computes everything."""
-        self._pool.forget()
+    def forget(self) -> int:
+        """Empty the caches, so that the next ``read`` computes everything; returns the number of
+        tokens forgotten."""
+        return self._pool.forget()
 
     @property
     def free_tokens(self) -> int:

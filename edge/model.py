@@ -196,10 +196,11 @@ class OnnxModel:
             finish="stop",
         )
 
-    def forget_prefix(self) -> None:
-        """Empty the prompt cache, so that the next request reads its whole prompt."""
+    def forget_prefix(self) -> int:
+        """Empty the prompt caches, so that the next request reads its whole prompt. Returns the
+        number of tokens forgotten."""
         with self._lock:
-            self._decoder.forget()
+            return self._decoder.forget()
 
     def _ending(
         self, max_tokens: int, stop: tuple[str, ...], stop_tokens: Collection[int]

@@ -13,7 +13,7 @@ import os
 import secrets
 import tempfile
 import urllib.request
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ import xllamacpp
 from cascade.errors import InvalidInput
 from cloud.engines.base import Capabilities, ChatRequest, Done, EngineEvent, Piece, Started
 from cloud.engines.grammar import options_grammar, structured_grammar
+from cloud.engines.llama_prompt import ConversationTokens
 from cloud.errors import EngineFailed, ModelUnusable
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,9 @@ _log = logging.getLogger(__name__)
 # Prompt tokens computed in one step. A step cannot be interrupted: it bounds how long a cancelled
 # request still computes. 64 costs about a tenth of the prompt throughput of the default of 2,048.
 _STEP_TOKENS: Final = 64
-_ERASE_TIMEOUT_S: Final = 120.0
+_HTTP_TIMEOUT_S: Final = 120.0
+# No proxy from the environment may get between.
+_LOOPBACK: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class LlamaCpp:
@@ -52,6 +55,7 @@ class LlamaCpp:
         self._parallel = parallel
         self._key = secrets.token_urlsafe(32)
         self._server: Any = None
+        self._tokens = ConversationTokens(self._post)
         self._slots: tempfile.TemporaryDirectory[str] | None = None
         self._workers: ThreadPoolExecutor | None = None
 
@@ -90,7 +94,7 @@ class LlamaCpp:
         """Answer ``request``; see ``Engine.stream``."""
         loop = asyncio.get_running_loop()
         # A large grammar takes long enough to check that the other requests would notice.
-        body = json.dumps(await asyncio.to_thread(_body, request, self._context_tokens))
+        body = await asyncio.to_thread(_body, request, self._context_tokens)
         messages: asyncio.Queue[str | None] = asyncio.Queue()
         stopped = False
 
@@ -100,7 +104,12 @@ class LlamaCpp:
 
         def compute() -> None:
             try:
-                self._server.handle_chat_completions(body, on_message)
+                ids = self._tokens.where_needed(request.messages)
+                if ids is None:
+                    self._server.handle_chat_completions(json.dumps(body), on_message)
+                else:
+                    prompt = {**body, "messages": None, "prompt": ids}
+                    self._server.handle_completions(json.dumps(prompt), on_message)
             finally:
                 loop.call_soon_threadsafe(messages.put_nowait, None)
 
@@ -165,15 +174,16 @@ class LlamaCpp:
         return params
 
     def _erase(self, slot: int) -> int:
+        return int(self._post(f"/slots/{slot}?action=erase", {})["n_erased"])
+
+    def _post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
         call = urllib.request.Request(
-            f"{self._server.listening_address}/slots/{slot}?action=erase",
-            data=b"{}",
+            f"{self._server.listening_address}{path}",
+            data=json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
         )
-        # No proxy from the environment may get between.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(call, timeout=_ERASE_TIMEOUT_S) as reply:
-            return int(json.load(reply)["n_erased"])
+        with _LOOPBACK.open(call, timeout=_HTTP_TIMEOUT_S) as reply:
+            return dict(json.load(reply))
 
 
 def _body(request: ChatRequest, context_tokens: int) -> dict[str, Any]:
@@ -234,7 +244,8 @@ class _Reader:
         self._usage = content.get("usage") or self._usage
         for choice in content["choices"]:
             self._reason = choice.get("finish_reason") or self._reason
-            text = choice["delta"].get("content")
+            # Of a conversation, or of a prompt that was sent as tokens.
+            text = choice["delta"].get("content") if "delta" in choice else choice["text"]
             if text:
                 total = int(content.get("timings", {}).get("predicted_n", self._counted + 1))
                 events.append(Piece(text, total - self._counted))

@@ -104,7 +104,6 @@ async def test_one_turn_at_a_time(parrot):
     assert await said(talk.ask("three")) == "heard 3"
 
 
-@pytest.mark.models
 def test_a_turn_costs_its_own_tokens_and_conversations_do_not_disturb_each_other(
     bundle, trust, monkeypatch
 ):
@@ -128,10 +127,9 @@ def test_a_turn_costs_its_own_tokens_and_conversations_do_not_disturb_each_other
     # "Another." in its turn's frame, and what closes the turn before; nothing of the first turn.
     assert len(read) == 2
     assert whole > 60
-    assert max(read) < 30
+    assert max(read) < whole / 2
 
 
-@pytest.mark.models
 def test_two_threads_cannot_talk_in_one_conversation(bundle, trust):
     with Device.open(bundle.path, trust=trust) as device:
         talk = device.conversation()
