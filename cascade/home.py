@@ -47,3 +47,8 @@ def keys_dir() -> Path:
 def cluster_dir() -> Path:
     """State of the local cluster: pid file, certificate authority, API key, log."""
     return home() / "cluster"
+
+
+def profile_dir() -> Path:
+    """What ``cascade bundle bench`` measured on this machine."""
+    return home() / "profile"

@@ -32,6 +32,7 @@ from edge.bundle import Bundle
 from edge.conversation import AsyncConversation, Conversation, Overflow
 from edge.model import OnnxModel
 from edge.portal import Portal
+from edge.profile import recommended_threads
 
 DEFAULT_BUNDLE = "smollm2-135m-instruct-int4"
 
@@ -68,7 +69,7 @@ class AsyncDevice:
         cloud: ClientProfile | None = None,
         trust: TrustStore | None = None,
         policies: PolicyStore | None = None,
-        threads: int = 1,
+        threads: int | None = None,
     ) -> Self:
         """Verify and load a bundle.
 
@@ -78,14 +79,18 @@ class AsyncDevice:
             cloud: address, certificate authority and key of a cluster; ``None`` works offline.
             trust: pinned publisher keys; by default those under ``CASCADE_HOME``.
             policies: installed policies; by default those under ``CASCADE_HOME``.
-            threads: threads of the local model, ≥ 1.
+            threads: threads of the local model, ≥ 1; by default what this machine's profile
+                recommends (``cascade bundle bench``), or 1 without one.
 
         Raises:
             NotFound: there is no such bundle.
             UnknownPublisher, Tampered, BundleError: the bundle must not or cannot be used.
         """
         trust = trust or TrustStore(home.trust_dir())
-        model = OnnxModel(Bundle.open(bundle_path(bundle), trust), threads=threads)
+        verified = Bundle.open(bundle_path(bundle), trust)
+        if threads is None:
+            threads = recommended_threads(verified.manifest.name)
+        model = OnnxModel(verified, threads=threads)
         remote = GrpcRemote(cloud) if cloud is not None else None
         return cls(model, remote, policies or PolicyStore(home.policies_dir(), trust))
 
@@ -319,7 +324,7 @@ class Device:
         cloud: ClientProfile | None = None,
         trust: TrustStore | None = None,
         policies: PolicyStore | None = None,
-        threads: int = 1,
+        threads: int | None = None,
     ) -> Self:
         """Verify and load a bundle; see ``AsyncDevice.open``."""
 

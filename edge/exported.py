@@ -123,6 +123,10 @@ class ExportedDecoder:
             self._go_back(len(tokens))
         return rows
 
+    def keep(self, tokens: int) -> None:
+        """Hold the first ``tokens`` of what was read, and not the rest."""
+        self._go_back(tokens)
+
     def use_adapter(self, digest: str, inputs: Mapping[str, NDArray[np.float32]] | None) -> None:
         """Only "no adapter" is possible: an exported graph has no slots, and none can be loaded.
 

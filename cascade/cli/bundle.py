@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cascade import home
-from cascade.cli import recipe
+from cascade.cli import bundle_bench, recipe
 from cascade.cli.interrupt import loading
 from cascade.cli.progress import ProgressLine
 from cascade.cli.recipe import Recipe
@@ -55,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, help=text)
         action.add_argument("bundle", nargs="?", help="name or folder (default: SmolLM2-135M)")
         action.set_defaults(run=run)
+    bundle_bench.configure(actions.add_parser("bench", help="measure what this machine can do"))
     for action in actions.choices.values():
         action.add_argument("--json", action="store_true", help="print one JSON object")
 

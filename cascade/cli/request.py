@@ -80,7 +80,9 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         default="device",
         help="cloud: ask the cluster at once, without a local attempt",
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="local threads (1)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="local threads (as bundle bench recommends, or 1)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
