@@ -1,4 +1,5 @@
-"""What is asked: messages, a closed set of options if any, and the limits that an answer must keep.
+"""What is asked: messages or tensors, a closed set of options if any, and the limits that an answer
+must keep.
 
 These are plain values, checked once by ``Request.check``; how they are answered is decided in
 ``cascade.controller``.
@@ -13,6 +14,7 @@ from enum import StrEnum
 from typing import Literal
 
 from cascade.errors import InvalidInput
+from cascade.tensor import Tensor, check_tensors
 
 MAX_OPTIONS = 1000
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -83,6 +85,7 @@ class Request:
         stop: strings that end a free answer before they appear in it.
         prefer: ``"device"`` tries locally first; ``"cloud"`` asks the cluster at once, with no
             local attempt to fall back on.
+        tensors: a classifier's inputs, instead of messages; ``options`` are then its labels.
     """
 
     messages: tuple[Message, ...]
@@ -93,14 +96,37 @@ class Request:
     prefer: Literal["device", "cloud"] = "device"
     constraints: Constraints = field(default_factory=Constraints)
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    tensors: tuple[Tensor, ...] = ()
 
     @property
     def text(self) -> str:
-        """Content of the last message."""
+        """Content of the last message. There is none where tensors are asked about."""
         return self.messages[-1].content
 
     def check(self) -> None:
         """Raise ``InvalidInput`` naming the first field that cannot be used."""
+        if self.tensors:
+            self._check_tensors()
+        else:
+            self._check_messages()
+        if self.max_tokens < 1:
+            raise InvalidInput("max_tokens", f"{self.max_tokens} is below 1")
+        if not _REQUEST_ID.fullmatch(self.request_id):
+            raise InvalidInput("request_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+        if any(not stop for stop in self.stop):
+            raise InvalidInput("stop", "contains an empty string")
+        if self.options:
+            check_options(self.options)
+        self.constraints.check()
+
+    def _check_tensors(self) -> None:
+        if self.messages:
+            raise InvalidInput("messages", "must be empty where tensors are given; ask one of both")
+        if not self.options:
+            raise InvalidInput("options", "are missing; name the labels among which to classify")
+        check_tensors(self.tensors)
+
+    def _check_messages(self) -> None:
         if not self.messages:
             raise InvalidInput("messages", "is empty; give at least one user message")
         if self.messages[-1].role != "user":
@@ -112,15 +138,6 @@ class Request:
                 message.content.encode()
         except UnicodeEncodeError:
             raise InvalidInput("prompt", "is not valid Unicode (lone surrogate)") from None
-        if self.max_tokens < 1:
-            raise InvalidInput("max_tokens", f"{self.max_tokens} is below 1")
-        if not _REQUEST_ID.fullmatch(self.request_id):
-            raise InvalidInput("request_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
-        if any(not stop for stop in self.stop):
-            raise InvalidInput("stop", "contains an empty string")
-        if self.options:
-            check_options(self.options)
-        self.constraints.check()
 
 
 def check_options(options: tuple[str, ...]) -> None:

@@ -152,6 +152,10 @@ def _model_files(config: ClusterConfig) -> dict[str, Path]:
 
 
 def _model_file(tier: TierConfig) -> Path:
+    if tier.engine == "onnx_classifier":
+        from cloud.engines.onnx_classifier import bundle_folder
+
+        return bundle_folder(tier)
     if is_model_path(tier.model):
         path = Path(tier.model).expanduser().absolute()
         if not path.is_file():
@@ -237,7 +241,7 @@ def _start(
         raise ClusterError(_why_not_deployed()) from None
     profile = ClientProfile(_client_address(config), ca_pem, key)
     on_progress("warming up")
-    asyncio.run(_prove(config, profile))
+    asyncio.run(_prove(config, model_files, profile))
     _reset_prefix_caches(config)
     return profile
 
@@ -288,13 +292,15 @@ def _check_readable(name: str, path: Path) -> None:
         raise ClusterError(f"{name}: the file {path} cannot be read")
 
 
-async def _prove(config: ClusterConfig, profile: ClientProfile) -> None:
+async def _prove(
+    config: ClusterConfig, model_files: dict[str, Path], profile: ClientProfile
+) -> None:
     """Wait until the gateway says that it serves, then have every tier answer once."""
     remote = GrpcRemote(profile)
     try:
         await _until_serving(remote, time.monotonic() + _READY_TIMEOUT_S)
         for tier in config.tiers:
-            await _warm_up(remote, tier)
+            await _warm_up(remote, tier, model_files[tier.name])
     except RemoteError as error:
         raise ClusterError(f"the cluster does not answer its first request: {error}") from None
     finally:
@@ -314,14 +320,19 @@ async def _until_serving(remote: GrpcRemote, end: float) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _warm_up(remote: GrpcRemote, tier: TierConfig) -> None:
-    request = Request(
-        messages=(Message("user", "Is water wet?"),),
-        options=("yes", "no"),
-        constraints=Constraints(
-            allowed_tiers=frozenset({tier.name}), data_class=DataClass(tier.data_classes[0])
-        ),
+async def _warm_up(remote: GrpcRemote, tier: TierConfig, model_file: Path) -> None:
+    request = Request((Message("user", "Is water wet?"),), options=("yes", "no"))
+    if tier.reads == "tensors":
+        from cloud.engines.onnx_classifier import sample_request
+
+        sample = sample_request(model_file)
+        if sample is None:  # its health alone says that it is ready
+            return
+        request = sample
+    limits = Constraints(
+        allowed_tiers=frozenset({tier.name}), data_class=DataClass(tier.data_classes[0])
     )
+    request = replace(request, constraints=limits)
     events = remote.answer(request, DeviceReport(), deadline_s=_WARM_UP_S, transfer=Transfer())
     async for _ in events:
         pass

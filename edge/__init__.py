@@ -14,9 +14,12 @@ from cascade.policy import Policy, PolicyStore
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.signals import OptionScores, Signals
 from cascade.signing import PublicKey, TrustStore
+from cascade.tensor import Tensor
 from cascade.wire import ClientProfile
 from edge.bundle import Bundle, Manifest
-from edge.device import DEFAULT_BUNDLE, AsyncDevice, Device, bundle_path
+from edge.classifier import OnnxClassifier
+from edge.classifier_spec import ClassifierSpec, InputSpec
+from edge.device import DEFAULT_BUNDLE, AsyncDevice, Device, bundle_path, load_model
 from edge.model import OnnxModel
 
 __all__ = [
@@ -26,18 +29,21 @@ __all__ = [
     "Bundle",
     "CancelToken",
     "CascadeError",
+    "ClassifierSpec",
     "ClientProfile",
     "Constraints",
     "DataClass",
     "Device",
     "Event",
     "Final",
+    "InputSpec",
     "Latency",
     "LocalAnswer",
     "LocalModel",
     "Manifest",
     "Message",
     "ModelInfo",
+    "OnnxClassifier",
     "OnnxModel",
     "OptionScores",
     "Policy",
@@ -46,7 +52,9 @@ __all__ = [
     "Request",
     "Signals",
     "Superseded",
+    "Tensor",
     "Token",
     "TrustStore",
     "bundle_path",
+    "load_model",
 ]

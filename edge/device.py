@@ -1,4 +1,4 @@
-"""The device SDK's face: open a bundle, ask, choose.
+"""The device SDK's face: open a bundle, ask, choose, classify.
 
 ``AsyncDevice`` is for applications with an event loop, ``Device`` for all others; they do the same.
 """
@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
+
+from numpy.typing import ArrayLike
 
 from cascade import home
 from cascade.controller import Controller, Show
@@ -20,8 +22,10 @@ from cascade.policy import PolicyStore
 from cascade.remote import Remote
 from cascade.request import Constraints, Message, Request
 from cascade.signing import TrustStore
+from cascade.tensor import pack
 from cascade.wire import ClientProfile, GrpcRemote
 from edge.bundle import Bundle
+from edge.classifier import OnnxClassifier
 from edge.model import OnnxModel
 from edge.portal import Portal
 
@@ -41,7 +45,7 @@ class AsyncDevice:
 
     def __init__(
         self,
-        model: OnnxModel | None,
+        model: OnnxModel | OnnxClassifier | None,
         remote: Remote | None = None,
         policies: PolicyStore | None = None,
     ) -> None:
@@ -73,7 +77,7 @@ class AsyncDevice:
             UnknownPublisher, Tampered, BundleError: the bundle must not or cannot be used.
         """
         trust = trust or TrustStore(home.trust_dir())
-        model = OnnxModel(Bundle.open(bundle_path(bundle), trust), threads=threads)
+        model = load_model(Bundle.open(bundle_path(bundle), trust), threads=threads)
         remote = GrpcRemote(cloud) if cloud is not None else None
         return cls(model, remote, policies or PolicyStore(home.policies_dir(), trust))
 
@@ -81,6 +85,11 @@ class AsyncDevice:
     def info(self) -> ModelInfo | None:
         """What answers on this device, or ``None`` where everything goes to the cluster."""
         return self._model.info if self._model else None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of the classifier on this device; none where there is no classifier."""
+        return self._model.labels if isinstance(self._model, OnnxClassifier) else ()
 
     async def run(self, request: Request, *, show: Show = "final") -> AsyncGenerator[Event, None]:
         """Answer ``request``; see ``cascade.Controller.run``."""
@@ -144,6 +153,41 @@ class AsyncDevice:
         )
         if not request.options:
             raise InvalidInput("options", "is empty; give at least two different answers")
+        return await self._answer(request)
+
+    async def classify(
+        self,
+        tensors: Mapping[str, ArrayLike],
+        *,
+        labels: Iterable[str] = (),
+        task: str = "",
+        constraints: Constraints | None = None,
+        prefer: Prefer = "device",
+    ) -> Answer:
+        """Ask which class one example belongs to; the answer's text is its label.
+
+        Arguments:
+            tensors: the classifier's inputs by name, raw as the sensor gives them, in the types and
+                shapes of the bundle; a batch axis may be left out.
+            labels: the classes; by default those of the bundle on this device.
+            task: the task id whose policy judges the answer.
+
+        Raises:
+            InvalidInput: an input is missing, of another type or shape, or holds NaN; it is named.
+        """
+        request = Request(
+            (),
+            options=tuple(labels) or self.labels,
+            task_id=task,
+            prefer=prefer,
+            constraints=constraints or Constraints(),
+            tensors=pack(tensors),
+        )
+        if not request.tensors:
+            raise InvalidInput("tensors", "is empty; give the classifier's inputs by name")
+        return await self._answer(request)
+
+    async def _answer(self, request: Request) -> Answer:
         async for event in self.run(request):
             if isinstance(event, Final):
                 return event.answer
@@ -200,7 +244,7 @@ class Device:
     @classmethod
     def with_model(
         cls,
-        model: OnnxModel,
+        model: OnnxModel | OnnxClassifier,
         *,
         cloud: ClientProfile | None = None,
         policies: PolicyStore | None = None,
@@ -217,6 +261,11 @@ class Device:
     def info(self) -> ModelInfo | None:
         """What answers on this device."""
         return self._device.info
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of the classifier on this device; none where there is no classifier."""
+        return self._device.labels
 
     def run(self, request: Request, *, show: Show = "final") -> Iterator[Event]:
         """Answer ``request``; see ``cascade.Controller.run``."""
@@ -260,6 +309,22 @@ class Device:
             self._device.choose(text, options, task=task, constraints=constraints, prefer=prefer)
         )
 
+    def classify(
+        self,
+        tensors: Mapping[str, ArrayLike],
+        *,
+        labels: Iterable[str] = (),
+        task: str = "",
+        constraints: Constraints | None = None,
+        prefer: Prefer = "device",
+    ) -> Answer:
+        """Ask which class one example belongs to; see ``AsyncDevice.classify``."""
+        return self._portal.call(
+            self._device.classify(
+                tensors, labels=labels, task=task, constraints=constraints, prefer=prefer
+            )
+        )
+
     def close(self) -> None:
         """Close the connection and end the background thread. May be called again."""
         if self._portal.closed:
@@ -277,6 +342,17 @@ class Device:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def load_model(bundle: Bundle, *, threads: int = 1) -> OnnxModel | OnnxClassifier:
+    """The model of a verified bundle, by the kind that its manifest says.
+
+    Raises:
+        BundleError: onnxruntime cannot load it.
+    """
+    if bundle.manifest.kind == "classifier":
+        return OnnxClassifier(bundle, threads=threads)
+    return OnnxModel(bundle, threads=threads)
 
 
 def bundle_path(bundle: str | Path | None = None) -> Path:

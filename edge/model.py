@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.errors import Cancelled, InvalidInput
+from cascade.errors import BundleError, Cancelled, InvalidInput
 from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt
 from cascade.request import check_options
 from cascade.signals import OptionScores
@@ -38,6 +38,8 @@ class OnnxModel:
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         manifest = bundle.manifest
+        if manifest.kind != "decoder":
+            raise BundleError(f"{manifest.name} is a {manifest.kind} bundle: it reads no text")
         self._codec = TextCodec(bundle)
         self._decoder = Decoder(bundle.path, manifest, threads=threads)
         self._stop_tokens = frozenset(manifest.stop_token_ids)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from cascade import catalog, home
+from cascade.cli import classifier_bundle
 from cascade.cli.interrupt import loading
 from cascade.cli.models import pull_with_progress
 from cascade.cli.progress import ProgressLine
@@ -31,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--key", type=Path, metavar="FILE", help="publisher's signing key (default: this machine's)"
     )
+    classifier_bundle.add_options(build)
     build.set_defaults(run=_build)
     for name, run, text in (
         ("inspect", _inspect, "print the manifest without checking anything"),
@@ -97,7 +99,10 @@ def _build(args: argparse.Namespace) -> int:
     with loading():
         from edge import Bundle
 
-    target = build_bundle(args.model, out=args.out, force=args.force, key=args.key)
+    if args.classifier:
+        target = classifier_bundle.build(args)
+    else:
+        target = build_bundle(args.model, out=args.out, force=args.force, key=args.key)
     if args.key:
         print(f"signed with {args.key}; devices need that key pinned", file=sys.stderr)
         return _show(target, as_json=args.json)

@@ -18,6 +18,7 @@ from cascade.errors import CascadeError, InvalidInput
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent
 from cascade.request import Constraints, DataClass, Message, Request, check_options
 from cascade.signals import Float32s, Signals
+from cascade.tensor import MAX_TENSORS, Tensor, check_tensors
 from cascade.v1 import inference_pb2 as pb
 
 DEFAULT_REMOTE_CALLS: Final = 2
@@ -82,9 +83,11 @@ class OpenRequest:
     """A checked request as the gateway sees it.
 
     Arguments:
-        messages: the conversation, oldest first; the last is a user's and not empty.
+        messages: the conversation, oldest first; the last is a user's and not empty. None where
+            tensors are asked about.
         options: the allowed answers, at least two and all different, or empty for free text.
         constraints: ``deadline_s`` is what is left of the call's deadline.
+        tensors: a classifier's inputs, well formed; ``options`` are then its labels.
     """
 
     request_id: str
@@ -94,6 +97,7 @@ class OpenRequest:
     sampling: Sampling = field(default_factory=Sampling)
     constraints: Constraints = field(default_factory=Constraints)
     report: DeviceReport = field(default_factory=DeviceReport)
+    tensors: tuple[Tensor, ...] = ()
 
 
 def open_message(
@@ -108,12 +112,6 @@ def open_message(
     message = pb.Open(
         request_id=request.request_id,
         task_id=request.task_id,
-        messages=pb.Messages(
-            messages=[
-                pb.Message(role=_ROLE_TO_WIRE[turn.role], content=turn.content)
-                for turn in request.messages
-            ]
-        ),
         sampling=pb.Sampling(max_tokens=request.max_tokens, stop=request.stop),
         constraints=pb.Constraints(
             allowed_tiers=sorted(limits.allowed_tiers or ()),
@@ -135,6 +133,16 @@ def open_message(
             ),
         ),
     )
+    if request.tensors:
+        message.tensors.tensors.extend(
+            pb.Tensor(name=each.name, dtype=each.dtype, shape=each.shape, data=each.data)
+            for each in request.tensors
+        )
+    else:
+        message.messages.messages.extend(
+            pb.Message(role=_ROLE_TO_WIRE[turn.role], content=turn.content)
+            for turn in request.messages
+        )
     if request.options:
         message.options.options.extend(request.options)
     else:
@@ -156,23 +164,38 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
         raise InvalidInput("request_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
     if len(sent.task_id) > _MAX_NAME:
         raise InvalidInput("task_id", f"is longer than {_MAX_NAME} characters")
+    tensors = _read_tensors(sent)
+    options = _read_options(sent)
+    if tensors and not options:
+        raise InvalidInput("options", "are missing; name the labels among which to classify")
     return OpenRequest(
         request_id=sent.request_id,
-        messages=_read_messages(sent),
-        options=_read_options(sent),
+        messages=() if tensors else _read_messages(sent),
+        options=options,
         task_id=sent.task_id,
         sampling=_read_sampling(sent.sampling),
         constraints=_read_constraints(sent.constraints, deadline_s),
         report=_read_report(sent.device),
+        tensors=tensors,
     )
+
+
+def _read_tensors(sent: pb.Open) -> tuple[Tensor, ...]:
+    if sent.WhichOneof("input") != "tensors":
+        return ()
+    if len(sent.tensors.tensors) > MAX_TENSORS:
+        raise InvalidInput("tensors", f"has more than {MAX_TENSORS} arrays")
+    tensors = tuple(
+        Tensor(each.name, each.dtype, tuple(each.shape), each.data) for each in sent.tensors.tensors
+    )
+    check_tensors(tensors)
+    return tensors
 
 
 def _read_messages(sent: pb.Open) -> tuple[Message, ...]:
     kind = sent.WhichOneof("input")
     if kind is None:
-        raise InvalidInput("input", "is missing; set `messages`")
-    if kind == "tensors":
-        raise Unsupported("tensors: no tier answers tensors yet; send `messages`")
+        raise InvalidInput("input", "is missing; set `messages` or `tensors`")
     turns = sent.messages.messages
     if not turns:
         raise InvalidInput("messages", "is empty; give at least one user message")

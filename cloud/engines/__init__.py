@@ -41,3 +41,7 @@ def make_engine(tier: TierConfig, model_file: str) -> Engine:
                 threads=tier.threads,
                 parallel=tier.parallel,
             )
+        case "onnx_classifier":
+            from cloud.engines.onnx_classifier import OnnxClassifierEngine
+
+            return OnnxClassifierEngine(model_file, threads=tier.threads)

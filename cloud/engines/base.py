@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from cascade.request import Message
+from cascade.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class ChatRequest:
         top_p: share of probability mass kept, in (0, 1].
         seed: of the sampler; ``None`` lets the engine choose.
         stop: the answer ends before the first of these.
+        tensors: a classifier's inputs, instead of messages; ``options`` are then its labels.
     """
 
     messages: tuple[Message, ...]
@@ -35,6 +37,7 @@ class ChatRequest:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

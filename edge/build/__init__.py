@@ -1,4 +1,5 @@
-"""Making bundles: from a GGUF file with numpy and onnx alone (extra ``bundle``).
+"""Making bundles: from a GGUF file, or a classifier from its ONNX graph, with numpy and onnx alone
+(extra ``bundle``).
 
 This folder's README has the picture and the formulas.
 """
@@ -9,6 +10,8 @@ from cascade.errors import CascadeError
 
 try:
     from edge.build.bundle import build_from_gguf
+    from edge.build.classifier import build_classifier
+    from edge.build.preprocess import rescaling
 except ModuleNotFoundError as missing:
     if missing.name != "onnx":
         raise
@@ -16,4 +19,4 @@ except ModuleNotFoundError as missing:
         "building a bundle needs onnx; install it with: pip install 'edge-cloud-cascade[bundle]'"
     ) from None
 
-__all__ = ["build_from_gguf"]
+__all__ = ["build_classifier", "build_from_gguf", "rescaling"]

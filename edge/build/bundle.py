@@ -6,28 +6,23 @@ destination, sealed, and moved into place by one rename.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from cascade.errors import InvalidInput
 from cascade.signing import SigningKey
 from edge.build.architecture import read_decoder
 from edge.build.blocks import BlockType
 from edge.build.gguf_file import GgufFile, read_gguf
 from edge.build.graph import write_decoder
 from edge.build.matrices import AccuracyLevel
+from edge.build.place import check_free, finished_or_absent
 from edge.build.tokenizer import chat_template, stop_token_ids, tokenizer_json
 from edge.build.weight_file import WeightFile
 from edge.bundle import (
     CHAT_TEMPLATE,
     DECODE_GRAPH,
     DECODE_WEIGHTS,
-    MANIFEST,
     TOKENIZER,
     Manifest,
     describe_files,
@@ -69,15 +64,11 @@ def build_from_gguf(
             cannot be read or is of an unsupported kind.
     """
     report = progress or (lambda _text, _share: None)
-    if out.exists():
-        if not overwrite:
-            raise InvalidInput("out", f"{out} exists; choose another folder or allow overwriting")
-        if not (out / MANIFEST).is_file():
-            raise InvalidInput("out", f"{out} is not a bundle; it will not be overwritten")
+    check_free(out, overwrite=overwrite)
     report("reading the model", 0.0)
     gguf = read_gguf(gguf_path)
     decoder = read_decoder(gguf)
-    with _finished_or_absent(out) as folder:
+    with finished_or_absent(out) as folder:
         report("writing the tokenizer", 0.1)
         _write_text(folder / TOKENIZER, tokenizer_json(gguf))
         _write_text(folder / CHAT_TEMPLATE, chat_template(gguf))
@@ -105,24 +96,6 @@ def build_from_gguf(
         seal(folder, manifest, signing_key)
     report("done", 1.0)
     return out
-
-
-@contextmanager
-def _finished_or_absent(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its place at the end, and is removed on any failure."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        folder = aside / "new"
-        folder.mkdir()
-        yield folder
-        if out.exists():
-            os.replace(out, aside / "old")
-        os.replace(folder, out)
-    finally:
-        if (aside / "old").exists() and not out.exists():  # interrupted between the two renames
-            os.replace(aside / "old", out)
-        shutil.rmtree(aside)
 
 
 def _write_text(path: Path, text: str) -> None:
