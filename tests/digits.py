@@ -42,13 +42,16 @@ def trained(hidden: int) -> onnx.ModelProto:
     """A multi-layer perceptron with one hidden layer on features in [0, 1], ``x`` float32
     ``[batch, 64]`` to ``probabilities``."""
     from sklearn.neural_network import MLPClassifier
+    from threadpoolctl import threadpool_limits
 
     data = digits()
     model = MLPClassifier(
         (hidden,), learning_rate_init=0.01, tol=1e-3, max_iter=500, random_state=0
     )
     features = data.images.reshape(-1, 64).astype(np.float32) / 16
-    model.fit(features[data.train], [data.labels[row] for row in data.train])
+    # On a shared machine, threads for matrices this small mostly wait for each other.
+    with threadpool_limits(1):
+        model.fit(features[data.train], [data.labels[row] for row in data.train])
     return perceptron(list(zip(model.coefs_, model.intercepts_, strict=True)))
 
 
