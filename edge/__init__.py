@@ -16,15 +16,19 @@ from cascade.signals import OptionScores, Signals
 from cascade.signing import PublicKey, TrustStore
 from cascade.tensor import Tensor
 from cascade.wire import ClientProfile
+from edge.adapter import Adapter
 from edge.bundle import Bundle, Manifest
 from edge.classifier import OnnxClassifier
 from edge.classifier_spec import ClassifierSpec, InputSpec
+from edge.conversation import AsyncConversation, Conversation
 from edge.device import DEFAULT_BUNDLE, AsyncDevice, Device, bundle_path, load_model
 from edge.model import OnnxModel
 
 __all__ = [
     "DEFAULT_BUNDLE",
+    "Adapter",
     "Answer",
+    "AsyncConversation",
     "AsyncDevice",
     "Bundle",
     "CancelToken",
@@ -32,6 +36,7 @@ __all__ = [
     "ClassifierSpec",
     "ClientProfile",
     "Constraints",
+    "Conversation",
     "DataClass",
     "Device",
     "Event",

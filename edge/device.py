@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from cascade import home
 from cascade.controller import Controller, Show
-from cascade.errors import InvalidInput
+from cascade.errors import InvalidInput, NotFound
 from cascade.events import Answer, Event, Final
 from cascade.local import ModelInfo
 from cascade.policy import PolicyStore
@@ -24,8 +25,10 @@ from cascade.request import Constraints, Message, Request
 from cascade.signing import TrustStore
 from cascade.tensor import pack
 from cascade.wire import ClientProfile, GrpcRemote
+from edge.adapter import Adapter
 from edge.bundle import Bundle
 from edge.classifier import OnnxClassifier
+from edge.conversation import AsyncConversation, Conversation, Overflow
 from edge.model import OnnxModel
 from edge.portal import Portal
 
@@ -193,9 +196,77 @@ class AsyncDevice:
                 return event.answer
         raise AssertionError("a request ended without Final")  # the controller's promise
 
+    def conversation(
+        self,
+        *,
+        system: str = "",
+        overflow: Overflow = "drop_oldest",
+        task: str = "",
+        constraints: Constraints | None = None,
+        show: Show = "final",
+    ) -> AsyncConversation:
+        """Start a conversation: its turns build on each other, and its beginning is read once.
+
+        Arguments:
+            system: what the model is told before the first turn.
+            overflow: when the turns outgrow the context, ``"drop_oldest"`` leaves the oldest out
+                (never the system message), ``"refuse"`` raises ``InvalidInput``.
+            task, constraints, show: of every turn; see ``ask``.
+        """
+
+        def ask(messages: tuple[Message, ...], max_tokens: int) -> AsyncGenerator[Event, None]:
+            return self.ask(
+                messages, max_tokens=max_tokens, task=task, constraints=constraints, show=show
+            )
+
+        model = self._model if isinstance(self._model, OnnxModel) else None
+        return AsyncConversation(
+            ask,
+            model.count_tokens if model else None,
+            model.info.context_tokens if model else 0,
+            system=system,
+            overflow=overflow,
+        )
+
+    async def load_adapter(self, path: Path, *, trust: TrustStore | None = None) -> str:
+        """Verify an adapter, keep it ready, and return its digest; several may be loaded.
+
+        Raises:
+            NotFound: there is no such adapter, or no model on this device.
+            UnknownPublisher, Tampered, BundleError: it must not or cannot be used here.
+        """
+        adapter = Adapter.open(path, trust or TrustStore(home.trust_dir()))
+        return await asyncio.to_thread(self._own_model().load_adapter, adapter)
+
+    async def use_adapter(self, digest: str) -> None:
+        """Apply a loaded adapter from the next request on; "" goes back to the base.
+
+        Policies name the adapter for which they were certified; with another one active they do
+        not apply.
+
+        Raises:
+            NotFound: it is not loaded.
+        """
+        await asyncio.to_thread(self._own_model().use_adapter, digest)
+
+    async def unload_adapter(self, digest: str) -> None:
+        """Free a loaded adapter; the active one is deactivated first.
+
+        Raises:
+            NotFound: it is not loaded.
+        """
+        await asyncio.to_thread(self._own_model().unload_adapter, digest)
+
     async def close(self) -> None:
         """Close the connection to the cluster."""
         await self._controller.close()
+
+    def _own_model(self) -> OnnxModel:
+        if self._model is None:
+            raise NotFound("this device has no model of its own, so it takes no adapter")
+        if not isinstance(self._model, OnnxModel):
+            raise NotFound(f"{self._model.info.name} is a classifier, which takes no adapter")
+        return self._model
 
     async def __aenter__(self) -> Self:
         return self
@@ -324,6 +395,33 @@ class Device:
                 tensors, labels=labels, task=task, constraints=constraints, prefer=prefer
             )
         )
+
+    def conversation(
+        self,
+        *,
+        system: str = "",
+        overflow: Overflow = "drop_oldest",
+        task: str = "",
+        constraints: Constraints | None = None,
+        show: Show = "final",
+    ) -> Conversation:
+        """Start a conversation; see ``AsyncDevice.conversation``."""
+        started = self._device.conversation(
+            system=system, overflow=overflow, task=task, constraints=constraints, show=show
+        )
+        return Conversation(self._portal, started)
+
+    def load_adapter(self, path: Path, *, trust: TrustStore | None = None) -> str:
+        """Verify an adapter and keep it ready; see ``AsyncDevice.load_adapter``."""
+        return self._portal.call(self._device.load_adapter(path, trust=trust))
+
+    def use_adapter(self, digest: str) -> None:
+        """Apply a loaded adapter; see ``AsyncDevice.use_adapter``."""
+        self._portal.call(self._device.use_adapter(digest))
+
+    def unload_adapter(self, digest: str) -> None:
+        """Free a loaded adapter; see ``AsyncDevice.unload_adapter``."""
+        self._portal.call(self._device.unload_adapter(digest))
 
     def close(self) -> None:
         """Close the connection and end the background thread. May be called again."""

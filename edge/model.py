@@ -5,6 +5,7 @@ Implements ``cascade.local.LocalModel``. One request at a time runs on a model; 
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.errors import BundleError, Cancelled, InvalidInput
+from cascade.errors import BundleError, Cancelled, InvalidInput, NotFound
 from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt
 from cascade.request import check_options
 from cascade.signals import OptionScores
 from edge import options as trie
+from edge.adapter import Adapter, Floats
 from edge.bundle import TOKENIZER, Bundle
 from edge.decoder import Decoder, Row
 from edge.measure import SignalLog, row_stats
@@ -31,17 +33,20 @@ class OnnxModel:
 
     Arguments:
         threads: threads of one run, ≥ 1.
+        caches: sequences (conversations, tasks) whose computed beginnings are kept, ≥ 1.
 
     Raises:
         BundleError: onnxruntime or tokenizers cannot load the bundle.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 1, caches: int = 4) -> None:
         manifest = bundle.manifest
         if manifest.kind != "decoder":
             raise BundleError(f"{manifest.name} is a {manifest.kind} bundle: it reads no text")
         self._codec = TextCodec(bundle)
-        self._decoder = Decoder(bundle.path, manifest, threads=threads)
+        self._decoder = Decoder(bundle.path, manifest, threads=threads, caches=caches)
+        self._manifest = manifest
+        self._adapters: dict[str, dict[str, Floats]] = {}
         self._stop_tokens = frozenset(manifest.stop_token_ids)
         self._info = ModelInfo(
             name=manifest.name,
@@ -51,12 +56,56 @@ class OnnxModel:
             context_tokens=manifest.context_tokens,
         )
         self._lock = threading.Lock()
-        self._priors: dict[tuple[tuple[int, ...], ...], NDArray[np.float64]] = {}
+        self._priors: dict[tuple[object, ...], NDArray[np.float64]] = {}
 
     @property
     def info(self) -> ModelInfo:
         """What this model is."""
         return self._info
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Tokens that reading ``prompt`` takes, the chat template's included."""
+        return len(self._codec.encode(prompt))
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Digests of the loaded adapters, in the order of their loading."""
+        return tuple(self._adapters)
+
+    def load_adapter(self, adapter: Adapter) -> str:
+        """Keep an adapter ready and return its digest; several may be loaded at a time.
+
+        Raises:
+            BundleError: it does not fit this bundle; what is wrong is named.
+        """
+        inputs = adapter.inputs(self._manifest)
+        with self._lock:
+            self._adapters[adapter.digest] = inputs
+        return adapter.digest
+
+    def use_adapter(self, digest: str) -> None:
+        """Apply a loaded adapter from the next request on; "" goes back to the base.
+
+        Raises:
+            NotFound: it is not loaded.
+        """
+        with self._lock:
+            if digest and digest not in self._adapters:
+                raise NotFound(f"adapter {digest[:12]}… is not loaded")
+            self._decoder.use_adapter(digest, self._adapters.get(digest))
+            self._info = dataclasses.replace(self._info, adapter_digest=digest)
+
+    def unload_adapter(self, digest: str) -> None:
+        """Free a loaded adapter; the active one is deactivated first.
+
+        Raises:
+            NotFound: it is not loaded.
+        """
+        if digest == self._info.adapter_digest:
+            self.use_adapter("")
+        with self._lock:
+            if self._adapters.pop(digest, None) is None:
+                raise NotFound(f"adapter {digest[:12]}… is not loaded")
 
     def generate(
         self,
@@ -177,7 +226,7 @@ class OnnxModel:
         if prompt is None:
             return np.zeros(len(sequences))
         ids = self._codec.encode(prompt)
-        key = (tuple(ids), *map(tuple, sequences))
+        key = (self._info.adapter_digest, tuple(ids), *map(tuple, sequences))
         if key not in self._priors:
             while len(self._priors) >= _PRIORS_KEPT:
                 self._priors.pop(next(iter(self._priors)))

@@ -14,7 +14,7 @@ from cascade.signing import SigningKey
 from edge.build.architecture import read_decoder
 from edge.build.blocks import BlockType
 from edge.build.gguf_file import GgufFile, read_gguf
-from edge.build.graph import write_decoder
+from edge.build.graph import adapter_slots, write_decoder
 from edge.build.matrices import AccuracyLevel
 from edge.build.place import check_free, finished_or_absent
 from edge.build.tokenizer import chat_template, stop_token_ids, tokenizer_json
@@ -90,7 +90,7 @@ def build_from_gguf(
             kv_heads=decoder.kv_heads,
             head_dim=decoder.head_dim,
             stop_token_ids=stop_token_ids(gguf),
-            adapter_slots=(),
+            adapter_slots=adapter_slots(decoder),
             files=describe_files(folder),
         )
         seal(folder, manifest, signing_key)

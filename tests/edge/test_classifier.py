@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from cascade.errors import BundleError, Cancelled, InvalidInput, Tampered
+from cascade.errors import BundleError, Cancelled, InvalidInput, NotFound, Tampered
 from cascade.local import CancelToken
 from cascade.policy import PolicyStore, Reason
 from cascade.request import Constraints, DataClass, Message, Request
@@ -62,17 +62,17 @@ def reference(model, images):
     return ReferenceEvaluator(model).run(None, {"x": features})[0]
 
 
-def test_labels_and_probabilities_are_the_graphs_own(classifier):
+def test_labels_and_probabilities_are_the_graphs_own(built):
     data = digits()
+    exact = built(trained(8), LABELS, preprocessor=PREPROCESSOR)
     rows = data.test[:50]
-    wanted = reference(quantised(trained(8)), data.images[rows])
-    # onnxruntime computes 8-bit weights with activations rounded to 8 bits too.
+    wanted = reference(trained(8), data.images[rows])
     for row, probabilities in zip(rows, wanted, strict=True):
-        answer = classifier.classify(pack({"pixels": data.images[row]}))
+        answer = exact.classify(pack({"pixels": data.images[row]}))
         assert answer.text == LABELS[int(probabilities.argmax())]
         assert answer.options is not None
-        np.testing.assert_allclose(answer.options.probabilities, probabilities, atol=1e-3)
-        assert answer.raw_score == pytest.approx(float(probabilities.max()), abs=1e-3)
+        np.testing.assert_allclose(answer.options.probabilities, probabilities, atol=1e-5)
+        assert answer.raw_score == pytest.approx(float(probabilities.max()), abs=1e-5)
         assert len(answer.signals) == answer.tokens == 1
 
 
@@ -307,6 +307,8 @@ def test_a_device_classifies_and_refuses_text(small, trust, tmp_path):
         assert answer.reasons == (Reason.UNCERTIFIED_TASK, Reason.NEVER_LEAVE)
         with pytest.raises(InvalidInput, match="reads tensors alone; call classify"):
             device.choose("What a lovely day.", ["good", "bad"])
+        with pytest.raises(NotFound, match="digits-small is a classifier, which takes no adapter"):
+            device.use_adapter("")
         with pytest.raises(InvalidInput, match="tensors: is empty"):
             device.classify({})
         assert device.labels == LABELS
