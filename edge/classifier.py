@@ -25,6 +25,7 @@ from edge.classifier_spec import Array, ClassifierSpec, InputSpec
 # Half-precision and 8-bit graphs round their probabilities.
 _SUM_TOLERANCE = 0.02
 _TINY = 1e-30
+_LABELS_SHOWN = 20
 _DTYPES = {"float": "float32", "double": "float64"}
 
 
@@ -46,6 +47,7 @@ class OnnxClassifier:
         preprocess = PREPROCESS_GRAPH in manifest.files
         self._graphs = Graphs(bundle.path, preprocess=preprocess, threads=threads)
         self._graphs.check(self._spec)
+        self._places = {label: place for place, label in enumerate(self._spec.labels)}
         self._info = ModelInfo(
             name=manifest.name,
             base_digest=manifest.base_digest,
@@ -83,7 +85,7 @@ class OnnxClassifier:
         """
         check_tensors(tensors)
         options = options or self.labels
-        order = self._order(options)
+        self._check_options(options)
         feeds = self._spec.read(tensors, self._info.name)
         started = time.perf_counter()
         features = self._graphs.prepare(feeds)
@@ -92,7 +94,9 @@ class OnnxClassifier:
             raise Cancelled("the request was cancelled before it was classified")
         scores = self._graphs.scores(features, self._spec.output)
         ended = time.perf_counter()
-        probabilities = _probabilities(scores, self._spec)[order]
+        probabilities = _probabilities(scores, self._spec)
+        if options != self.labels:
+            probabilities = probabilities[[self._places[option] for option in options]]
         result = _result(options, probabilities)
         return LocalAnswer(
             text=options[result.best],
@@ -105,12 +109,13 @@ class OnnxClassifier:
             finish="stop",
         )
 
-    def _order(self, options: tuple[str, ...]) -> list[int]:
-        if set(options) != set(self.labels) or len(options) != len(self.labels):
-            raise InvalidInput(
-                "options", f"must be the labels of {self._info.name}: {', '.join(self.labels)}"
-            )
-        return [self.labels.index(option) for option in options]
+    def _check_options(self, options: tuple[str, ...]) -> None:
+        if options == self.labels:
+            return
+        if len(options) != len(self.labels) or self._places.keys() != set(options):
+            shown = ", ".join(self.labels[:_LABELS_SHOWN])
+            more = ", …" if len(self.labels) > _LABELS_SHOWN else ""
+            raise InvalidInput("options", f"must be the labels of {self._info.name}: {shown}{more}")
 
 
 class Graphs:

@@ -99,7 +99,7 @@ def _build(args: argparse.Namespace) -> int:
     with loading():
         from edge import Bundle
 
-    if args.classifier:
+    if classifier_bundle.wanted(args):
         target = classifier_bundle.build(args)
     else:
         target = build_bundle(args.model, out=args.out, force=args.force, key=args.key)

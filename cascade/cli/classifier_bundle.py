@@ -33,6 +33,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", metavar="NAME", help="its output with the scores")
 
 
+def wanted(args: argparse.Namespace) -> bool:
+    """Whether ``build`` is to make a bundle of a classifier.
+
+    Raises:
+        InvalidInput: it is not, but one of the options that only classifiers have is given.
+    """
+    if args.classifier is not None:
+        return True
+    for option in ("labels", "preprocessor", "scores", "output"):
+        if getattr(args, option) is not None:
+            raise InvalidInput(f"--{option}", "is for classifiers; give --classifier too")
+    return False
+
+
 def build(args: argparse.Namespace) -> Path:
     """Build, sign, and pin this machine's key unless another one was given; the bundle's folder.
 

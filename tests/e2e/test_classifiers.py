@@ -128,6 +128,7 @@ def test_a_wrong_input_gets_one_line(built, capsys, words, code, message):
     ("words", "code", "message"),
     [
         (["--classifier", "{files}/digits-small.onnx"], 2, "--labels: is missing"),
+        (["--labels", "{files}/labels.txt"], 2, "--labels: is for classifiers"),
         (["--classifier", "nothing.onnx", "--labels", "{files}/labels.txt"], 3, "no file"),
         (["--classifier", "{files}/labels.txt", "--labels", "{files}/labels.txt"], 2, "no whole"),
         (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,9 +18,16 @@ from cascade.policy import PolicyStore, Reason
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.signing import SigningKey
 from cascade.tensor import Tensor, pack
-from edge import Bundle, Device, OnnxClassifier, OnnxModel
+from edge import Bundle, Device, InputSpec, OnnxClassifier, OnnxModel
 from edge.build import build_classifier, rescaling
-from edge.bundle import CLASSIFIER_GRAPH, MANIFEST, PREPROCESS_GRAPH, inspect
+from edge.bundle import (
+    CLASSIFIER_GRAPH,
+    MANIFEST,
+    PREPROCESS_GRAPH,
+    describe_files,
+    inspect,
+    seal,
+)
 from tests.digits import LABELS, digits, model_of, perceptron, quantised, trained
 
 PREPROCESSOR = rescaling("pixels", "uint8", (8, 8), scale=1 / 16, reshape=(64,))
@@ -52,6 +61,18 @@ def built(tmp_path, publisher, trust):
         return OnnxClassifier(Bundle.open(folder, trust))
 
     return build
+
+
+@pytest.fixture
+def copied(tmp_path, small, publisher, trust):
+    """Signs a copy of the small bundle, its manifest changed, and opens it."""
+
+    def copied(source=small, **changes):
+        folder = shutil.copytree(source, tmp_path / "copy", dirs_exist_ok=True)
+        seal(folder, dataclasses.replace(inspect(source), **changes), publisher)
+        return Bundle.open(folder, trust)
+
+    return copied
 
 
 def reference(model, images):
@@ -109,6 +130,18 @@ def test_scores_come_in_the_callers_order(classifier):
     theirs = classifier.classify(image, options=LABELS[::-1])
     assert ours.text == theirs.text
     assert (ours.options.probabilities == theirs.options.probabilities[::-1]).all()
+
+
+def test_any_byte_order_and_memory_layout_will_do(built):
+    two = built(TWO, ["low", "high"], scores="logits")
+    for values in (
+        np.array([1, 9], ">f4"),
+        np.array([[1, 0], [9, 0]], np.float32)[:, 0],
+        np.asfortranarray(np.array([[1, 9]], np.float32)),
+    ):
+        answer = two.classify(pack({"x": values}))
+        assert answer.raw_score == pytest.approx(1 / (1 + np.exp(-8)))
+        assert answer.text == "high"
 
 
 GOOD = np.zeros((8, 8), np.uint8)
@@ -255,6 +288,30 @@ def test_an_altered_graph_is_refused(tmp_path, publisher, trust):
     (folder / CLASSIFIER_GRAPH).write_bytes(b"x")
     with pytest.raises(Tampered, match=r"classifier\.onnx"):
         Bundle.open(folder, trust)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "message"),
+    [
+        ({"labels": LABELS[:9]}, "probabilities has 10 scores for 9 labels"),
+        ({"output": "label"}, "has no output 'label' of floats; its outputs of floats: probabil"),
+        ({"inputs": (InputSpec("pixels", "float32", ("batch", 8, 8)),)}, "but the manifest says"),
+    ],
+)
+def test_a_manifest_that_its_graphs_do_not_fit_is_refused(small, copied, classifier, message):
+    spec = dataclasses.replace(inspect(small).classifier_spec(), **classifier)
+    with pytest.raises(BundleError, match=message):
+        OnnxClassifier(copied(classifier=spec))
+
+
+def test_a_signed_file_that_is_no_graph_is_refused(tmp_path, small, copied):
+    folder = shutil.copytree(small, tmp_path / "broken")
+    whole = (folder / CLASSIFIER_GRAPH).read_bytes()
+    for content in (whole[: len(whole) // 2], b"no graph", b""):
+        (folder / CLASSIFIER_GRAPH).write_bytes(content)
+        files = describe_files(folder, list(inspect(small).files))
+        with pytest.raises(BundleError, match=r"classifier\.onnx: onnxruntime cannot load it"):
+            OnnxClassifier(copied(folder, files=files))
 
 
 @pytest.mark.parametrize(

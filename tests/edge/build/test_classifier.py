@@ -148,15 +148,16 @@ def test_a_missing_file_is_named(build, tmp_path):
         build(tmp_path / "nothing.onnx")
 
 
-def test_an_operator_that_onnxruntime_does_not_know_is_refused(build):
+@pytest.mark.parametrize("part", ["classifier", "preprocess"])
+def test_an_operator_that_onnxruntime_does_not_know_is_refused(build, part):
     graph = onnx.ModelProto()
     graph.CopyFrom(SOFTMAX)
     graph.graph.node[0].domain = "com.example"
     graph.opset_import.append(helper.make_opsetid("com.example", 1))
-    with pytest.raises(
-        BundleError, match=r"classifier\.onnx: onnxruntime cannot load it"
-    ) as refused:
-        build(graph)
+    graphs = {"classifier": (graph, None), "preprocess": (SOFTMAX, graph)}
+    model, preprocessor = graphs[part]
+    with pytest.raises(BundleError, match=rf"{part}\.onnx: onnxruntime cannot load it") as refused:
+        build(model, preprocessor=preprocessor)
     assert "\n" not in str(refused.value)
 
 
