@@ -12,6 +12,7 @@ from cascade.events import Answer, Event, Final, Latency, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, LocalModel, ModelInfo
 from cascade.policy import Policy, PolicyStore
 from cascade.request import Constraints, DataClass, Message, Request
+from cascade.sampling import Sampling
 from cascade.signals import OptionScores, Signals
 from cascade.signing import PublicKey, TrustStore
 from cascade.tensor import Tensor
@@ -22,6 +23,7 @@ from edge.classifier import OnnxClassifier
 from edge.classifier_spec import ClassifierSpec, InputSpec
 from edge.conversation import AsyncConversation, Conversation
 from edge.device import DEFAULT_BUNDLE, AsyncDevice, Device, bundle_path, load_model
+from edge.generate import Step
 from edge.model import OnnxModel
 
 __all__ = [
@@ -55,7 +57,9 @@ __all__ = [
     "PolicyStore",
     "PublicKey",
     "Request",
+    "Sampling",
     "Signals",
+    "Step",
     "Superseded",
     "Tensor",
     "Token",

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+import functools
+import inspect
+import json
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from numpy.typing import ArrayLike
 
@@ -22,6 +25,7 @@ from cascade.local import ModelInfo
 from cascade.policy import PolicyStore
 from cascade.remote import Remote
 from cascade.request import Constraints, Message, Request
+from cascade.sampling import Sampling
 from cascade.signing import TrustStore
 from cascade.tensor import pack
 from cascade.wire import ClientProfile, GrpcRemote
@@ -33,6 +37,10 @@ from edge.model import OnnxModel
 from edge.portal import Portal
 
 DEFAULT_BUNDLE = "smollm2-135m-instruct-int4"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., object])
 
 Prefer = Literal["device", "cloud"]
 
@@ -106,6 +114,14 @@ class AsyncDevice:
         *,
         max_tokens: int = 256,
         stop: Iterable[str] = (),
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        json_schema: str | Mapping[str, object] | None = None,
+        regex: str | None = None,
         task: str = "",
         constraints: Constraints | None = None,
         prefer: Prefer = "device",
@@ -116,6 +132,12 @@ class AsyncDevice:
         Arguments:
             max_tokens: upper bound on the tokens of the answer.
             stop: strings before which the answer ends.
+            temperature, top_p, top_k, min_p, repetition_penalty, seed: how tokens are drawn, here
+                and in the cluster; see ``Sampling``. By default the most probable one is taken.
+            json_schema: the answer is a JSON document that satisfies this schema, given as JSON
+                text or as the object itself; as a whole where ``answer.finish`` is ``"stop"``.
+            regex: the answer matches this expression, likewise; see ``cascade.structured``. Both
+                need the extra ``structured`` where the device answers.
             task: the task id whose policy judges the answer; without one it is uncertified.
             prefer: ``"cloud"`` asks the cluster at once, without a local attempt.
             show: ``"final"`` streams accepted text only; ``"provisional"`` streams local text at
@@ -126,6 +148,9 @@ class AsyncDevice:
             task_id=task,
             max_tokens=max_tokens,
             stop=tuple(stop),
+            sampling=Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
+            json_schema=_json_text(json_schema),
+            regex=regex,
             prefer=prefer,
             constraints=constraints or Constraints(),
         )
@@ -280,6 +305,38 @@ class AsyncDevice:
         await self.close()
 
 
+def _iterates(
+    method: Callable[Concatenate[AsyncDevice, P], AsyncGenerator[Event, None]],
+) -> Callable[Concatenate[Device, P], Iterator[Event]]:
+    """``method`` of a ``Device``: the same arguments, an ordinary iterator, which cancels the
+    answer when it is left early."""
+
+    @functools.wraps(method)
+    def iterate(self: Device, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[Event]:
+        return self._portal.iterate(method(self._device, *args, **kwargs))
+
+    return _returning(iterate, "Iterator[Event]")
+
+
+def _waits(
+    method: Callable[Concatenate[AsyncDevice, P], Coroutine[object, object, R]],
+) -> Callable[Concatenate[Device, P], R]:
+    """``method`` of a ``Device``: the same arguments, the result itself."""
+
+    @functools.wraps(method)
+    def wait(self: Device, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._portal.call(method(self._device, *args, **kwargs))
+
+    return wait
+
+
+def _returning(function: F, result: str) -> F:
+    """``function`` with the result that ``help`` and editors are to show."""
+    signature = inspect.signature(function).replace(return_annotation=result)
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    return function
+
+
 class Device:
     """``AsyncDevice`` for programs without an event loop. Make one with ``open``; safe to share
     between threads."""
@@ -338,63 +395,10 @@ class Device:
         """The classes of the classifier on this device; none where there is no classifier."""
         return self._device.labels
 
-    def run(self, request: Request, *, show: Show = "final") -> Iterator[Event]:
-        """Answer ``request``; see ``cascade.Controller.run``."""
-        return self._portal.iterate(self._device.run(request, show=show))
-
-    def ask(
-        self,
-        prompt: Ask,
-        *,
-        max_tokens: int = 256,
-        stop: Iterable[str] = (),
-        task: str = "",
-        constraints: Constraints | None = None,
-        prefer: Prefer = "device",
-        show: Show = "final",
-    ) -> Iterator[Event]:
-        """Ask for free text; see ``AsyncDevice.ask``. Leaving the loop early cancels the answer."""
-        return self._portal.iterate(
-            self._device.ask(
-                prompt,
-                max_tokens=max_tokens,
-                stop=stop,
-                task=task,
-                constraints=constraints,
-                prefer=prefer,
-                show=show,
-            )
-        )
-
-    def choose(
-        self,
-        text: str,
-        options: Iterable[str],
-        *,
-        task: str = "",
-        constraints: Constraints | None = None,
-        prefer: Prefer = "device",
-    ) -> Answer:
-        """Ask for one of a closed set of answers; see ``AsyncDevice.choose``."""
-        return self._portal.call(
-            self._device.choose(text, options, task=task, constraints=constraints, prefer=prefer)
-        )
-
-    def classify(
-        self,
-        tensors: Mapping[str, ArrayLike],
-        *,
-        labels: Iterable[str] = (),
-        task: str = "",
-        constraints: Constraints | None = None,
-        prefer: Prefer = "device",
-    ) -> Answer:
-        """Ask which class one example belongs to; see ``AsyncDevice.classify``."""
-        return self._portal.call(
-            self._device.classify(
-                tensors, labels=labels, task=task, constraints=constraints, prefer=prefer
-            )
-        )
+    run = _iterates(AsyncDevice.run)
+    ask = _iterates(AsyncDevice.ask)
+    choose = _waits(AsyncDevice.choose)
+    classify = _waits(AsyncDevice.classify)
 
     def conversation(
         self,
@@ -461,6 +465,15 @@ def bundle_path(bundle: str | Path | None = None) -> Path:
     if "/" in name or name.startswith("."):
         return Path(name).expanduser()
     return home.bundles_dir() / name
+
+
+def _json_text(schema: str | Mapping[str, object] | None) -> str | None:
+    if schema is None or isinstance(schema, str):
+        return schema
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise InvalidInput("json_schema", f"cannot be written as JSON ({problem})") from None
 
 
 def _messages(prompt: Ask) -> tuple[Message, ...]:

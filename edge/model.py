@@ -1,4 +1,4 @@
-"""A bundle that answers: free text greedily, or one of a closed set.
+"""A bundle that answers: free text, or one of a closed set.
 
 Implements ``cascade.local.LocalModel``. One request at a time runs on a model; further ones wait.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +16,16 @@ from numpy.typing import NDArray
 from cascade.errors import BundleError, Cancelled, InvalidInput, NotFound
 from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt
 from cascade.request import check_options
+from cascade.sampling import GREEDY, Sampling
 from cascade.signals import OptionScores
 from edge import options as trie
 from edge.adapter import Adapter, Floats
 from edge.bundle import TOKENIZER, Bundle
 from edge.decoder import Decoder, Row
-from edge.measure import SignalLog, row_stats
+from edge.generate import Ending, OnText, OnToken, generate
+from edge.measure import SignalLog
+from edge.sampling import Sampler
+from edge.structured import Grammars
 from edge.text import TextCodec
 
 _PRIORS_KEPT = 64
@@ -47,7 +50,11 @@ class OnnxModel:
         self._decoder = Decoder(bundle.path, manifest, threads=threads, caches=caches)
         self._manifest = manifest
         self._adapters: dict[str, dict[str, Floats]] = {}
-        self._stop_tokens = frozenset(manifest.stop_token_ids)
+        self._end_tokens = frozenset(manifest.stop_token_ids)
+        self._vocab_size = manifest.vocab_size
+        self._grammars = Grammars(
+            bundle.file(TOKENIZER), manifest.vocab_size, manifest.stop_token_ids
+        )
         self._info = ModelInfo(
             name=manifest.name,
             base_digest=manifest.base_digest,
@@ -113,32 +120,44 @@ class OnnxModel:
         *,
         max_tokens: int,
         stop: tuple[str, ...] = (),
-        on_text: Callable[[str], None] | None = None,
+        stop_tokens: Collection[int] = (),
+        sampling: Sampling = GREEDY,
+        json_schema: str | None = None,
+        regex: str | None = None,
+        on_text: OnText | None = None,
+        on_token: OnToken | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
-        """Answer freely and greedily; see ``LocalModel.generate``.
+        """Answer freely, or within a grammar; see ``LocalModel.generate``.
 
         An answer also ends where the context is full, with ``finish="length"``.
+
+        Arguments:
+            stop_tokens: ids that end the answer, beside those of the bundle.
+            on_token: called with each token before its text; returning true ends the answer behind
+                it, with ``finish="callback"``.
+
+        Raises:
+            InvalidInput: an argument is out of its range; it is named.
+            CascadeError: a grammar is given, and llguidance is not installed.
         """
-        if max_tokens < 1:
-            raise InvalidInput("max_tokens", f"{max_tokens} is below 1")
+        ending = self._ending(max_tokens, stop, stop_tokens)
+        sampling.check()
+        if (stop or stop_tokens) and (json_schema is not None or regex is not None):
+            raise InvalidInput("stop", "cannot be combined with json_schema or regex; leave it out")
+        matcher = self._grammars.matcher(json_schema, regex)
         ids = self._codec.encode(prompt)
         with self._lock:
-            started = time.perf_counter()
-            logits = self._decoder.read(ids, cancel)
-            read_at = time.perf_counter()
-            writer = _Writer(self._codec, stop, on_text)
-            log = SignalLog()
-            finish = self._write(logits, max_tokens, writer, log, cancel)
-            return LocalAnswer(
-                text=writer.finish(),
-                signals=log.signals(),
-                options=None,
-                prompt_tokens=len(ids),
-                tokens=len(log.logprobs),
-                prefill_s=read_at - started,
-                decode_s=time.perf_counter() - read_at,
-                finish=finish,
+            return generate(
+                self._decoder,
+                ids,
+                text=self._codec.stream(),
+                sampler=Sampler(sampling, self._vocab_size, ids),
+                ending=ending,
+                matcher=matcher,
+                on_text=on_text,
+                on_token=on_token,
+                cancel=cancel,
             )
 
     def choose(
@@ -184,27 +203,17 @@ class OnnxModel:
         with self._lock:
             self._decoder.forget()
 
-    def _write(
-        self,
-        logits: Row,
-        max_tokens: int,
-        writer: _Writer,
-        log: SignalLog,
-        cancel: CancelToken | None,
-    ) -> Literal["stop", "length", "cancelled"]:
-        while True:
-            if cancel is not None and cancel.cancelled:
-                return "cancelled"
-            stats = row_stats(logits)
-            token = stats.argmax
-            if token in self._stop_tokens:
-                return "stop"
-            log.add(float(logits[token]) - stats.log_z, stats)
-            if writer.push(token):
-                return "stop"
-            if len(log.logprobs) == max_tokens or self._decoder.free_tokens == 0:
-                return "length"
-            logits = self._decoder.push(token)
+    def _ending(
+        self, max_tokens: int, stop: tuple[str, ...], stop_tokens: Collection[int]
+    ) -> Ending:
+        if max_tokens < 1:
+            raise InvalidInput("max_tokens", f"{max_tokens} is below 1")
+        if not all(stop):
+            raise InvalidInput("stop", "contains an empty string")
+        for token in stop_tokens:
+            if not 0 <= token < self._vocab_size:
+                raise InvalidInput("stop_tokens", f"{token} is not in 0 … {self._vocab_size - 1}")
+        return Ending(max_tokens, stop, self._end_tokens.union(stop_tokens))
 
     def _score(
         self, ids: list[int], root: trie.Node, options: int, cancel: CancelToken | None
@@ -232,49 +241,3 @@ class OnnxModel:
                 self._priors.pop(next(iter(self._priors)))
             self._priors[key] = self._score(ids, root, len(sequences), cancel).logprobs
         return self._priors[key]
-
-
-class _Writer:
-    """Text of one answer: streams it, and ends it before the first stop string."""
-
-    def __init__(
-        self, codec: TextCodec, stop: tuple[str, ...], on_text: Callable[[str], None] | None
-    ) -> None:
-        self._stream = codec.stream()
-        self._stop = stop
-        self._on_text = on_text
-        self._sent: list[str] = []
-        self._held = ""
-
-    def push(self, token: int) -> bool:
-        """Add a token; true when a stop string was completed."""
-        self._held += self._stream.push(token)
-        ends = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        if ends:
-            self._send(min(ends))
-            self._held = ""
-            return True
-        self._send(len(self._held) - self._possible_stop())
-        return False
-
-    def finish(self) -> str:
-        """Send what was held back, and give the whole text."""
-        self._send(len(self._held))
-        return "".join(self._sent)
-
-    def _possible_stop(self) -> int:
-        """Length of the longest end of the held text that may begin a stop string."""
-        longest = 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(self._held)), longest, -1):
-                if self._held.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
-
-    def _send(self, length: int) -> None:
-        if length:
-            text, self._held = self._held[:length], self._held[length:]
-            self._sent.append(text)
-            if self._on_text is not None:
-                self._on_text(text)

@@ -21,7 +21,7 @@ import xllamacpp
 
 from cascade.errors import InvalidInput
 from cloud.engines.base import Capabilities, ChatRequest, Done, EngineEvent, Piece, Started
-from cloud.engines.grammar import options_grammar
+from cloud.engines.grammar import options_grammar, structured_grammar
 from cloud.errors import EngineFailed, ModelUnusable
 
 _log = logging.getLogger(__name__)
@@ -57,8 +57,10 @@ class LlamaCpp:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Options by grammar; log probabilities are not reported yet."""
-        return Capabilities(options=True, logprobs=False, context_tokens=self._context_tokens)
+        """Options and structure by grammar; log probabilities are not reported yet."""
+        return Capabilities(
+            options=True, structured=True, logprobs=False, context_tokens=self._context_tokens
+        )
 
     async def start(self) -> None:
         """Load the model.
@@ -86,8 +88,9 @@ class LlamaCpp:
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[list[EngineEvent]]:
         """Answer ``request``; see ``Engine.stream``."""
-        body = json.dumps(_body(request))
         loop = asyncio.get_running_loop()
+        # A large grammar takes long enough to check that the other requests would notice.
+        body = json.dumps(await asyncio.to_thread(_body, request, self._context_tokens))
         messages: asyncio.Queue[str | None] = asyncio.Queue()
         stopped = False
 
@@ -173,7 +176,7 @@ class LlamaCpp:
             return int(json.load(reply)["n_erased"])
 
 
-def _body(request: ChatRequest) -> dict[str, Any]:
+def _body(request: ChatRequest, context_tokens: int) -> dict[str, Any]:
     body: dict[str, Any] = {
         "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
         "max_tokens": request.max_tokens,
@@ -187,15 +190,22 @@ def _body(request: ChatRequest) -> dict[str, Any]:
     }
     if request.options:
         return body | {"grammar": options_grammar(request.options), "temperature": 0.0}
+    if request.json_schema is not None or request.regex is not None:
+        body["grammar"] = structured_grammar(request.json_schema, request.regex)
+    sampling = request.sampling
     body |= {
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        # llama.cpp's other filters are on by default; the contract knows top_p alone.
-        "top_k": 0,
-        "min_p": 0.0,
+        # Every filter is named, because llama.cpp has some of them on by default. Their order there
+        # is the one that ``cascade.sampling`` promises.
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repeat_penalty": sampling.repetition_penalty,
+        # By default only the last 64 tokens count.
+        "repeat_last_n": context_tokens,
         "stop": list(request.stop),
     }
-    return body if request.seed is None else body | {"seed": request.seed & 0xFFFFFFFF}
+    return body if sampling.seed is None else body | {"seed": sampling.seed}
 
 
 class _Reader:
@@ -203,6 +213,8 @@ class _Reader:
 
     def __init__(self, request: ChatRequest, context_tokens: int) -> None:
         self._options = request.options
+        self._structure = "regex" if request.regex is not None else "json_schema"
+        self._structured = request.regex is not None or request.json_schema is not None
         self._context_tokens = context_tokens
         self._started = False
         self._counted = 0
@@ -254,4 +266,6 @@ class _Reader:
                 f"most {self._context_tokens}; shorten it",
             )
         _log.error("llama.cpp refused a request: %s", error.get("message"))
+        if self._structured and "grammar" in str(error.get("message")):
+            return InvalidInput(self._structure, "cannot be kept by this tier; simplify it")
         return EngineFailed()

@@ -1,4 +1,4 @@
-"""The default bundle, built from its GGUF file once a session."""
+"""The default bundle, built from its GGUF file once a session; a tiny model with random weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from cascade.signing import SigningKey, TrustStore
 from edge.build import build_from_gguf
 from edge.bundle import Bundle
+from edge.model import OnnxModel
+from tests.edge.build.tiny import Tiny
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +64,22 @@ def build(
         return Bundle.open(folder, trust)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def babbler(
+    tmp_path_factory: pytest.TempPathFactory, publisher: SigningKey, trust: TrustStore
+) -> OnnxModel:
+    """Two layers with random weights over single bytes, for which any byte is about as likely as
+    another: hundreds of tokens a second, and nothing that a grammar could lean on."""
+    folder = tmp_path_factory.mktemp("babbler")
+    built = build_from_gguf(
+        Tiny().write(folder / "tiny.gguf", context_length=1024),
+        folder / "bundle",
+        name="babbler",
+        base_model="random weights",
+        licence="Apache-2.0",
+        commercial_use=True,
+        signing_key=publisher,
+    )
+    return OnnxModel(Bundle.open(built, trust))
