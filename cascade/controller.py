@@ -16,7 +16,7 @@ from typing import Literal
 
 from cascade.errors import Cancelled, CascadeError, DeadlineExceeded, InvalidInput, RemoteError
 from cascade.events import DEVICE, Answer, Event, Final, Latency, Superseded, Token
-from cascade.local import CancelToken, LocalAnswer, LocalModel
+from cascade.local import CancelToken, LocalAnswer, LocalClassifier, LocalModel, Unreadable
 from cascade.policy import (
     Decision,
     Policy,
@@ -40,13 +40,17 @@ class Controller:
     """Local first, escalate when unsure.
 
     Arguments:
-        local: the model on the device; ``None`` sends everything to the cluster.
+        local: the model on the device, which reads text or tensors; ``None`` sends everything to
+            the cluster.
         remote: the cluster; ``None`` keeps everything on the device.
         policies: where to find the policy of a request's task; ``None`` for no task at all.
     """
 
     def __init__(
-        self, local: LocalModel | None, remote: Remote | None, policies: PolicyStore | None = None
+        self,
+        local: LocalModel | LocalClassifier | None,
+        remote: Remote | None,
+        policies: PolicyStore | None = None,
     ) -> None:
         if local is None and remote is None:
             raise InvalidInput("local", "is None and so is remote; give at least one of them")
@@ -104,7 +108,11 @@ class Controller:
         return policy if policy and policy.covers(request.options, self._local.info) else None
 
     async def _try_locally(
-        self, local: LocalModel, state: _State, policy: Policy | None, show: Show
+        self,
+        local: LocalModel | LocalClassifier,
+        state: _State,
+        policy: Policy | None,
+        show: Show,
     ) -> AsyncGenerator[Event, None]:
         """Let the device answer into ``state.local``; yields its text where it is provisional."""
         cancel = CancelToken()
@@ -129,7 +137,8 @@ class Controller:
                 raise Cancelled("the local decode was stopped")
         except InvalidInput as problem:
             # A larger model may still be able to read what this one cannot.
-            if problem.field != "prompt" or self._remote is None:
+            beyond = problem.field == "prompt" or isinstance(problem, Unreadable)
+            if not beyond or self._remote is None:
                 raise
             state.reasons.append(Reason.LOCAL_FAILED)
             state.local_problem = problem
@@ -277,7 +286,7 @@ class _State:
         local: LocalAnswer,
         decision: Decision,
         reasons: tuple[str, ...],
-        model: LocalModel | None,
+        model: LocalModel | LocalClassifier | None,
     ) -> Answer:
         error = self.remote_error
         return Answer(
@@ -303,13 +312,21 @@ class _State:
 
 
 def _decode(
-    local: LocalModel,
+    local: LocalModel | LocalClassifier,
     request: Request,
     policy: Policy | None,
     on_text: Callable[[str], None],
     cancel: CancelToken,
 ) -> LocalAnswer:
     """Runs in a worker thread."""
+    if request.tensors:
+        if not isinstance(local, LocalClassifier):
+            raise Unreadable("tensors", f"{local.info.name} on this device reads text alone")
+        return local.classify(request.tensors, options=request.options, cancel=cancel)
+    if not isinstance(local, LocalModel):
+        raise Unreadable(
+            "prompt", f"{local.info.name} on this device reads tensors alone; call classify"
+        )
     if not request.options:
         return local.generate(
             request.messages,
@@ -334,8 +351,8 @@ def _decode(
 
 
 def _for_cloud(request: Request, policy: Policy | None) -> Request:
-    """The same request in the words for larger models."""
-    if not request.options:
+    """The same request in the words for larger models. Tensors have no wording."""
+    if request.tensors or not request.options:
         return request
     task = policy.task if policy else generic(request.options)
     messages = (*request.messages[:-1], *task.for_cloud(request.text))
@@ -343,7 +360,7 @@ def _for_cloud(request: Request, policy: Policy | None) -> Request:
 
 
 def _report(
-    local: LocalModel | None, answer: LocalAnswer | None, decision: Decision
+    local: LocalModel | LocalClassifier | None, answer: LocalAnswer | None, decision: Decision
 ) -> DeviceReport:
     if local is None or answer is None:
         return DeviceReport()

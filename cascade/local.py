@@ -1,19 +1,21 @@
 """The seam between the decision and the model on the device.
 
-``LocalModel`` is what the controller needs of an on-device model; ``edge`` provides it. Nothing
-here runs a model.
+``LocalModel`` is what the controller needs of an on-device model that reads text, and
+``LocalClassifier`` of one that reads tensors; ``edge`` provides both. Nothing here runs a model.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
+from cascade.errors import InvalidInput
 from cascade.request import Message
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import OptionScores, ScoreMode, Signals
+from cascade.tensor import Tensor
 
 Finish = Literal["stop", "length", "cancelled", "callback"]
 """``"stop"`` at an end token, stop string, complete option or complete grammar; ``"length"`` at
@@ -83,6 +85,46 @@ class LocalAnswer:
         return self.options.max_probability if self.options else self.signals.mean_probability
 
 
+class Unreadable(InvalidInput):
+    """The model on this device cannot read this kind of input at all. One in the cluster may."""
+
+
+@runtime_checkable
+class LocalClassifier(Protocol):
+    """An on-device model that classifies tensors. Methods block; call them from a worker thread."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What this model is."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes."""
+        ...
+
+    def classify(
+        self,
+        tensors: Sequence[Tensor],
+        *,
+        options: tuple[str, ...] = (),
+        cancel: CancelToken | None = None,
+    ) -> LocalAnswer:
+        """Answer with one of the labels.
+
+        Arguments:
+            tensors: the inputs of one example.
+            options: the labels in the caller's order; empty for the model's own.
+
+        Raises:
+            InvalidInput: an input is missing or not of the model's type and shape, holds NaN, or
+                the options are not the model's labels. It is named.
+            Cancelled: ``cancel`` was used before the answer was known.
+        """
+        ...
+
+
+@runtime_checkable
 class LocalModel(Protocol):
     """An on-device model. Methods block; call them from a worker thread."""
 

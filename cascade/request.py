@@ -1,4 +1,5 @@
-"""What is asked: messages, a closed set of options if any, and the limits that an answer must keep.
+"""What is asked: messages or tensors, a closed set of options if any, and the limits that an answer
+must keep.
 
 These are plain values, checked once by ``Request.check``; how they are answered is decided in
 ``cascade.controller``.
@@ -16,6 +17,7 @@ from cascade.errors import InvalidInput
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import ScoreMode
 from cascade.structured import check_json_schema, check_regex
+from cascade.tensor import Tensor, check_tensors
 
 MAX_OPTIONS = 1000
 Role = Literal["system", "user", "assistant"]
@@ -94,6 +96,7 @@ class Request:
         mode: how the device scores the options; ``None`` takes the mode that the task's policy was
             fitted for, or the model's choice without one. Another mode than the policy's leaves the
             answer uncertified.
+        tensors: a classifier's inputs, instead of messages; ``options`` are then its labels.
     """
 
     messages: tuple[Message, ...]
@@ -108,14 +111,37 @@ class Request:
     mode: ScoreMode | None = None
     constraints: Constraints = field(default_factory=Constraints)
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    tensors: tuple[Tensor, ...] = ()
 
     @property
     def text(self) -> str:
-        """Content of the last message."""
+        """Content of the last message. There is none where tensors are asked about."""
         return self.messages[-1].content
 
     def check(self) -> None:
         """Raise ``InvalidInput`` naming the first field that cannot be used."""
+        if self.tensors:
+            self._check_tensors()
+        else:
+            self._check_messages()
+        if self.max_tokens < 1:
+            raise InvalidInput("max_tokens", f"{self.max_tokens} is below 1")
+        if not _REQUEST_ID.fullmatch(self.request_id):
+            raise InvalidInput("request_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+        if any(not stop for stop in self.stop):
+            raise InvalidInput("stop", "contains an empty string")
+        self.sampling.check()
+        check_output(self.options, self.json_schema, self.regex, self.stop)
+        self.constraints.check()
+
+    def _check_tensors(self) -> None:
+        if self.messages:
+            raise InvalidInput("messages", "must be empty where tensors are given; ask one of both")
+        if not self.options:
+            raise InvalidInput("options", "are missing; name the labels among which to classify")
+        check_tensors(self.tensors)
+
+    def _check_messages(self) -> None:
         if not self.messages:
             raise InvalidInput("messages", "is empty; give at least one user message")
         for message in self.messages:
@@ -130,17 +156,6 @@ class Request:
             raise InvalidInput("prompt", "is empty; write what you want to ask")
         if not all(is_unicode(message.content) for message in self.messages):
             raise InvalidInput("prompt", "is not valid Unicode (lone surrogate)")
-        if self.max_tokens < 1:
-            raise InvalidInput("max_tokens", f"{self.max_tokens} is below 1")
-        if not _REQUEST_ID.fullmatch(self.request_id):
-            raise InvalidInput("request_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
-        if any(not stop for stop in self.stop):
-            raise InvalidInput("stop", "contains an empty string")
-        self.sampling.check()
-        check_output(self.options, self.json_schema, self.regex, self.stop)
-        if self.mode not in (None, *get_args(ScoreMode)):
-            raise InvalidInput("mode", f"{self.mode!r} is not known; known are exact and search")
-        self.constraints.check()
 
 
 def check_output(

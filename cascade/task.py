@@ -126,6 +126,18 @@ def _examples(value: object, where: str) -> tuple[Example, ...]:
     return tuple(examples)
 
 
+def of_labels(task_id: str, labels: tuple[str, ...]) -> Task:
+    """The task of a classifier: its labels are the options, and there is nothing to be worded."""
+    return Task(
+        task_id=task_id,
+        options=labels,
+        device_prompt=_INPUT,
+        option_prefix="",
+        cloud_prompt=_INPUT,
+        prior_correction=False,
+    )
+
+
 def generic(options: tuple[str, ...]) -> Task:
     """The wording for a closed question where no task says how to ask it. Judged by no policy."""
     return Task(

@@ -19,7 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cascade.errors import NotFound
 from cloud.errors import ConfigError
 
-EngineName = Literal["llama_cpp", "onnx"]
+EngineName = Literal["llama_cpp", "onnx", "onnx_classifier"]
+Input = Literal["text", "tensors"]
+# One gRPC message carries 4 MiB, the rest of the request included.
+_MOST_TENSOR_BYTES: Final = 4_000_000
 # Ray's workers take ports from this range.
 _RAY_PORTS: Final = range(10002, 20000)
 _TIER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -56,6 +59,7 @@ class GatewayConfig(_Strict):
     api_keys_file: Path | None = Field(default=None, strict=False)
     max_concurrent_requests: int = Field(default=64, ge=1)
     max_prompt_chars: int = Field(default=32_000, ge=1)
+    max_tensor_bytes: int = Field(default=1_000_000, ge=1, le=_MOST_TENSOR_BYTES)
     max_deadline_s: float = Field(default=600.0, gt=0, lt=math.inf)
     drain_s: float = Field(default=5.0, ge=0, le=600)
 
@@ -135,6 +139,11 @@ class TierConfig(_Strict):
     def model_name(self) -> str:
         """What answers are signed with: the name in the catalog, of the bundle or of the file."""
         return Path(self.model).name if is_model_path(self.model) else self.model
+
+    @property
+    def reads(self) -> Input:
+        """What this tier can be asked with."""
+        return "tensors" if self.engine == "onnx_classifier" else "text"
 
     @property
     def ongoing_requests(self) -> int:

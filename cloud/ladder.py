@@ -12,7 +12,7 @@ from typing import Final
 from cascade.errors import InvalidInput
 from cascade.request import DataClass
 from cascade.wire import OpenRequest
-from cloud.config import TierConfig
+from cloud.config import Input, TierConfig
 from cloud.errors import NoTierAllowed
 
 # A chat template adds a few tokens to each turn and to the whole.
@@ -26,8 +26,9 @@ class Choice:
 
     Arguments:
         reasons: fixed words in the order of the decision: for every lower tier that was passed
-            over ``NAME:not_allowed``, ``NAME:data_class``, ``NAME:residency`` or ``NAME:cost``,
-            then ``lowest_tier`` or ``lowest_allowed_tier``.
+            over ``NAME:reads_text`` or ``NAME:reads_tensors`` (and nothing else),
+            ``NAME:not_allowed``, ``NAME:data_class``, ``NAME:residency`` or ``NAME:cost``, then
+            ``lowest_tier`` or ``lowest_allowed_tier``.
     """
 
     tier: TierConfig
@@ -61,6 +62,9 @@ def choose_tier(tiers: Sequence[TierConfig], request: OpenRequest) -> Choice:
             last = "lowest_allowed_tier" if passed_over else "lowest_tier"
             return Choice(tier, (*passed_over, last))
         passed_over.append(f"{tier.name}:{obstacle}")
+    if all(tier.reads != _kind(request) for tier in tiers):
+        there = ", ".join(f"{tier.name} reads {tier.reads}" for tier in tiers)
+        raise NoTierAllowed(f"no tier of this cluster reads {_kind(request)}: {there}")
     raise NoTierAllowed(
         f"no tier satisfies the request's constraints ({', '.join(passed_over)}); "
         "loosen one of them or answer on the device"
@@ -69,7 +73,9 @@ def choose_tier(tiers: Sequence[TierConfig], request: OpenRequest) -> Choice:
 
 def max_output_tokens(tier: TierConfig, request: OpenRequest) -> int:
     """The most tokens that an answer can have, ≥ 1: what was asked for within the tier's limit, or
-    what the longest option can take."""
+    what the longest option can take. A classification counts as one token."""
+    if request.tensors:
+        return 1
     if request.options:
         # A token holds at least one byte; one more ends the answer.
         return max(len(option.encode()) for option in request.options) + 1
@@ -78,15 +84,23 @@ def max_output_tokens(tier: TierConfig, request: OpenRequest) -> int:
 
 def max_cost_usd(tier: TierConfig, request: OpenRequest) -> float:
     """An upper bound on the price: a token holds at least one byte of the prompt, and the answer is
-    as long as it may be."""
+    as long as it may be. Tensors have no tokens."""
+    if request.tensors:
+        return tier.price.cost_usd(0, max_output_tokens(tier, request))
     prompt_bytes = sum(len(turn.content.encode()) for turn in request.messages)
     template = _TEMPLATE_TOKENS + _TOKENS_PER_TURN * len(request.messages)
     prompt_tokens = min(prompt_bytes + template, tier.context_tokens)
     return tier.price.cost_usd(prompt_tokens, max_output_tokens(tier, request))
 
 
+def _kind(request: OpenRequest) -> Input:
+    return "tensors" if request.tensors else "text"
+
+
 def _obstacle(tier: TierConfig, request: OpenRequest) -> str | None:
     limits = request.constraints
+    if tier.reads != _kind(request):
+        return f"reads_{tier.reads}"
     if limits.allowed_tiers is not None and tier.name not in limits.allowed_tiers:
         return "not_allowed"
     if limits.data_class.value not in tier.data_classes:

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from cascade.errors import InvalidInput
 from cascade.remote import Accepted, Chunk, Finished, RemoteEvent
+from cascade.tensor import total_bytes
 from cascade.wire import OpenRequest
 from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest, Done, Piece, Started
@@ -109,6 +110,9 @@ class Router:
             raise InvalidInput(
                 "prompt", f"has {size} characters; this cluster reads at most {most}"
             )
+        most, size = self._config.gateway.max_tensor_bytes, total_bytes(request.tensors)
+        if size > most:
+            raise InvalidInput("tensors", f"hold {size} bytes; this cluster reads at most {most}")
 
 
 def _chat_request(tier: TierConfig, request: OpenRequest) -> ChatRequest:
@@ -120,6 +124,7 @@ def _chat_request(tier: TierConfig, request: OpenRequest) -> ChatRequest:
         regex=request.regex,
         stop=request.stop,
         sampling=request.sampling,
+        tensors=request.tensors,
     )
 
 

@@ -14,6 +14,7 @@ import re
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +48,10 @@ def model_files(config: ClusterConfig) -> dict[str, Path]:
 
 
 def _model_file(tier: TierConfig) -> Path:
+    if tier.engine == "onnx_classifier":
+        from cloud.engines.onnx_classifier import bundle_folder
+
+        return bundle_folder(tier)
     if tier.engine == "onnx":
         from edge import bundle_path
 
@@ -131,7 +136,7 @@ def start(
         raise ClusterError(_why_not_deployed()) from None
     profile = ClientProfile(client_address(config), ca_pem, key)
     on_progress("warming up")
-    asyncio.run(_prove(config, profile))
+    asyncio.run(_prove(config, model_files, profile))
     return profile
 
 
@@ -181,13 +186,15 @@ def _check_readable(name: str, path: Path) -> None:
         raise ClusterError(f"{name}: the file {path} cannot be read")
 
 
-async def _prove(config: ClusterConfig, profile: ClientProfile) -> None:
+async def _prove(
+    config: ClusterConfig, model_files: Mapping[str, Path], profile: ClientProfile
+) -> None:
     """Wait until the gateway says that it serves, then have every tier answer once."""
     remote = GrpcRemote(profile)
     try:
         await _until_serving(remote, time.monotonic() + _READY_TIMEOUT_S)
         for tier in config.tiers:
-            await _warm_up(remote, tier)
+            await _warm_up(remote, tier, model_files[tier.name])
     except RemoteError as error:
         raise ClusterError(f"the cluster does not answer its first request: {error}") from None
     finally:
@@ -207,14 +214,19 @@ async def _until_serving(remote: GrpcRemote, end: float) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _warm_up(remote: GrpcRemote, tier: TierConfig) -> None:
-    request = Request(
-        messages=(Message("user", "Is water wet?"),),
-        options=("yes", "no"),
-        constraints=Constraints(
-            allowed_tiers=frozenset({tier.name}), data_class=DataClass(tier.data_classes[0])
-        ),
+async def _warm_up(remote: GrpcRemote, tier: TierConfig, model_file: Path) -> None:
+    request = Request((Message("user", "Is water wet?"),), options=("yes", "no"))
+    if tier.reads == "tensors":
+        from cloud.engines.onnx_classifier import sample_request
+
+        sample = sample_request(model_file)
+        if sample is None:  # its health alone says that it is ready
+            return
+        request = sample
+    limits = Constraints(
+        allowed_tiers=frozenset({tier.name}), data_class=DataClass(tier.data_classes[0])
     )
+    request = replace(request, constraints=limits)
     events = remote.answer(request, DeviceReport(), deadline_s=_WARM_UP_S, transfer=Transfer())
     async for _ in events:
         pass

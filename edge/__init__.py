@@ -15,11 +15,14 @@ from cascade.request import Constraints, DataClass, Message, Request
 from cascade.sampling import Sampling
 from cascade.signals import OptionScores, ScoreBounds, Signals
 from cascade.signing import PublicKey, TrustStore
+from cascade.tensor import Tensor
 from cascade.wire import ClientProfile
 from edge.adapter import Adapter
 from edge.bundle import Bundle, Manifest
+from edge.classifier import OnnxClassifier
+from edge.classifier_spec import ClassifierSpec, InputSpec
 from edge.conversation import AsyncConversation, Conversation
-from edge.device import DEFAULT_BUNDLE, AsyncDevice, Device, bundle_path
+from edge.device import DEFAULT_BUNDLE, AsyncDevice, Device, bundle_path, load_model
 from edge.generate import Step
 from edge.model import OnnxModel
 
@@ -32,6 +35,7 @@ __all__ = [
     "Bundle",
     "CancelToken",
     "CascadeError",
+    "ClassifierSpec",
     "ClientProfile",
     "Constraints",
     "Conversation",
@@ -39,12 +43,14 @@ __all__ = [
     "Device",
     "Event",
     "Final",
+    "InputSpec",
     "Latency",
     "LocalAnswer",
     "LocalModel",
     "Manifest",
     "Message",
     "ModelInfo",
+    "OnnxClassifier",
     "OnnxModel",
     "OptionScores",
     "Policy",
@@ -56,7 +62,9 @@ __all__ = [
     "Signals",
     "Step",
     "Superseded",
+    "Tensor",
     "Token",
     "TrustStore",
     "bundle_path",
+    "load_model",
 ]

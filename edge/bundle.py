@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, get_args
 
-from cascade.errors import BundleError, NotFound, Tampered
+from cascade.errors import BundleError, InvalidInput, NotFound, Tampered
 from cascade.files import sha256_bytes, sha256_file, write_whole
 from cascade.signing import SigningKey, TrustStore
+from edge.classifier_spec import ClassifierSpec
 
 FORMAT_VERSION = 2
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 DECODE_GRAPH, DECODE_WEIGHTS = "decode.onnx", "decode.data"
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
 FILES = (DECODE_GRAPH, DECODE_WEIGHTS, TOKENIZER, CHAT_TEMPLATE)
+CLASSIFIER_GRAPH, PREPROCESS_GRAPH = "classifier.onnx", "preprocess.onnx"
+
+Kind = Literal["decoder", "classifier"]
 
 GraphLayout: TypeAlias = Literal["fused", "exported"]
 """Inputs of the decode graph: ``fused`` writes its key-value cache in place (``edge.decoder``);
@@ -85,6 +89,9 @@ class Manifest:
         adapter_slots: where the graph takes LoRA adapters; may be empty.
         files: every other file of the bundle.
         graph: which runtime the decode graph needs.
+        kind: ``"decoder"`` writes text, ``"classifier"`` gives one of its labels; the sizes above
+            are 0 and the tokens and slots empty for the latter.
+        classifier: what a classifier takes and gives; ``None`` exactly for a decoder.
     """
 
     name: str
@@ -103,11 +110,18 @@ class Manifest:
     files: dict[str, FileEntry]
     format_version: int = FORMAT_VERSION
     graph: GraphLayout = "fused"
+    kind: Kind = "decoder"
+    classifier: ClassifierSpec | None = None
 
     @property
     def base_digest(self) -> str:
         """What adapters and policies bind to: sha256 over the sorted digests of decode weights and
-        tokenizer, joined by a newline."""
+        tokenizer, joined by a newline; for a classifier over its graphs' digests and what it takes
+        and gives."""
+        if self.classifier is not None:
+            parts = sorted(entry.sha256 for entry in self.files.values())
+            parts.append(json.dumps(dataclasses.asdict(self.classifier), sort_keys=True))
+            return sha256_bytes("\n".join(parts).encode())
         digests = sorted(self.files[name].sha256 for name in (DECODE_WEIGHTS, TOKENIZER))
         return sha256_bytes("\n".join(digests).encode())
 
@@ -133,13 +147,42 @@ class Manifest:
             fields["files"] = {name: FileEntry(**entry) for name, entry in fields["files"].items()}
             fields["stop_token_ids"] = tuple(fields["stop_token_ids"])
             fields["adapter_slots"] = tuple(map(_adapter_slot, fields["adapter_slots"]))
+            if fields.get("classifier") is not None:
+                fields["classifier"] = ClassifierSpec.from_json(fields["classifier"])
             manifest = cls(**fields)
+        except InvalidInput as problem:
+            raise BundleError(f"{MANIFEST}: {problem}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise BundleError(f"{MANIFEST}: is not a bundle manifest ({problem})") from None
         manifest._check()
         return manifest
 
+    def classifier_spec(self) -> ClassifierSpec:
+        """What this classifier takes and gives.
+
+        Raises:
+            BundleError: this is no classifier bundle.
+        """
+        if self.classifier is None:
+            raise BundleError(f"{self.name} is a decoder bundle: it reads text, no tensors")
+        return self.classifier
+
     def _check(self) -> None:
+        if self.kind not in ("decoder", "classifier"):
+            raise BundleError(f"{MANIFEST}: kind is {self.kind!r}; upgrade the SDK")
+        if (self.kind == "classifier") != (self.classifier is not None):
+            raise BundleError(f"{MANIFEST}: classifier must be there exactly for that kind")
+        if self.kind == "decoder":
+            self._check_sizes()
+        required = (CLASSIFIER_GRAPH,) if self.kind == "classifier" else FILES
+        for name in self.files:
+            if Path(name).name != name or name in (MANIFEST, SIGNATURE, ".", ".."):
+                raise BundleError(f"{MANIFEST}: files names {name!r}, which is no plain file name")
+        for name in required:
+            if name not in self.files:
+                raise BundleError(f"{MANIFEST}: files lacks {name}; build the bundle again")
+
+    def _check_sizes(self) -> None:
         for field in ("context_tokens", "vocab_size", "layers", "kv_heads", "head_dim"):
             value = getattr(self, field)
             if not isinstance(value, int) or value < 1:
@@ -149,12 +192,6 @@ class Manifest:
                 f"{MANIFEST}: graph is {self.graph!r}; this SDK runs "
                 + " and ".join(get_args(GraphLayout))
             )
-        for name in self.files:
-            if Path(name).name != name or name in (MANIFEST, SIGNATURE, ".", ".."):
-                raise BundleError(f"{MANIFEST}: files names {name!r}, which is no plain file name")
-        for name in FILES:
-            if name not in self.files:
-                raise BundleError(f"{MANIFEST}: files lacks {name}; build the bundle again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +255,10 @@ def seal(path: Path, manifest: Manifest, key: SigningKey) -> None:
     write_whole(path / SIGNATURE, key.sign(data))
 
 
-def describe_files(path: Path) -> dict[str, FileEntry]:
-    """Entries of ``Manifest.files`` for the standard files in ``path``."""
+def describe_files(path: Path, names: Sequence[str] = FILES) -> dict[str, FileEntry]:
+    """Entries of ``Manifest.files`` for the files ``names`` in ``path``; by default a decoder's."""
     return {
-        name: FileEntry((path / name).stat().st_size, sha256_file(path / name)) for name in FILES
+        name: FileEntry((path / name).stat().st_size, sha256_file(path / name)) for name in names
     }
 
 

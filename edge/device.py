@@ -1,4 +1,4 @@
-"""The device SDK's face: open a bundle, ask, choose.
+"""The device SDK's face: open a bundle, ask, choose, classify.
 
 ``AsyncDevice`` is for applications with an event loop, ``Device`` for all others; they do the same.
 """
@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Concatenate, Literal, ParamSpec, Self, TypeVar
 
+from numpy.typing import ArrayLike
+
 from cascade import home
 from cascade.controller import Controller, Show
 from cascade.errors import InvalidInput, NotFound
@@ -26,9 +28,11 @@ from cascade.request import Constraints, Message, Request
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import ScoreMode
 from cascade.signing import TrustStore
+from cascade.tensor import pack
 from cascade.wire import ClientProfile, GrpcRemote
 from edge.adapter import Adapter
 from edge.bundle import Bundle
+from edge.classifier import OnnxClassifier
 from edge.conversation import AsyncConversation, Conversation, Overflow
 from edge.model import OnnxModel
 from edge.portal import Portal
@@ -54,7 +58,7 @@ class AsyncDevice:
 
     def __init__(
         self,
-        model: OnnxModel | None,
+        model: OnnxModel | OnnxClassifier | None,
         remote: Remote | None = None,
         policies: PolicyStore | None = None,
     ) -> None:
@@ -90,7 +94,7 @@ class AsyncDevice:
         verified = Bundle.open(bundle_path(bundle), trust)
         if threads is None:
             threads = recommended_threads(verified.manifest.name)
-        model = OnnxModel(verified, threads=threads)
+        model = load_model(verified, threads=threads)
         remote = GrpcRemote(cloud) if cloud is not None else None
         return cls(model, remote, policies or PolicyStore(home.policies_dir(), trust))
 
@@ -98,6 +102,11 @@ class AsyncDevice:
     def info(self) -> ModelInfo | None:
         """What answers on this device, or ``None`` where everything goes to the cluster."""
         return self._model.info if self._model else None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of the classifier on this device; none where there is no classifier."""
+        return self._model.labels if isinstance(self._model, OnnxClassifier) else ()
 
     async def run(self, request: Request, *, show: Show = "final") -> AsyncGenerator[Event, None]:
         """Answer ``request``; see ``cascade.Controller.run``."""
@@ -183,6 +192,41 @@ class AsyncDevice:
         )
         if not request.options:
             raise InvalidInput("options", "is empty; give at least two different answers")
+        return await self._answer(request)
+
+    async def classify(
+        self,
+        tensors: Mapping[str, ArrayLike],
+        *,
+        labels: Iterable[str] = (),
+        task: str = "",
+        constraints: Constraints | None = None,
+        prefer: Prefer = "device",
+    ) -> Answer:
+        """Ask which class one example belongs to; the answer's text is its label.
+
+        Arguments:
+            tensors: the classifier's inputs by name, raw as the sensor gives them, in the types and
+                shapes of the bundle; a batch axis may be left out.
+            labels: the classes; by default those of the bundle on this device.
+            task: the task id whose policy judges the answer.
+
+        Raises:
+            InvalidInput: an input is missing, of another type or shape, or holds NaN; it is named.
+        """
+        request = Request(
+            (),
+            options=tuple(labels) or self.labels,
+            task_id=task,
+            prefer=prefer,
+            constraints=constraints or Constraints(),
+            tensors=pack(tensors),
+        )
+        if not request.tensors:
+            raise InvalidInput("tensors", "is empty; give the classifier's inputs by name")
+        return await self._answer(request)
+
+    async def _answer(self, request: Request) -> Answer:
         async for event in self.run(request):
             if isinstance(event, Final):
                 return event.answer
@@ -217,7 +261,7 @@ class AsyncDevice:
             )
             return self.run(request, show=show)
 
-        model = self._model
+        model = self._model if isinstance(self._model, OnnxModel) else None
         return AsyncConversation(
             ask,
             model.count_tokens if model else None,
@@ -262,6 +306,8 @@ class AsyncDevice:
     def _own_model(self) -> OnnxModel:
         if self._model is None:
             raise NotFound("this device has no model of its own, so it takes no adapter")
+        if not isinstance(self._model, OnnxModel):
+            raise NotFound(f"{self._model.info.name} is a classifier, which takes no adapter")
         return self._model
 
     async def __aenter__(self) -> Self:
@@ -343,7 +389,7 @@ class Device:
     @classmethod
     def with_model(
         cls,
-        model: OnnxModel,
+        model: OnnxModel | OnnxClassifier,
         *,
         cloud: ClientProfile | None = None,
         policies: PolicyStore | None = None,
@@ -361,12 +407,18 @@ class Device:
         """What answers on this device."""
         return self._device.info
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of the classifier on this device; none where there is no classifier."""
+        return self._device.labels
+
     run = _iterates(AsyncDevice.run)
     ask = _iterates(AsyncDevice.ask)
     choose = _waits(AsyncDevice.choose)
     load_adapter = _waits(AsyncDevice.load_adapter)
     use_adapter = _waits(AsyncDevice.use_adapter)
     unload_adapter = _waits(AsyncDevice.unload_adapter)
+    classify = _waits(AsyncDevice.classify)
 
     def conversation(
         self,
@@ -406,6 +458,17 @@ class Device:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def load_model(bundle: Bundle, *, threads: int = 1) -> OnnxModel | OnnxClassifier:
+    """The model of a verified bundle, by the kind that its manifest says.
+
+    Raises:
+        BundleError: onnxruntime cannot load it.
+    """
+    if bundle.manifest.kind == "classifier":
+        return OnnxClassifier(bundle, threads=threads)
+    return OnnxModel(bundle, threads=threads)
 
 
 def bundle_path(bundle: str | Path | None = None) -> Path:

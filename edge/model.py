@@ -9,7 +9,7 @@ import dataclasses
 import threading
 from collections.abc import Collection
 
-from cascade.errors import InvalidInput, NotFound
+from cascade.errors import BundleError, InvalidInput, NotFound
 from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import SEARCH_TOLERANCE, ScoreMode
@@ -37,6 +37,8 @@ class OnnxModel:
 
     def __init__(self, bundle: Bundle, *, threads: int = 1, caches: int = 4) -> None:
         manifest = bundle.manifest
+        if manifest.kind != "decoder":
+            raise BundleError(f"{manifest.name} is a {manifest.kind} bundle: it reads no text")
         self._codec = TextCodec(bundle)
         runtime = Decoder if manifest.graph == "fused" else ExportedDecoder
         self._decoder = runtime(bundle.path, manifest, threads=threads, caches=caches)

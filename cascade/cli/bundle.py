@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cascade import home
-from cascade.cli import bundle_bench, recipe
+from cascade.cli import bundle_bench, classifier_bundle, recipe
 from cascade.cli.interrupt import loading
 from cascade.cli.progress import ProgressLine
 from cascade.cli.recipe import Recipe
@@ -179,7 +179,10 @@ def _build(args: argparse.Namespace) -> int:
     with loading():
         from edge import Bundle
 
-    target = _carry_out(lambda: _recipe(args), out=args.out, force=args.force, key=args.key)
+    if classifier_bundle.wanted(args):
+        target = classifier_bundle.build(args)
+    else:
+        target = _carry_out(lambda: _recipe(args), out=args.out, force=args.force, key=args.key)
     if args.key:
         print(f"signed with {args.key}; devices need that key pinned", file=sys.stderr)
         return _show(target, as_json=args.json)

@@ -28,6 +28,8 @@ from cascade.wire.status import sent_status
 API_KEY_HEADER: Final = "x-api-key"
 _RETRY_PAUSE_S: Final = 0.2
 _ATTEMPTS: Final = 2
+# gRPC's own limit for a message that a server receives.
+_MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 _CHANNEL_OPTIONS: Final = (
     # Only the code below retries, so that max_remote_calls is true.
     ("grpc.enable_retries", 0),
@@ -77,6 +79,7 @@ class GrpcRemote:
         end = time.monotonic() + deadline_s
         for attempt in range(attempts):
             opened = open_message(request, report, max_remote_calls=calls_left - attempt)
+            _check_size(opened)
             begun = False
             try:
                 # Closed here and now: left to the collector, a cancelled call would run on.
@@ -180,6 +183,15 @@ class GrpcRemote:
                 "(`cascade cluster status`)?",
             )
         return RemoteError(code.name, f"the call to {address} failed")
+
+
+def _check_size(opened: pb.AnswerRequest) -> None:
+    size = opened.ByteSize()
+    if size > _MAX_MESSAGE_BYTES:
+        raise RemoteError(
+            "INVALID_ARGUMENT",
+            f"the request has {size:,} bytes; a cluster reads at most {_MAX_MESSAGE_BYTES:,}",
+        )
 
 
 def _too_late(deadline_s: float) -> RemoteError:

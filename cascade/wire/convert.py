@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from cascade.errors import CascadeError, InvalidInput
+from cascade.errors import InvalidInput
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent
 from cascade.request import (
     Constraints,
@@ -26,6 +26,7 @@ from cascade.request import (
 )
 from cascade.sampling import GREEDY, MAX_SEED, Sampling
 from cascade.signals import Float32s, Signals
+from cascade.tensor import MAX_TENSORS, Tensor, check_tensors
 from cascade.v1 import inference_pb2 as pb
 
 DEFAULT_REMOTE_CALLS: Final = 2
@@ -62,23 +63,20 @@ _REASON_FROM_WIRE: Final[dict[int, Literal["stop", "length"]]] = {
 }
 
 
-class Unsupported(CascadeError):
-    """The contract allows this request, but this server does not answer it yet. Ask differently, as
-    the message says."""
-
-
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
     """A checked request as the gateway sees it.
 
     Arguments:
-        messages: the conversation, oldest first; the last is a user's and not empty.
+        messages: the conversation, oldest first; the last is a user's and not empty. None where
+            tensors are asked about.
         options: the allowed answers, at least two and all different, or empty for free text.
         json_schema, regex: what the answer has to keep; at most one of them, and neither beside
             options.
         max_tokens: upper bound on the tokens of the answer, ≥ 1; ``None`` means the tier's default.
         stop: strings before whose first a free answer ends; at most 8, none empty.
         constraints: ``deadline_s`` is what is left of the call's deadline.
+        tensors: a classifier's inputs, well formed; ``options`` are then its labels.
     """
 
     request_id: str
@@ -92,6 +90,7 @@ class OpenRequest:
     sampling: Sampling = GREEDY
     constraints: Constraints = field(default_factory=Constraints)
     report: DeviceReport = field(default_factory=DeviceReport)
+    tensors: tuple[Tensor, ...] = ()
 
 
 def open_message(
@@ -106,12 +105,6 @@ def open_message(
     message = pb.Open(
         request_id=request.request_id,
         task_id=request.task_id,
-        messages=pb.Messages(
-            messages=[
-                pb.Message(role=_ROLE_TO_WIRE[turn.role], content=turn.content)
-                for turn in request.messages
-            ]
-        ),
         sampling=_sampling_message(request),
         constraints=pb.Constraints(
             allowed_tiers=sorted(limits.allowed_tiers or ()),
@@ -133,6 +126,16 @@ def open_message(
             ),
         ),
     )
+    if request.tensors:
+        message.tensors.tensors.extend(
+            pb.Tensor(name=each.name, dtype=each.dtype, shape=each.shape, data=each.data)
+            for each in request.tensors
+        )
+    else:
+        message.messages.messages.extend(
+            pb.Message(role=_ROLE_TO_WIRE[turn.role], content=turn.content)
+            for turn in request.messages
+        )
     if request.options:
         message.options.options.extend(request.options)
     elif request.json_schema is not None:
@@ -164,7 +167,6 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
 
     Raises:
         InvalidInput: naming the field that is out of its range.
-        Unsupported: the request is well formed, but of a kind that is not answered yet.
     """
     if message.WhichOneof("kind") != "open":
         raise InvalidInput("open", "is missing; the first message of a call must be `open`")
@@ -173,7 +175,8 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
         raise InvalidInput("request_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
     if len(sent.task_id) > _MAX_NAME:
         raise InvalidInput("task_id", f"is longer than {_MAX_NAME} characters")
-    messages = _read_messages(sent)
+    tensors = _read_tensors(sent)
+    messages = () if tensors else _read_messages(sent)
     output = sent.WhichOneof("output")
     options = tuple(sent.options.options)
     json_schema = sent.json_schema if output == "json_schema" else None
@@ -181,6 +184,8 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
     stop = _read_stop(sent.sampling)
     if output == "options":
         check_options(options)
+    if tensors and not options:
+        raise InvalidInput("options", "are missing; name the labels among which to classify")
     check_output(options, json_schema, regex, stop)
     return OpenRequest(
         request_id=sent.request_id,
@@ -194,15 +199,26 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
         sampling=_read_sampling(sent.sampling),
         constraints=_read_constraints(sent.constraints, deadline_s),
         report=_read_report(sent.device),
+        tensors=tensors,
     )
+
+
+def _read_tensors(sent: pb.Open) -> tuple[Tensor, ...]:
+    if sent.WhichOneof("input") != "tensors":
+        return ()
+    if len(sent.tensors.tensors) > MAX_TENSORS:
+        raise InvalidInput("tensors", f"has more than {MAX_TENSORS} arrays")
+    tensors = tuple(
+        Tensor(each.name, each.dtype, tuple(each.shape), each.data) for each in sent.tensors.tensors
+    )
+    check_tensors(tensors)
+    return tensors
 
 
 def _read_messages(sent: pb.Open) -> tuple[Message, ...]:
     kind = sent.WhichOneof("input")
     if kind is None:
-        raise InvalidInput("input", "is missing; set `messages`")
-    if kind == "tensors":
-        raise Unsupported("tensors: no tier answers tensors yet; send `messages`")
+        raise InvalidInput("input", "is missing; set `messages` or `tensors`")
     turns = sent.messages.messages
     if not turns:
         raise InvalidInput("messages", "is empty; give at least one user message")

@@ -16,7 +16,6 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from cascade.errors import CascadeError, InvalidInput, NotFound, RemoteError
-from cascade.wire.convert import Unsupported
 
 DOMAIN: Final = "edge-cloud-cascade"
 INTERNAL_TEXT: Final = "the cluster failed to answer; its operator finds the request id in the log"
@@ -40,8 +39,6 @@ def status_of(error: BaseException) -> grpc.Status:
             return _status(grpc.StatusCode.INVALID_ARGUMENT, str(error), field=error.field)
         case NotFound():
             return _status(grpc.StatusCode.NOT_FOUND, str(error))
-        case Unsupported():
-            return _status(grpc.StatusCode.UNIMPLEMENTED, str(error))
         case TimeoutError():
             return _status(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed")
         case CascadeError():

@@ -54,3 +54,7 @@ def make_engine(tier: TierConfig, model_file: str) -> Engine:
                 context_tokens=tier.context_tokens,
                 threads=tier.threads,
             )
+        case "onnx_classifier":
+            from cloud.engines.onnx_classifier import OnnxClassifierEngine
+
+            return OnnxClassifierEngine(model_file, threads=tier.threads)

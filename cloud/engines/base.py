@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from cascade.request import Message
 from cascade.sampling import GREEDY, Sampling
+from cascade.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class ChatRequest:
         json_schema, regex: what the answer has to keep; at most one of the three is given.
         stop: the answer ends before the first of these; none beside a schema or an expression.
         sampling: how tokens are chosen.
+        tensors: a classifier's inputs, instead of messages; ``options`` are then its labels.
     """
 
     messages: tuple[Message, ...]
@@ -35,6 +37,7 @@ class ChatRequest:
     regex: str | None = None
     stop: tuple[str, ...] = ()
     sampling: Sampling = GREEDY
+    tensors: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,19 +5,14 @@ What goes into the folder is written by the caller; nothing here knows of graphs
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from cascade.errors import CascadeError, InvalidInput
 from cascade.signing import SigningKey
-from edge.bundle import MANIFEST, AdapterSlot, GraphLayout, Manifest, describe_files, seal
+from edge.build.place import check_free, finished_or_absent
+from edge.bundle import AdapterSlot, GraphLayout, Manifest, describe_files, seal
 
 Progress: TypeAlias = Callable[[str, float], None]
 
@@ -71,12 +66,8 @@ def assemble(
         InvalidInput: ``out`` exists (and is no bundle, or ``overwrite`` is off).
         CascadeError: the disk is full; nothing is left of the attempt.
     """
-    if out.exists():
-        if not overwrite:
-            raise InvalidInput("out", f"{out} exists; choose another folder or allow overwriting")
-        if not (out / MANIFEST).is_file():
-            raise InvalidInput("out", f"{out} is not a bundle; it will not be overwritten")
-    with _room(out), _finished_or_absent(out) as folder:
+    check_free(out, overwrite=overwrite)
+    with finished_or_absent(out) as folder:
         contents = fill(folder)
         report("signing", 0.9)
         manifest = Manifest(
@@ -99,33 +90,3 @@ def assemble(
         seal(folder, manifest, signing_key)
     report("done", 1.0)
     return out
-
-
-@contextmanager
-def _room(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise CascadeError(
-            f"{out}: the disk is full; nothing was left behind. Free some space or build elsewhere"
-        ) from None
-
-
-@contextmanager
-def _finished_or_absent(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its place at the end, and is removed on any failure."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        folder = aside / "new"
-        folder.mkdir()
-        yield folder
-        if out.exists():
-            os.replace(out, aside / "old")
-        os.replace(folder, out)
-    finally:
-        if (aside / "old").exists() and not out.exists():  # interrupted between the two renames
-            os.replace(aside / "old", out)
-        shutil.rmtree(aside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from cascade.sampling import GREEDY, Sampling
 from cascade.signals import OptionScores, ScoreBounds, ScoreMode, Signals
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
+from cascade.tensor import Tensor, pack
 
 INFO = ModelInfo("tiny", "ab" * 32, "cd" * 32, "ef" * 32, 2048)
 TASK = Task("mood", ("good", "bad"), "Review: {input}\nMood:", " ", "Good or bad? {input}")
@@ -388,6 +389,79 @@ async def test_a_cluster_without_a_device_reports_its_own_failure():
     cluster = ScriptedCluster(events=(), problem=RemoteError("UNAVAILABLE", "gone"))
     with pytest.raises(RemoteError, match="gone"):
         await answer(Controller(None, cluster), question())
+
+
+@dataclass
+class ScriptedClassifier:
+    """A device that classifies everything as "good", with a given probability."""
+
+    probability: float = 0.9
+    problem: Exception | None = None
+
+    @property
+    def info(self) -> ModelInfo:
+        return INFO
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return TASK.options
+
+    def classify(
+        self,
+        tensors: Sequence[Tensor],
+        *,
+        options: tuple[str, ...] = (),
+        cancel: CancelToken | None = None,
+    ) -> LocalAnswer:
+        if self.problem:
+            raise self.problem
+        share = [self.probability if o == "good" else 1 - self.probability for o in options]
+        scores = OptionScores(options, np.log(share), np.zeros(2), np.array(share))
+        return LocalAnswer("good", SIGNALS, scores, 0, 1, 0.001, 0.002, "stop")
+
+
+READINGS = Request(
+    (), options=TASK.options, task_id="mood", tensors=pack({"x": np.zeros(3, np.float32)})
+)
+
+
+async def test_a_sure_classification_is_kept_and_an_unsure_one_escalates_as_it_is(policies):
+    cluster = ScriptedCluster()
+    kept = await answer(Controller(ScriptedClassifier(0.95), cluster, policies), READINGS)
+    assert (kept.text, kept.source, kept.verified) == ("good", "device", True)
+    assert kept.reasons == (Reason.CONFIDENT,)
+    assert kept.confidence == pytest.approx(0.95)
+    assert cluster.requests == []
+    left = await answer(Controller(ScriptedClassifier(0.6), cluster, policies), READINGS)
+    assert (left.text, left.source) == ("bad", "tier1")
+    (asked,) = cluster.requests
+    assert (asked.tensors, asked.messages, asked.options) == (READINGS.tensors, (), TASK.options)
+
+
+async def test_tensors_that_may_not_leave_stay(policies):
+    cluster = ScriptedCluster()
+    controller = Controller(ScriptedClassifier(0.6), cluster, policies)
+    private = replace(READINGS, constraints=Constraints(data_class=DataClass.NEVER_LEAVE))
+    result = await answer(controller, private)
+    assert result.reasons == (Reason.UNSURE, Reason.NEVER_LEAVE)
+    assert cluster.requests == []
+
+
+async def test_what_the_device_cannot_read_at_all_goes_to_the_cluster():
+    for model, request in ((ScriptedModel(), READINGS), (ScriptedClassifier(), question())):
+        cluster = ScriptedCluster()
+        result = await answer(Controller(model, cluster), request)
+        assert (result.source, result.reasons[0]) == ("tier1", Reason.LOCAL_FAILED)
+        with pytest.raises(InvalidInput, match="alone"):
+            await answer(Controller(model, None), request)
+
+
+async def test_a_wrong_tensor_is_refused_and_not_sent():
+    cluster = ScriptedCluster()
+    model = ScriptedClassifier(problem=InvalidInput("tensors.x", "has the shape [3]"))
+    with pytest.raises(InvalidInput, match=r"tensors\.x: has the shape"):
+        await answer(Controller(model, cluster), READINGS)
+    assert cluster.requests == []
 
 
 async def test_an_infeasible_target_escalates_everything(tmp_path):

@@ -14,8 +14,8 @@ from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import Signals
+from cascade.tensor import DTYPES, Tensor
 from cascade.v1 import inference_pb2 as pb
-from cascade.wire import Unsupported
 from cascade.wire.convert import event_message, open_message, read_event, read_open
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
@@ -273,11 +273,75 @@ def test_the_first_message_must_be_open() -> None:
             read_open(message, deadline_s=1.0)
 
 
-def test_what_no_tier_answers_yet_is_said_to_be_so() -> None:
-    message = _good()
-    message.open.tensors.SetInParent()
-    with pytest.raises(Unsupported, match="send `messages`"):
-        read_open(message, deadline_s=1.0)
+arrays = st.builds(
+    lambda name, dtype, shape, seed: Tensor.of(
+        name, np.random.default_rng(seed).integers(0, 2, shape).astype(dtype)
+    ),
+    st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20),
+    st.sampled_from(DTYPES),
+    st.lists(st.integers(1, 4), max_size=3).map(tuple),
+    st.integers(0, 9),
+)
+
+
+@given(st.lists(arrays, min_size=1, max_size=4, unique_by=lambda tensor: tensor.name).map(tuple))
+def test_tensors_survive_the_wire(tensors: tuple[Tensor, ...]) -> None:
+    request = Request((), options=("a", "b"), tensors=tensors)
+    request.check()
+    message = open_message(request, DeviceReport(), max_remote_calls=1)
+    sent = pb.AnswerRequest.FromString(message.SerializeToString())
+    read = read_open(sent, deadline_s=1.0)
+    assert (read.tensors, read.messages, read.options) == (tensors, (), ("a", "b"))
+    for before, after in zip(tensors, read.tensors, strict=True):
+        np.testing.assert_array_equal(before.array(), after.array())
+        assert after.array().dtype == np.dtype(after.dtype)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": ""}, "tensors: have a name that is not of 1 to 256"),
+        ({"name": "x" * 257}, "tensors: have a name"),
+        ({"name": "y"}, "tensors: names 'y' twice"),
+        ({"dtype": "object"}, r"tensors\.x: has the type 'object'; use one of float32"),
+        ({"dtype": "float64"}, r"tensors\.x: has 8 bytes; float64 of shape \[2\] takes 16"),
+        ({"shape": [3]}, r"tensors\.x: has 8 bytes; float32 of shape \[3\] takes 12"),
+        ({"shape": [-1, -2]}, r"tensors\.x: is empty"),
+        ({"shape": [2, 0]}, r"tensors\.x: is empty"),
+        ({"shape": [1 << 62, 1 << 62]}, r"tensors\.x: has 8 bytes"),
+        ({"shape": [1] * 9}, r"tensors\.x: has 9 axes; at most 8"),
+    ],
+)
+def test_a_strangers_tensors_are_checked(change: dict[str, object], message: str) -> None:
+    sent = pb.AnswerRequest()
+    sent.open.request_id = "r-1"
+    sent.open.options.options.extend(["a", "b"])
+    fields: dict[str, object] = {"name": "x", "dtype": "float32", "shape": [2], "data": bytes(8)}
+    sent.open.tensors.tensors.add(**fields | {"name": "y"})
+    sent.open.tensors.tensors.add(**fields | change)
+    with pytest.raises(InvalidInput, match=message):
+        read_open(sent, deadline_s=1.0)
+
+
+def test_tensors_come_with_labels_and_are_not_without_number() -> None:
+    sent = pb.AnswerRequest()
+    sent.open.request_id = "r-1"
+    sent.open.tensors.SetInParent()
+    sent.open.options.options.extend(["a", "b"])
+    with pytest.raises(InvalidInput, match="tensors: is empty"):
+        read_open(sent, deadline_s=1.0)
+    for index in range(17):
+        sent.open.tensors.tensors.add(name=f"x{index}", dtype="uint8", shape=[1], data=b"a")
+    with pytest.raises(InvalidInput, match="tensors: has more than 16 arrays"):
+        read_open(sent, deadline_s=1.0)
+    del sent.open.tensors.tensors[1:]
+    sent.open.ClearField("options")
+    with pytest.raises(InvalidInput, match="options: are missing"):
+        read_open(sent, deadline_s=1.0)
+
+
+def test_a_tensor_does_not_show_its_content() -> None:
+    assert "secret" not in repr(Tensor.of("x", np.frombuffer(b"secret", np.uint8)))
 
 
 def test_unset_fields_mean_their_documented_defaults() -> None:
