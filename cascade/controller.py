@@ -264,6 +264,7 @@ class _State:
             bytes_down=self.transfer.bytes_down,
             cost_usd=finished.cost_usd,
             device_confidence=decision.confidence,
+            finish=finished.reason,
         )
 
     def local_answer(
@@ -291,6 +292,7 @@ class _State:
             device_confidence=decision.confidence,
             remote_error=error.message if error else None,
             remote_status=error.status if error else None,
+            finish="length" if local.finish == "length" else "stop",
         )
 
 
@@ -307,6 +309,9 @@ def _decode(
             request.messages,
             max_tokens=request.max_tokens,
             stop=request.stop,
+            sampling=request.sampling,
+            json_schema=request.json_schema,
+            regex=request.regex,
             on_text=on_text,
             cancel=cancel,
         )

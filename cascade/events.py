@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 DEVICE = "device"
 """The ``source`` of what was answered locally; any other source is the name of a tier."""
@@ -60,6 +61,8 @@ class Answer:
         reasons: why it came out so, in the order of deciding; see ``cascade.policy.Reason``.
         bytes_up, bytes_down: serialised gRPC messages, without HTTP/2 and TLS framing.
         cost_usd: by the tier's price list.
+        finish: why the answer ended; one that had to keep a JSON Schema or a regular expression
+            keeps it as a whole only with ``"stop"``, not with ``"length"``.
         tokens: tokens of the answer; ``local_tokens`` were decoded on the device, kept or not.
         remote_error: why the cluster did not answer, one line, or ``None``.
         remote_status: the gRPC status name of that error, or ``None``.
@@ -84,6 +87,7 @@ class Answer:
     device_confidence: float | None = None
     remote_error: str | None = None
     remote_status: str | None = None
+    finish: Literal["stop", "length"] = "stop"
 
     @property
     def local(self) -> bool:

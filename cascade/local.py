@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from cascade.request import Message
+from cascade.sampling import GREEDY, Sampling
 from cascade.signals import OptionScores, Signals
+
+Finish = Literal["stop", "length", "cancelled", "callback"]
+"""``"stop"`` at an end token, stop string, complete option or complete grammar; ``"length"`` at
+max_tokens or the context's end; ``"cancelled"`` when a ``CancelToken`` was used; ``"callback"``
+when a callback wanted no more."""
 
 Prompt = str | tuple[Message, ...]
 """A raw completion prompt, or a conversation to be rendered with the model's chat template."""
@@ -56,8 +62,8 @@ class LocalAnswer:
         options: scores over the closed set, or ``None`` for a free answer.
         prompt_tokens, tokens: tokens read (whole prompt) and written.
         prefill_s, decode_s: wall time of reading the prompt and of writing the answer, in seconds.
-        finish: ``"stop"`` at an end token, stop string or complete option; ``"length"`` at
-            max_tokens or the context's end; ``"cancelled"`` when a ``CancelToken`` was used.
+        finish: why the answer ends. One that had to keep a JSON Schema or a regular expression
+            keeps it as a whole only with ``"stop"``.
     """
 
     text: str
@@ -67,7 +73,7 @@ class LocalAnswer:
     tokens: int
     prefill_s: float
     decode_s: float
-    finish: Literal["stop", "length", "cancelled"]
+    finish: Finish
 
     @property
     def raw_score(self) -> float:
@@ -90,13 +96,22 @@ class LocalModel(Protocol):
         *,
         max_tokens: int,
         stop: tuple[str, ...] = (),
-        on_text: Callable[[str], None] | None = None,
+        sampling: Sampling = GREEDY,
+        json_schema: str | None = None,
+        regex: str | None = None,
+        on_text: Callable[[str], bool | None] | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
-        """Answer freely and greedily. ``on_text`` is called with each new piece of text.
+        """Answer freely, or within a grammar.
+
+        Arguments:
+            json_schema, regex: what the answer has to keep; at most one of them, see
+                ``cascade.structured``, and no ``stop`` beside it.
+            on_text: called with each new piece of text; returning true ends the answer behind it.
 
         Raises:
-            InvalidInput: the prompt is empty or longer than the context.
+            InvalidInput: the prompt is empty or longer than the context, or an argument is out of
+                its range.
         """
         ...
 

@@ -15,7 +15,7 @@ from typing import Self
 
 from cascade.certificate import Certificate
 from cascade.confidence import ConfidenceModel
-from cascade.errors import InvalidInput, NotFound
+from cascade.errors import InvalidInput
 from cascade.files import write_whole
 from cascade.local import LocalAnswer, ModelInfo
 from cascade.request import DataClass, Request
@@ -174,7 +174,7 @@ def obstacle_to_escalation(request: Request, *, cluster: bool) -> Reason | None:
         return Reason.NEVER_LEAVE
     if not cluster:
         return Reason.NO_CLUSTER
-    if limits.max_remote_calls == 0 or limits.allowed_tiers == frozenset():
+    if limits.max_remote_calls < 1 or limits.allowed_tiers == frozenset():
         return Reason.NO_TIER_ALLOWED
     return None
 
@@ -216,18 +216,6 @@ class PolicyStore:
             self._loaded[str(path)] = Policy.from_bytes(data)
         policy = self._loaded[str(path)]
         return policy if policy.adapter_digest == model.adapter_digest else None
-
-    def require(self, task_id: str, model: ModelInfo) -> Policy:
-        """As ``find``, but raise ``NotFound`` naming the tasks that there are."""
-        policy = self.find(task_id, model)
-        if policy is None:
-            there = sorted(p.stem for p in (self._folder / model.base_digest).glob("*.json"))
-            raise NotFound(
-                f"there is no policy for the task {task_id!r} on this model; "
-                f"there {'is' if len(there) == 1 else 'are'}: {', '.join(there) or 'none'} "
-                "(cascade demo makes one for sentiment)"
-            )
-        return policy
 
     def _path(self, base_digest: str, task_id: str) -> Path:
         if not _TASK_ID.fullmatch(task_id):

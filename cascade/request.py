@@ -10,11 +10,14 @@ import re
 import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
 from cascade.errors import InvalidInput
+from cascade.sampling import GREEDY, Sampling
+from cascade.structured import check_json_schema, check_regex
 
 MAX_OPTIONS = 1000
+Role = Literal["system", "user", "assistant"]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -30,7 +33,7 @@ class DataClass(StrEnum):
 class Message:
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
 
@@ -81,6 +84,10 @@ class Request:
         task_id: names the policy that judges the answer; empty for none.
         max_tokens: upper bound on the tokens of the answer, ≥ 1.
         stop: strings that end a free answer before they appear in it.
+        sampling: how the tokens of a free answer are chosen; greedy by default.
+        json_schema: a JSON Schema (draft 2020-12) as JSON text that the answer has to satisfy.
+        regex: a regular expression that the whole answer has to match; see ``cascade.structured``.
+            At most one of ``options``, ``json_schema`` and ``regex`` is given.
         prefer: ``"device"`` tries locally first; ``"cloud"`` asks the cluster at once, with no
             local attempt to fall back on.
     """
@@ -90,6 +97,9 @@ class Request:
     task_id: str = ""
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
+    sampling: Sampling = GREEDY
+    json_schema: str | None = None
+    regex: str | None = None
     prefer: Literal["device", "cloud"] = "device"
     constraints: Constraints = field(default_factory=Constraints)
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -103,6 +113,12 @@ class Request:
         """Raise ``InvalidInput`` naming the first field that cannot be used."""
         if not self.messages:
             raise InvalidInput("messages", "is empty; give at least one user message")
+        for message in self.messages:
+            # A chat template writes the role next to its control tokens, unquoted.
+            if message.role not in get_args(Role):
+                raise InvalidInput(
+                    "messages", f"role {message.role!r} is none of {', '.join(get_args(Role))}"
+                )
         if self.messages[-1].role != "user":
             raise InvalidInput("messages", "must end with a message of the role user")
         if not self.text.strip():
@@ -118,9 +134,30 @@ class Request:
             raise InvalidInput("request_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
         if any(not stop for stop in self.stop):
             raise InvalidInput("stop", "contains an empty string")
-        if self.options:
-            check_options(self.options)
+        self.sampling.check()
+        check_output(self.options, self.json_schema, self.regex, self.stop)
         self.constraints.check()
+
+
+def check_output(
+    options: tuple[str, ...],
+    json_schema: str | None,
+    regex: str | None,
+    stop: tuple[str, ...],
+) -> None:
+    """Raise ``InvalidInput`` unless at most one usable form of answer is asked for."""
+    forms = {"options": bool(options), "json_schema": json_schema is not None}
+    given = [name for name, there in (forms | {"regex": regex is not None}).items() if there]
+    if len(given) > 1:
+        raise InvalidInput(given[1], f"cannot be combined with {given[0]}; give one of them")
+    if options:
+        check_options(options)
+    if json_schema is not None:
+        check_json_schema(json_schema)
+    if regex is not None:
+        check_regex(regex)
+    if stop and given and not options:
+        raise InvalidInput("stop", f"cannot be combined with {given[0]}; leave it out")
 
 
 def check_options(options: tuple[str, ...]) -> None:

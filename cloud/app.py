@@ -14,7 +14,8 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from cloud.config import ClusterConfig, TierConfig
-from cloud.gateway import Gateway, GatewayFiles, deployment_name
+from cloud.front_door import GatewayFiles
+from cloud.gateway import Gateway, deployment_name
 from cloud.tier import Tier
 
 # A lost replica is back in about two seconds; at Serve's default of 10 it takes as many more.

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cascade.errors import NotFound
 from cloud.errors import ConfigError
 
-EngineName = Literal["llama_cpp"]
+EngineName = Literal["llama_cpp", "onnx"]
 # Ray's workers take ports from this range.
 _RAY_PORTS: Final = range(10002, 20000)
 _TIER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -133,7 +133,7 @@ class TierConfig(_Strict):
 
     @property
     def model_name(self) -> str:
-        """What answers are signed with: the catalog name, or the file's name without its folder."""
+        """What answers are signed with: the name in the catalog, of the bundle or of the file."""
         return Path(self.model).name if is_model_path(self.model) else self.model
 
     @property
@@ -233,7 +233,7 @@ def parse_config(text: str, source: str) -> ClusterConfig:
 
 
 def is_model_path(model: str) -> bool:
-    """Whether a tier's ``model`` is a file and not a catalog name."""
+    """Whether a tier's ``model`` is a file or folder, and not the name of a model or bundle."""
     return "/" in model or model.endswith(".gguf")
 
 

@@ -73,7 +73,7 @@ def max_output_tokens(tier: TierConfig, request: OpenRequest) -> int:
     if request.options:
         # A token holds at least one byte; one more ends the answer.
         return max(len(option.encode()) for option in request.options) + 1
-    return min(request.sampling.max_tokens or tier.max_output_tokens, tier.max_output_tokens)
+    return min(request.max_tokens or tier.max_output_tokens, tier.max_output_tokens)
 
 
 def max_cost_usd(tier: TierConfig, request: OpenRequest) -> float:

@@ -112,15 +112,14 @@ class Router:
 
 
 def _chat_request(tier: TierConfig, request: OpenRequest) -> ChatRequest:
-    sampling = request.sampling
     return ChatRequest(
         messages=request.messages,
         max_tokens=max_output_tokens(tier, request),
         options=request.options,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        seed=sampling.seed,
-        stop=sampling.stop,
+        json_schema=request.json_schema,
+        regex=request.regex,
+        stop=request.stop,
+        sampling=request.sampling,
     )
 
 

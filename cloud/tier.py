@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cascade.errors import InvalidInput
 from cloud.config import TierConfig
-from cloud.engines import ChatRequest, EngineEvent, make_engine
+from cloud.engines import ChatRequest, Engine, EngineEvent, make_engine
 from cloud.errors import EngineFailed
 
 _log = logging.getLogger("ray.serve")
@@ -47,18 +47,10 @@ class Tier:
         await self._engine.start()
 
     async def answer(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
-        """Batches of engine events; the last batch ends with ``Done``, or is ``Refused``."""
-        try:
-            async with aclosing(self._engine.stream(request)) as batches:
-                async for batch in batches:
-                    yield batch
-        except InvalidInput as error:
-            yield Refused(error.field, error.problem)
-        except EngineFailed as error:
-            yield Refused("", error.message)
-        except Exception:
-            _log.exception("the engine broke")
-            yield Refused("", "")
+        """The engine's messages; see ``messages``."""
+        async with aclosing(messages(self._engine, request)) as answer:
+            async for message in answer:
+                yield message
 
     async def reset_prefix_cache(self) -> int:
         """Forget every prompt; returns the number of tokens forgotten."""
@@ -69,3 +61,18 @@ class Tier:
         engine = getattr(self, "_engine", None)
         if engine is not None:
             await engine.close()
+
+
+async def messages(engine: Engine, request: ChatRequest) -> AsyncGenerator[TierMessage]:
+    """Batches of engine events; the last batch ends with ``Done``, or is ``Refused``."""
+    try:
+        async with aclosing(engine.stream(request)) as batches:
+            async for batch in batches:
+                yield batch
+    except InvalidInput as error:
+        yield Refused(error.field, error.problem)
+    except EngineFailed as error:
+        yield Refused("", error.message)
+    except Exception:
+        _log.exception("the engine broke")
+        yield Refused("", "")

@@ -12,22 +12,29 @@ from cascade.events import Answer, Event, Final, Latency, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, LocalModel, ModelInfo
 from cascade.policy import Policy, PolicyStore
 from cascade.request import Constraints, DataClass, Message, Request
+from cascade.sampling import Sampling
 from cascade.signals import OptionScores, Signals
 from cascade.signing import PublicKey, TrustStore
 from cascade.wire import ClientProfile
+from edge.adapter import Adapter
 from edge.bundle import Bundle, Manifest
+from edge.conversation import AsyncConversation, Conversation
 from edge.device import DEFAULT_BUNDLE, AsyncDevice, Device, bundle_path
+from edge.generate import Step
 from edge.model import OnnxModel
 
 __all__ = [
     "DEFAULT_BUNDLE",
+    "Adapter",
     "Answer",
+    "AsyncConversation",
     "AsyncDevice",
     "Bundle",
     "CancelToken",
     "CascadeError",
     "ClientProfile",
     "Constraints",
+    "Conversation",
     "DataClass",
     "Device",
     "Event",
@@ -44,7 +51,9 @@ __all__ = [
     "PolicyStore",
     "PublicKey",
     "Request",
+    "Sampling",
     "Signals",
+    "Step",
     "Superseded",
     "Token",
     "TrustStore",

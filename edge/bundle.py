@@ -10,13 +10,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, TypeAlias, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from cascade.errors import BundleError, NotFound, Tampered
 from cascade.files import sha256_bytes, sha256_file, write_whole
 from cascade.signing import SigningKey, TrustStore
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 DECODE_GRAPH, DECODE_WEIGHTS = "decode.onnx", "decode.data"
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
@@ -36,6 +36,40 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSlot:
+    """A place in the decode graph that takes a LoRA adapter: y = x W + (x A) B.
+
+    Linears over the same input are packed side by side, and so are their adapters.
+
+    Arguments:
+        name: e.g. ``"layers.0.qkv"``; the graph's inputs are ``lora.<name>.a`` and ``.b``.
+        columns: width of the input x; A is float32 ``[columns, rank]``.
+        modules: the packed linears, in order, e.g. ``("layers.0.q_proj", …)``.
+        widths: their output widths; B is float32 ``[rank, sum(widths)]``.
+    """
+
+    name: str
+    columns: int
+    modules: tuple[str, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Width of the output y."""
+        return sum(self.widths)
+
+    @property
+    def input_a(self) -> str:
+        """The graph's input for A."""
+        return f"lora.{self.name}.a"
+
+    @property
+    def input_b(self) -> str:
+        """The graph's input for B."""
+        return f"lora.{self.name}.b"
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a bundle is. The publisher signs its exact bytes.
 
@@ -48,7 +82,7 @@ class Manifest:
         quantisation: how weights are stored, e.g. ``"int4-lossless"``.
         context_tokens, vocab_size, layers, kv_heads, head_dim: the graph's sizes.
         stop_token_ids: tokens that end an answer.
-        adapter_slots: names of the linears that take a LoRA adapter; may be empty.
+        adapter_slots: where the graph takes LoRA adapters; may be empty.
         files: every other file of the bundle.
         graph: which runtime the decode graph needs.
     """
@@ -65,7 +99,7 @@ class Manifest:
     kv_heads: int
     head_dim: int
     stop_token_ids: tuple[int, ...]
-    adapter_slots: tuple[str, ...]
+    adapter_slots: tuple[AdapterSlot, ...]
     files: dict[str, FileEntry]
     format_version: int = FORMAT_VERSION
     graph: GraphLayout = "fused"
@@ -97,8 +131,8 @@ class Manifest:
                     "upgrade the SDK or build the bundle again"
                 )
             fields["files"] = {name: FileEntry(**entry) for name, entry in fields["files"].items()}
-            for name in ("stop_token_ids", "adapter_slots"):
-                fields[name] = tuple(fields[name])
+            fields["stop_token_ids"] = tuple(fields["stop_token_ids"])
+            fields["adapter_slots"] = tuple(map(_adapter_slot, fields["adapter_slots"]))
             manifest = cls(**fields)
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise BundleError(f"{MANIFEST}: is not a bundle manifest ({problem})") from None
@@ -160,6 +194,11 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Path of one of the bundle's files."""
         return self.path / name
+
+
+def _adapter_slot(fields: dict[str, Any]) -> AdapterSlot:
+    modules, widths = tuple(fields.pop("modules")), tuple(fields.pop("widths"))
+    return AdapterSlot(**fields, modules=modules, widths=widths)
 
 
 def inspect(path: Path) -> Manifest:

@@ -1,14 +1,14 @@
-"""The decoder graph at work: token ids in, one row of logits out, over one key-value cache.
+"""The decoder graph at work: token ids in, rows of logits out.
 
-The cache is an array per layer that the graph reads and extends in place. It remembers which tokens
-it holds, so that reading a sequence computes only what follows the longest prefix in common with
-the previous one. Choosing tokens is not done here.
+What was read stays in one of several key-value caches (``edge.cache``), so that a sequence is
+computed only from where it leaves the sequences known. Choosing tokens is not done here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -17,54 +17,52 @@ from numpy.typing import NDArray
 from cascade.errors import BundleError, Cancelled, InvalidInput
 from cascade.local import CancelToken
 from edge.bundle import DECODE_GRAPH, Manifest
+from edge.cache import CachePool, KeyValueCache
 
 # Tokens read in one run: bounds the time between two looks at the cancel token.
 _CHUNK = 128
-# The cache grows in steps, so that short prompts do not pay for the longest context.
-_CACHE_STEP = 256
 
 Row = NDArray[np.float32]
 
 
+class TreeNode(NamedTuple):
+    """One token of a tree of continuations; ``parent`` is an earlier node's index, −1 for none."""
+
+    parent: int
+    token: int
+
+
 class Decoder:
-    """One decoder graph with one key-value cache. Not thread-safe; ``edge.model`` holds the lock.
+    """One decoder graph. Not thread-safe; ``edge.model`` holds the lock.
 
     Arguments:
         folder: a verified bundle's folder.
         threads: threads of one run. They sleep instead of spinning while they wait, because
             spinning starves whatever else runs on the device's cores.
+        caches: sequences that are remembered at a time, ≥ 1.
+
+    Raises:
+        BundleError: onnxruntime cannot load the graph, or it is not the one that the manifest
+            describes.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, threads: int = 1) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, threads: int = 1, caches: int = 4
+    ) -> None:
         if threads < 1:
             raise InvalidInput("threads", f"{threads} is below 1")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = ort.InferenceSession(
-                str(folder / DECODE_GRAPH), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as problem:  # onnxruntime raises a dozen unrelated types
-            first_line = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-            raise BundleError(
-                f"{DECODE_GRAPH}: onnxruntime cannot load it ({first_line})"
-            ) from None
+        if caches < 1:
+            raise InvalidInput("caches", f"{caches} is below 1")
         self._manifest = manifest
-        self._binding = self._session.io_binding()
-        self._held: list[int] = []
-        self._capacity = 0
-        self._cache: list[NDArray[np.float32]] = []
-        # Bound once and updated in place: rebinding on every token would cost more than the copy.
-        self._one_id = np.zeros((1, 1), np.int64)
-        self._last = np.zeros(1, np.int64)
-        self._seqlens_k = np.zeros(1, np.int32)
-        self._total = np.zeros((), np.int32)
-        self._logits = np.zeros((1, manifest.vocab_size), np.float32)
-        self._row: Row = self._logits[0]
-        self._step_ready = False
+        self._session = _session(folder, threads)
+        _check_graph(self._session, manifest)
+        self._pool = CachePool(manifest, caches)
+        self._cache = self._pool.pick((), "")
+        self._bindings: dict[KeyValueCache, _Binding] = {}
+        self._adapter, self._adapter_inputs = "", _idle_inputs(manifest)
+        self._rows = np.zeros((1, manifest.vocab_size), np.float32)
+        self._row: Row = self._rows[0]
+        self._no_bias = np.zeros((1, 1, 1, manifest.context_tokens), np.float32)
 
     def read(self, tokens: Sequence[int], cancel: CancelToken | None = None) -> Row:
         """Logits that follow ``tokens``.
@@ -76,19 +74,14 @@ class Decoder:
             float32, shape ``[vocab]``; valid until the next call.
 
         Raises:
-            InvalidInput: the sequence is empty or too long.
+            InvalidInput: the sequence is empty or too long, or an id is not in the vocabulary.
             Cancelled: ``cancel`` was used; what was read stays in the cache.
         """
-        self._check_length(len(tokens))
-        start = self._common_prefix(tokens)
-        del self._held[start:]
-        while start < len(tokens):
-            if cancel is not None and cancel.cancelled:
-                raise Cancelled("the request was cancelled while the prompt was read")
-            chunk = tokens[start : start + _CHUNK]
-            self._run(np.array([chunk], np.int64))
-            self._held.extend(chunk)
-            start += len(chunk)
+        self._check(tokens)
+        self._cache = self._pool.pick(tokens, self._adapter)
+        # The last token is always run, for its logits.
+        start = min(self._cache.common_prefix(tokens), len(tokens) - 1)
+        self._extend(tokens, start, cancel)
         return self._row
 
     def push(self, token: int) -> Row:
@@ -97,77 +90,264 @@ class Decoder:
         Raises:
             InvalidInput: the context is full.
         """
-        self._check_length(len(self._held) + 1)
-        self._one_id[0, 0] = token
-        self._run(self._one_id)
-        self._held.append(token)
+        if not self.free_tokens:
+            raise InvalidInput("prompt", f"fills all {self._manifest.context_tokens} tokens")
+        self._binding().step(token, len(self._cache.tokens), self._no_bias)
+        self._cache.tokens.append(token)
         return self._row
 
-    def forget(self) -> None:
-        """Empty the cache, so that the next ``read`` computes everything."""
-        self._held.clear()
+    def read_tree(
+        self,
+        tokens: Sequence[int],
+        nodes: Sequence[TreeNode],
+        cancel: CancelToken | None = None,
+    ) -> NDArray[np.float32]:
+        """Logits after ``tokens`` and the path to each node, all paths in one pass.
+
+        Every node attends to the prompt, its ancestors and itself only, and is rotated by its
+        depth (tree attention, as in arXiv 2305.09781).
+
+        Arguments:
+            nodes: parents come before their children.
+
+        Returns:
+            float32, shape ``[nodes, vocab]``. The cache holds ``tokens`` alone afterwards.
+
+        Raises:
+            InvalidInput: prompt and nodes together exceed the context.
+            Cancelled: ``cancel`` was used before the pass.
+        """
+        self._check(tokens, more=len(nodes))
+        self._cache = self._pool.pick(tokens, self._adapter)
+        self._extend(tokens, self._cache.common_prefix(tokens), cancel)
+        if cancel is not None and cancel.cancelled:
+            raise Cancelled("the request was cancelled while the answers were scored")
+        start, count = len(tokens), len(nodes)
+        positions = np.empty(count, np.int64)
+        bias = np.full((count, start + count), -np.inf, np.float32)
+        for index, node in enumerate(nodes):
+            if node.parent < 0:
+                bias[index, :start] = 0
+                positions[index] = start
+            else:
+                bias[index] = bias[node.parent]
+                positions[index] = positions[node.parent] + 1
+            bias[index, start + index] = 0
+        logits = np.empty((count, self._manifest.vocab_size), np.float32)
+        ids = np.array([node.token for node in nodes], np.int64)
+        self._binding(room=count).run(
+            ids, start, positions=positions, bias=bias, wanted=np.arange(count), logits=logits
+        )
+        return logits
+
+    def use_adapter(self, digest: str, inputs: Mapping[str, NDArray[np.float32]] | None) -> None:
+        """Apply an adapter from the next call on; ``("", None)`` applies none.
+
+        Arguments:
+            digest: tells the adapter's cached sequences from others'.
+            inputs: ``lora.*`` inputs of the graph that differ from idle.
+        """
+        self._adapter = digest
+        self._adapter_inputs = _idle_inputs(self._manifest) | dict(inputs or {})
+        self._bindings.clear()
+
+    def forget(self) -> int:
+        """Empty the caches, so that the next ``read`` computes everything; returns the number of
+        tokens forgotten."""
+        return self._pool.forget()
 
     @property
     def free_tokens(self) -> int:
         """How many more tokens fit into the context."""
-        return self._manifest.context_tokens - len(self._held)
+        return self._manifest.context_tokens - len(self._cache.tokens)
 
-    def _check_length(self, tokens: int) -> None:
-        if tokens < 1:
+    def _check(self, tokens: Sequence[int], more: int = 0) -> None:
+        manifest = self._manifest
+        if not tokens:
             raise InvalidInput("prompt", "is empty; write what you want to ask")
-        if tokens > self._manifest.context_tokens:
+        if len(tokens) + more > manifest.context_tokens:
+            answers = f" and {more} of the answers" if more else ""
             raise InvalidInput(
                 "prompt",
-                f"has {tokens} tokens; {self._manifest.name} reads at most "
-                f"{self._manifest.context_tokens}. Shorten it",
+                f"has {len(tokens)} tokens{answers}; {manifest.name} reads at most "
+                f"{manifest.context_tokens}. Shorten it",
             )
-        if tokens > self._capacity:
-            self._grow(tokens)
+        if not 0 <= min(tokens) <= max(tokens) < manifest.vocab_size:
+            raise InvalidInput(
+                "tokens", f"must be ids from 0 to {manifest.vocab_size - 1} of {manifest.name}"
+            )
 
-    def _common_prefix(self, tokens: Sequence[int]) -> int:
-        """Length of the cached prefix; at least the last token is always run for its logits."""
-        limit = min(len(self._held), len(tokens) - 1)
-        for position in range(limit):
-            if self._held[position] != tokens[position]:
-                return position
-        return limit
+    def _extend(self, tokens: Sequence[int], start: int, cancel: CancelToken | None) -> None:
+        """Make the cache hold exactly ``tokens``, of which it holds the first ``start`` already."""
+        held = self._cache.tokens
+        del held[start:]
+        while start < len(tokens):
+            if cancel is not None and cancel.cancelled:
+                raise Cancelled("the request was cancelled while the prompt was read")
+            chunk = tokens[start : start + _CHUNK]
+            count = len(chunk)
+            self._binding(room=count).run(
+                np.array(chunk, np.int64),
+                start,
+                positions=np.arange(start, start + count),
+                bias=np.zeros((count, start + count), np.float32),
+                wanted=np.array([count - 1]),
+                logits=self._rows,
+            )
+            held.extend(chunk)
+            start += count
 
-    def _run(self, ids: NDArray[np.int64]) -> None:
-        count = ids.shape[1]
-        total = len(self._held) + count
-        self._last[0] = count - 1
+    def _binding(self, room: int = 1) -> _Binding:
+        """The current cache's binding, with room for as many more tokens."""
+        cache = self._cache
+        if cache.reserve(len(cache.tokens) + room) or cache not in self._bindings:
+            self._bindings[cache] = _Binding(
+                self._session, cache.arrays, self._adapter_inputs, self._rows
+            )
+        return self._bindings[cache]
+
+
+class _Binding:
+    """The graph's inputs and outputs over the arrays of one cache.
+
+    What a single-token step needs is bound once and updated in place: binding all of it for every
+    token would cost more than the signals do.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        cache: Sequence[NDArray[np.float32]],
+        adapter: Mapping[str, NDArray[np.float32]],
+        rows: NDArray[np.float32],
+    ) -> None:
+        self._session = session
+        self._io = session.io_binding()
+        self._kept = (cache, adapter)  # bound values do not keep their arrays alive
+        self._seqlens_k = np.zeros(1, np.int32)
+        self._total = np.zeros((), np.int32)
+        self._bind("seqlens_k", self._seqlens_k)
+        self._bind("total_sequence_length", self._total)
+        for index, array in enumerate(cache):
+            layer, half = divmod(index, 2)
+            name = ("key", "value")[half]
+            self._bind(f"past_key_values.{layer}.{name}", array)
+            self._io.bind_ortvalue_output(f"present.{layer}.{name}", _view(array))
+        for name, array in adapter.items():
+            self._bind(name, array)
+        self._rows = rows
+        self._id = np.zeros((1, 1), np.int64)
+        self._position = np.zeros((1, 1), np.int64)
+        self._first = np.zeros(1, np.int64)
+        self._stepping = False
+
+    def run(
+        self,
+        ids: NDArray[np.int64],
+        start: int,
+        *,
+        positions: NDArray[np.int64],
+        bias: NDArray[np.float32],
+        wanted: NDArray[np.int64],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """Run T tokens behind the first ``start``; float32 ``[len(wanted), vocab]`` to ``logits``.
+
+        Arguments:
+            positions: rotary position of each token, shape ``[T]``.
+            bias: added to the attention scores, shape ``[T, start + T]``.
+            wanted: indices of the tokens whose logits are wanted.
+        """
+        self._bind("input_ids", ids[None])
+        self._bind("position_ids", positions[None])
+        self._bind("attention_bias", bias[None, None])
+        self._bind("logit_positions", wanted)
+        self._io.bind_ortvalue_output("logits", _view(logits))
+        self._stepping = False
+        self._run(start + len(ids))
+
+    def step(self, token: int, start: int, no_bias: NDArray[np.float32]) -> None:
+        """Run one token behind the first ``start``; its logits go to ``rows``."""
+        if not self._stepping:
+            self._bind("input_ids", self._id)
+            self._bind("position_ids", self._position)
+            self._bind("logit_positions", self._first)
+            self._io.bind_ortvalue_output("logits", _view(self._rows))
+            self._stepping = True
+        self._bind("attention_bias", no_bias[..., : start + 1])
+        self._id[0, 0] = token
+        self._position[0, 0] = start
+        self._run(start + 1)
+
+    def _run(self, total: int) -> None:
         self._seqlens_k[0] = total - 1
         self._total[()] = total
-        step = ids is self._one_id
-        if not (step and self._step_ready):
-            self._binding.bind_cpu_input("input_ids", ids)
-            self._bind_fixed()
-            self._step_ready = step
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._io)
 
-    def _bind_fixed(self) -> None:
-        """Bind what keeps its place. Cheap beside a prefill; skipped while stepping."""
-        binding = self._binding
-        binding.bind_ortvalue_input("logit_positions", _ortvalue(self._last))
-        binding.bind_ortvalue_input("seqlens_k", _ortvalue(self._seqlens_k))
-        binding.bind_ortvalue_input("total_sequence_length", _ortvalue(self._total))
-        binding.bind_ortvalue_output("logits", _ortvalue(self._logits))
-        for index, buffer in enumerate(self._cache):
-            layer, part = divmod(index, 2)
-            value = _ortvalue(buffer)
-            name = ("key", "value")[part]
-            binding.bind_ortvalue_input(f"past_key_values.{layer}.{name}", value)
-            binding.bind_ortvalue_output(f"present.{layer}.{name}", value)
-
-    def _grow(self, tokens: int) -> None:
-        capacity = min(-(-tokens // _CACHE_STEP) * _CACHE_STEP, self._manifest.context_tokens)
-        shape = (1, self._manifest.kv_heads, capacity, self._manifest.head_dim)
-        grown = [np.zeros(shape, np.float32) for _ in range(2 * self._manifest.layers)]
-        for new, old in zip(grown, self._cache, strict=False):
-            new[:, :, : old.shape[2]] = old
-        self._cache, self._capacity, self._step_ready = grown, capacity, False
+    def _bind(self, name: str, array: NDArray[np.generic]) -> None:
+        self._io.bind_ortvalue_input(name, _view(array))
 
 
-def _ortvalue(array: NDArray[np.generic]) -> ort.OrtValue:
-    """A view: on the CPU onnxruntime shares the array's memory."""
+def _session(folder: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(
+            str(folder / DECODE_GRAPH), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as problem:  # onnxruntime raises a dozen unrelated types
+        first_line = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise BundleError(f"{DECODE_GRAPH}: onnxruntime cannot load it ({first_line})") from None
+
+
+def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:
+    """Raise ``BundleError`` unless the graph has the inputs and outputs that are bound here."""
+    halves = [(layer, half) for layer in range(manifest.layers) for half in ("key", "value")]
+    buffer = (1, manifest.kv_heads, None, manifest.head_dim)
+    inputs: dict[str, tuple[int | None, ...]] = {
+        "input_ids": (1, None),
+        "seqlens_k": (1,),
+        "total_sequence_length": (),
+        "position_ids": (1, None),
+        "attention_bias": (1, 1, None, None),
+        "logit_positions": (None,),
+        **{f"past_key_values.{layer}.{half}": buffer for layer, half in halves},
+    }
+    for slot in manifest.adapter_slots:
+        inputs[slot.input_a] = (slot.columns, None)
+        inputs[slot.input_b] = (None, slot.rows)
+    outputs: dict[str, tuple[int | None, ...]] = {"logits": (None, manifest.vocab_size)}
+    outputs |= {f"present.{layer}.{half}": buffer for layer, half in halves}
+    for kind, expected, found in (
+        ("input", inputs, session.get_inputs()),
+        ("output", outputs, session.get_outputs()),
+    ):
+        shapes = {
+            value.name: tuple(size if isinstance(size, int) else None for size in value.shape)
+            for value in found
+        }
+        for name in sorted(expected.keys() | shapes.keys()):
+            if expected.get(name) != shapes.get(name):
+                raise BundleError(
+                    f"{DECODE_GRAPH}: {kind} {name} is not as {manifest.name}'s manifest says; "
+                    "build the bundle again"
+                )
+
+
+def _idle_inputs(manifest: Manifest) -> dict[str, NDArray[np.float32]]:
+    """Adapter inputs of rank 0: they add nothing."""
+    return dict(_slots(manifest))
+
+
+def _slots(manifest: Manifest) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    for slot in manifest.adapter_slots:
+        yield slot.input_a, np.zeros((slot.columns, 0), np.float32)
+        yield slot.input_b, np.zeros((0, slot.rows), np.float32)
+
+
+def _view(array: NDArray[np.generic]) -> ort.OrtValue:
+    """On the CPU onnxruntime shares the array's memory; it must outlive the value."""
     return ort.OrtValue.ortvalue_from_numpy(array)

@@ -5,27 +5,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterable, Iterator
+import functools
+import inspect
+import json
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from cascade import home
 from cascade.controller import Controller, Show
-from cascade.errors import InvalidInput
+from cascade.errors import InvalidInput, NotFound
 from cascade.events import Answer, Event, Final
 from cascade.local import ModelInfo
 from cascade.policy import PolicyStore
 from cascade.remote import Remote
 from cascade.request import Constraints, Message, Request
+from cascade.sampling import Sampling
 from cascade.signing import TrustStore
 from cascade.wire import ClientProfile, GrpcRemote
+from edge.adapter import Adapter
 from edge.bundle import Bundle
+from edge.conversation import AsyncConversation, Conversation, Overflow
 from edge.model import OnnxModel
 from edge.portal import Portal
 
 DEFAULT_BUNDLE = "smollm2-135m-instruct-int4"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., object])
 
 Prefer = Literal["device", "cloud"]
 
@@ -94,6 +105,14 @@ class AsyncDevice:
         *,
         max_tokens: int = 256,
         stop: Iterable[str] = (),
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        json_schema: str | Mapping[str, object] | None = None,
+        regex: str | None = None,
         task: str = "",
         constraints: Constraints | None = None,
         prefer: Prefer = "device",
@@ -104,6 +123,12 @@ class AsyncDevice:
         Arguments:
             max_tokens: upper bound on the tokens of the answer.
             stop: strings before which the answer ends.
+            temperature, top_p, top_k, min_p, repetition_penalty, seed: how tokens are drawn, here
+                and in the cluster; see ``Sampling``. By default the most probable one is taken.
+            json_schema: the answer is a JSON document that satisfies this schema, given as JSON
+                text or as the object itself; as a whole where ``answer.finish`` is ``"stop"``.
+            regex: the answer matches this expression, likewise; see ``cascade.structured``. Both
+                need the extra ``structured`` where the device answers.
             task: the task id whose policy judges the answer; without one it is uncertified.
             prefer: ``"cloud"`` asks the cluster at once, without a local attempt.
             show: ``"final"`` streams accepted text only; ``"provisional"`` streams local text at
@@ -114,6 +139,9 @@ class AsyncDevice:
             task_id=task,
             max_tokens=max_tokens,
             stop=tuple(stop),
+            sampling=Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
+            json_schema=_json_text(json_schema),
+            regex=regex,
             prefer=prefer,
             constraints=constraints or Constraints(),
         )
@@ -149,9 +177,75 @@ class AsyncDevice:
                 return event.answer
         raise AssertionError("a request ended without Final")  # the controller's promise
 
+    def conversation(
+        self,
+        *,
+        system: str = "",
+        overflow: Overflow = "drop_oldest",
+        task: str = "",
+        constraints: Constraints | None = None,
+        show: Show = "final",
+    ) -> AsyncConversation:
+        """Start a conversation: its turns build on each other, and its beginning is read once.
+
+        Arguments:
+            system: what the model is told before the first turn.
+            overflow: when the turns outgrow the context, ``"drop_oldest"`` leaves the oldest out
+                (never the system message), ``"refuse"`` raises ``InvalidInput``.
+            task, constraints, show: of every turn; see ``ask``.
+        """
+
+        def ask(messages: tuple[Message, ...], max_tokens: int) -> AsyncGenerator[Event, None]:
+            return self.ask(
+                messages, max_tokens=max_tokens, task=task, constraints=constraints, show=show
+            )
+
+        model = self._model
+        return AsyncConversation(
+            ask,
+            model.count_tokens if model else None,
+            model.info.context_tokens if model else 0,
+            system=system,
+            overflow=overflow,
+        )
+
+    async def load_adapter(self, path: Path, *, trust: TrustStore | None = None) -> str:
+        """Verify an adapter, keep it ready, and return its digest; several may be loaded.
+
+        Raises:
+            NotFound: there is no such adapter, or no model on this device.
+            UnknownPublisher, Tampered, BundleError: it must not or cannot be used here.
+        """
+        adapter = Adapter.open(path, trust or TrustStore(home.trust_dir()))
+        return await asyncio.to_thread(self._own_model().load_adapter, adapter)
+
+    async def use_adapter(self, digest: str) -> None:
+        """Apply a loaded adapter from the next request on; "" goes back to the base.
+
+        Policies name the adapter for which they were certified; with another one active they do
+        not apply.
+
+        Raises:
+            NotFound: it is not loaded.
+        """
+        await asyncio.to_thread(self._own_model().use_adapter, digest)
+
+    async def unload_adapter(self, digest: str) -> None:
+        """Free a loaded adapter; the active one is deactivated first.
+
+        Raises:
+            NotFound: it is not loaded.
+        """
+        await asyncio.to_thread(self._own_model().unload_adapter, digest)
+
     async def close(self) -> None:
         """Close the connection to the cluster."""
         await self._controller.close()
+
+    def _own_model(self) -> OnnxModel:
+        if self._model is None:
+            raise NotFound("this device has no model of its own, so it takes no adapter")
+        return self._model
 
     async def __aenter__(self) -> Self:
         return self
@@ -163,6 +257,38 @@ class AsyncDevice:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _iterates(
+    method: Callable[Concatenate[AsyncDevice, P], AsyncGenerator[Event, None]],
+) -> Callable[Concatenate[Device, P], Iterator[Event]]:
+    """``method`` of a ``Device``: the same arguments, an ordinary iterator, which cancels the
+    answer when it is left early."""
+
+    @functools.wraps(method)
+    def iterate(self: Device, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[Event]:
+        return self._portal.iterate(method(self._device, *args, **kwargs))
+
+    return _returning(iterate, "Iterator[Event]")
+
+
+def _waits(
+    method: Callable[Concatenate[AsyncDevice, P], Coroutine[object, object, R]],
+) -> Callable[Concatenate[Device, P], R]:
+    """``method`` of a ``Device``: the same arguments, the result itself."""
+
+    @functools.wraps(method)
+    def wait(self: Device, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._portal.call(method(self._device, *args, **kwargs))
+
+    return wait
+
+
+def _returning(function: F, result: str) -> F:
+    """``function`` with the result that ``help`` and editors are to show."""
+    signature = inspect.signature(function).replace(return_annotation=result)
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    return function
 
 
 class Device:
@@ -218,47 +344,36 @@ class Device:
         """What answers on this device."""
         return self._device.info
 
-    def run(self, request: Request, *, show: Show = "final") -> Iterator[Event]:
-        """Answer ``request``; see ``cascade.Controller.run``."""
-        return self._portal.iterate(self._device.run(request, show=show))
+    run = _iterates(AsyncDevice.run)
+    ask = _iterates(AsyncDevice.ask)
+    choose = _waits(AsyncDevice.choose)
 
-    def ask(
+    def conversation(
         self,
-        prompt: Ask,
         *,
-        max_tokens: int = 256,
-        stop: Iterable[str] = (),
+        system: str = "",
+        overflow: Overflow = "drop_oldest",
         task: str = "",
         constraints: Constraints | None = None,
-        prefer: Prefer = "device",
         show: Show = "final",
-    ) -> Iterator[Event]:
-        """Ask for free text; see ``AsyncDevice.ask``. Leaving the loop early cancels the answer."""
-        return self._portal.iterate(
-            self._device.ask(
-                prompt,
-                max_tokens=max_tokens,
-                stop=stop,
-                task=task,
-                constraints=constraints,
-                prefer=prefer,
-                show=show,
-            )
+    ) -> Conversation:
+        """Start a conversation; see ``AsyncDevice.conversation``."""
+        started = self._device.conversation(
+            system=system, overflow=overflow, task=task, constraints=constraints, show=show
         )
+        return Conversation(self._portal, started)
 
-    def choose(
-        self,
-        text: str,
-        options: Iterable[str],
-        *,
-        task: str = "",
-        constraints: Constraints | None = None,
-        prefer: Prefer = "device",
-    ) -> Answer:
-        """Ask for one of a closed set of answers; see ``AsyncDevice.choose``."""
-        return self._portal.call(
-            self._device.choose(text, options, task=task, constraints=constraints, prefer=prefer)
-        )
+    def load_adapter(self, path: Path, *, trust: TrustStore | None = None) -> str:
+        """Verify an adapter and keep it ready; see ``AsyncDevice.load_adapter``."""
+        return self._portal.call(self._device.load_adapter(path, trust=trust))
+
+    def use_adapter(self, digest: str) -> None:
+        """Apply a loaded adapter; see ``AsyncDevice.use_adapter``."""
+        self._portal.call(self._device.use_adapter(digest))
+
+    def unload_adapter(self, digest: str) -> None:
+        """Free a loaded adapter; see ``AsyncDevice.unload_adapter``."""
+        self._portal.call(self._device.unload_adapter(digest))
 
     def close(self) -> None:
         """Close the connection and end the background thread. May be called again."""
@@ -287,6 +402,15 @@ def bundle_path(bundle: str | Path | None = None) -> Path:
     if "/" in name or name.startswith("."):
         return Path(name).expanduser()
     return home.bundles_dir() / name
+
+
+def _json_text(schema: str | Mapping[str, object] | None) -> str | None:
+    if schema is None or isinstance(schema, str):
+        return schema
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise InvalidInput("json_schema", f"cannot be written as JSON ({problem})") from None
 
 
 def _messages(prompt: Ask) -> tuple[Message, ...]:

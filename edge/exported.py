@@ -7,9 +7,9 @@ architecture comes this way. Methods and what they promise are those of ``edge.d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -18,23 +18,12 @@ from numpy.typing import NDArray
 from cascade.errors import BundleError, Cancelled, InvalidInput
 from cascade.local import CancelToken
 from edge.bundle import DECODE_GRAPH, Manifest
+from edge.decoder import Decoder, Row, TreeNode
 from edge.session import open_session
 
 # Tokens read in one run: bounds the time between two looks at the cancel token, and the logits.
 _CHUNK = 64
 _PAST, _PRESENT = "past_key_values.", "present."
-
-Row = NDArray[np.float32]
-
-
-class Branch(Protocol):
-    """A node of a tree of continuations: its token, and the index of its parent, -1 at the root."""
-
-    @property
-    def parent(self) -> int: ...
-
-    @property
-    def token(self) -> int: ...
 
 
 class ExportedDecoder:
@@ -43,12 +32,17 @@ class ExportedDecoder:
     Arguments:
         folder: a verified bundle's folder.
         threads: threads of one run, ≥ 1.
+        caches: as for ``Decoder``; one sequence is remembered whatever it says.
 
     Raises:
         BundleError: the graph cannot be loaded, or does not take and return what is expected.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, threads: int = 1) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, threads: int = 1, caches: int = 4
+    ) -> None:
+        if caches < 1:
+            raise InvalidInput("caches", f"{caches} is below 1")
         self._session = open_session(folder / DECODE_GRAPH, threads=threads)
         self._manifest = manifest
         inputs = {value.name for value in self._session.get_inputs()}
@@ -104,7 +98,7 @@ class ExportedDecoder:
         return self._extend((token,))
 
     def read_tree(
-        self, tokens: Sequence[int], nodes: Sequence[Branch], cancel: CancelToken | None = None
+        self, tokens: Sequence[int], nodes: Sequence[TreeNode], cancel: CancelToken | None = None
     ) -> NDArray[np.float32]:
         """Logits after ``tokens`` and the path to each of ``nodes``, parents before children.
 
@@ -124,11 +118,19 @@ class ExportedDecoder:
             self._go_back(len(tokens))
         return rows
 
-    def forget(self) -> None:
-        """Hold nothing, so that the next ``read`` computes everything."""
+    def use_adapter(self, digest: str, inputs: Mapping[str, NDArray[np.float32]] | None) -> None:
+        """Refuse any adapter: an exported graph has no inputs for one."""
+        if digest or inputs:
+            raise InvalidInput("adapter", f"{self._manifest.name} takes no adapters")
+
+    def forget(self) -> int:
+        """Hold nothing, so that the next ``read`` computes everything; returns the number of
+        tokens forgotten."""
+        forgotten = len(self._held)
         self._held.clear()
         shape = (1, self._manifest.kv_heads, 0, self._manifest.head_dim)
         self._past = [_value(np.zeros(shape, np.float32)) for _ in self._past_names]
+        return forgotten
 
     @property
     def free_tokens(self) -> int:
@@ -174,6 +176,10 @@ class ExportedDecoder:
         self._held.extend(tokens)
         row: Row = logits.numpy()[0, -1]
         return row
+
+
+AnyDecoder: TypeAlias = Decoder | ExportedDecoder
+"""Either runtime; the manifest's ``graph`` says which one a bundle needs."""
 
 
 def _value(array: NDArray[np.generic]) -> ort.OrtValue:

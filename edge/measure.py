@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,15 +32,31 @@ class RowStats(NamedTuple):
 def row_stats(logits: Row) -> RowStats:
     """Measure ``logits`` (float32, shape ``[vocab]``, left as they were)."""
     argmax = int(logits.argmax())
-    top = float(logits[argmax])
-    shifted = logits - logits[argmax]
-    weights = np.exp(shifted)
-    z = float(weights.sum(dtype=np.float64))
-    # H = log Z − Σ p·x for x = logits − max; −inf logits have weight 0 and must not give NaN.
-    mean = float(np.dot(weights, np.maximum(shifted, -1e30))) / z
+    top = logits[argmax]
+    shifted, weights = _scratch(len(logits))
+    np.subtract(logits, top, out=shifted)
+    np.exp(shifted, out=weights)
+    z = float(weights.sum())
+    # H = log Z − Σ p·x for x = logits − max.
+    with np.errstate(invalid="ignore"):
+        mean = float(np.dot(weights, shifted)) / z
+    if math.isnan(mean):  # −inf logits have weight 0 and add nothing
+        mean = float(np.dot(weights, np.maximum(shifted, np.float32(-1e30)))) / z
     weights[argmax] = 0.0
     margin = (1.0 - float(weights.max())) / z if len(weights) > 1 else 1.0
-    return RowStats(argmax, top + math.log(z), max(0.0, math.log(z) - mean), margin)
+    return RowStats(argmax, float(top) + math.log(z), max(0.0, math.log(z) - mean), margin)
+
+
+_of_thread = threading.local()
+
+
+def _scratch(size: int) -> tuple[Row, Row]:
+    """Two rows that this thread writes over: fresh ones would cost half of the time in page faults,
+    since the allocator maps arrays of this size anew each time."""
+    kept: tuple[Row, Row] | None = getattr(_of_thread, "rows", None)
+    if kept is None or len(kept[0]) != size:
+        kept = _of_thread.rows = (np.empty(size, np.float32), np.empty(size, np.float32))
+    return kept
 
 
 @dataclass(slots=True)

@@ -34,9 +34,11 @@ class TextCodec:
             raise BundleError(f"{TOKENIZER}: cannot be read ({problem})") from None
         # ``encode_special_tokens`` is a switch on the shared tokenizer.
         self._switch = threading.Lock()
-        self._specials = [
-            token.content for token in self._tokenizer.get_added_tokens_decoder().values()
-        ]
+        self._control_tokens = frozenset(
+            index
+            for index, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        )
         self._templates = minijinja.Environment(
             templates={"chat": bundle.file(CHAT_TEMPLATE).read_text(encoding="utf-8")},
             trim_blocks=True,
@@ -54,9 +56,11 @@ class TextCodec:
             return self.encode_plain(prompt)
         if not prompt:
             raise InvalidInput("prompt", "is empty; write what you want to ask")
-        if any(special in message.content for message in prompt for special in self._specials):
-            return self._encode_around(prompt)
-        return self._encode(self._render(prompt), control_tokens=True)
+        # As a whole is how models are trained to read it. That must not find control tokens which
+        # the template did not write: not in a message, nor where a message meets the template.
+        whole = self._encode(self._render(prompt), control_tokens=True)
+        apart = self._encode_apart(prompt)
+        return whole if self._control(whole) == self._control(apart) else apart
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of a text in which nothing is a control token."""
@@ -75,7 +79,10 @@ class TextCodec:
             self._tokenizer.encode_special_tokens = not control_tokens
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _encode_around(self, messages: tuple[Message, ...]) -> list[int]:
+    def _control(self, ids: list[int]) -> list[int]:
+        return [token for token in ids if token in self._control_tokens]
+
+    def _encode_apart(self, messages: tuple[Message, ...]) -> list[int]:
         """Encode template and messages apart, so that a written ``<|im_end|>`` stays text."""
         marked = tuple(
             Message(message.role, f"{_OPEN}{index}{_CLOSE}")

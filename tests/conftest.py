@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from cascade import download, home
+from cascade.testing import TinyBundle, tiny_bundle
 
 # Before any test has a home of its own: models are too large to fetch for each run.
 _CACHE = Path(os.environ.get("CASCADE_TEST_CACHE") or home.models_dir())
@@ -45,6 +46,12 @@ def model_path() -> Callable[[str], Path]:
         return download.pull(name, directory=_CACHE)
 
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+    """The tiny bundle. Its policies stay empty: a test that installs one builds its own."""
+    return tiny_bundle(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

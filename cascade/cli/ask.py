@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from cascade.cli.request import add_request_options, constraints, open_device, report
 from cascade.errors import InvalidInput
@@ -23,6 +24,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="end before TEXT; may be repeated",
     )
+    _add_sampling(parser)
+    parser.add_argument(
+        "--json-schema",
+        metavar="FILE|TEXT",
+        help="answer with a JSON document that satisfies this JSON Schema",
+    )
+    parser.add_argument(
+        "--regex", metavar="RE", help="answer with text that this expression matches as a whole"
+    )
     parser.add_argument(
         "--show",
         choices=("final", "provisional"),
@@ -38,11 +48,20 @@ def run(args: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not prompt.strip():
         raise InvalidInput("prompt", "is empty; write what you want to ask")
+    schema = _schema_text(args.json_schema)
     with open_device(args) as device:
         for event in device.ask(
             prompt,
             max_tokens=args.max_tokens,
             stop=args.stop,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=args.min_p,
+            repetition_penalty=args.repetition_penalty,
+            seed=args.seed,
+            json_schema=schema,
+            regex=args.regex,
             task=args.task,
             constraints=constraints(args),
             show=args.show,
@@ -58,6 +77,50 @@ def run(args: argparse.Namespace) -> int:
                         print()
                     return report(answer, as_json=args.json)
     raise AssertionError("a request ended without Final")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default); up to 2"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="keep the fewest tokens with this share of the probability (1: all)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="N", help="keep the N most probable tokens (0: all)"
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="keep tokens with this share of the largest probability (0: all)",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1 makes tokens rarer that occurred already (1: off)",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="draw the same tokens every time")
+
+
+def _schema_text(given: str | None) -> str | None:
+    """The schema itself where ``given`` begins like one, else what is in the file of that name."""
+    if given is None or given.lstrip().startswith("{"):
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, ValueError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
+        raise InvalidInput(
+            "json_schema", f"cannot read {given}: {reason}; give a file or {{…}} itself"
+        ) from None
 
 
 def _who(source: str) -> str:

@@ -150,6 +150,8 @@ def _lines(answer: Answer) -> list[str]:
             f"{answer.bytes_up} bytes sent · "
             f"{answer.cloud_prompt_tokens + answer.cloud_completion_tokens} cloud tokens"
         )
+    if answer.finish == "length":
+        lines.append("warning     the answer is cut off at its greatest length (--max-tokens)")
     if answer.remote_error:
         lines.append(f"warning     {answer.remote_status}: {answer.remote_error}")
     return lines

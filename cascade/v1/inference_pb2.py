@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61scade/v1/inference.proto\x12\ncascade.v1\"\xb9\x01\n\rAnswerRequest\x12 \n\x04open\x18\x01 \x01(\x0b\x32\x10.cascade.v1.OpenH\x00\x12\'\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x16.cascade.v1.DraftChunkH\x00\x12+\n\ndraft_done\x18\x03 \x01(\x0b\x32\x15.cascade.v1.DraftDoneH\x00\x12(\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x04 \x01(\x0b\x32\x14.cascade.v1.FeedbackH\x00\x42\x06\n\x04kind\"\x8b\x03\n\x04Open\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12(\n\x08messages\x18\x03 \x01(\x0b\x32\x14.cascade.v1.MessagesH\x00\x12&\n\x07tensors\x18\x04 \x01(\x0b\x32\x13.cascade.v1.TensorsH\x00\x12)\n\tfree_text\x18\x05 \x01(\x0b\x32\x14.cascade.v1.FreeTextH\x01\x12&\n\x07options\x18\x06 \x01(\x0b\x32\x13.cascade.v1.OptionsH\x01\x12\x15\n\x0bjson_schema\x18\x07 \x01(\tH\x01\x12\x0f\n\x05regex\x18\x08 \x01(\tH\x01\x12&\n\x08sampling\x18\t \x01(\x0b\x32\x14.cascade.v1.Sampling\x12,\n\x0b\x63onstraints\x18\n \x01(\x0b\x32\x17.cascade.v1.Constraints\x12(\n\x06\x64\x65vice\x18\x0b \x01(\x0b\x32\x18.cascade.v1.DeviceReportB\x07\n\x05inputB\x08\n\x06output\"1\n\x08Messages\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.cascade.v1.Message\":\n\x07Message\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.cascade.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\".\n\x07Tensors\x12#\n\x07tensors\x18\x01 \x03(\x0b\x32\x12.cascade.v1.Tensor\"B\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\n\n\x08\x46reeText\"\x1a\n\x07Options\x12\x0f\n\x07options\x18\x01 \x03(\t\"^\n\x08Sampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x0c\n\x04stop\x18\x05 \x03(\t\"\xa8\x01\n\x0b\x43onstraints\x12\x15\n\rallowed_tiers\x18\x01 \x03(\t\x12\x19\n\x0cmax_cost_usd\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10max_remote_calls\x18\x03 \x01(\r\x12)\n\ndata_class\x18\x04 \x01(\x0e\x32\x15.cascade.v1.DataClass\x12\x11\n\tresidency\x18\x05 \x01(\tB\x0f\n\r_max_cost_usd\"\xc9\x01\n\x0c\x44\x65viceReport\x12\x17\n\nconfidence\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\traw_score\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x04 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x05 \x01(\t\x12$\n\x07signals\x18\x06 \x01(\x0b\x32\x13.cascade.v1.SignalsB\r\n\x0b_confidenceB\x0c\n\n_raw_score\"?\n\x07Signals\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\x12\x11\n\tentropies\x18\x02 \x03(\x02\x12\x0f\n\x07margins\x18\x03 \x03(\x02\":\n\nDraftChunk\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x03(\r\"\x1b\n\tDraftDone\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"/\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x0f\n\x07\x63orrect\x18\x01 \x01(\x08\x12\x12\n\ncorrection\x18\x02 \x01(\t\"\xda\x01\n\x0b\x41nswerEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x14.cascade.v1.AcceptedH\x00\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.cascade.v1.TokenChunkH\x00\x12\x35\n\x0cverification\x18\x04 \x01(\x0b\x32\x1d.cascade.v1.DraftVerificationH\x00\x12$\n\x06\x66inish\x18\x05 \x01(\x0b\x32\x12.cascade.v1.FinishH\x00\x42\x06\n\x04kind\"\'\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\")\n\nTokenChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"(\n\x11\x44raftVerification\x12\x13\n\x0bkept_tokens\x18\x01 \x01(\r\"\xce\x01\n\x06\x46inish\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.cascade.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.cascade.v1.Usage\x12\x10\n\x08\x63ost_usd\x18\x03 \x01(\x01\x12\x0c\n\x04tier\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x17\n\nconfidence\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07reasons\x18\x07 \x03(\t\x12\x10\n\x08server_s\x18\x08 \x01(\x01\x42\r\n\x0b_confidence\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*s\n\tDataClass\x12\x1a\n\x16\x44\x41TA_CLASS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_CLASS_PUBLIC\x10\x01\x12\x17\n\x13\x44\x41TA_CLASS_PERSONAL\x10\x02\x12\x1a\n\x16\x44\x41TA_CLASS_NEVER_LEAVE\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32T\n\x10InferenceService\x12@\n\x06\x41nswer\x12\x19.cascade.v1.AnswerRequest\x1a\x17.cascade.v1.AnswerEvent(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61scade/v1/inference.proto\x12\ncascade.v1\"\xb9\x01\n\rAnswerRequest\x12 \n\x04open\x18\x01 \x01(\x0b\x32\x10.cascade.v1.OpenH\x00\x12\'\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x16.cascade.v1.DraftChunkH\x00\x12+\n\ndraft_done\x18\x03 \x01(\x0b\x32\x15.cascade.v1.DraftDoneH\x00\x12(\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x04 \x01(\x0b\x32\x14.cascade.v1.FeedbackH\x00\x42\x06\n\x04kind\"\x8b\x03\n\x04Open\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12(\n\x08messages\x18\x03 \x01(\x0b\x32\x14.cascade.v1.MessagesH\x00\x12&\n\x07tensors\x18\x04 \x01(\x0b\x32\x13.cascade.v1.TensorsH\x00\x12)\n\tfree_text\x18\x05 \x01(\x0b\x32\x14.cascade.v1.FreeTextH\x01\x12&\n\x07options\x18\x06 \x01(\x0b\x32\x13.cascade.v1.OptionsH\x01\x12\x15\n\x0bjson_schema\x18\x07 \x01(\tH\x01\x12\x0f\n\x05regex\x18\x08 \x01(\tH\x01\x12&\n\x08sampling\x18\t \x01(\x0b\x32\x14.cascade.v1.Sampling\x12,\n\x0b\x63onstraints\x18\n \x01(\x0b\x32\x17.cascade.v1.Constraints\x12(\n\x06\x64\x65vice\x18\x0b \x01(\x0b\x32\x18.cascade.v1.DeviceReportB\x07\n\x05inputB\x08\n\x06output\"1\n\x08Messages\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.cascade.v1.Message\":\n\x07Message\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.cascade.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\".\n\x07Tensors\x12#\n\x07tensors\x18\x01 \x03(\x0b\x32\x12.cascade.v1.Tensor\"B\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\n\n\x08\x46reeText\"\x1a\n\x07Options\x12\x0f\n\x07options\x18\x01 \x03(\t\"\x98\x01\n\x08Sampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\r\n\x05top_k\x18\x06 \x01(\r\x12\r\n\x05min_p\x18\x07 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x08 \x01(\x02\"\xa8\x01\n\x0b\x43onstraints\x12\x15\n\rallowed_tiers\x18\x01 \x03(\t\x12\x19\n\x0cmax_cost_usd\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10max_remote_calls\x18\x03 \x01(\r\x12)\n\ndata_class\x18\x04 \x01(\x0e\x32\x15.cascade.v1.DataClass\x12\x11\n\tresidency\x18\x05 \x01(\tB\x0f\n\r_max_cost_usd\"\xc9\x01\n\x0c\x44\x65viceReport\x12\x17\n\nconfidence\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\traw_score\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x04 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x05 \x01(\t\x12$\n\x07signals\x18\x06 \x01(\x0b\x32\x13.cascade.v1.SignalsB\r\n\x0b_confidenceB\x0c\n\n_raw_score\"?\n\x07Signals\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\x12\x11\n\tentropies\x18\x02 \x03(\x02\x12\x0f\n\x07margins\x18\x03 \x03(\x02\":\n\nDraftChunk\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x03(\r\"\x1b\n\tDraftDone\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"/\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x0f\n\x07\x63orrect\x18\x01 \x01(\x08\x12\x12\n\ncorrection\x18\x02 \x01(\t\"\xda\x01\n\x0b\x41nswerEvent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x14.cascade.v1.AcceptedH\x00\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.cascade.v1.TokenChunkH\x00\x12\x35\n\x0cverification\x18\x04 \x01(\x0b\x32\x1d.cascade.v1.DraftVerificationH\x00\x12$\n\x06\x66inish\x18\x05 \x01(\x0b\x32\x12.cascade.v1.FinishH\x00\x42\x06\n\x04kind\"\'\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\")\n\nTokenChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"(\n\x11\x44raftVerification\x12\x13\n\x0bkept_tokens\x18\x01 \x01(\r\"\xce\x01\n\x06\x46inish\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.cascade.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.cascade.v1.Usage\x12\x10\n\x08\x63ost_usd\x18\x03 \x01(\x01\x12\x0c\n\x04tier\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x17\n\nconfidence\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07reasons\x18\x07 \x03(\t\x12\x10\n\x08server_s\x18\x08 \x01(\x01\x42\r\n\x0b_confidence\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*s\n\tDataClass\x12\x1a\n\x16\x44\x41TA_CLASS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_CLASS_PUBLIC\x10\x01\x12\x17\n\x13\x44\x41TA_CLASS_PERSONAL\x10\x02\x12\x1a\n\x16\x44\x41TA_CLASS_NEVER_LEAVE\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32T\n\x10InferenceService\x12@\n\x06\x41nswer\x12\x19.cascade.v1.AnswerRequest\x1a\x17.cascade.v1.AnswerEvent(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cascade.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=2184
-  _globals['_ROLE']._serialized_end=2264
-  _globals['_DATACLASS']._serialized_start=2266
-  _globals['_DATACLASS']._serialized_end=2381
-  _globals['_FINISHREASON']._serialized_start=2383
-  _globals['_FINISHREASON']._serialized_end=2478
+  _globals['_ROLE']._serialized_start=2243
+  _globals['_ROLE']._serialized_end=2323
+  _globals['_DATACLASS']._serialized_start=2325
+  _globals['_DATACLASS']._serialized_end=2440
+  _globals['_FINISHREASON']._serialized_start=2442
+  _globals['_FINISHREASON']._serialized_end=2537
   _globals['_ANSWERREQUEST']._serialized_start=43
   _globals['_ANSWERREQUEST']._serialized_end=228
   _globals['_OPEN']._serialized_start=231
@@ -53,32 +53,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FREETEXT']._serialized_end=865
   _globals['_OPTIONS']._serialized_start=867
   _globals['_OPTIONS']._serialized_end=893
-  _globals['_SAMPLING']._serialized_start=895
-  _globals['_SAMPLING']._serialized_end=989
-  _globals['_CONSTRAINTS']._serialized_start=992
-  _globals['_CONSTRAINTS']._serialized_end=1160
-  _globals['_DEVICEREPORT']._serialized_start=1163
-  _globals['_DEVICEREPORT']._serialized_end=1364
-  _globals['_SIGNALS']._serialized_start=1366
-  _globals['_SIGNALS']._serialized_end=1429
-  _globals['_DRAFTCHUNK']._serialized_start=1431
-  _globals['_DRAFTCHUNK']._serialized_end=1489
-  _globals['_DRAFTDONE']._serialized_start=1491
-  _globals['_DRAFTDONE']._serialized_end=1518
-  _globals['_FEEDBACK']._serialized_start=1520
-  _globals['_FEEDBACK']._serialized_end=1567
-  _globals['_ANSWEREVENT']._serialized_start=1570
-  _globals['_ANSWEREVENT']._serialized_end=1788
-  _globals['_ACCEPTED']._serialized_start=1790
-  _globals['_ACCEPTED']._serialized_end=1829
-  _globals['_TOKENCHUNK']._serialized_start=1831
-  _globals['_TOKENCHUNK']._serialized_end=1872
-  _globals['_DRAFTVERIFICATION']._serialized_start=1874
-  _globals['_DRAFTVERIFICATION']._serialized_end=1914
-  _globals['_FINISH']._serialized_start=1917
-  _globals['_FINISH']._serialized_end=2123
-  _globals['_USAGE']._serialized_start=2125
-  _globals['_USAGE']._serialized_end=2182
-  _globals['_INFERENCESERVICE']._serialized_start=2480
-  _globals['_INFERENCESERVICE']._serialized_end=2564
+  _globals['_SAMPLING']._serialized_start=896
+  _globals['_SAMPLING']._serialized_end=1048
+  _globals['_CONSTRAINTS']._serialized_start=1051
+  _globals['_CONSTRAINTS']._serialized_end=1219
+  _globals['_DEVICEREPORT']._serialized_start=1222
+  _globals['_DEVICEREPORT']._serialized_end=1423
+  _globals['_SIGNALS']._serialized_start=1425
+  _globals['_SIGNALS']._serialized_end=1488
+  _globals['_DRAFTCHUNK']._serialized_start=1490
+  _globals['_DRAFTCHUNK']._serialized_end=1548
+  _globals['_DRAFTDONE']._serialized_start=1550
+  _globals['_DRAFTDONE']._serialized_end=1577
+  _globals['_FEEDBACK']._serialized_start=1579
+  _globals['_FEEDBACK']._serialized_end=1626
+  _globals['_ANSWEREVENT']._serialized_start=1629
+  _globals['_ANSWEREVENT']._serialized_end=1847
+  _globals['_ACCEPTED']._serialized_start=1849
+  _globals['_ACCEPTED']._serialized_end=1888
+  _globals['_TOKENCHUNK']._serialized_start=1890
+  _globals['_TOKENCHUNK']._serialized_end=1931
+  _globals['_DRAFTVERIFICATION']._serialized_start=1933
+  _globals['_DRAFTVERIFICATION']._serialized_end=1973
+  _globals['_FINISH']._serialized_start=1976
+  _globals['_FINISH']._serialized_end=2182
+  _globals['_USAGE']._serialized_start=2184
+  _globals['_USAGE']._serialized_end=2241
+  _globals['_INFERENCESERVICE']._serialized_start=2539
+  _globals['_INFERENCESERVICE']._serialized_end=2623
 # @@protoc_insertion_point(module_scope)

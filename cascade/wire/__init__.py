@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cascade.wire.access import ApiKeyInterceptor, KeyRing, caller, new_key
 from cascade.wire.client import API_KEY_HEADER, GrpcRemote
-from cascade.wire.convert import OpenRequest, Sampling, Unsupported
+from cascade.wire.convert import OpenRequest, Unsupported
 from cascade.wire.profile import ClientProfile, check_address, profile_path
 from cascade.wire.server import INFERENCE_SERVICE, Answerer, CallRecord, add_answerer
 
@@ -22,7 +22,6 @@ __all__ = [
     "GrpcRemote",
     "KeyRing",
     "OpenRequest",
-    "Sampling",
     "Unsupported",
     "add_answerer",
     "caller",

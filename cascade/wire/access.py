@@ -5,11 +5,13 @@ One line a key in the keys file: ``name sha256``. Names appear in the log; keys 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -22,6 +24,7 @@ from cascade.wire.client import API_KEY_HEADER
 from cascade.wire.status import status_of
 
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,64})[ \t]+([0-9a-f]{64})")
+_FIRST_MESSAGE_S: Final = 2.0
 _OPEN_TO_ALL: Final = ("/grpc.health.v1.Health/",)
 _caller: ContextVar[str] = ContextVar("caller", default="")
 
@@ -132,6 +135,12 @@ def _refuse(method: Method | None) -> Method:
 async def _unauthenticated(
     request: object, context: grpc.aio.ServicerContext[Any, Any]
 ) -> NoReturn:
+    if isinstance(request, AsyncIterator):
+        # A caller whose first message finds the call already ended reports a broken connection
+        # instead of the status (grpcio: "Internal error from Core").
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_MESSAGE_S):
+                await anext(request, None)
     refusal = RemoteError(
         "UNAUTHENTICATED",
         f"the API key in `{API_KEY_HEADER}` is missing or unknown to this cluster",

@@ -16,8 +16,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cascade.errors import InvalidInput, RemoteError
+from cascade.policy import obstacle_to_escalation
 from cascade.remote import DeviceReport, Finished, RemoteEvent, Transfer
-from cascade.request import DataClass, Request
+from cascade.request import Request
 from cascade.v1 import inference_pb2 as pb
 from cascade.v1 import inference_pb2_grpc
 from cascade.wire.convert import open_message, read_event
@@ -68,7 +69,9 @@ class GrpcRemote:
         Raises:
             RemoteError: with the gRPC status; ``message`` is safe to show.
         """
-        _check_may_leave(request)
+        obstacle = obstacle_to_escalation(request, cluster=True)
+        if obstacle is not None:
+            raise RemoteError("FAILED_PRECONDITION", f"may not leave the device: {obstacle}")
         calls_left = request.constraints.max_remote_calls
         attempts = min(_ATTEMPTS, calls_left)
         end = time.monotonic() + deadline_s
@@ -177,19 +180,6 @@ class GrpcRemote:
                 "(`cascade cluster status`)?",
             )
         return RemoteError(code.name, f"the call to {address} failed")
-
-
-def _check_may_leave(request: Request) -> None:
-    limits = request.constraints
-    if limits.data_class is DataClass.NEVER_LEAVE:
-        problem = "the data class is never_leave"
-    elif limits.allowed_tiers is not None and not limits.allowed_tiers:
-        problem = "no tier is allowed"
-    elif limits.max_remote_calls < 1:
-        problem = "max_remote_calls is 0"
-    else:
-        return
-    raise RemoteError("FAILED_PRECONDITION", f"this request may not leave the device: {problem}")
 
 
 def _too_late(deadline_s: float) -> RemoteError:

@@ -16,13 +16,22 @@ import numpy as np
 
 from cascade.errors import CascadeError, InvalidInput
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent
-from cascade.request import Constraints, DataClass, Message, Request, check_options
+from cascade.request import (
+    Constraints,
+    DataClass,
+    Message,
+    Request,
+    check_options,
+    check_output,
+)
+from cascade.sampling import GREEDY, MAX_SEED, Sampling
 from cascade.signals import Float32s, Signals
 from cascade.v1 import inference_pb2 as pb
 
 DEFAULT_REMOTE_CALLS: Final = 2
 MAX_REMOTE_CALLS: Final = 16
 MAX_STOPS: Final = 8
+_SEEDS: Final = MAX_SEED + 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_NAME = 256
@@ -59,39 +68,28 @@ class Unsupported(CascadeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the tokens of an answer are chosen.
-
-    Arguments:
-        max_tokens: upper bound on the tokens of the answer, ≥ 1; ``None`` means the tier's default.
-        temperature: 0 is greedy; up to 2.
-        top_p: share of probability mass kept, in (0, 1].
-        seed: seed of the sampler; ``None`` lets the server choose.
-        stop: strings before whose first the answer ends; at most 8, none empty.
-    """
-
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class OpenRequest:
     """A checked request as the gateway sees it.
 
     Arguments:
         messages: the conversation, oldest first; the last is a user's and not empty.
         options: the allowed answers, at least two and all different, or empty for free text.
+        json_schema, regex: what the answer has to keep; at most one of them, and neither beside
+            options.
+        max_tokens: upper bound on the tokens of the answer, ≥ 1; ``None`` means the tier's default.
+        stop: strings before whose first a free answer ends; at most 8, none empty.
         constraints: ``deadline_s`` is what is left of the call's deadline.
     """
 
     request_id: str
     messages: tuple[Message, ...]
     options: tuple[str, ...] = ()
+    json_schema: str | None = None
+    regex: str | None = None
     task_id: str = ""
-    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    sampling: Sampling = GREEDY
     constraints: Constraints = field(default_factory=Constraints)
     report: DeviceReport = field(default_factory=DeviceReport)
 
@@ -114,7 +112,7 @@ def open_message(
                 for turn in request.messages
             ]
         ),
-        sampling=pb.Sampling(max_tokens=request.max_tokens, stop=request.stop),
+        sampling=_sampling_message(request),
         constraints=pb.Constraints(
             allowed_tiers=sorted(limits.allowed_tiers or ()),
             max_cost_usd=limits.max_cost_usd,
@@ -137,9 +135,28 @@ def open_message(
     )
     if request.options:
         message.options.options.extend(request.options)
+    elif request.json_schema is not None:
+        message.json_schema = request.json_schema
+    elif request.regex is not None:
+        message.regex = request.regex
     else:
         message.free_text.SetInParent()
     return pb.AnswerRequest(open=message)
+
+
+def _sampling_message(request: Request) -> pb.Sampling:
+    sampling = request.sampling
+    return pb.Sampling(
+        max_tokens=request.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        # On the wire 0 stands for none, so that the seed 0 needs another name.
+        seed=None if sampling.seed is None else sampling.seed or _SEEDS,
+        stop=request.stop,
+    )
 
 
 def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
@@ -156,11 +173,24 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
         raise InvalidInput("request_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
     if len(sent.task_id) > _MAX_NAME:
         raise InvalidInput("task_id", f"is longer than {_MAX_NAME} characters")
+    messages = _read_messages(sent)
+    output = sent.WhichOneof("output")
+    options = tuple(sent.options.options)
+    json_schema = sent.json_schema if output == "json_schema" else None
+    regex = sent.regex if output == "regex" else None
+    stop = _read_stop(sent.sampling)
+    if output == "options":
+        check_options(options)
+    check_output(options, json_schema, regex, stop)
     return OpenRequest(
         request_id=sent.request_id,
-        messages=_read_messages(sent),
-        options=_read_options(sent),
+        messages=messages,
+        options=options,
+        json_schema=json_schema,
+        regex=regex,
         task_id=sent.task_id,
+        max_tokens=sent.sampling.max_tokens or None,
+        stop=stop,
         sampling=_read_sampling(sent.sampling),
         constraints=_read_constraints(sent.constraints, deadline_s),
         report=_read_report(sent.device),
@@ -187,33 +217,25 @@ def _read_messages(sent: pb.Open) -> tuple[Message, ...]:
     return tuple(Message(_ROLE_FROM_WIRE[turn.role], turn.content) for turn in turns)
 
 
-def _read_options(sent: pb.Open) -> tuple[str, ...]:
-    kind = sent.WhichOneof("output")
-    if kind in ("json_schema", "regex"):
-        raise Unsupported(f"{kind}: no tier is constrained by it yet; use `free_text` or `options`")
-    if kind != "options":
-        return ()
-    options = tuple(sent.options.options)
-    check_options(options)
-    return options
-
-
-def _read_sampling(sent: pb.Sampling) -> Sampling:
-    if not 0 <= sent.temperature <= 2:
-        raise InvalidInput("sampling.temperature", f"{sent.temperature:g} is not in 0 … 2")
-    if not 0 <= sent.top_p <= 1:
-        raise InvalidInput("sampling.top_p", f"{sent.top_p:g} is not in 0 … 1")
+def _read_stop(sent: pb.Sampling) -> tuple[str, ...]:
     if len(sent.stop) > MAX_STOPS:
         raise InvalidInput("sampling.stop", f"has {len(sent.stop)} strings; at most {MAX_STOPS}")
     if not all(sent.stop):
         raise InvalidInput("sampling.stop", "contains an empty string")
-    return Sampling(
-        max_tokens=sent.max_tokens or None,
+    return tuple(sent.stop)
+
+
+def _read_sampling(sent: pb.Sampling) -> Sampling:
+    sampling = Sampling(
         temperature=sent.temperature,
         top_p=sent.top_p or 1.0,
-        seed=sent.seed or None,
-        stop=tuple(sent.stop),
+        top_k=sent.top_k,
+        min_p=sent.min_p,
+        repetition_penalty=sent.repetition_penalty or 1.0,
+        seed=sent.seed % _SEEDS if sent.seed else None,
     )
+    sampling.check("sampling.")
+    return sampling
 
 
 def _read_constraints(sent: pb.Constraints, deadline_s: float) -> Constraints:

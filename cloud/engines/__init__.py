@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cloud.config import TierConfig
 from cloud.engines.base import (
     Capabilities,
@@ -29,7 +31,7 @@ def make_engine(tier: TierConfig, model_file: str) -> Engine:
     """The engine that ``tier.engine`` names, not yet started.
 
     Arguments:
-        model_file: the model on this machine.
+        model_file: the model on this machine: a GGUF file, or a bundle's folder.
     """
     match tier.engine:
         case "llama_cpp":
@@ -40,4 +42,15 @@ def make_engine(tier: TierConfig, model_file: str) -> Engine:
                 context_tokens=tier.context_tokens,
                 threads=tier.threads,
                 parallel=tier.parallel,
+            )
+        case "onnx":
+            from cascade.home import trust_dir
+            from cascade.signing import TrustStore
+            from cloud.engines.onnx import OnnxBundle
+
+            return OnnxBundle(
+                Path(model_file),
+                trust=TrustStore(trust_dir()),
+                context_tokens=tier.context_tokens,
+                threads=tier.threads,
             )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from cascade.request import Message
+from cascade.sampling import GREEDY, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +23,18 @@ class ChatRequest:
         max_tokens: upper bound on the tokens of the answer, ≥ 1.
         options: the answer is one of these, decoded greedily; empty for free text. With options,
             sampling and ``stop`` have no effect.
-        temperature: 0 is greedy; up to 2.
-        top_p: share of probability mass kept, in (0, 1].
-        seed: of the sampler; ``None`` lets the engine choose.
-        stop: the answer ends before the first of these.
+        json_schema, regex: what the answer has to keep; at most one of the three is given.
+        stop: the answer ends before the first of these; none beside a schema or an expression.
+        sampling: how tokens are chosen.
     """
 
     messages: tuple[Message, ...]
     max_tokens: int
     options: tuple[str, ...] = ()
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
+    json_schema: str | None = None
+    regex: str | None = None
     stop: tuple[str, ...] = ()
+    sampling: Sampling = GREEDY
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,11 @@ EngineEvent = Started | Piece | Done
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can do, beyond free text. ``logprobs``: whether it can report them."""
+    """What an engine can do, beyond free text. ``structured``: whether it keeps JSON Schemas and
+    regular expressions; ``logprobs``: whether it can report them."""
 
     options: bool
+    structured: bool
     logprobs: bool
     context_tokens: int
 
@@ -102,7 +104,8 @@ class Engine(Protocol):
         within one step of the engine.
 
         Raises:
-            InvalidInput: the prompt does not fit the context, or an option cannot be asked for.
+            InvalidInput: the prompt does not fit the context, or an option, a schema or an
+                expression cannot be asked for.
             EngineFailed: anything else; the log has the cause.
         """
         ...

@@ -13,7 +13,7 @@ import os
 import secrets
 import tempfile
 import urllib.request
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -21,7 +21,8 @@ import xllamacpp
 
 from cascade.errors import InvalidInput
 from cloud.engines.base import Capabilities, ChatRequest, Done, EngineEvent, Piece, Started
-from cloud.engines.grammar import options_grammar
+from cloud.engines.grammar import options_grammar, structured_grammar
+from cloud.engines.llama_prompt import ConversationTokens
 from cloud.errors import EngineFailed, ModelUnusable
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,9 @@ _log = logging.getLogger(__name__)
 # Prompt tokens computed in one step. A step cannot be interrupted: it bounds how long a cancelled
 # request still computes. 64 costs about a tenth of the prompt throughput of the default of 2,048.
 _STEP_TOKENS: Final = 64
-_ERASE_TIMEOUT_S: Final = 120.0
+_HTTP_TIMEOUT_S: Final = 120.0
+# No proxy from the environment may get between.
+_LOOPBACK: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class LlamaCpp:
@@ -52,13 +55,16 @@ class LlamaCpp:
         self._parallel = parallel
         self._key = secrets.token_urlsafe(32)
         self._server: Any = None
+        self._tokens = ConversationTokens(self._post)
         self._slots: tempfile.TemporaryDirectory[str] | None = None
         self._workers: ThreadPoolExecutor | None = None
 
     @property
     def capabilities(self) -> Capabilities:
-        """Options by grammar; log probabilities are not reported yet."""
-        return Capabilities(options=True, logprobs=False, context_tokens=self._context_tokens)
+        """Options and structure by grammar; log probabilities are not reported yet."""
+        return Capabilities(
+            options=True, structured=True, logprobs=False, context_tokens=self._context_tokens
+        )
 
     async def start(self) -> None:
         """Load the model.
@@ -86,8 +92,9 @@ class LlamaCpp:
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[list[EngineEvent]]:
         """Answer ``request``; see ``Engine.stream``."""
-        body = json.dumps(_body(request))
         loop = asyncio.get_running_loop()
+        # A large grammar takes long enough to check that the other requests would notice.
+        body = await asyncio.to_thread(_body, request, self._context_tokens)
         messages: asyncio.Queue[str | None] = asyncio.Queue()
         stopped = False
 
@@ -97,7 +104,12 @@ class LlamaCpp:
 
         def compute() -> None:
             try:
-                self._server.handle_chat_completions(body, on_message)
+                ids = self._tokens.where_needed(request.messages)
+                if ids is None:
+                    self._server.handle_chat_completions(json.dumps(body), on_message)
+                else:
+                    prompt = {**body, "messages": None, "prompt": ids}
+                    self._server.handle_completions(json.dumps(prompt), on_message)
             finally:
                 loop.call_soon_threadsafe(messages.put_nowait, None)
 
@@ -162,18 +174,19 @@ class LlamaCpp:
         return params
 
     def _erase(self, slot: int) -> int:
+        return int(self._post(f"/slots/{slot}?action=erase", {})["n_erased"])
+
+    def _post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
         call = urllib.request.Request(
-            f"{self._server.listening_address}/slots/{slot}?action=erase",
-            data=b"{}",
+            f"{self._server.listening_address}{path}",
+            data=json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
         )
-        # No proxy from the environment may get between.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(call, timeout=_ERASE_TIMEOUT_S) as reply:
-            return int(json.load(reply)["n_erased"])
+        with _LOOPBACK.open(call, timeout=_HTTP_TIMEOUT_S) as reply:
+            return dict(json.load(reply))
 
 
-def _body(request: ChatRequest) -> dict[str, Any]:
+def _body(request: ChatRequest, context_tokens: int) -> dict[str, Any]:
     body: dict[str, Any] = {
         "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
         "max_tokens": request.max_tokens,
@@ -187,15 +200,22 @@ def _body(request: ChatRequest) -> dict[str, Any]:
     }
     if request.options:
         return body | {"grammar": options_grammar(request.options), "temperature": 0.0}
+    if request.json_schema is not None or request.regex is not None:
+        body["grammar"] = structured_grammar(request.json_schema, request.regex)
+    sampling = request.sampling
     body |= {
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        # llama.cpp's other filters are on by default; the contract knows top_p alone.
-        "top_k": 0,
-        "min_p": 0.0,
+        # Every filter is named, because llama.cpp has some of them on by default. Their order there
+        # is the one that ``cascade.sampling`` promises.
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repeat_penalty": sampling.repetition_penalty,
+        # By default only the last 64 tokens count.
+        "repeat_last_n": context_tokens,
         "stop": list(request.stop),
     }
-    return body if request.seed is None else body | {"seed": request.seed & 0xFFFFFFFF}
+    return body if sampling.seed is None else body | {"seed": sampling.seed}
 
 
 class _Reader:
@@ -203,6 +223,8 @@ class _Reader:
 
     def __init__(self, request: ChatRequest, context_tokens: int) -> None:
         self._options = request.options
+        self._structure = "regex" if request.regex is not None else "json_schema"
+        self._structured = request.regex is not None or request.json_schema is not None
         self._context_tokens = context_tokens
         self._started = False
         self._counted = 0
@@ -222,7 +244,8 @@ class _Reader:
         self._usage = content.get("usage") or self._usage
         for choice in content["choices"]:
             self._reason = choice.get("finish_reason") or self._reason
-            text = choice["delta"].get("content")
+            # Of a conversation, or of a prompt that was sent as tokens.
+            text = choice["delta"].get("content") if "delta" in choice else choice["text"]
             if text:
                 total = int(content.get("timings", {}).get("predicted_n", self._counted + 1))
                 events.append(Piece(text, total - self._counted))
@@ -254,4 +277,6 @@ class _Reader:
                 f"most {self._context_tokens}; shorten it",
             )
         _log.error("llama.cpp refused a request: %s", error.get("message"))
+        if self._structured and "grammar" in str(error.get("message")):
+            return InvalidInput(self._structure, "cannot be kept by this tier; simplify it")
         return EngineFailed()

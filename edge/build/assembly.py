@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from cascade.errors import CascadeError, InvalidInput
 from cascade.signing import SigningKey
-from edge.bundle import MANIFEST, GraphLayout, Manifest, describe_files, seal
+from edge.bundle import MANIFEST, AdapterSlot, GraphLayout, Manifest, describe_files, seal
 
 Progress: TypeAlias = Callable[[str, float], None]
 
@@ -44,6 +44,7 @@ class Contents:
     kv_heads: int
     head_dim: int
     stop_token_ids: tuple[int, ...]
+    adapter_slots: tuple[AdapterSlot, ...]
     graph: GraphLayout
 
 
@@ -91,7 +92,7 @@ def assemble(
             kv_heads=contents.kv_heads,
             head_dim=contents.head_dim,
             stop_token_ids=contents.stop_token_ids,
-            adapter_slots=(),
+            adapter_slots=contents.adapter_slots,
             files=describe_files(folder),
             graph=contents.graph,
         )

@@ -15,7 +15,7 @@ from edge.build.assembly import Contents, Label, Progress, assemble
 from edge.build.checkpoint import Source
 from edge.build.folder import folder_source
 from edge.build.gguf_checkpoint import gguf_source
-from edge.build.graph import write_decoder
+from edge.build.graph import adapter_slots, write_decoder
 from edge.build.matrices import AccuracyLevel
 from edge.build.quantise import Quantisation
 from edge.build.weight_file import WeightFile
@@ -146,6 +146,7 @@ def _fill(
         kv_heads=decoder.kv_heads,
         head_dim=decoder.head_dim,
         stop_token_ids=source.stop_token_ids,
+        adapter_slots=adapter_slots(decoder),
         graph="fused",
     )
 

@@ -1,9 +1,10 @@
 """The decoder as an ONNX graph, node by node, for ONNX Runtime's fused CPU kernels.
 
 One call extends the sequence by T tokens and returns the logits at P of them. Attention reads and
-writes one key-value buffer, which the caller binds as past and as present. The picture is in this
-folder's README. How a matrix is stored and multiplied is in ``matrices.py``; where its numbers come
-from is in ``checkpoint.py``.
+writes one key-value buffer, which the caller binds as past and as present; a bias on its scores
+lets the T tokens form a tree. Every linear takes a LoRA adapter as two more inputs, of rank 0 when
+idle. The picture is in this folder's README. How a matrix is stored and multiplied is in
+``matrices.py``; where its numbers come from is in ``checkpoint.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from edge.build.checkpoint import Checkpoint
 from edge.build.matrices import AccuracyLevel, Matrices, Matrix
 from edge.build.nodes import CONTRIB, Nodes
 from edge.build.weight_file import WeightFile
+from edge.bundle import AdapterSlot
 
 _OPSET, _IR_VERSION = 21, 10
 
@@ -41,7 +43,10 @@ def write_decoder(
         _value("seqlens_k", TensorProto.INT32, 1),
         _value("total_sequence_length", TensorProto.INT32),
         _value("logit_positions", TensorProto.INT64, "P"),
+        _value("position_ids", TensorProto.INT64, 1, "T"),
+        _value("attention_bias", TensorProto.FLOAT, 1, 1, "T", "total"),
         *_buffers("past_key_values", decoder),
+        *_adapter_inputs(decoder),
     ]
     outputs = [
         _value("logits", TensorProto.FLOAT, "P", decoder.vocabulary),
@@ -66,6 +71,37 @@ def _buffers(prefix: str, decoder: Decoder) -> list[ValueInfoProto]:
         for layer in range(decoder.layers)
         for half in ("key", "value")
     ]
+
+
+def adapter_slots(decoder: Decoder) -> tuple[AdapterSlot, ...]:
+    """Where the graph takes adapters: the four packed linears of each layer."""
+    width, kv_width = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    hidden, wide = decoder.hidden, decoder.feed_forward
+    packed = (
+        ("qkv", hidden, {"q_proj": width, "k_proj": kv_width, "v_proj": kv_width}),
+        ("o", width, {"o_proj": hidden}),
+        ("gate_up", hidden, {"gate_proj": wide, "up_proj": wide}),
+        ("down", wide, {"down_proj": hidden}),
+    )
+    return tuple(
+        AdapterSlot(
+            name=f"layers.{layer}.{name}",
+            columns=columns,
+            modules=tuple(f"layers.{layer}.{module}" for module in modules),
+            widths=tuple(modules.values()),
+        )
+        for layer in range(decoder.layers)
+        for name, columns, modules in packed
+    )
+
+
+def _adapter_inputs(decoder: Decoder) -> list[ValueInfoProto]:
+    values = []
+    for slot in adapter_slots(decoder):
+        rank = f"{slot.name}.rank"
+        values.append(_value(slot.input_a, TensorProto.FLOAT, slot.columns, rank))
+        values.append(_value(slot.input_b, TensorProto.FLOAT, rank, slot.rows))
+    return values
 
 
 class _DecoderGraph:
@@ -115,7 +151,7 @@ class _DecoderGraph:
             self._matrix(f"{block}.attn_v", kv_width, decoder.hidden),
         ]
         bias = self._bias(block, {"attn_q": width, "attn_k": kv_width, "attn_v": kv_width})
-        qkv = self._matrices.multiply_all(x, parts, f"{block}.attn_qkv", bias)
+        qkv = self._linear(x, parts, f"{block}.attn_qkv", f"layers.{layer}.qkv", bias)
         attended = f"{block}.attended"
         nodes.add(
             "GroupQueryAttention",
@@ -128,6 +164,8 @@ class _DecoderGraph:
                 "seqlens_k",
                 "total_sequence_length",
                 *rotary,
+                "position_ids",
+                "attention_bias",
             ],
             [attended, f"present.{layer}.key", f"present.{layer}.value"],
             num_heads=decoder.heads,
@@ -138,7 +176,7 @@ class _DecoderGraph:
         flat = nodes.apply("Reshape", attended, nodes.integers(-1, width))
         output = self._matrix(f"{block}.attn_output", decoder.hidden, width)
         bias = self._bias(block, {"attn_output": decoder.hidden})
-        return self._matrices.multiply_all(flat, [output], f"{block}.attn_output", bias)
+        return self._linear(flat, [output], f"{block}.attn_output", f"layers.{layer}.o", bias)
 
     def _feed_forward(self, x: str, layer: int) -> str:
         """down(silu(gate x) * up x); QuickGelu with alpha 1 is silu."""
@@ -146,13 +184,21 @@ class _DecoderGraph:
         wide, narrow = decoder.feed_forward, decoder.hidden
         parts = [self._matrix(f"{block}.ffn_{part}", wide, narrow) for part in ("gate", "up")]
         bias = self._bias(block, {"ffn_gate": wide, "ffn_up": wide})
-        both = self._matrices.multiply_all(x, parts, f"{block}.ffn_gate_up", bias)
+        both = self._linear(x, parts, f"{block}.ffn_gate_up", f"layers.{layer}.gate_up", bias)
         gate, up = f"{block}.gate", f"{block}.up"
         nodes.add("Split", [both], [gate, up], axis=1, num_outputs=2)
         product = nodes.apply("Mul", nodes.apply("QuickGelu", gate, alpha=1.0), up)
         down = self._matrix(f"{block}.ffn_down", narrow, wide)
         bias = self._bias(block, {"ffn_down": narrow})
-        return self._matrices.multiply_all(product, [down], f"{block}.ffn_down", bias)
+        return self._linear(product, [down], f"{block}.ffn_down", f"layers.{layer}.down", bias)
+
+    def _linear(
+        self, x: str, parts: list[Matrix], name: str, slot: str, bias: Floats | None
+    ) -> str:
+        """The packed product plus its adapter's: Gemm adds (x A) B to it in one node."""
+        y = self._matrices.multiply_all(x, parts, name, bias)
+        low = self._nodes.apply("MatMul", x, f"lora.{slot}.a")
+        return self._nodes.apply("Gemm", low, f"lora.{slot}.b", y)
 
     def _add_and_norm(self, x: str, residual: str, name: str) -> tuple[str, str]:
         """The normalised sum and the sum itself."""

@@ -16,10 +16,11 @@ from cascade.confidence import ConfidenceModel, Platt
 from cascade.controller import Controller
 from cascade.errors import Cancelled, DeadlineExceeded, InvalidInput, RemoteError
 from cascade.events import Answer, Event, Final, Superseded, Token
-from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt
+from cascade.local import CancelToken, Finish, LocalAnswer, ModelInfo, Prompt
 from cascade.policy import Policy, PolicyStore, Reason
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Constraints, DataClass, Message, Request
+from cascade.sampling import GREEDY, Sampling
 from cascade.signals import OptionScores, Signals
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
@@ -37,7 +38,9 @@ class ScriptedModel:
     probability: float = 0.9
     pause_s: float = 0.0
     problem: Exception | None = None
+    finish: Finish = "stop"
     prompts: list[Prompt] = field(default_factory=list)
+    forms: list[tuple[Sampling, str | None, str | None]] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -50,14 +53,18 @@ class ScriptedModel:
         *,
         max_tokens: int,
         stop: tuple[str, ...] = (),
-        on_text: Callable[[str], None] | None = None,
+        sampling: Sampling = GREEDY,
+        json_schema: str | None = None,
+        regex: str | None = None,
+        on_text: Callable[[str], bool | None] | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
         self._wait(prompt, cancel)
+        self.forms.append((sampling, json_schema, regex))
         for piece in ("a b", " c"):
             if on_text:
                 on_text(piece)
-        return LocalAnswer("a b c", SIGNALS, None, 5, 2, 0.01, 0.02, "stop")
+        return LocalAnswer("a b c", SIGNALS, None, 5, 2, 0.01, 0.02, self.finish)
 
     def choose(
         self,
@@ -342,3 +349,23 @@ async def test_an_infeasible_target_escalates_everything(tmp_path):
     result = await answer(Controller(ScriptedModel(0.99), ScriptedCluster(), store), question())
     assert result.reasons[0] == Reason.TARGET_INFEASIBLE
     assert result.source == "tier1"
+
+
+async def test_what_the_answer_must_look_like_reaches_both_and_a_refusal_leaves_the_local_one():
+    model = ScriptedModel()
+    cluster = ScriptedCluster(events=(), problem=RemoteError("INVALID_ARGUMENT", "regex: no"))
+    form = {"regex": "a b c", "sampling": Sampling(0.7, seed=3)}
+    result = await answer(Controller(model, cluster), question(options=(), task_id="", **form))
+    assert model.forms == [(form["sampling"], None, form["regex"])]
+    assert cluster.requests[0].regex == form["regex"]
+    assert cluster.requests[0].sampling == form["sampling"]
+    assert (result.text, result.verified, result.finish) == ("a b c", False, "stop")
+    assert result.remote_status == "INVALID_ARGUMENT"
+
+
+async def test_an_answer_that_was_cut_off_says_so():
+    free = question(options=(), task_id="")
+    assert (await answer(Controller(ScriptedModel(finish="length"), None), free)).finish == "length"
+    cut = replace(FINISHED, reason="length")
+    cluster = ScriptedCluster(events=(Accepted("tier1", "large"), Chunk("bad", 1), cut))
+    assert (await answer(Controller(ScriptedModel(), cluster), free)).finish == "length"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cascade.errors import InvalidInput, NotFound, Tampered, UnknownPublisher
+from cascade.errors import InvalidInput, Tampered, UnknownPublisher
 from cascade.policy import Policy, PolicyStore
 from cascade.signing import SigningKey, TrustStore
 from tests.cascade.test_controller import INFO, policy
@@ -70,9 +70,3 @@ def test_a_policy_by_a_stranger_is_refused(store):
 def test_a_task_id_cannot_leave_the_folder(store):
     with pytest.raises(InvalidInput, match="task"):
         store.find("../../etc/passwd", INFO)
-
-
-def test_asking_for_a_task_that_is_not_there_names_those_that_are(store, key):
-    store.install(policy(0.8), key)
-    with pytest.raises(NotFound, match="mood"):
-        store.require("weather", INFO)

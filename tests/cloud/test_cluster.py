@@ -300,6 +300,12 @@ def test_a_missing_model_says_how_to_get_it(empty_home: Path) -> None:
         cloud.up(cloud.default_config(), on_progress=print)
 
 
+def test_a_missing_bundle_is_named(empty_home: Path) -> None:
+    tier = TierConfig(name="tier1", engine="onnx", model="no-such-bundle")
+    with pytest.raises(ClusterError, match=r"tier1: there is no bundle .*/bundles/no-such-bundle"):
+        cloud.up(ClusterConfig(tiers=(tier,)), on_progress=print)
+
+
 def test_a_reason_in_the_background_reaches_the_one_who_asked(empty_home: Path) -> None:
     with pytest.raises(ClusterError, match="cascade models pull qwen2"):
         cloud.up_detached(cloud.default_config(), on_progress=print)

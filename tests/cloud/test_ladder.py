@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cascade.errors import InvalidInput
 from cascade.request import Constraints, DataClass, Message
-from cascade.wire import OpenRequest, Sampling
+from cascade.wire import OpenRequest
 from cloud.config import PriceList, TierConfig
 from cloud.errors import NoTierAllowed
 from cloud.ladder import choose_tier, max_cost_usd, max_output_tokens
@@ -32,7 +32,7 @@ def asking(prompt: str = "hello", max_tokens: int | None = None, **limits: objec
     return OpenRequest(
         request_id="r",
         messages=(Message("user", prompt),),
-        sampling=Sampling(max_tokens=max_tokens),
+        max_tokens=max_tokens,
         constraints=Constraints(**limits),  # type: ignore[arg-type]
     )
 

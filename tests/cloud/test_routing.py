@@ -10,7 +10,8 @@ import pytest
 from cascade.errors import InvalidInput
 from cascade.remote import Accepted, Chunk, Finished, RemoteEvent
 from cascade.request import Message
-from cascade.wire import OpenRequest, Sampling
+from cascade.sampling import Sampling
+from cascade.wire import OpenRequest
 from cloud.config import ClusterConfig, GatewayConfig, PriceList, TierConfig
 from cloud.engines import ChatRequest, Done, Piece, Started
 from cloud.errors import EngineFailed, Overloaded, TierUnavailable
@@ -76,10 +77,14 @@ async def test_an_answer_is_streamed_and_charged() -> None:
 
 async def test_the_engine_gets_what_was_asked_for() -> None:
     tier = Tier(ANSWER)
-    sampling = Sampling(max_tokens=9, temperature=0.5, top_p=0.9, seed=4, stop=("x",))
-    await run(tier, asking(sampling=sampling))
-    (asked,) = tier.asked
-    assert asked == ChatRequest((Message("user", "hello"),), 9, (), 0.5, 0.9, 4, ("x",))
+    sampling = Sampling(temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, seed=4)
+    await run(tier, asking(sampling=sampling, max_tokens=9, stop=("x",)))
+    await run(tier, asking(regex="[0-9]+"))
+    await run(tier, asking(json_schema="{}"))
+    free, regex, json_schema = tier.asked
+    assert free == ChatRequest((Message("user", "hello"),), 9, stop=("x",), sampling=sampling)
+    assert regex.regex == "[0-9]+"
+    assert json_schema.json_schema == "{}"
 
 
 async def test_a_conversation_that_is_too_long_reaches_no_tier() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -53,12 +54,34 @@ def test_json_is_one_object(cascade):
     assert answer["reasons"] == ["uncertified_task", "no_cluster"]
 
 
+def test_an_answer_fills_in_a_form(cascade, tmp_path):
+    schema = tmp_path / "age.json"
+    schema.write_text(
+        '{"type": "object", "properties": {"age": {"type": "integer", "maximum": 120}},'
+        ' "required": ["age"], "additionalProperties": false}'
+    )
+    words = ["--json-schema", str(schema), "--temperature", "0.9", "--seed", "0", "--max-tokens=40"]
+    one, two = (cascade("ask", "Ann is 34 years old.", *words) for _ in range(2))
+    assert one.returncode == 0, one.stderr
+    assert list(json.loads(one.stdout)) == ["age"]
+    assert one.stdout == two.stdout
+    cut = cascade("ask", "Ann is 34 years old.", "--regex", "[0-9]{9}", "--max-tokens", "4")
+    assert "cut off" in cut.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (["ask", ""], 2, "prompt: is empty"),
         (["ask", "hello " * 9000], 2, "reads at most"),
         (["ask", "hi", "--max-tokens", "0"], 2, "max_tokens"),
+        (["ask", "hi", "--temperature", "3"], 2, "temperature"),
+        (["ask", "hi", "--top-p", "0"], 2, "top_p"),
+        (["ask", "hi", "--regex", "["], 2, "regex"),
+        (["ask", "hi", "--regex", "a", "--json-schema", "{}"], 2, "regex"),
+        (["ask", "hi", "--json-schema", "{"], 2, "json_schema"),
+        (["ask", "hi", "--json-schema", "nope.json"], 2, "nope.json"),
+        (["ask", "hi", "--json-schema", '{"not": {}}'], 2, "not"),
         (["ask", "hi", "--deadline", "0"], 2, "deadline_s"),
         (["ask", "hi", "--deadline", "0.001"], 9, "allow more time"),
         (["ask", "hi", "--prefer", "cloud"], 2, "no_cluster"),
@@ -167,6 +190,14 @@ def test_the_cluster_streams_a_free_answer(cluster, cascade, port):
     assert answer["bytes_up"] > 0
     assert answer["cost_usd"] > 0
     assert 0 < answer["cloud_completion_tokens"] <= 12
+
+
+def test_the_cluster_fills_in_the_same_form(cluster, cascade):
+    done = cascade("ask", "Name a phone number.", "--regex", r"\d{3}-\w{4}", "--cloud", "--json",
+                   "--temperature", "1", "--seed", "0", "--top-k", "20")  # fmt: skip
+    answer = json.loads(done.stdout)
+    assert (answer["source"], answer["finish"]) == ("tier1", "stop")
+    assert re.fullmatch(r"\d{3}-\w{4}", answer["text"], re.ASCII)
 
 
 def test_status_shows_every_tier(cluster, cascade, port):

@@ -8,7 +8,17 @@ import pytest
 
 from cascade.errors import BundleError, InvalidInput, NotFound, Tampered, UnknownPublisher
 from cascade.signing import SigningKey, TrustStore
-from edge.bundle import FILES, MANIFEST, SIGNATURE, Bundle, Manifest, describe_files, inspect, seal
+from edge.bundle import (
+    FILES,
+    MANIFEST,
+    SIGNATURE,
+    AdapterSlot,
+    Bundle,
+    Manifest,
+    describe_files,
+    inspect,
+    seal,
+)
 
 
 @pytest.fixture
@@ -42,7 +52,7 @@ def folder(tmp_path, key):
         kv_heads=1,
         head_dim=8,
         stop_token_ids=(2,),
-        adapter_slots=(),
+        adapter_slots=(AdapterSlot("layers.0.o", 8, ("layers.0.o_proj",), (8,)),),
         files=describe_files(folder),
     )
     seal(folder, manifest, key)

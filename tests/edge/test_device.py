@@ -13,8 +13,6 @@ from cascade.request import Constraints
 from cascade.signing import TrustStore
 from edge import AsyncDevice, Device, Final, Token
 
-pytestmark = pytest.mark.models
-
 
 @pytest.fixture(scope="module")
 def device(bundle, trust):

@@ -33,9 +33,9 @@ _CERTIFY_SHARE = 0.64
 class Sizes:
     """Rows of each part: multiples of four, the certify part at least ``MIN_CERTIFY``."""
 
-    develop: int = 400
-    certify: int = 1200
-    test: int = 160
+    develop: int
+    certify: int
+    test: int
 
     def check(self) -> None:
         """Raise ``InvalidInput`` naming the first size that cannot be used."""
@@ -65,7 +65,7 @@ class Parts:
     test: tuple[Sentence, ...]
 
 
-def split(sentences: Iterable[Sentence], sizes: Sizes | None = None, *, seed: str = SEED) -> Parts:
+def split(sentences: Iterable[Sentence], sizes: Sizes, *, seed: str = SEED) -> Parts:
     """Three fixed parts by document, with equally many sentences of each domain.
 
     Documents that share a sentence (but for case, punctuation and spacing), directly or through
@@ -75,21 +75,20 @@ def split(sentences: Iterable[Sentence], sizes: Sizes | None = None, *, seed: st
 
     Arguments:
         sentences: distinct ids.
-        sizes: rows of each part; the defaults of ``Sizes`` when None. A part of another size is a
-            prefix or an extension of this one, domain by domain.
+        sizes: rows of each part. A part of another size is a prefix or an extension of this one,
+            domain by domain.
         seed: the hash's salt.
 
     Raises:
         InvalidInput: sizes that cannot be used, or more rows asked for than there are; names the
             part and the most that it can have.
     """
-    wanted = sizes or Sizes()
-    wanted.check()
+    sizes.check()
     pools = _pools(sentences, seed)
     return Parts(
-        develop=_take("develop", pools, wanted.develop),
-        certify=_take("certify", pools, wanted.certify),
-        test=_take("test", pools, wanted.test),
+        develop=_take("develop", pools, sizes.develop),
+        certify=_take("certify", pools, sizes.certify),
+        test=_take("test", pools, sizes.test),
     )
 
 

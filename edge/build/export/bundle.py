@@ -81,6 +81,7 @@ def build_by_export(
             kv_heads=sizes.kv_heads,
             head_dim=sizes.head_dim,
             stop_token_ids=text.stop_token_ids(),
+            adapter_slots=(),
             graph="exported",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -129,9 +130,9 @@ def test_more_rows_than_there_are_is_refused_with_the_most(sentences: list[Sente
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (Sizes(certify=996), "certify: 996 is below 1000"),
-        (Sizes(test=161), "test: 161 is not a positive multiple of 4"),
-        (Sizes(develop=0), "develop: 0 is not"),
+        (replace(SIZES, certify=996), "certify: 996 is below 1000"),
+        (replace(SIZES, test=161), "test: 161 is not a positive multiple of 4"),
+        (replace(SIZES, develop=0), "develop: 0 is not"),
     ],
 )
 def test_sizes_that_cannot_be_used_are_refused(sizes: Sizes, message: str) -> None:

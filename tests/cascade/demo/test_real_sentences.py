@@ -10,6 +10,7 @@ import pytest
 
 from cascade.cli.demo.data import Corpus, Domain, DomainCount, load_sentences
 from cascade.cli.demo.parts import Sizes, largest_sizes, split, text_key
+from cascade.cli.demo.setting import SIZES
 
 pytestmark = pytest.mark.models
 
@@ -34,7 +35,7 @@ def test_the_parts_can_be_this_large(corpus: Corpus) -> None:
 
 
 def test_the_default_parts_share_nothing_and_hardly_any_document_twice(corpus: Corpus) -> None:
-    parts = split(corpus.sentences)
+    parts = split(corpus.sentences, SIZES)
     documents = [{row.document for row in p} for p in (parts.develop, parts.certify, parts.test)]
     texts = [{text_key(row.text) for row in p} for p in (parts.develop, parts.certify, parts.test)]
     for disjoint in (documents, texts):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cascade.errors import InvalidInput
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent
 from cascade.request import Constraints, DataClass, Message, Request
+from cascade.sampling import GREEDY, Sampling
 from cascade.signals import Signals
 from cascade.v1 import inference_pb2 as pb
 from cascade.wire import Unsupported
@@ -23,7 +24,28 @@ share = st.floats(0, 1)
 digest = st.sampled_from(["", "0123456789abcdef" * 4])
 money = st.floats(0, 1e6)
 
-requests = st.builds(
+# As wide as on the wire; its 0 means "not set" where 0 is no value.
+samplings = st.builds(
+    Sampling,
+    temperature=st.floats(0, 2, width=32),
+    top_p=st.floats(0, 1, width=32, exclude_min=True),
+    top_k=st.integers(0, 2**31 - 1),
+    min_p=st.floats(0, 1, width=32),
+    repetition_penalty=st.floats(0, 2, width=32, exclude_min=True),
+    seed=st.none() | st.integers(0, 2**32 - 2),
+)
+forms = st.fixed_dictionaries({}) | st.sampled_from(
+    [{"regex": "[a-z]+é"}, {"json_schema": '{"type": "object"}'}]
+)
+
+free_requests = st.builds(
+    lambda form, stop, **fields: Request(**fields, **form, stop=() if form else stop),
+    forms,
+    st.lists(text.filter(bool), max_size=8).map(tuple),
+    messages=st.just((Message("user", "hello"),)),
+    sampling=samplings,
+)
+chosen_requests = st.builds(
     Request,
     messages=st.builds(
         lambda earlier, last: (*earlier, Message("user", last)),
@@ -84,6 +106,9 @@ events = st.one_of(
 )
 
 
+requests = free_requests | chosen_requests
+
+
 @given(requests, reports, st.integers(1, 16))
 def test_a_request_arrives_as_it_was_sent(
     request: Request, report: DeviceReport, calls: int
@@ -94,8 +119,10 @@ def test_a_request_arrives_as_it_was_sent(
     assert read.messages == request.messages
     assert read.options == request.options
     assert read.task_id == request.task_id
-    assert read.sampling.max_tokens == request.max_tokens
-    assert read.sampling.stop == request.stop
+    assert (read.json_schema, read.regex) == (request.json_schema, request.regex)
+    assert read.max_tokens == request.max_tokens
+    assert read.stop == request.stop
+    assert read.sampling == request.sampling
     assert read.constraints == Constraints(
         deadline_s=7.0,
         allowed_tiers=request.constraints.allowed_tiers,
@@ -179,6 +206,11 @@ def _stops(count: int, value: str) -> Callable[[pb.Open], None]:
     return change
 
 
+def _structure_with_a_stop(sent: pb.Open) -> None:
+    sent.regex = "a+"
+    sent.sampling.stop.append("b")
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -199,6 +231,14 @@ def _stops(count: int, value: str) -> Callable[[pb.Open], None]:
         (_change(sampling__temperature=float("nan")), "sampling.temperature"),
         (_change(sampling__top_p=-0.5), "sampling.top_p"),
         (_change(sampling__top_p=1.5), "sampling.top_p"),
+        (_change(sampling__top_k=2**31), "sampling.top_k"),
+        (_change(sampling__min_p=1.5), "sampling.min_p"),
+        (_change(sampling__repetition_penalty=-1.0), "sampling.repetition_penalty"),
+        (_change(json_schema="[]"), "json_schema"),
+        (_change(json_schema="{"), "json_schema"),
+        (_change(regex="["), "regex"),
+        (_change(regex=""), "regex"),
+        (_structure_with_a_stop, "stop"),
         (_stops(9, "x"), "sampling.stop"),
         (_stops(1, ""), "sampling.stop"),
         (_change(constraints__max_remote_calls=17), "constraints.max_remote_calls"),
@@ -234,11 +274,6 @@ def test_the_first_message_must_be_open() -> None:
 
 
 def test_what_no_tier_answers_yet_is_said_to_be_so() -> None:
-    for change in (_change(json_schema="{}"), _change(regex="a+")):
-        message = _good()
-        change(message.open)
-        with pytest.raises(Unsupported, match="use `free_text` or `options`"):
-            read_open(message, deadline_s=1.0)
     message = _good()
     message.open.tensors.SetInParent()
     with pytest.raises(Unsupported, match="send `messages`"):
@@ -251,7 +286,8 @@ def test_unset_fields_mean_their_documented_defaults() -> None:
     message.open.messages.messages.add(role=pb.ROLE_USER, content="hello")
     read = read_open(message, deadline_s=1.0)
     assert read.options == ()
-    assert (read.sampling.max_tokens, read.sampling.top_p, read.sampling.seed) == (None, 1.0, None)
+    assert (read.json_schema, read.regex) == (None, None)
+    assert (read.max_tokens, read.stop, read.sampling) == (None, (), GREEDY)
     assert read.constraints.data_class is DataClass.PERSONAL
     assert read.constraints.max_remote_calls == 2
     assert read.constraints.allowed_tiers is None

@@ -1,4 +1,4 @@
-"""Bundles of the default device model, built once: for devices, and as an exact reference."""
+"""Bundles of the default device model: as devices get it, and as an exact reference."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _filled_in(builder: Build) -> Build:
 
 
 @pytest.fixture(scope="session")
-def device_bundle(smollm2_gguf: Path, build: Build, tmp_path_factory) -> Path:
-    return build(smollm2_gguf, tmp_path_factory.mktemp("bundles") / "device")
+def device_bundle(default_bundle: Path) -> Path:
+    return default_bundle
 
 
 @pytest.fixture(scope="session")

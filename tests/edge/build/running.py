@@ -24,6 +24,11 @@ class Graph:
             for value in self.session.get_inputs()
             if value.name.startswith("past_key_values.")
         }
+        self._adapter = {
+            value.name: [size if isinstance(size, int) else 0 for size in value.shape]
+            for value in self.session.get_inputs()
+            if value.name.startswith("lora.")
+        }
         self.restart()
 
     def restart(self) -> None:
@@ -41,12 +46,18 @@ class Graph:
     def extend(self, ids: Sequence[int], positions: Sequence[int] | None = None) -> np.ndarray:
         """Logits [P, vocabulary] at ``positions`` (all of them by default) of these ``ids``."""
         self._length += len(ids)
+        at = range(self._length - len(ids), self._length)
         positions = range(len(ids)) if positions is None else positions
         binding = self.session.io_binding()
         binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
         binding.bind_cpu_input("seqlens_k", np.array([self._length - 1], np.int32))
         binding.bind_cpu_input("total_sequence_length", np.array(self._length, np.int32))
         binding.bind_cpu_input("logit_positions", np.array(positions, np.int64))
+        binding.bind_cpu_input("position_ids", np.array([at], np.int64))
+        no_bias = np.zeros((1, 1, len(ids), self._length), np.float32)
+        binding.bind_cpu_input("attention_bias", no_bias)
+        for name, shape in self._adapter.items():
+            binding.bind_cpu_input(name, np.zeros(shape, np.float32))
         for name, buffer in self._past.items():
             binding.bind_ortvalue_input(name, buffer)
             binding.bind_ortvalue_output(name.replace("past_key_values", "present"), buffer)

@@ -75,11 +75,11 @@ class Tiny:
 
         Arguments:
             without: tensors to leave out.
-            changed: metadata to replace, dots written as double underscores.
+            changed: metadata to replace, dots written as double underscores; ``context_length``.
         """
         writer = gguf.GGUFWriter(path, str(changed.get("general__architecture", self.family)))
         writer.add_block_count(LAYERS)
-        writer.add_context_length(CONTEXT)
+        writer.add_context_length(int(str(changed.get("context_length", CONTEXT))))
         writer.add_embedding_length(HIDDEN)
         writer.add_feed_forward_length(WIDE)
         writer.add_head_count(HEADS)

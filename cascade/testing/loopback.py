@@ -1,0 +1,185 @@
+"""A cluster inside this process: the gateway's own server and ladder on the loopback, without Ray.
+
+Devices reach it as they reach a real one: gRPC, TLS with an authority of its own, an API key.
+Behind the ladder stand scripted tiers, or bundles that really compute. Of the extra ``cloud`` it
+loads what reads the configuration, and neither Ray nor llama.cpp.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from cascade.errors import InvalidInput
+from cascade.testing.scripted import Script, ScriptedTier
+from cascade.testing.tiny import TinyBundle
+from cascade.wire import CallRecord, ClientProfile, KeyRing, new_key
+from cloud.config import ClusterConfig, TierConfig
+from cloud.engines import ChatRequest, Engine
+from cloud.engines.onnx import OnnxBundle
+from cloud.front_door import FrontDoor, GatewayFiles
+from cloud.routing import Router, TierStream
+from cloud.tier import TierMessage, messages
+from cloud.tls import ensure_local_tls
+from edge.portal import Portal
+
+_CALLER: Final = "testing"
+# Lets idle connections part in peace: of each that is cut off, gRPC prints a line.
+_DRAIN_S: Final = 0.1
+
+
+@contextmanager
+def cluster(
+    tiers: Mapping[str, Script | TinyBundle] | None = None, *, config: ClusterConfig | None = None
+) -> Iterator[Cluster]:
+    """A cluster that runs until the ``with`` block ends.
+
+    Arguments:
+        tiers: what stands behind each tier's name, from the lowest to the highest; by default one
+            scripted ``"tier1"``.
+        config: prices, regions, data classes, limits; its tiers must have the names of ``tiers``.
+            Its address, engines and models are not looked at.
+
+    Raises:
+        InvalidInput: ``config`` names other tiers than ``tiers``.
+    """
+    tiers = {"tier1": Script()} if tiers is None else tiers
+    if config is None:
+        config = ClusterConfig(
+            tiers=tuple(TierConfig(name=name, model=_model_name(tiers[name])) for name in tiers)
+        )
+    if {tier.name for tier in config.tiers} != set(tiers):
+        raise InvalidInput("config", f"its tiers are not {', '.join(tiers)}")
+    with tempfile.TemporaryDirectory(prefix="cascade-testing-") as folder:
+        running = Cluster(config, tiers, Path(folder))
+        try:
+            running.start()
+            yield running
+        finally:
+            running.close()
+
+
+class Cluster:
+    """A running cluster; made by ``cluster``. Use it from any thread."""
+
+    def __init__(
+        self, config: ClusterConfig, tiers: Mapping[str, Script | TinyBundle], folder: Path
+    ) -> None:
+        tls = ensure_local_tls(folder, "localhost")
+        self._key = new_key()
+        self._files = GatewayFiles(tls.certificate, tls.key, folder / "api-keys")
+        KeyRing({}).with_key(_CALLER, self._key).save(self._files.api_keys)
+        self._ca_pem = tls.ca.read_bytes()
+        self._port = 0
+        self._scripted = {
+            name: ScriptedTier(tier) for name, tier in tiers.items() if isinstance(tier, Script)
+        }
+        self._engines = {
+            tier.name: _engine(bundle, tier)
+            for tier in config.tiers
+            if isinstance(bundle := tiers[tier.name], TinyBundle)
+        }
+        self._streams = {
+            **{name: _Noted(tier) for name, tier in self._scripted.items()},
+            **{name: _Noted(_EngineStream(engine)) for name, engine in self._engines.items()},
+        }
+        self._router = Router(config, self._streams)
+        self._records: list[CallRecord] = []
+        self._door: FrontDoor | None = None
+        self._portal = Portal()
+
+    @property
+    def profile(self) -> ClientProfile:
+        """What a device needs to reach it: ``Device.open(..., cloud=cluster.profile)``."""
+        return ClientProfile(f"127.0.0.1:{self._port}", self._ca_pem, self._key)
+
+    @property
+    def records(self) -> tuple[CallRecord, ...]:
+        """What the gateway's log would have of each call that has ended, oldest first."""
+        return tuple(self._records)
+
+    def asked(self, tier: str) -> tuple[ChatRequest, ...]:
+        """The requests that reached ``tier``, oldest first."""
+        return tuple(self._streams[tier].requests)
+
+    def play(self, tier: str, script: Script) -> None:
+        """From the next request on, let a scripted tier follow ``script``.
+
+        Raises:
+            InvalidInput: ``tier`` is not a scripted tier.
+        """
+        if tier not in self._scripted:
+            raise InvalidInput("tier", f"{tier!r} is not a scripted tier of this cluster")
+        self._scripted[tier].play(script)
+
+    def start(self) -> None:
+        """Take calls; after a ``stop``, on the same address."""
+        self._portal.call(self._start())
+
+    def stop(self) -> None:
+        """Cut off what is under way, and refuse connections until ``start``."""
+        self._portal.call(self._stop())
+
+    def close(self) -> None:
+        """Stop for good. May be called again."""
+        if not self._portal.closed:
+            self._portal.call(self._close())
+            self._portal.close()
+
+    async def _start(self) -> None:
+        if self._door is not None:
+            return
+        for engine in self._engines.values():
+            await engine.start()
+        door = FrontDoor(
+            self._router,
+            self._files,
+            address=f"127.0.0.1:{self._port}",
+            on_call=self._records.append,
+        )
+        await door.set_tiers(dict.fromkeys(self._streams, True))
+        await door.open()
+        self._door, self._port = door, door.port
+
+    async def _stop(self) -> None:
+        door, self._door = self._door, None
+        if door is not None:
+            await door.close(_DRAIN_S)
+
+    async def _close(self) -> None:
+        await self._stop()
+        for engine in self._engines.values():
+            await engine.close()
+
+
+class _Noted:
+    """A ``TierStream`` that keeps the requests it gets."""
+
+    def __init__(self, tier: TierStream) -> None:
+        self._tier = tier
+        self.requests: list[ChatRequest] = []
+
+    def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
+        self.requests.append(request)
+        return self._tier(request)
+
+
+class _EngineStream:
+    """A ``TierStream`` over an engine of this process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
+        return messages(self._engine, request)
+
+
+def _engine(bundle: TinyBundle, tier: TierConfig) -> Engine:
+    return OnnxBundle(bundle.path, trust=bundle.trust, context_tokens=tier.context_tokens)
+
+
+def _model_name(tier: Script | TinyBundle) -> str:
+    return "scripted" if isinstance(tier, Script) else tier.bundle.manifest.name

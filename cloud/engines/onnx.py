@@ -1,0 +1,149 @@
+"""A device's bundle as a tier: ``edge``'s model inside this process, behind its signature.
+
+Serves the same bytes that devices run, with the same options scoring. One request is computed at a
+time; further ones wait, and a waiting one that is cancelled never starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cascade.errors import BundleError, NotFound
+from cascade.local import CancelToken, LocalAnswer
+from cascade.signing import TrustStore
+from cloud.engines.base import Capabilities, ChatRequest, Done, EngineEvent, Piece, Started
+from cloud.errors import EngineFailed, ModelUnusable
+from edge import Bundle, OnnxModel
+
+
+class OnnxBundle:
+    """An ``Engine`` over one bundle.
+
+    Arguments:
+        folder: the bundle.
+        trust: publisher keys that this machine accepts.
+        context_tokens: tokens of prompt and answer together; the bundle's own limit if lower.
+        threads: threads that compute.
+    """
+
+    def __init__(
+        self, folder: Path, *, trust: TrustStore, context_tokens: int, threads: int = 1
+    ) -> None:
+        self._folder = folder
+        self._trust = trust
+        self._context_tokens = context_tokens
+        self._threads = threads
+        self._model: OnnxModel | None = None
+        self._worker: ThreadPoolExecutor | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Options by their probabilities; log probabilities are not reported yet."""
+        return Capabilities(
+            options=True, structured=True, logprobs=False, context_tokens=self._context_tokens
+        )
+
+    async def start(self) -> None:
+        """Verify and load the bundle.
+
+        Raises:
+            ModelUnusable: it is missing, altered, of a publisher that is not pinned here, or of a
+                kind that this onnxruntime cannot load.
+        """
+        if self._model is not None:
+            return
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="onnx")
+        try:
+            self._model = await asyncio.get_running_loop().run_in_executor(self._worker, self._load)
+        except (NotFound, BundleError) as error:
+            await self.close()
+            raise ModelUnusable(str(error)) from None
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[list[EngineEvent]]:
+        """Answer ``request``; see ``Engine.stream``.
+
+        A token whose bytes only the next one completes counts in ``Done`` alone, and prompt tokens
+        that were at hand are not counted in ``cached_tokens``.
+        """
+        model, worker = self._model, self._worker
+        if model is None or worker is None:
+            raise EngineFailed
+        loop = asyncio.get_running_loop()
+        cancel = CancelToken()
+        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+
+        def compute() -> LocalAnswer:
+            def put(text: str, count: int = 1) -> None:
+                loop.call_soon_threadsafe(pieces.put_nowait, Piece(text, count))
+
+            if not request.options:
+                return model.generate(
+                    request.messages,
+                    max_tokens=request.max_tokens,
+                    stop=request.stop,
+                    sampling=request.sampling,
+                    json_schema=request.json_schema,
+                    regex=request.regex,
+                    on_text=put,
+                    cancel=cancel,
+                )
+            answer = model.choose(request.messages, request.options, cancel=cancel)
+            put(answer.text, answer.tokens)
+            return answer
+
+        def end(work: asyncio.Future[LocalAnswer]) -> None:
+            pieces.put_nowait(None)
+            if not work.cancelled():
+                work.exception()  # asked for here, in case that nobody waits for it any more
+
+        started = Started(model.count_tokens(request.messages))
+        work = loop.run_in_executor(worker, compute)
+        work.add_done_callback(end)
+        try:
+            yield [started]
+            ended = False
+            while not ended:
+                batch = [await pieces.get()]
+                while not pieces.empty():
+                    batch.append(pieces.get_nowait())
+                ended = batch[-1] is None
+                events: list[EngineEvent] = [piece for piece in batch if piece is not None]
+                if events:
+                    yield events
+            yield [_done(await work)]
+        finally:
+            # At most one step later the worker sees this, and is free for the next request.
+            cancel.cancel()
+            work.cancel()
+
+    async def reset_prefix_cache(self) -> int:
+        """Empty the model's cache; see ``Engine.reset_prefix_cache``."""
+        if self._model is None:
+            return 0
+        forget = self._model.forget_prefix
+        return await asyncio.get_running_loop().run_in_executor(self._worker, forget)
+
+    async def close(self) -> None:
+        """Free the model and its thread."""
+        worker, self._worker, self._model = self._worker, None, None
+        if worker is not None:
+            worker.shutdown(wait=False, cancel_futures=True)
+
+    def _load(self) -> OnnxModel:
+        bundle = Bundle.open(self._folder, self._trust)
+        self._context_tokens = min(self._context_tokens, bundle.manifest.context_tokens)
+        manifest = dataclasses.replace(bundle.manifest, context_tokens=self._context_tokens)
+        return OnnxModel(dataclasses.replace(bundle, manifest=manifest), threads=self._threads)
+
+
+def _done(answer: LocalAnswer) -> Done:
+    return Done(
+        reason="length" if answer.finish == "length" else "stop",
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.tokens,
+        cached_tokens=0,
+    )
