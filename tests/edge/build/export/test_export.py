@@ -16,6 +16,7 @@ from cascade.request import Message
 from cascade.signing import SigningKey, TrustStore
 from edge.build.export import build_by_export, trace
 from edge.bundle import Bundle, inspect
+from edge.decoder import TreeNode
 from edge.exported import ExportedDecoder
 from edge.model import OnnxModel
 
@@ -123,14 +124,9 @@ class Spy:
         return self._session.run_with_ort_values(outputs, feeds)
 
 
-class Branch:
-    def __init__(self, parent, token):
-        self.parent, self.token = parent, token
-
-
 def test_a_tree_gives_the_logits_of_every_path(decoder):
     paths = [[5], [5, 9], [8], [5, 9, 1], [8, 9]]
-    nodes = [Branch(-1, 5), Branch(0, 9), Branch(-1, 8), Branch(1, 1), Branch(2, 9)]
+    nodes = [TreeNode(-1, 5), TreeNode(0, 9), TreeNode(-1, 8), TreeNode(1, 1), TreeNode(2, 9)]
     rows = decoder.read_tree(IDS, nodes)
     assert decoder.free_tokens == CONTEXT - len(IDS)
     for path, row in zip(paths, rows, strict=True):
@@ -155,6 +151,9 @@ def test_limits_are_errors_and_leave_it_usable(decoder, expected):
     assert decoder.free_tokens == 0
     with pytest.raises(InvalidInput, match="tokens"):
         decoder.push(1)
+    with pytest.raises(InvalidInput, match="takes no adapters"):
+        decoder.use_adapter("some digest", {})
+    decoder.use_adapter("", None)
     assert np.abs(decoder.read(IDS) - expected[-1]).max() < 1e-4
 
 
