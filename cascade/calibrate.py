@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cascade.confidence import ConfidenceModel, Isotonic, Platt, logit, sigmoid
+from cascade.confidence import ConfidenceModel, Feature, Isotonic, Platt, logit, sigmoid
 from cascade.errors import CascadeError, InvalidInput
 from cascade.rows import Bools, Floats, labelled
 
@@ -24,7 +24,9 @@ _NEWTON_STEPS = 100
 _GRADIENT_TOLERANCE = 1e-10
 
 
-def fit_platt(scores: ArrayLike, correct: ArrayLike) -> ConfidenceModel:
+def fit_platt(
+    scores: ArrayLike, correct: ArrayLike, *, feature: Feature = "raw_score"
+) -> ConfidenceModel:
     """Platt scaling: a logistic regression of ``correct`` on the logit of the score.
 
     Targets are smoothed as in Platt (1999): (N₊ + 1) / (N₊ + 2) for right answers and
@@ -34,23 +36,26 @@ def fit_platt(scores: ArrayLike, correct: ArrayLike) -> ConfidenceModel:
     Arguments:
         scores: raw scores in [0, 1], shape ``[rows]``.
         correct: whether each answer was right, bool or 0/1, shape ``[rows]``.
+        feature: ``"search_bound"`` when the answers were scored in search mode.
 
     Raises:
         InvalidInput: bad shapes, NaN, out of range, fewer than ``MIN_ROWS`` rows, answers that are
             all right or all wrong, or scores that are all equal.
     """
     values, right = _fit_rows(scores, correct)
-    feature = logit(values)
-    if np.ptp(feature) == 0:
+    logits = logit(values)
+    if np.ptp(logits) == 0:
         raise InvalidInput("scores", "are all equal; there is nothing to calibrate on")
     hits = int(right.sum())
     target = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
-    center, scale = float(feature.mean()), float(feature.std())
-    slope, offset = _logistic((feature - center) / scale, target)
-    return ConfidenceModel(Platt(a=slope / scale, b=offset - slope * center / scale))
+    center, scale = float(logits.mean()), float(logits.std())
+    slope, offset = _logistic((logits - center) / scale, target)
+    return ConfidenceModel(Platt(a=slope / scale, b=offset - slope * center / scale), feature)
 
 
-def fit_isotonic(scores: ArrayLike, correct: ArrayLike) -> ConfidenceModel:
+def fit_isotonic(
+    scores: ArrayLike, correct: ArrayLike, *, feature: Feature = "raw_score"
+) -> ConfidenceModel:
     """Isotonic regression of ``correct`` on the score (pool adjacent violators, scikit-learn).
 
     Arguments and refusals are those of ``fit_platt``, except that equal scores are allowed.
@@ -68,7 +73,7 @@ def fit_isotonic(scores: ArrayLike, correct: ArrayLike) -> ConfidenceModel:
         ) from None
     fitted = IsotonicRegression(y_min=0, y_max=1).fit(values, right.astype(np.float64))
     x, y = fitted.X_thresholds_.astype(np.float64), fitted.y_thresholds_.astype(np.float64)
-    return ConfidenceModel(Isotonic(tuple(x.tolist()), tuple(y.tolist())))
+    return ConfidenceModel(Isotonic(tuple(x.tolist()), tuple(y.tolist())), feature)
 
 
 def _fit_rows(scores: ArrayLike, correct: ArrayLike) -> tuple[Floats, Bools]:

@@ -8,14 +8,17 @@ threshold above which an answer is kept is ``cascade.certify``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from cascade.errors import InvalidInput
 from cascade.rows import Floats, unit_floats
+from cascade.signals import ScoreMode
 from cascade.strict import Fields
+
+Feature = Literal["raw_score", "search_bound"]
 
 LOGIT_CLIP = 1e-9
 """Scores are moved this far from 0 and 1 before the logit, so that it stays finite (±20.7)."""
@@ -29,7 +32,8 @@ class ConfidenceModel:
 
     Arguments:
         calibrator: the fitted map.
-        feature: what the score is; today always ``"raw_score"``.
+        feature: what the score is: ``"raw_score"``, every answer of the set scored, or
+            ``"search_bound"``, the lower bound of a search of ``SEARCH_TOLERANCE``.
 
     Example:
         >>> model = ConfidenceModel(Platt(a=1.0, b=0.0))
@@ -38,7 +42,12 @@ class ConfidenceModel:
     """
 
     calibrator: Platt | Isotonic
-    feature: Literal["raw_score"] = "raw_score"
+    feature: Feature = "raw_score"
+
+    @property
+    def mode(self) -> ScoreMode:
+        """How the answers must have been scored for this to hold."""
+        return "search" if self.feature == "search_bound" else "exact"
 
     def __call__(self, score: float) -> float:
         """The confidence, in [0, 1], for one raw score in [0, 1].
@@ -74,10 +83,10 @@ class ConfidenceModel:
             InvalidInput: a field is missing, unknown, of a wrong type or out of range; names it.
         """
         fields = Fields(data, where)
-        fields.choice("feature", ("raw_score",))
+        feature = fields.choice("feature", get_args(Feature))
         calibrator = _calibrator(fields.take("calibrator"), fields.path("calibrator"))
         fields.end()
-        return cls(calibrator)
+        return cls(calibrator, "search_bound" if feature == "search_bound" else "raw_score")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from cascade.policy import (
 )
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, Remote, Transfer
 from cascade.request import Request
+from cascade.signals import ScoreBounds
 from cascade.task import generic
 
 Show = Literal["final", "provisional"]
@@ -243,6 +244,9 @@ class _State:
         )
         return Latency(time.perf_counter() - self.started, prefill_s, decode_s, self.remote_s)
 
+    def bounds(self) -> ScoreBounds | None:
+        return self.local.options.bounds if self.local and self.local.options else None
+
     def remote_answer(
         self, text: str, finished: Finished, decision: Decision, model: str
     ) -> Answer:
@@ -265,6 +269,7 @@ class _State:
             cost_usd=finished.cost_usd,
             device_confidence=decision.confidence,
             finish=finished.reason,
+            bounds=self.bounds(),
         )
 
     def local_answer(
@@ -293,6 +298,7 @@ class _State:
             remote_error=error.message if error else None,
             remote_status=error.status if error else None,
             finish="length" if local.finish == "length" else "stop",
+            bounds=self.bounds(),
         )
 
 
@@ -322,6 +328,7 @@ def _decode(
         task.options,
         prior_prompt=task.prior_prompt(),
         option_prefix=task.option_prefix,
+        mode=request.mode or (policy.confidence.mode if policy else None),
         cancel=cancel,
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cascade.signals import ScoreBounds
+
 DEVICE = "device"
 """The ``source`` of what was answered locally; any other source is the name of a tier."""
 
@@ -66,6 +68,8 @@ class Answer:
         tokens: tokens of the answer; ``local_tokens`` were decoded on the device, kept or not.
         remote_error: why the cluster did not answer, one line, or ``None``.
         remote_status: the gRPC status name of that error, or ``None``.
+        bounds: how the device scored a closed set and what is proven of ``raw_score``, or ``None``
+            for a free answer and where it did not try.
     """
 
     request_id: str
@@ -88,6 +92,7 @@ class Answer:
     remote_error: str | None = None
     remote_status: str | None = None
     finish: Literal["stop", "length"] = "stop"
+    bounds: ScoreBounds | None = None
 
     @property
     def local(self) -> bool:

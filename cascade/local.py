@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from cascade.request import Message
 from cascade.sampling import GREEDY, Sampling
-from cascade.signals import OptionScores, Signals
+from cascade.signals import OptionScores, ScoreMode, Signals
 
 Finish = Literal["stop", "length", "cancelled", "callback"]
 """``"stop"`` at an end token, stop string, complete option or complete grammar; ``"length"`` at
@@ -58,7 +58,8 @@ class LocalAnswer:
 
     Arguments:
         text: the answer.
-        signals: per-token measurements of the answer.
+        signals: per-token measurements of the answer, of the model's own distribution: before any
+            penalty, grammar, filter or temperature by which the tokens were drawn.
         options: scores over the closed set, or ``None`` for a free answer.
         prompt_tokens, tokens: tokens read (whole prompt) and written.
         prefill_s, decode_s: wall time of reading the prompt and of writing the answer, in seconds.
@@ -77,8 +78,8 @@ class LocalAnswer:
 
     @property
     def raw_score(self) -> float:
-        """Uncalibrated score in [0, 1]: maximum probability over the set, or the geometric mean of
-        the token probabilities of a free answer."""
+        """Uncalibrated score in [0, 1]: maximum probability over the set (its lower bound where the
+        set was searched), or the geometric mean of the token probabilities of a free answer."""
         return self.options.max_probability if self.options else self.signals.mean_probability
 
 
@@ -122,6 +123,7 @@ class LocalModel(Protocol):
         *,
         prior_prompt: Prompt | None = None,
         option_prefix: str = "",
+        mode: ScoreMode | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
         """Answer with one of ``options``.
@@ -130,6 +132,7 @@ class LocalModel(Protocol):
             prior_prompt: the prompt with an empty input, whose scores are subtracted; ``None`` for
                 no correction. Computed once and cached.
             option_prefix: written before each option, e.g. ``" "`` after a colon.
+            mode: how to score; ``None`` leaves it to the model. The answer's scores say which.
 
         Raises:
             InvalidInput: the prompt is empty or too long, or the options are unusable.

@@ -38,6 +38,8 @@ class Reason(StrEnum):
     """No threshold could be certified for this task: everything escalates."""
     UNCERTIFIED_TASK = "uncertified_task"
     """No policy is valid for this task on this model, so nothing can be promised."""
+    UNCERTIFIED_MODE = "uncertified_mode"
+    """The task's policy was fitted to scores of the other mode (exact or search) than these."""
     NEVER_LEAVE = "never_leave"
     """The data class forbids escalation."""
     NO_TIER_ALLOWED = "no_tier_allowed"
@@ -150,6 +152,8 @@ def decide(policy: Policy | None, answer: LocalAnswer, obstacle: Reason | None) 
     confidence = None
     if policy is None:
         reason = Reason.UNCERTIFIED_TASK
+    elif answer.options is not None and answer.options.mode != policy.confidence.mode:
+        reason = Reason.UNCERTIFIED_MODE
     else:
         confidence = policy.confidence(answer.raw_score)
         if policy.threshold is None:

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 from cascade.errors import InvalidInput
 from cascade.sampling import GREEDY, Sampling
+from cascade.signals import ScoreMode
 from cascade.structured import check_json_schema, check_regex
 
 MAX_OPTIONS = 1000
@@ -90,6 +91,9 @@ class Request:
             At most one of ``options``, ``json_schema`` and ``regex`` is given.
         prefer: ``"device"`` tries locally first; ``"cloud"`` asks the cluster at once, with no
             local attempt to fall back on.
+        mode: how the device scores the options; ``None`` takes the mode that the task's policy was
+            fitted for, or the model's choice without one. Another mode than the policy's leaves the
+            answer uncertified.
     """
 
     messages: tuple[Message, ...]
@@ -101,6 +105,7 @@ class Request:
     json_schema: str | None = None
     regex: str | None = None
     prefer: Literal["device", "cloud"] = "device"
+    mode: ScoreMode | None = None
     constraints: Constraints = field(default_factory=Constraints)
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -123,11 +128,8 @@ class Request:
             raise InvalidInput("messages", "must end with a message of the role user")
         if not self.text.strip():
             raise InvalidInput("prompt", "is empty; write what you want to ask")
-        try:
-            for message in self.messages:
-                message.content.encode()
-        except UnicodeEncodeError:
-            raise InvalidInput("prompt", "is not valid Unicode (lone surrogate)") from None
+        if not all(is_unicode(message.content) for message in self.messages):
+            raise InvalidInput("prompt", "is not valid Unicode (lone surrogate)")
         if self.max_tokens < 1:
             raise InvalidInput("max_tokens", f"{self.max_tokens} is below 1")
         if not _REQUEST_ID.fullmatch(self.request_id):
@@ -136,6 +138,8 @@ class Request:
             raise InvalidInput("stop", "contains an empty string")
         self.sampling.check()
         check_output(self.options, self.json_schema, self.regex, self.stop)
+        if self.mode not in (None, *get_args(ScoreMode)):
+            raise InvalidInput("mode", f"{self.mode!r} is not known; known are exact and search")
         self.constraints.check()
 
 
@@ -171,9 +175,20 @@ def check_options(options: tuple[str, ...]) -> None:
             "options", f"has {len(options)} answers; at most {MAX_OPTIONS} are allowed"
         )
     seen: set[str] = set()
-    for option in options:
+    for index, option in enumerate(options, start=1):
         if not option.strip():
             raise InvalidInput("options", "contains an empty answer")
+        if not is_unicode(option):
+            raise InvalidInput("options", f"answer {index} is not valid Unicode (lone surrogate)")
         if option in seen:
             raise InvalidInput("options", f"names {option!r} twice; each answer must differ")
         seen.add(option)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether ``text`` can be written as UTF-8: it has no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -13,6 +13,13 @@ from numpy.typing import NDArray
 
 Float32s = NDArray[np.float32]
 
+ScoreMode = Literal["exact", "search"]
+"""How a closed set is scored: every answer, or the best one with a bound on all others."""
+
+SEARCH_TOLERANCE = 0.1
+"""How far apart the bounds of a search may be. A confidence is fitted to the lower bound that this
+gives: another value here needs another name for the feature in ``cascade.confidence``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Signals:
@@ -46,23 +53,52 @@ EMPTY_SIGNALS = Signals(*(np.zeros(0, np.float32) for _ in range(3)))
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreBounds:
+    """How a closed set was scored, and what that proves about the best answer.
+
+    Arguments:
+        mode: see ``ScoreMode``.
+        lower, upper: bounds of the best answer's probability within the set, in (0, 1]; equal in
+            exact mode.
+        unexplored: upper bound of the share of the set that the answers not scored have, in [0, 1);
+            0 in exact mode. Its lower bound is 0.
+        nodes, nodes_scored: distributions that scoring every answer takes, and those that were
+            computed; 0 where answers are not made of tokens.
+    """
+
+    mode: ScoreMode
+    lower: float
+    upper: float
+    unexplored: float
+    nodes: int
+    nodes_scored: int
+
+
+@dataclass(frozen=True, slots=True)
 class OptionScores:
     """Scores of a closed set of answers, float64, shape ``[options]`` each, in the caller's order.
 
     Arguments:
-        logprobs: log probability of each whole answer under the prompt, every token summed.
-        prior_logprobs: the same under the prompt with an empty input; zeros when not corrected.
+        logprobs: log probability of each whole answer under the prompt, every token summed; an
+            upper bound of it for the answers that a search left unscored.
+        prior_logprobs: the same under the prompt with an empty input, exact in either mode; zeros
+            when not corrected.
         probabilities: softmax of ``logprobs − prior_logprobs`` over the set (contextual calibration
             in the log domain, Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021,
-            arXiv 2104.08315). Sums to 1. Not calibrated.
-        mode: ``"exact"`` when every answer was scored.
+            arXiv 2104.08315). Not calibrated. In exact mode they sum to 1. In search mode each is a
+            *lower bound*, 0 for answers left unscored, and they sum to 1 − ``unexplored``; the best
+            answer is proven to be exact mode's, too.
+        mode, unexplored, nodes, nodes_scored: see ``ScoreBounds``.
     """
 
     options: tuple[str, ...]
     logprobs: NDArray[np.float64]
     prior_logprobs: NDArray[np.float64]
     probabilities: NDArray[np.float64]
-    mode: Literal["exact"] = "exact"
+    mode: ScoreMode = "exact"
+    unexplored: float = 0.0
+    nodes: int = 0
+    nodes_scored: int = 0
 
     @property
     def best(self) -> int:
@@ -71,5 +107,15 @@ class OptionScores:
 
     @property
     def max_probability(self) -> float:
-        """Probability of the best answer within the set, in [1/options, 1]."""
+        """Probability of the best answer within the set; in search mode its lower bound.
+
+        In [1/options, 1] when exact, above 0 when searched.
+        """
         return float(self.probabilities[self.best])
+
+    @property
+    def bounds(self) -> ScoreBounds:
+        """What is proven of ``max_probability``."""
+        lower = self.max_probability
+        upper = min(1.0, lower / (1.0 - self.unexplored))
+        return ScoreBounds(self.mode, lower, upper, self.unexplored, self.nodes, self.nodes_scored)

@@ -13,7 +13,7 @@ from cascade.local import CancelToken, LocalAnswer, LocalModel, ModelInfo
 from cascade.policy import Policy, PolicyStore
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.sampling import Sampling
-from cascade.signals import OptionScores, Signals
+from cascade.signals import OptionScores, ScoreBounds, Signals
 from cascade.signing import PublicKey, TrustStore
 from cascade.wire import ClientProfile
 from edge.adapter import Adapter
@@ -52,6 +52,7 @@ __all__ = [
     "PublicKey",
     "Request",
     "Sampling",
+    "ScoreBounds",
     "Signals",
     "Step",
     "Superseded",

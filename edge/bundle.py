@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from cascade.errors import BundleError, NotFound, Tampered
 from cascade.files import sha256_bytes, sha256_file, write_whole
@@ -21,6 +21,10 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 DECODE_GRAPH, DECODE_WEIGHTS = "decode.onnx", "decode.data"
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
 FILES = (DECODE_GRAPH, DECODE_WEIGHTS, TOKENIZER, CHAT_TEMPLATE)
+
+GraphLayout: TypeAlias = Literal["fused", "exported"]
+"""Inputs of the decode graph: ``fused`` writes its key-value cache in place (``edge.decoder``);
+``exported`` takes the past and returns it longer, as optimum exports it (``edge.exported``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class Manifest:
         stop_token_ids: tokens that end an answer.
         adapter_slots: where the graph takes LoRA adapters; may be empty.
         files: every other file of the bundle.
+        graph: which runtime the decode graph needs.
     """
 
     name: str
@@ -97,6 +102,7 @@ class Manifest:
     adapter_slots: tuple[AdapterSlot, ...]
     files: dict[str, FileEntry]
     format_version: int = FORMAT_VERSION
+    graph: GraphLayout = "fused"
 
     @property
     def base_digest(self) -> str:
@@ -138,6 +144,11 @@ class Manifest:
             value = getattr(self, field)
             if not isinstance(value, int) or value < 1:
                 raise BundleError(f"{MANIFEST}: {field} is {value!r}, not a positive integer")
+        if self.graph not in get_args(GraphLayout):
+            raise BundleError(
+                f"{MANIFEST}: graph is {self.graph!r}; this SDK runs "
+                + " and ".join(get_args(GraphLayout))
+            )
         for name in self.files:
             if Path(name).name != name or name in (MANIFEST, SIGNATURE, ".", ".."):
                 raise BundleError(f"{MANIFEST}: files names {name!r}, which is no plain file name")

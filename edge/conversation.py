@@ -20,7 +20,7 @@ from edge.portal import Portal
 Overflow = Literal["drop_oldest", "refuse"]
 
 AskAll = Callable[[tuple[Message, ...], int], AsyncGenerator[Event, None]]
-"""Asks a whole conversation, for at most so many tokens: ``AsyncDevice.ask``, options filled in."""
+"""Asks a whole conversation for at most so many tokens: ``AsyncDevice.run``, the rest filled in."""
 
 CountTokens = Callable[[tuple[Message, ...]], int]
 

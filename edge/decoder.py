@@ -18,6 +18,7 @@ from cascade.errors import BundleError, Cancelled, InvalidInput
 from cascade.local import CancelToken
 from edge.bundle import DECODE_GRAPH, Manifest
 from edge.cache import CachePool, KeyValueCache
+from edge.session import open_session
 
 # Tokens read in one run: bounds the time between two looks at the cancel token.
 _CHUNK = 128
@@ -49,16 +50,15 @@ class Decoder:
     def __init__(
         self, folder: Path, manifest: Manifest, *, threads: int = 1, caches: int = 4
     ) -> None:
-        if threads < 1:
-            raise InvalidInput("threads", f"{threads} is below 1")
         if caches < 1:
             raise InvalidInput("caches", f"{caches} is below 1")
         self._manifest = manifest
-        self._session = _session(folder, threads)
+        self._session = open_session(folder / DECODE_GRAPH, threads=threads)
         _check_graph(self._session, manifest)
         self._pool = CachePool(manifest, caches)
         self._cache = self._pool.pick((), "")
         self._bindings: dict[KeyValueCache, _Binding] = {}
+        self._tree: list[TreeNode] = []  # read behind the current cache's tokens
         self._adapter, self._adapter_inputs = "", _idle_inputs(manifest)
         self._rows = np.zeros((1, manifest.vocab_size), np.float32)
         self._row: Row = self._rows[0]
@@ -92,6 +92,7 @@ class Decoder:
         """
         if not self.free_tokens:
             raise InvalidInput("prompt", f"fills all {self._manifest.context_tokens} tokens")
+        self._tree.clear()
         self._binding().step(token, len(self._cache.tokens), self._no_bias)
         self._cache.tokens.append(token)
         return self._row
@@ -101,6 +102,8 @@ class Decoder:
         tokens: Sequence[int],
         nodes: Sequence[TreeNode],
         cancel: CancelToken | None = None,
+        *,
+        known: int = 0,
     ) -> NDArray[np.float32]:
         """Logits after ``tokens`` and the path to each node, all paths in one pass.
 
@@ -109,20 +112,25 @@ class Decoder:
 
         Arguments:
             nodes: parents come before their children.
+            known: logits are not wanted of so many nodes from the first on. Where they are those of
+                the call before on the same tokens, they are not computed again either.
 
         Returns:
-            float32, shape ``[nodes, vocab]``. The cache holds ``tokens`` alone afterwards.
+            float32, shape ``[nodes − known, vocab]``. The cache holds ``tokens`` alone afterwards.
 
         Raises:
             InvalidInput: prompt and nodes together exceed the context.
             Cancelled: ``cancel`` was used before the pass.
         """
         self._check(tokens, more=len(nodes))
-        self._cache = self._pool.pick(tokens, self._adapter)
+        before, self._cache = self._cache, self._pool.pick(tokens, self._adapter)
+        if self._cache is not before:
+            self._tree.clear()
         self._extend(tokens, self._cache.common_prefix(tokens), cancel)
         if cancel is not None and cancel.cancelled:
             raise Cancelled("the request was cancelled while the answers were scored")
         start, count = len(tokens), len(nodes)
+        first = known if self._tree == list(nodes[:known]) else 0
         positions = np.empty(count, np.int64)
         bias = np.full((count, start + count), -np.inf, np.float32)
         for index, node in enumerate(nodes):
@@ -133,11 +141,18 @@ class Decoder:
                 bias[index] = bias[node.parent]
                 positions[index] = positions[node.parent] + 1
             bias[index, start + index] = 0
-        logits = np.empty((count, self._manifest.vocab_size), np.float32)
-        ids = np.array([node.token for node in nodes], np.int64)
+        logits = np.empty((count - known, self._manifest.vocab_size), np.float32)
+        ids = np.array([node.token for node in nodes[first:]], np.int64)
+        self._tree.clear()
         self._binding(room=count).run(
-            ids, start, positions=positions, bias=bias, wanted=np.arange(count), logits=logits
+            ids,
+            start + first,
+            positions=positions[first:],
+            bias=bias[first:],
+            wanted=np.arange(known - first, count - first),
+            logits=logits,
         )
+        self._tree.extend(nodes)
         return logits
 
     def use_adapter(self, digest: str, inputs: Mapping[str, NDArray[np.float32]] | None) -> None:
@@ -150,6 +165,15 @@ class Decoder:
         self._adapter = digest
         self._adapter_inputs = _idle_inputs(self._manifest) | dict(inputs or {})
         self._bindings.clear()
+
+    def keep(self, tokens: int) -> None:
+        """Forget what follows the first ``tokens`` of the sequence that was read last.
+
+        A cache that holds little more than a task's instruction is taken for the task's next input;
+        one with a long input behind it is spared, and another sequence forgotten in its place.
+        """
+        self._tree.clear()
+        del self._cache.tokens[tokens:]
 
     def forget(self) -> int:
         """Empty the caches, so that the next ``read`` computes everything; returns the number of
@@ -180,6 +204,8 @@ class Decoder:
     def _extend(self, tokens: Sequence[int], start: int, cancel: CancelToken | None) -> None:
         """Make the cache hold exactly ``tokens``, of which it holds the first ``start`` already."""
         held = self._cache.tokens
+        if start < max(len(tokens), len(held)):
+            self._tree.clear()
         del held[start:]
         while start < len(tokens):
             if cancel is not None and cancel.cancelled:
@@ -286,21 +312,6 @@ class _Binding:
 
     def _bind(self, name: str, array: NDArray[np.generic]) -> None:
         self._io.bind_ortvalue_input(name, _view(array))
-
-
-def _session(folder: Path, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(
-            str(folder / DECODE_GRAPH), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as problem:  # onnxruntime raises a dozen unrelated types
-        first_line = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise BundleError(f"{DECODE_GRAPH}: onnxruntime cannot load it ({first_line})") from None
 
 
 def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:

@@ -23,7 +23,8 @@ from cascade.local import ModelInfo
 from cascade.policy import PolicyStore
 from cascade.remote import Remote
 from cascade.request import Constraints, Message, Request
-from cascade.sampling import Sampling
+from cascade.sampling import GREEDY, Sampling
+from cascade.signals import ScoreMode
 from cascade.signing import TrustStore
 from cascade.wire import ClientProfile, GrpcRemote
 from edge.adapter import Adapter
@@ -160,6 +161,7 @@ class AsyncDevice:
         task: str = "",
         constraints: Constraints | None = None,
         prefer: Prefer = "device",
+        mode: ScoreMode | None = None,
     ) -> Answer:
         """Ask for one of a closed set of answers.
 
@@ -167,12 +169,16 @@ class AsyncDevice:
             text: the bare input, e.g. the review to be judged.
             options: at least two different answers; one may be a prefix of another.
             task: the task id whose policy words the question and judges the answer.
+            mode: ``"exact"`` scores every option on the device, ``"search"`` proves the best one
+                and bounds its score; by default the mode that the task's policy was fitted for, or
+                exact for small sets and search for large ones. ``Answer.bounds`` says which it was.
         """
         request = Request(
             (Message("user", text),),
             options=tuple(options),
             task_id=task,
             prefer=prefer,
+            mode=mode,
             constraints=constraints or Constraints(),
         )
         if not request.options:
@@ -187,6 +193,7 @@ class AsyncDevice:
         *,
         system: str = "",
         overflow: Overflow = "drop_oldest",
+        sampling: Sampling = GREEDY,
         task: str = "",
         constraints: Constraints | None = None,
         show: Show = "final",
@@ -197,13 +204,18 @@ class AsyncDevice:
             system: what the model is told before the first turn.
             overflow: when the turns outgrow the context, ``"drop_oldest"`` leaves the oldest out
                 (never the system message), ``"refuse"`` raises ``InvalidInput``.
-            task, constraints, show: of every turn; see ``ask``.
+            sampling, task, constraints, show: of every turn; see ``ask``.
         """
 
         def ask(messages: tuple[Message, ...], max_tokens: int) -> AsyncGenerator[Event, None]:
-            return self.ask(
-                messages, max_tokens=max_tokens, task=task, constraints=constraints, show=show
+            request = Request(
+                messages,
+                task_id=task,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                constraints=constraints or Constraints(),
             )
+            return self.run(request, show=show)
 
         model = self._model
         return AsyncConversation(
@@ -352,33 +364,30 @@ class Device:
     run = _iterates(AsyncDevice.run)
     ask = _iterates(AsyncDevice.ask)
     choose = _waits(AsyncDevice.choose)
+    load_adapter = _waits(AsyncDevice.load_adapter)
+    use_adapter = _waits(AsyncDevice.use_adapter)
+    unload_adapter = _waits(AsyncDevice.unload_adapter)
 
     def conversation(
         self,
         *,
         system: str = "",
         overflow: Overflow = "drop_oldest",
+        sampling: Sampling = GREEDY,
         task: str = "",
         constraints: Constraints | None = None,
         show: Show = "final",
     ) -> Conversation:
         """Start a conversation; see ``AsyncDevice.conversation``."""
         started = self._device.conversation(
-            system=system, overflow=overflow, task=task, constraints=constraints, show=show
+            system=system,
+            overflow=overflow,
+            sampling=sampling,
+            task=task,
+            constraints=constraints,
+            show=show,
         )
         return Conversation(self._portal, started)
-
-    def load_adapter(self, path: Path, *, trust: TrustStore | None = None) -> str:
-        """Verify an adapter and keep it ready; see ``AsyncDevice.load_adapter``."""
-        return self._portal.call(self._device.load_adapter(path, trust=trust))
-
-    def use_adapter(self, digest: str) -> None:
-        """Apply a loaded adapter; see ``AsyncDevice.use_adapter``."""
-        self._portal.call(self._device.use_adapter(digest))
-
-    def unload_adapter(self, digest: str) -> None:
-        """Free a loaded adapter; see ``AsyncDevice.unload_adapter``."""
-        self._portal.call(self._device.unload_adapter(digest))
 
     def close(self) -> None:
         """Close the connection and end the background thread. May be called again."""

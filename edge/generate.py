@@ -9,16 +9,27 @@ asked to draw.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from cascade.local import CancelToken, Finish, LocalAnswer
-from edge.decoder import Decoder, Row
+from edge.decoder import Row
 from edge.measure import RowStats, SignalLog, row_stats
 from edge.sampling import Sampler
 from edge.structured import Matcher
 from edge.text import TokenStream
+
+
+class Decodes(Protocol):
+    """What writing needs of a decoder; see ``edge.decoder.Decoder``."""
+
+    def read(self, tokens: Sequence[int], cancel: CancelToken | None = None) -> Row: ...
+
+    def push(self, token: int) -> Row: ...
+
+    @property
+    def free_tokens(self) -> int: ...
 
 
 class Step(NamedTuple):
@@ -59,7 +70,7 @@ class Ending:
 
 
 def generate(
-    decoder: Decoder,
+    decoder: Decodes,
     prompt: list[int],
     *,
     text: TokenStream,
@@ -105,7 +116,7 @@ def generate(
 
 
 def _write(
-    decoder: Decoder,
+    decoder: Decodes,
     logits: Row,
     *,
     sampler: Sampler,

@@ -51,8 +51,8 @@ _of_thread = threading.local()
 
 
 def _scratch(size: int) -> tuple[Row, Row]:
-    """Two rows that this thread writes over: fresh ones would cost half of the time in page faults,
-    since the allocator maps arrays of this size anew each time."""
+    """Two rows that this thread writes over: fresh ones would cost nearly half of the time in page
+    faults, since the allocator maps arrays of this size anew each time."""
     kept: tuple[Row, Row] | None = getattr(_of_thread, "rows", None)
     if kept is None or len(kept[0]) != size:
         kept = _of_thread.rows = (np.empty(size, np.float32), np.empty(size, np.float32))

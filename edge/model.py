@@ -7,28 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Collection
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cascade.errors import Cancelled, InvalidInput, NotFound
+from cascade.errors import InvalidInput, NotFound
 from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt
-from cascade.request import check_options
 from cascade.sampling import GREEDY, Sampling
-from cascade.signals import OptionScores
-from edge import options as trie
+from cascade.signals import SEARCH_TOLERANCE, ScoreMode
 from edge.adapter import Adapter, Floats
 from edge.bundle import TOKENIZER, Bundle
-from edge.decoder import Decoder, Row
+from edge.choose import Chooser
+from edge.decoder import Decoder
+from edge.exported import ExportedDecoder
 from edge.generate import Ending, OnText, OnToken, generate
-from edge.measure import SignalLog
 from edge.sampling import Sampler
 from edge.structured import Grammars
 from edge.text import TextCodec
-
-_PRIORS_KEPT = 64
 
 
 class OnnxModel:
@@ -45,11 +38,11 @@ class OnnxModel:
     def __init__(self, bundle: Bundle, *, threads: int = 1, caches: int = 4) -> None:
         manifest = bundle.manifest
         self._codec = TextCodec(bundle)
-        self._decoder = Decoder(bundle.path, manifest, threads=threads, caches=caches)
+        runtime = Decoder if manifest.graph == "fused" else ExportedDecoder
+        self._decoder = runtime(bundle.path, manifest, threads=threads, caches=caches)
         self._manifest = manifest
         self._adapters: dict[str, dict[str, Floats]] = {}
         self._end_tokens = frozenset(manifest.stop_token_ids)
-        self._vocab_size = manifest.vocab_size
         self._grammars = Grammars(
             bundle.file(TOKENIZER), manifest.vocab_size, manifest.stop_token_ids
         )
@@ -61,7 +54,7 @@ class OnnxModel:
             context_tokens=manifest.context_tokens,
         )
         self._lock = threading.Lock()
-        self._priors: dict[tuple[object, ...], NDArray[np.float64]] = {}
+        self._chooser = Chooser(self._codec, self._decoder)
 
     @property
     def info(self) -> ModelInfo:
@@ -150,7 +143,7 @@ class OnnxModel:
                 self._decoder,
                 ids,
                 text=self._codec.stream(),
-                sampler=Sampler(sampling, self._vocab_size, ids),
+                sampler=Sampler(sampling, self._manifest.vocab_size, ids),
                 ending=ending,
                 matcher=matcher,
                 on_text=on_text,
@@ -165,36 +158,27 @@ class OnnxModel:
         *,
         prior_prompt: Prompt | None = None,
         option_prefix: str = "",
+        mode: ScoreMode | None = None,
+        tolerance: float = SEARCH_TOLERANCE,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
-        """Answer with one of ``options``; see ``LocalModel.choose``."""
-        check_options(options)
-        ids = self._codec.encode(prompt)
-        sequences = [self._codec.encode_plain(option_prefix + option) for option in options]
-        root = trie.build_trie(sequences)
+        """Answer with one of ``options``; see ``LocalModel.choose`` and ``edge.choose``.
+
+        Arguments:
+            tolerance: how far apart the bounds of a search may be, in [0, 1]. A policy is fitted
+                for the default: scores of another tolerance are other scores.
+        """
         with self._lock:
-            prior = self._prior(prior_prompt, sequences, root, cancel)
-            started = time.perf_counter()
-            self._decoder.read(ids, cancel)
-            read_at = time.perf_counter()
-            scores = self._score(ids, root, len(options), cancel)
-            decoded_s = time.perf_counter() - read_at
-        result = OptionScores(
-            options, scores.logprobs, prior, trie.normalise(scores.logprobs, prior)
-        )
-        log = SignalLog()
-        for step in scores.steps[result.best]:
-            log.add(step.logprob, step.stats)
-        return LocalAnswer(
-            text=options[result.best],
-            signals=log.signals(),
-            options=result,
-            prompt_tokens=len(ids),
-            tokens=len(sequences[result.best]),
-            prefill_s=read_at - started,
-            decode_s=decoded_s,
-            finish="stop",
-        )
+            return self._chooser.choose(
+                prompt,
+                options,
+                prior_prompt=prior_prompt,
+                option_prefix=option_prefix,
+                mode=mode,
+                tolerance=tolerance,
+                adapter=self._info.adapter_digest,
+                cancel=cancel,
+            )
 
     def forget_prefix(self) -> int:
         """Empty the prompt caches, so that the next request reads its whole prompt. Returns the
@@ -210,33 +194,8 @@ class OnnxModel:
         if not all(stop):
             raise InvalidInput("stop", "contains an empty string")
         for token in stop_tokens:
-            if not 0 <= token < self._vocab_size:
-                raise InvalidInput("stop_tokens", f"{token} is not in 0 … {self._vocab_size - 1}")
+            if not 0 <= token < self._manifest.vocab_size:
+                raise InvalidInput(
+                    "stop_tokens", f"{token} is not in 0 … {self._manifest.vocab_size - 1}"
+                )
         return Ending(max_tokens, stop, self._end_tokens.union(stop_tokens))
-
-    def _score(
-        self, ids: list[int], root: trie.Node, options: int, cancel: CancelToken | None
-    ) -> trie.TrieScores:
-        def read(path: tuple[int, ...]) -> Row:
-            if cancel is not None and cancel.cancelled:
-                raise Cancelled("the request was cancelled while the answers were scored")
-            return self._decoder.read([*ids, *path])
-
-        return trie.score(root, options, read)
-
-    def _prior(
-        self,
-        prompt: Prompt | None,
-        sequences: list[list[int]],
-        root: trie.Node,
-        cancel: CancelToken | None,
-    ) -> NDArray[np.float64]:
-        if prompt is None:
-            return np.zeros(len(sequences))
-        ids = self._codec.encode(prompt)
-        key = (self._info.adapter_digest, tuple(ids), *map(tuple, sequences))
-        if key not in self._priors:
-            while len(self._priors) >= _PRIORS_KEPT:
-                self._priors.pop(next(iter(self._priors)))
-            self._priors[key] = self._score(ids, root, len(sequences), cancel).logprobs
-        return self._priors[key]

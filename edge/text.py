@@ -13,7 +13,7 @@ from tokenizers.decoders import DecodeStream
 
 from cascade.errors import BundleError, InvalidInput
 from cascade.local import Prompt
-from cascade.request import Message
+from cascade.request import Message, is_unicode
 from edge.bundle import CHAT_TEMPLATE, TOKENIZER, Bundle
 
 # Private-use characters that stand for a message while the template is rendered around it.
@@ -50,8 +50,11 @@ class TextCodec:
         """Token ids of a completion prompt, or of a conversation up to the answer's first token.
 
         Raises:
-            InvalidInput: the prompt is empty.
+            InvalidInput: the prompt is empty, or not valid Unicode.
         """
+        contents = [prompt] if isinstance(prompt, str) else [m.content for m in prompt]
+        if not all(map(is_unicode, contents)):
+            raise InvalidInput("prompt", "is not valid Unicode (lone surrogate)")
         if isinstance(prompt, str):
             return self.encode_plain(prompt)
         if not prompt:

@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from cascade import catalog, home
-from cascade.cli import bundle_bench
+from cascade import home
+from cascade.cli import bundle_bench, recipe
 from cascade.cli.interrupt import loading
-from cascade.cli.models import pull_with_progress
 from cascade.cli.progress import ProgressLine
+from cascade.cli.recipe import Recipe
 from cascade.errors import InvalidInput
 from cascade.signing import SigningKey, TrustStore
 
@@ -20,19 +21,33 @@ DEFAULT_MODEL = "smollm2-135m-instruct-q4_1"
 _PUBLISHER = "this-machine"
 
 
+_BUILD_HELP = """\
+Make a signed bundle, which is what a device runs, and pin its key on this machine.
+
+From the catalog (downloaded if need be):
+  cascade bundle build
+  cascade bundle build --model qwen2.5-coder-0.5b-instruct-q4_k_m
+
+From your own model:
+  cascade bundle build --from model.gguf --licence Apache-2.0
+  cascade bundle build --from my-model/ --licence MIT --commercial-use
+
+A GGUF file keeps its own quantisation, without any loss. A folder as Hugging Face lays it out
+(config.json, tokenizer.json, *.safetensors) is quantised to int8 blocks. Llama and Qwen2 models
+need no torch and run fast; any other family is exported with torch and optimum (pip install
+'edge-cloud-cascade[build]'), and its bundle runs slower."""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    build = actions.add_parser("build", help="make a signed bundle from a GGUF file")
-    build.add_argument(
-        "--model", default=DEFAULT_MODEL, help=f"name in the catalog (default {DEFAULT_MODEL})"
+    build = actions.add_parser(
+        "build",
+        help="make a signed bundle from the catalog, a GGUF file or a Hugging Face folder",
+        description=_BUILD_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    build.add_argument("--out", type=Path, metavar="DIR", help="where to put it (default: by name)")
-    build.add_argument("--force", action="store_true", help="replace a bundle that is there")
-    build.add_argument(
-        "--key", type=Path, metavar="FILE", help="publisher's signing key (default: this machine's)"
-    )
-    build.set_defaults(run=_build)
+    _configure_build(build)
     for name, run, text in (
         ("inspect", _inspect, "print the manifest without checking anything"),
         ("verify", _verify, "check signature, publisher and every file"),
@@ -45,6 +60,55 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _configure_build(build: argparse.ArgumentParser) -> None:
+    source = build.add_mutually_exclusive_group()
+    source.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME",
+        help=f"model of the catalog, see cascade models list (default {DEFAULT_MODEL})",
+    )
+    source.add_argument(
+        "--from", dest="path", type=Path, metavar="PATH", help="a .gguf file or a model folder"
+    )
+    build.add_argument(
+        "--quantise",
+        choices=("lossless", "int8", "int4", "fp32"),
+        help="how weights are stored. GGUF files: lossless (default). Folders: int8 (default, "
+        "hardly any loss), int4 (half the size, much loss). fp32 is a reference for either",
+    )
+    build.add_argument(
+        "--context", type=int, metavar="TOKENS", help="longest conversation (default: the model's)"
+    )
+    build.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="Jinja file to use instead of the model's own; 'plain' for a model that only "
+        "completes text",
+    )
+    build.add_argument(
+        "--export", action="store_true", help="export with torch even a Llama or Qwen2 folder"
+    )
+    build.add_argument("--name", help="name of the bundle (default: from the source)")
+    build.add_argument(
+        "--base-model", metavar="TEXT", help="with --from: the model it was made from, for people"
+    )
+    build.add_argument(
+        "--licence", metavar="SPDX", help="with --from: licence of the weights, e.g. Apache-2.0"
+    )
+    build.add_argument(
+        "--commercial-use",
+        action="store_true",
+        help="with --from: that licence allows commercial use (default: it is taken not to)",
+    )
+    build.add_argument("--out", type=Path, metavar="DIR", help="where to put it (default: by name)")
+    build.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    build.add_argument(
+        "--key", type=Path, metavar="FILE", help="publisher's signing key (default: this machine's)"
+    )
+    build.set_defaults(run=_build)
+
+
 def build_bundle(
     model: str = DEFAULT_MODEL,
     *,
@@ -52,37 +116,53 @@ def build_bundle(
     force: bool = False,
     key: Path | None = None,
 ) -> Path:
-    """Pull the source if need be, build, sign, and pin the key on this machine.
+    """Build a model of the catalog, sign it, and pin the key on this machine.
 
     Raises:
-        InvalidInput: the catalog entry is no GGUF model, or the bundle is there already.
+        NotFound, InvalidInput: the catalog has no such GGUF model, or the bundle is there already.
     """
-    with loading():
-        from edge.build import build_from_gguf
+    return _carry_out(lambda: recipe.from_catalog(model), out=out, force=force, key=key)
 
-    entry = catalog.entry(model)
-    if entry.file_format != "gguf":
-        raise InvalidInput("--model", f"{model} is no GGUF model; see: cascade models list")
-    name = f"{model.rsplit('-', 1)[0]}-int4"
-    target = out or home.bundles_dir() / name
+
+def _carry_out(
+    prepare: Callable[[], Recipe], *, out: Path | None, force: bool, key: Path | None
+) -> Path:
+    with loading():
+        from edge.build import build_from_folder, build_from_gguf
+
+    wanted = prepare()
+    target = out or home.bundles_dir() / wanted.name
     if target.exists() and not force:
         raise InvalidInput("--out", f"{target} is there already; replace it with --force")
-    source = pull_with_progress(model)
+    build = build_from_gguf if wanted.way == "gguf" else build_from_folder
+    if wanted.way == "export":
+        print(
+            f"build {wanted.name}: going through torch and optimum, the slower path: the bundle "
+            "copies its past at every token and takes no adapters",
+            file=sys.stderr,
+        )
+        with loading():
+            from edge.build.export import build_by_export
+        build = build_by_export
+    source = wanted.fetch()
     signer = (
         SigningKey.load(key)
         if key
         else SigningKey.load_or_create(home.keys_dir() / "publisher.key")
     )
-    line = ProgressLine(f"build {name}", 100, "%")
+    line = ProgressLine(f"build {wanted.name}", 100, "%")
     try:
-        build_from_gguf(
+        build(
             source,
             target,
-            name=name,
-            base_model=entry.title,
-            licence=entry.licence,
-            commercial_use=entry.commercial_use,
+            name=wanted.name,
+            base_model=wanted.base_model,
+            licence=wanted.licence,
+            commercial_use=wanted.commercial_use,
             signing_key=signer,
+            quantise=wanted.quantise,
+            context=wanted.context,
+            chat_template=wanted.template,
             overwrite=force,
             progress=lambda step, share: line.update(int(100 * share), step),
         )
@@ -99,7 +179,7 @@ def _build(args: argparse.Namespace) -> int:
     with loading():
         from edge import Bundle
 
-    target = build_bundle(args.model, out=args.out, force=args.force, key=args.key)
+    target = _carry_out(lambda: _recipe(args), out=args.out, force=args.force, key=args.key)
     if args.key:
         print(f"signed with {args.key}; devices need that key pinned", file=sys.stderr)
         return _show(target, as_json=args.json)
@@ -108,6 +188,30 @@ def _build(args: argparse.Namespace) -> int:
         return _show(target, as_json=True)
     print(f"{target}: {_megabytes(bundle.path):.1f} MB, signed and pinned as {bundle.publisher}")
     return 0
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    wishes = recipe.Wishes(
+        quantise=args.quantise,
+        name=args.name,
+        context=args.context,
+        chat_template=args.chat_template,
+        export=args.export,
+    )
+    if args.path is not None:
+        return recipe.from_path(
+            args.path,
+            wishes,
+            base_model=args.base_model,
+            licence=args.licence or recipe.UNKNOWN_LICENCE,
+            commercial_use=args.commercial_use,
+        )
+    for option in ("base_model", "licence", "commercial_use"):
+        if getattr(args, option):
+            raise InvalidInput(
+                f"--{option.replace('_', '-')}", "goes with --from; the catalog states its own"
+            )
+    return recipe.from_catalog(args.model, wishes)
 
 
 def _inspect(args: argparse.Namespace) -> int:

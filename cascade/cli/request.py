@@ -14,6 +14,7 @@ from cascade.cli.interrupt import loading
 from cascade.events import DEVICE, Answer
 from cascade.policy import Reason
 from cascade.request import Constraints, DataClass
+from cascade.signals import ScoreBounds
 from cascade.wire import ClientProfile
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _WHY: dict[str, str] = {
     Reason.UNSURE: "the device was not sure enough",
     Reason.TARGET_INFEASIBLE: "no threshold could be certified for this task",
     Reason.UNCERTIFIED_TASK: "no policy certifies this task on this model",
+    Reason.UNCERTIFIED_MODE: "its policy was fitted to the other scoring mode",
     Reason.NEVER_LEAVE: "the data class forbids escalation",
     Reason.NO_TIER_ALLOWED: "the limits of the request allow no tier",
     Reason.NO_CLUSTER: "no cluster was given (--cloud)",
@@ -141,6 +143,7 @@ def _lines(answer: Answer) -> list[str]:
     lines = [
         f"source      {where} · {answer.model}{'' if answer.verified else ' · unverified'}",
         f"confidence  {_confidence(answer)}",
+        *([f"scored      {_scored(answer.bounds)}"] if answer.bounds else []),
         f"because     {'; '.join(_explained(reason) for reason in answer.reasons)}",
         f"time        {answer.latency.total_s * 1e3:.0f} ms"
         + (f" · {rate:.1f} tokens/s" if rate else "")
@@ -169,6 +172,16 @@ def _confidence(answer: Answer) -> str:
     if answer.raw_score is not None:
         return f"none · raw score {answer.raw_score:.2f}, not calibrated"
     return "none"
+
+
+def _scored(bounds: ScoreBounds) -> str:
+    nodes = f"{bounds.nodes_scored} of {bounds.nodes} nodes" if bounds.nodes else "every option"
+    if bounds.mode == "exact":
+        return f"exact · {bounds.lower:.2f} of the set · {nodes}"
+    return (
+        f"search · {bounds.lower:.2f} to {bounds.upper:.2f} of the set · {nodes} · the options not "
+        f"scored have at most {bounds.unexplored:.2f}"
+    )
 
 
 def _explained(reason: str) -> str:

@@ -1,15 +1,19 @@
-"""What kind of decoder a GGUF file describes: its sizes, and the switches that tell families apart.
+"""What kind of decoder is to be built: its sizes, and where a GGUF file states them.
 
-Reads metadata only. ``graph.py`` builds any ``Decoder``; a family joins by one entry in
-``_FAMILIES`` as long as it is a pre-norm decoder with rotary attention and a gated feed-forward.
+``graph.py`` builds any ``Decoder``. A family joins as long as it is a pre-norm decoder with rotary
+attention and a gated feed-forward. What a Hugging Face folder states is in ``folder_config.py``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from cascade.errors import InvalidInput
+from edge.build.blocks import BlockType
 from edge.build.gguf_file import GgufFile
+from edge.build.rotary import frequencies
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +22,7 @@ class Decoder:
 
     Arguments:
         context: longest sequence, in tokens, that the rotary table covers.
-        rope_base: theta of the rotary embedding.
-        interleaved_rows: whether the file pairs neighbouring rows of q and k for the rotation
-            (llama) instead of the two halves of each head.
+        rotary: radians per position of each of the head_dim / 2 pairs, with any rescaling applied.
     """
 
     family: str
@@ -32,12 +34,11 @@ class Decoder:
     head_dim: int
     vocabulary: int
     context: int
-    rope_base: float
+    rotary: tuple[float, ...]
     norm_epsilon: float
-    interleaved_rows: bool
 
 
-_FAMILIES = {"llama": True, "qwen2": False}  # family: interleaved_rows
+FAMILIES = ("llama", "qwen2")
 
 
 def read_decoder(gguf: GgufFile) -> Decoder:
@@ -47,19 +48,18 @@ def read_decoder(gguf: GgufFile) -> Decoder:
         InvalidInput: the architecture is not supported, or a size is missing or impossible.
     """
     family = gguf.value("general.architecture", str)
-    if family not in _FAMILIES:
+    if family not in FAMILIES:
         raise InvalidInput(
             "gguf",
             f"{gguf.path.name} is a '{family}' model; supported architectures: "
-            + ", ".join(sorted(_FAMILIES)),
+            + ", ".join(FAMILIES)
+            + ". Others are built from their Hugging Face folder, which is slower",
         )
     for unsupported in ("rope.scaling.type", "expert_count", "attention.sliding_window"):
         if gguf.metadata.get(f"{family}.{unsupported}", "none") not in ("none", 0):
             raise InvalidInput(
                 "gguf", f"{gguf.path.name} uses '{unsupported}', which is not supported"
             )
-    if "rope_freqs.weight" in gguf.tensors:
-        raise InvalidInput("gguf", f"{gguf.path.name} rescales its rotary table, not supported")
     hidden = gguf.value(f"{family}.embedding_length", int)
     heads = gguf.value(f"{family}.attention.head_count", int)
     kv_heads = gguf.metadata.get(f"{family}.attention.head_count_kv", heads)
@@ -81,7 +81,21 @@ def read_decoder(gguf: GgufFile) -> Decoder:
         head_dim=head_dim,
         vocabulary=gguf.tensor("token_embd.weight").shape[0],
         context=gguf.value(f"{family}.context_length", int),
-        rope_base=gguf.value(f"{family}.rope.freq_base", float),
+        rotary=_rotary(gguf, gguf.value(f"{family}.rope.freq_base", float), head_dim),
         norm_epsilon=gguf.value(f"{family}.attention.layer_norm_rms_epsilon", float),
-        interleaved_rows=_FAMILIES[family],
     )
+
+
+def _rotary(gguf: GgufFile, base: float, head_dim: int) -> tuple[float, ...]:
+    """Frequencies, divided by the file's own factors where it brings some (Llama 3.1 and later)."""
+    unscaled = frequencies(base, head_dim)
+    factors = gguf.tensors.get("rope_freqs.weight")
+    if factors is not None:
+        if factors.kind is not BlockType.F32 or factors.shape != unscaled.shape:
+            raise InvalidInput(
+                "gguf",
+                f"{gguf.path.name}: '{factors.name}' is {factors.kind.name} {factors.shape}, "
+                f"not F32 {unscaled.shape}",
+            )
+        unscaled = unscaled / factors.raw.view(np.float32).reshape(-1)
+    return tuple(unscaled.tolist())

@@ -1,44 +1,29 @@
-"""From one GGUF file to a signed bundle folder: all of it, or nothing.
+"""Bundles of the Llama and Qwen2 families, from a GGUF file or a Hugging Face folder.
 
-The parts are made by the other modules of this folder; here they are put together beside the
-destination, sealed, and moved into place by one rename.
+Both are read into one ``Source``; from there on there is one way. Folders of other families go
+through ``edge.build.export``.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import dataclasses
 from pathlib import Path
-from typing import TypeAlias
 
 from cascade.errors import InvalidInput
 from cascade.signing import SigningKey
-from edge.build.architecture import read_decoder
-from edge.build.blocks import BlockType
-from edge.build.gguf_file import GgufFile, read_gguf
+from edge.build.assembly import Contents, Label, Progress, assemble
+from edge.build.checkpoint import Source
+from edge.build.folder import folder_source
+from edge.build.gguf_checkpoint import gguf_source
 from edge.build.graph import adapter_slots, write_decoder
 from edge.build.matrices import AccuracyLevel
-from edge.build.tokenizer import chat_template, stop_token_ids, tokenizer_json
+from edge.build.quantise import Quantisation
 from edge.build.weight_file import WeightFile
-from edge.bundle import (
-    CHAT_TEMPLATE,
-    DECODE_GRAPH,
-    DECODE_WEIGHTS,
-    MANIFEST,
-    TOKENIZER,
-    Manifest,
-    describe_files,
-    seal,
-)
-
-Progress: TypeAlias = Callable[[str, float], None]
+from edge.bundle import CHAT_TEMPLATE, DECODE_GRAPH, DECODE_WEIGHTS, TOKENIZER
 
 
 def build_from_gguf(
-    gguf_path: Path,
+    source: Path,
     out: Path,
     *,
     name: str,
@@ -46,6 +31,9 @@ def build_from_gguf(
     licence: str,
     commercial_use: bool,
     signing_key: SigningKey,
+    quantise: Quantisation = "lossless",
+    context: int | None = None,
+    chat_template: str | None = None,
     accuracy_level: AccuracyLevel = 4,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -57,6 +45,9 @@ def build_from_gguf(
     Arguments:
         out: folder to create.
         name, base_model, licence, commercial_use: for the manifest; what a catalog entry says.
+        quantise: ``"lossless"`` keeps the file's blocks; ``"fp32"`` is a reference without them.
+        context: longest sequence in tokens, if shorter than what the model was made for.
+        chat_template: Jinja text to use instead of the file's own.
         accuracy_level: 4 for devices (int8 activations), 0 for an exact reference (float32).
         overwrite: replace ``out`` if it exists; it stays whole until the new bundle is finished.
         progress: called with a short text and the share done, 0 to 1.
@@ -67,72 +58,105 @@ def build_from_gguf(
     Raises:
         InvalidInput: ``out`` exists (and is no bundle, or ``overwrite`` is off), or the GGUF file
             cannot be read or is of an unsupported kind.
+        CascadeError: the disk is full; nothing is left of the attempt.
     """
-    report = progress or (lambda _text, _share: None)
-    if out.exists():
-        if not overwrite:
-            raise InvalidInput("out", f"{out} exists; choose another folder or allow overwriting")
-        if not (out / MANIFEST).is_file():
-            raise InvalidInput("out", f"{out} is not a bundle; it will not be overwritten")
+    report = progress or _silent
     report("reading the model", 0.0)
-    gguf = read_gguf(gguf_path)
-    decoder = read_decoder(gguf)
-    with _finished_or_absent(out) as folder:
-        report("writing the tokenizer", 0.1)
-        _write_text(folder / TOKENIZER, tokenizer_json(gguf))
-        _write_text(folder / CHAT_TEMPLATE, chat_template(gguf))
-        report("re-encoding the weights", 0.3)
-        with (folder / DECODE_WEIGHTS).open("wb") as data:
-            graph = write_decoder(gguf, decoder, WeightFile(data, DECODE_WEIGHTS), accuracy_level)
-        (folder / DECODE_GRAPH).write_bytes(graph.SerializeToString(deterministic=True))
-        report("signing", 0.9)
-        manifest = Manifest(
-            name=name,
-            base_model=base_model,
-            licence=licence,
-            commercial_use=commercial_use,
-            architecture=decoder.family,
-            quantisation=_quantisation(gguf),
-            context_tokens=decoder.context,
-            vocab_size=decoder.vocabulary,
-            layers=decoder.layers,
-            kv_heads=decoder.kv_heads,
-            head_dim=decoder.head_dim,
-            stop_token_ids=stop_token_ids(gguf),
-            adapter_slots=adapter_slots(decoder),
-            files=describe_files(folder),
-        )
-        seal(folder, manifest, signing_key)
-    report("done", 1.0)
-    return out
+    return assemble(
+        out,
+        lambda folder: _fill(
+            folder, gguf_source(source, quantise, chat_template), context, accuracy_level, report
+        ),
+        label=Label(name, base_model, licence, commercial_use),
+        signing_key=signing_key,
+        overwrite=overwrite,
+        report=report,
+    )
 
 
-@contextmanager
-def _finished_or_absent(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its place at the end, and is removed on any failure."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        folder = aside / "new"
-        folder.mkdir()
-        yield folder
-        if out.exists():
-            os.replace(out, aside / "old")
-        os.replace(folder, out)
-    finally:
-        if (aside / "old").exists() and not out.exists():  # interrupted between the two renames
-            os.replace(aside / "old", out)
-        shutil.rmtree(aside)
+def build_from_folder(
+    source: Path,
+    out: Path,
+    *,
+    name: str,
+    base_model: str,
+    licence: str,
+    commercial_use: bool,
+    signing_key: SigningKey,
+    quantise: Quantisation = "int8",
+    context: int | None = None,
+    chat_template: str | None = None,
+    accuracy_level: AccuracyLevel = 4,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Make a bundle from a Hugging Face folder of the Llama or Qwen2 family, without torch.
+
+    The same folder gives the same bytes for graph, weights, tokenizer and template.
+
+    Arguments:
+        source: a folder with ``config.json``, ``tokenizer.json``, ``*.safetensors`` and, for chat
+            template and stop tokens, ``tokenizer_config.json`` and ``generation_config.json``.
+        quantise: how weights are stored, see ``edge.build.quantise``.
+
+    The other arguments, ``Returns`` and ``Raises`` are those of ``build_from_gguf``.
+    """
+    report = progress or _silent
+    report("reading the model", 0.0)
+    return assemble(
+        out,
+        lambda folder: _fill(
+            folder,
+            folder_source(source, quantise, chat_template),
+            context,
+            accuracy_level,
+            report,
+        ),
+        label=Label(name, base_model, licence, commercial_use),
+        signing_key=signing_key,
+        overwrite=overwrite,
+        report=report,
+    )
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_bytes(text.encode())
+def _fill(
+    folder: Path,
+    source: Source,
+    context: int | None,
+    accuracy_level: AccuracyLevel,
+    report: Progress,
+) -> Contents:
+    decoder = source.decoder
+    if context is not None:
+        decoder = dataclasses.replace(decoder, context=shorter(context, decoder.context))
+    report("writing the tokenizer", 0.1)
+    (folder / TOKENIZER).write_bytes(source.tokenizer.encode())
+    (folder / CHAT_TEMPLATE).write_bytes(source.chat_template.encode())
+    report("writing the weights", 0.3)
+    with (folder / DECODE_WEIGHTS).open("wb") as data:
+        weights = WeightFile(data, DECODE_WEIGHTS)
+        graph = write_decoder(source.weights, decoder, weights, accuracy_level)
+    (folder / DECODE_GRAPH).write_bytes(graph.SerializeToString(deterministic=True))
+    return Contents(
+        architecture=decoder.family,
+        quantisation=source.quantisation,
+        context_tokens=decoder.context,
+        vocab_size=decoder.vocabulary,
+        layers=decoder.layers,
+        kv_heads=decoder.kv_heads,
+        head_dim=decoder.head_dim,
+        stop_token_ids=source.stop_token_ids,
+        adapter_slots=adapter_slots(decoder),
+        graph="fused",
+    )
 
 
-def _quantisation(gguf: GgufFile) -> str:
-    """The source's block types, most weights first, e.g. ``"lossless Q4_1+Q8_0"``."""
-    size: dict[BlockType, int] = {}
-    for tensor in gguf.tensors.values():
-        size[tensor.kind] = size.get(tensor.kind, 0) + tensor.raw.size
-    matrices = [kind for kind in sorted(size, key=lambda kind: -size[kind]) if kind.weights > 1]
-    return "lossless " + "+".join(kind.name for kind in matrices or size)
+def shorter(context: int, made_for: int) -> int:
+    """``context``; raises ``InvalidInput`` unless it is 1 to ``made_for`` tokens."""
+    if not 1 <= context <= made_for:
+        raise InvalidInput("context", f"{context} is not between 1 and the model's {made_for}")
+    return context
+
+
+def _silent(_text: str, _share: float) -> None:
+    pass

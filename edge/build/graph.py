@@ -4,7 +4,7 @@ One call extends the sequence by T tokens and returns the logits at P of them. A
 writes one key-value buffer, which the caller binds as past and as present; a bias on its scores
 lets the T tokens form a tree. Every linear takes a LoRA adapter as two more inputs, of rank 0 when
 idle. The picture is in this folder's README. How a matrix is stored and multiplied is in
-``matrices.py``; where its numbers come from is in ``blocks.py``.
+``matrices.py``; where its numbers come from is in ``checkpoint.py``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from cascade.errors import InvalidInput
 from edge.build.architecture import Decoder
-from edge.build.blocks import BlockWeights, Floats, decode
-from edge.build.gguf_file import GgufFile
+from edge.build.blocks import Floats
+from edge.build.checkpoint import Checkpoint
 from edge.build.matrices import AccuracyLevel, Matrices, Matrix
 from edge.build.nodes import CONTRIB, Nodes
 from edge.build.weight_file import WeightFile
@@ -25,19 +24,19 @@ _OPSET, _IR_VERSION = 21, 10
 
 
 def write_decoder(
-    gguf: GgufFile, decoder: Decoder, weights: WeightFile, accuracy_level: AccuracyLevel
+    checkpoint: Checkpoint, decoder: Decoder, weights: WeightFile, accuracy_level: AccuracyLevel
 ) -> ModelProto:
-    """Write the weights of ``gguf`` to ``weights`` and return the graph that uses them.
+    """Write the weights of ``checkpoint`` to ``weights`` and return the graph that uses them.
 
     Arguments:
         accuracy_level: of ``MatMulNBits``. 4 quantises activations to int8 by blocks (fast); 0
             keeps them float32 (a reference, several times slower).
 
     Raises:
-        InvalidInput: a tensor is missing or has another shape than the metadata says.
+        InvalidInput: a tensor is missing or has another shape than ``decoder`` says.
     """
     nodes = Nodes(weights)
-    graph = _DecoderGraph(gguf, decoder, nodes, Matrices(nodes, accuracy_level))
+    graph = _DecoderGraph(checkpoint, decoder, nodes, Matrices(nodes, accuracy_level))
     graph.build()
     inputs = [
         _value("input_ids", TensorProto.INT64, 1, "T"),
@@ -108,15 +107,17 @@ def _adapter_inputs(decoder: Decoder) -> list[ValueInfoProto]:
 class _DecoderGraph:
     """Appends the decoder's nodes. Activations are [T, width] except around attention."""
 
-    def __init__(self, gguf: GgufFile, decoder: Decoder, nodes: Nodes, matrices: Matrices) -> None:
-        self._gguf = gguf
+    def __init__(
+        self, checkpoint: Checkpoint, decoder: Decoder, nodes: Nodes, matrices: Matrices
+    ) -> None:
+        self._checkpoint = checkpoint
         self._decoder = decoder
         self._nodes = nodes
         self._matrices = matrices
 
     def build(self) -> None:
         nodes, matrices = self._nodes, self._matrices
-        tied = "output.weight" not in self._gguf.tensors
+        tied = not self._checkpoint.has("output.weight")
         vocabulary = (self._decoder.vocabulary, self._decoder.hidden)
         embedding = matrices.store(self._matrix("token_embd", *vocabulary), "embedding")
         ids = nodes.apply("Reshape", "input_ids", nodes.integers(-1))
@@ -149,7 +150,7 @@ class _DecoderGraph:
             self._matrix(f"{block}.attn_k", kv_width, decoder.hidden, heads=decoder.kv_heads),
             self._matrix(f"{block}.attn_v", kv_width, decoder.hidden),
         ]
-        bias = self._qkv_bias(block)
+        bias = self._bias(block, {"attn_q": width, "attn_k": kv_width, "attn_v": kv_width})
         qkv = self._linear(x, parts, f"{block}.attn_qkv", f"layers.{layer}.qkv", bias)
         attended = f"{block}.attended"
         nodes.add(
@@ -174,22 +175,25 @@ class _DecoderGraph:
         )
         flat = nodes.apply("Reshape", attended, nodes.integers(-1, width))
         output = self._matrix(f"{block}.attn_output", decoder.hidden, width)
-        return self._linear(flat, [output], f"{block}.attn_output", f"layers.{layer}.o")
+        bias = self._bias(block, {"attn_output": decoder.hidden})
+        return self._linear(flat, [output], f"{block}.attn_output", f"layers.{layer}.o", bias)
 
     def _feed_forward(self, x: str, layer: int) -> str:
         """down(silu(gate x) * up x); QuickGelu with alpha 1 is silu."""
         decoder, nodes, block = self._decoder, self._nodes, f"blk.{layer}"
         wide, narrow = decoder.feed_forward, decoder.hidden
         parts = [self._matrix(f"{block}.ffn_{part}", wide, narrow) for part in ("gate", "up")]
-        both = self._linear(x, parts, f"{block}.ffn_gate_up", f"layers.{layer}.gate_up")
+        bias = self._bias(block, {"ffn_gate": wide, "ffn_up": wide})
+        both = self._linear(x, parts, f"{block}.ffn_gate_up", f"layers.{layer}.gate_up", bias)
         gate, up = f"{block}.gate", f"{block}.up"
         nodes.add("Split", [both], [gate, up], axis=1, num_outputs=2)
         product = nodes.apply("Mul", nodes.apply("QuickGelu", gate, alpha=1.0), up)
         down = self._matrix(f"{block}.ffn_down", narrow, wide)
-        return self._linear(product, [down], f"{block}.ffn_down", f"layers.{layer}.down")
+        bias = self._bias(block, {"ffn_down": narrow})
+        return self._linear(product, [down], f"{block}.ffn_down", f"layers.{layer}.down", bias)
 
     def _linear(
-        self, x: str, parts: list[Matrix], name: str, slot: str, bias: Floats | None = None
+        self, x: str, parts: list[Matrix], name: str, slot: str, bias: Floats | None
     ) -> str:
         """The packed product plus its adapter's: Gemm adds (x A) B to it in one node."""
         y = self._matrices.multiply_all(x, parts, name, bias)
@@ -209,39 +213,30 @@ class _DecoderGraph:
 
     def _rotary_table(self) -> tuple[str, str]:
         """Cosines and sines, float32 [context, head_dim / 2]."""
-        decoder = self._decoder
-        exponents = np.arange(0, decoder.head_dim, 2, dtype=np.float32) / decoder.head_dim
-        frequencies = np.float32(1) / np.float32(decoder.rope_base) ** exponents
-        angles = np.outer(np.arange(decoder.context, dtype=np.float32), frequencies)
+        frequencies = np.array(self._decoder.rotary, np.float32)
+        angles = np.outer(np.arange(self._decoder.context, dtype=np.float32), frequencies)
         cosine = self._nodes.floats("rotary.cosine", np.cos(angles))
         return cosine, self._nodes.floats("rotary.sine", np.sin(angles))
 
     def _norm_weight(self, name: str) -> str:
         return self._nodes.floats(f"{name}.weight", self._vector(f"{name}.weight"))
 
-    def _qkv_bias(self, block: str) -> Floats | None:
-        names = [f"{block}.attn_{part}.bias" for part in "qkv"]
-        if names[0] not in self._gguf.tensors:
+    def _bias(self, block: str, widths: dict[str, int]) -> Floats | None:
+        """The biases of linears that are computed side by side; zeros for one that has none."""
+        names = {part: f"{block}.{part}.bias" for part in widths}
+        if not any(self._checkpoint.has(name) for name in names.values()):
             return None
-        return np.concatenate([self._vector(name) for name in names])
+        return np.concatenate(
+            [
+                self._vector(names[part])
+                if self._checkpoint.has(names[part])
+                else np.zeros(width, np.float32)
+                for part, width in widths.items()
+            ]
+        )
 
     def _vector(self, name: str) -> Floats:
-        tensor = self._gguf.tensor(name)
-        values = decode(tensor.raw, tensor.kind)
-        if isinstance(values, BlockWeights):
-            raise InvalidInput("gguf", f"{self._gguf.path.name}: '{name}' is quantised")
-        return values.reshape(-1).astype(np.float32)
+        return self._checkpoint.vector(name)
 
     def _matrix(self, name: str, rows: int, columns: int, *, heads: int = 0) -> Matrix:
-        """The weights of ``name``; with ``heads``, rows in the order that the attention rotates."""
-        tensor = self._gguf.tensor(f"{name}.weight")
-        if tensor.shape != (rows, columns):
-            raise InvalidInput(
-                "gguf",
-                f"{self._gguf.path.name}: '{tensor.name}' is {tensor.shape}, not {(rows, columns)}",
-            )
-        raw = tensor.raw
-        if heads and self._decoder.interleaved_rows:
-            pairs = raw.reshape(heads, rows // heads // 2, 2, -1)
-            raw = pairs.swapaxes(1, 2).reshape(rows, -1)
-        return decode(raw, tensor.kind)
+        return self._checkpoint.matrix(f"{name}.weight", rows, columns, heads=heads)

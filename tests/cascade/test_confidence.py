@@ -14,6 +14,7 @@ from cascade.confidence import ConfidenceModel, Isotonic, Platt, logit, sigmoid
 from cascade.errors import InvalidInput
 
 PLATT = ConfidenceModel(Platt(a=0.8, b=-0.3))
+SEARCHED = ConfidenceModel(Platt(a=0.8, b=-0.3), "search_bound")
 ISOTONIC = ConfidenceModel(Isotonic(x=(0.5, 0.7, 0.9), y=(0.4, 0.6, 1.0)))
 
 scores = st.floats(0, 1)
@@ -67,9 +68,13 @@ def test_a_score_that_is_no_probability_is_refused(score: float) -> None:
         PLATT.batch([score])
 
 
-@pytest.mark.parametrize("model", [PLATT, ISOTONIC])
+@pytest.mark.parametrize("model", [PLATT, ISOTONIC, SEARCHED])
 def test_json_gives_back_an_equal_model(model: ConfidenceModel) -> None:
     assert ConfidenceModel.from_json(json.loads(json.dumps(model.to_json()))) == model
+
+
+def test_a_model_holds_for_the_mode_whose_scores_it_was_fitted_to() -> None:
+    assert (PLATT.mode, SEARCHED.mode) == ("exact", "search")
 
 
 PLATT_JSON = {"kind": "platt", "a": 1, "b": 0}

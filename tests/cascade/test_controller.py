@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cascade.certificate import Certificate
-from cascade.confidence import ConfidenceModel, Platt
+from cascade.confidence import ConfidenceModel, Feature, Platt
 from cascade.controller import Controller
 from cascade.errors import Cancelled, DeadlineExceeded, InvalidInput, RemoteError
 from cascade.events import Answer, Event, Final, Superseded, Token
@@ -21,7 +21,7 @@ from cascade.policy import Policy, PolicyStore, Reason
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.sampling import GREEDY, Sampling
-from cascade.signals import OptionScores, Signals
+from cascade.signals import OptionScores, ScoreBounds, ScoreMode, Signals
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
 
@@ -41,6 +41,8 @@ class ScriptedModel:
     finish: Finish = "stop"
     prompts: list[Prompt] = field(default_factory=list)
     forms: list[tuple[Sampling, str | None, str | None]] = field(default_factory=list)
+    modes: list[ScoreMode | None] = field(default_factory=list)
+    own_mode: ScoreMode = "exact"
     ended: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -73,13 +75,17 @@ class ScriptedModel:
         *,
         prior_prompt: Prompt | None = None,
         option_prefix: str = "",
+        mode: ScoreMode | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
         self._wait(prompt, cancel)
         p = np.array(
             [self.probability] + [(1 - self.probability) / (len(options) - 1)] * (len(options) - 1)
         )
-        scores = OptionScores(options, np.log(p), np.zeros(len(options)), p)
+        self.modes.append(mode)
+        scores = OptionScores(
+            options, np.log(p), np.zeros(len(options)), p, mode=mode or self.own_mode
+        )
         return LocalAnswer(options[scores.best], SIGNALS, scores, 5, 1, 0.01, 0.0, "stop")
 
     def _wait(self, prompt: Prompt, cancel: CancelToken | None) -> None:
@@ -127,7 +133,7 @@ class ScriptedCluster:
         pass
 
 
-def policy(threshold: float | None) -> Policy:
+def policy(threshold: float | None, feature: Feature = "raw_score") -> Policy:
     certificate = Certificate(
         0.25, 0.1, 1000, 500, 50, threshold or 0.0, 0.01, 0.2, "0" * 64, "1" * 64, 10
     )
@@ -135,7 +141,7 @@ def policy(threshold: float | None) -> Policy:
         TASK,
         INFO.base_digest,
         "",
-        ConfidenceModel(Platt(1.0, 0.0)),
+        ConfidenceModel(Platt(1.0, 0.0), feature),
         threshold,
         certificate if threshold is not None else None,
     )
@@ -164,6 +170,49 @@ async def answer(controller: Controller, request: Request) -> Answer:
     assert isinstance(events[-1], Final)
     assert sum(isinstance(event, Final) for event in events) == 1
     return events[-1].answer
+
+
+async def test_the_policy_fixes_how_the_options_are_scored(policies):
+    model = ScriptedModel(0.9)
+    result = await answer(Controller(model, None, policies), question())
+    assert model.modes == ["exact"]
+    assert result.bounds == ScoreBounds("exact", 0.9, 0.9, 0.0, 0, 0)
+
+
+async def test_a_policy_fitted_to_searched_scores_judges_those(tmp_path):
+    key, trust = SigningKey.generate(), TrustStore(tmp_path / "trust")
+    trust.pin("me", key.public)
+    store = PolicyStore(tmp_path / "policies", trust)
+    store.install(policy(0.8, "search_bound"), key)
+    model = ScriptedModel(0.9)
+    result = await answer(Controller(model, None, store), question())
+    assert model.modes == ["search"]
+    assert (result.verified, result.reasons) == (True, (Reason.CONFIDENT,))
+    assert result.bounds.mode == "search"
+
+
+async def test_a_score_of_the_other_mode_is_not_passed_off_as_a_confidence(policies):
+    cluster = ScriptedCluster()
+    model = ScriptedModel(0.9)
+    result = await answer(Controller(model, cluster, policies), question(mode="search"))
+    assert model.modes == ["search"]
+    assert result.reasons[0] == Reason.UNCERTIFIED_MODE
+    assert result.device_confidence is None
+    assert cluster.reports[0].confidence is None
+    offline = await answer(Controller(ScriptedModel(0.9), None, policies), question(mode="search"))
+    assert (offline.confidence, offline.verified) == (None, False)
+
+
+async def test_without_a_policy_the_model_chooses_how_to_score():
+    model = ScriptedModel(0.9, own_mode="search")
+    result = await answer(Controller(model, None), question())
+    assert model.modes == [None]
+    assert result.bounds.mode == "search"
+
+
+async def test_an_unknown_mode_is_refused(policies):
+    with pytest.raises(InvalidInput, match="mode: 'guess' is not known"):
+        await answer(Controller(ScriptedModel(0.9), None, policies), question(mode="guess"))
 
 
 async def test_a_confident_answer_stays_on_the_device(policies):

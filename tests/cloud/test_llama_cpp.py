@@ -17,8 +17,8 @@ from cascade.request import Message, Role
 from cascade.sampling import GREEDY, Sampling
 from cloud.engines import ChatRequest, Done, Piece, Started
 from cloud.engines.grammar import options_grammar
-from cloud.engines.llama_cpp import LlamaCpp
-from cloud.errors import ModelUnusable
+from cloud.engines.llama_cpp import LlamaCpp, _Reader
+from cloud.errors import EngineFailed, ModelUnusable
 
 pytestmark = pytest.mark.models
 
@@ -210,6 +210,18 @@ async def test_a_thousand_options_can_be_asked_for(engine: LlamaCpp) -> None:
     options = tuple(f"item number {n}" for n in range(1000))
     request = ChatRequest(user("Reply with exactly: item number 421"), 30, options)
     assert (await run(engine, request))[1] in options
+
+
+async def test_a_grammar_that_llama_cpp_cannot_read_is_refused_by_name() -> None:
+    """Its own llguidance may be older than the one that checked the grammar."""
+    error = {"type": "invalid_request_error", "message": "failed to parse grammar"}
+    for fields, field in ({"regex": "a"}, "regex"), ({"json_schema": "{}"}, "json_schema"):
+        reader = _Reader(ChatRequest(user("hello"), 5, **fields), 64)
+        with pytest.raises(InvalidInput, match="cannot be kept by this tier") as refused:
+            reader.read(json.dumps({"error": error}))
+        assert refused.value.field == field
+    with pytest.raises(EngineFailed):
+        _Reader(ChatRequest(user("hello"), 5), 64).read(json.dumps({"error": error}))
 
 
 async def test_a_nul_character_is_refused() -> None:

@@ -117,6 +117,38 @@ def test_options_may_begin_with_one_another(cascade):
     assert scores["text"] in ("yes", "yes please", "no")
 
 
+def test_a_file_of_options_is_searched_and_the_bounds_are_told(cascade, tmp_path):
+    file = tmp_path / "labels.txt"
+    labels = [f"{what} {how}" for what in ("card", "transfer") for how in ("lost", "late", "wrong")]
+    file.write_text("\n".join(labels))
+    words = ("choose", "Somebody stole my card.", "--options-file", str(file), "--mode")
+    answer = json.loads(cascade(*words, "search", "--json").stdout)
+    assert answer["text"] in labels
+    assert answer["bounds"]["mode"] == "search"
+    assert 0 < answer["bounds"]["lower"] == answer["raw_score"] <= answer["bounds"]["upper"] <= 1
+    human = cascade(*words, "exact")
+    assert human.stdout.strip() in labels
+    assert re.search(r"scored +exact · 0\.\d\d of the set · (\d+) of \1 nodes", human.stderr)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "options-file: cannot be read (No such file or directory)"),
+        (b"yes\nn\xe9e\n", "options-file: is not UTF-8 text (byte 5)"),
+        (b"yes\n\n", "options: needs at least two"),
+        ("\n".join(map(str, range(1001))).encode(), "options: has 1001 answers"),
+    ],
+)
+def test_an_unusable_file_of_options_gets_one_line(cascade, tmp_path, content, message):
+    file = tmp_path / "options.txt"
+    if content is not None:
+        file.write_bytes(content)
+    done = cascade("choose", "hi", "--options-file", str(file))
+    assert message in one_line(done)
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize("name", [DECODE_WEIGHTS, TOKENIZER])
 def test_an_altered_bundle_is_refused_by_name(cascade, machine, tmp_path, name):
     copy = tmp_path / "copy"

@@ -65,6 +65,18 @@ def test_an_untouched_bundle_opens(folder, trust):
     assert bundle.manifest == inspect(folder)
 
 
+def test_a_manifest_without_a_graph_layout_is_of_a_fused_graph(folder):
+    fields = json.loads((folder / MANIFEST).read_bytes())
+    assert fields.pop("graph") == "fused"
+    assert Manifest.from_bytes(json.dumps(fields).encode()).graph == "fused"
+
+
+def test_a_graph_layout_of_another_sdk_is_named(folder):
+    fields = json.loads((folder / MANIFEST).read_bytes()) | {"graph": "woven"}
+    with pytest.raises(BundleError, match="graph is 'woven'; this SDK runs fused and exported"):
+        Manifest.from_bytes(json.dumps(fields).encode())
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_altered_file_is_named(folder, trust, name):
     (folder / name).write_bytes(b"x" * (folder / name).stat().st_size)

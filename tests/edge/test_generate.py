@@ -10,7 +10,7 @@ import pytest
 from cascade.errors import InvalidInput
 from cascade.local import CancelToken
 from cascade.sampling import Sampling
-from edge import Step
+from edge import Device, Final, Step
 
 DRAWN = Sampling(1.0, seed=4)
 """Draws from the tiny model; its end tokens come up once in a hundred tokens or so."""
@@ -138,3 +138,16 @@ def test_a_repetition_penalty_keeps_the_answer_from_repeating(babbler):
         "x", max_tokens=60, regex="[a-z]{60}", sampling=Sampling(repetition_penalty=2.0)
     ).text
     assert len(set(penalised)) > len(set(plain))
+
+
+def test_a_conversation_samples_every_turn(babbler):
+    def say(seed: int) -> str:
+        with Device.with_model(babbler) as device:
+            talk = device.conversation(sampling=Sampling(1.0, seed=seed))
+            for event in talk.ask("x", max_tokens=30):
+                if isinstance(event, Final):
+                    return event.answer.text
+        raise AssertionError("no answer")
+
+    assert say(4) == say(4)
+    assert len({say(4), say(5), say(6)}) > 1

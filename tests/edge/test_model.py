@@ -16,7 +16,6 @@ from edge.model import OnnxModel
 
 QUESTION = (Message("user", "Name three colours."),)
 REVIEW = "Review: The battery died after two days.\nSentiment (positive or negative):"
-EMPTY = "Review: \nSentiment (positive or negative):"
 
 
 @pytest.fixture(scope="module")
@@ -95,44 +94,6 @@ def test_a_cancelled_prompt_leaves_the_model_usable(fresh):
     assert fresh.generate(QUESTION, max_tokens=5).tokens == 5
 
 
-def test_choosing_scores_the_whole_answers(fresh, bundle):
-    """Each answer's log probability is that of reading it token by token behind the prompt."""
-    options = ("positive", "not good", "not good at all")
-    answer = fresh.choose(REVIEW, options, option_prefix=" ")
-    assert answer.options is not None
-    decoder, codec = Decoder(bundle.path, bundle.manifest), fresh._codec
-    prompt = codec.encode(REVIEW)
-
-    def log_probability(tokens: list[int]) -> float:
-        total = 0.0
-        for index, token in enumerate(tokens):
-            row = decoder.read([*prompt, *tokens[:index]]).astype(np.float64)
-            total += row[token] - row.max() - np.log(np.exp(row - row.max()).sum())
-        return total
-
-    tokens = [codec.encode_plain(" " + option) for option in options]
-    longer = log_probability(tokens[2][: len(tokens[1]) + 1]) - log_probability(tokens[1])
-    expected = [
-        log_probability(tokens[0]),
-        log_probability(tokens[1]) + np.log(1 - np.exp(longer)),
-        log_probability(tokens[2]),
-    ]
-    np.testing.assert_allclose(answer.options.logprobs, expected, atol=0.1)
-    assert answer.text == options[int(np.argmax(answer.options.probabilities))]
-
-
-def test_the_prior_is_that_of_the_empty_input(fresh):
-    options = ("positive", "negative")
-    empty = fresh.choose(EMPTY, options, option_prefix=" ").options
-    answer = fresh.choose(REVIEW, options, prior_prompt=EMPTY, option_prefix=" ").options
-    assert empty is not None
-    assert answer is not None
-    np.testing.assert_allclose(answer.prior_logprobs, empty.logprobs, atol=0.05)
-    neutral = fresh.choose(EMPTY, options, prior_prompt=EMPTY, option_prefix=" ").options
-    assert neutral is not None
-    np.testing.assert_allclose(neutral.probabilities, [0.5, 0.5], atol=0.02)
-
-
 def test_the_order_of_options_does_not_matter(fresh):
     one = fresh.choose(REVIEW, ("positive", "negative"), option_prefix=" ").options
     two = fresh.choose(REVIEW, ("negative", "positive"), option_prefix=" ").options
@@ -149,19 +110,6 @@ def test_a_prompt_longer_than_the_context_is_refused_and_the_model_stays_usable(
     with pytest.raises(InvalidInput, match=r"prompt: has \d+ tokens; .* reads at most"):
         fresh.generate("word " * (fresh.info.context_tokens + 1), max_tokens=4)
     assert fresh.generate(QUESTION, max_tokens=2).tokens == 2
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("yes",), "at least two"),
-        (("yes", "yes"), "twice"),
-        (("yes", " "), "empty answer"),
-    ],
-)
-def test_unusable_options_are_refused(fresh, options, message):
-    with pytest.raises(InvalidInput, match=message):
-        fresh.choose("Is it?", options)
 
 
 def test_a_full_context_ends_the_answer(bundle):

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from cascade.sampling import Sampling
 from edge.sampling import Sampler, keep, penalise, tempered
 
-ROWS = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=400).map(
+ROWS = st.lists(st.floats(-30, 30, width=32, allow_subnormal=False), min_size=2, max_size=400).map(
     lambda values: np.array(values, np.float32)
 )
 SAMPLINGS = st.builds(

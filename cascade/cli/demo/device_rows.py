@@ -92,6 +92,7 @@ def _row(model: OnnxModel, sentence: Sentence, task: Task, cancel: CancelToken) 
         task.options,
         prior_prompt=task.prior_prompt(),
         option_prefix=task.option_prefix,
+        mode="exact",  # what the confidence is fitted to
         cancel=cancel,
     )
     return DeviceRow(sentence.id, answer.raw_score, answer.text == sentence.label)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cascade.signing import SigningKey
-from edge.build import build_from_gguf
+from edge.build import build_from_folder, build_from_gguf
 
 Build = Callable[..., Path]
 
@@ -21,11 +21,29 @@ def smollm2_gguf(model_path: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def build() -> Build:
     """``build_from_gguf`` with the fields that these tests do not look at filled in."""
+    return _filled_in(build_from_gguf)
+
+
+@pytest.fixture(scope="session")
+def build_folder() -> Build:
+    """``build_from_folder`` likewise."""
+    return _filled_in(build_from_folder)
+
+
+@pytest.fixture(scope="session")
+def build_by_export() -> Build:
+    """``build_by_export`` likewise."""
+    from edge.build.export import build_by_export
+
+    return _filled_in(build_by_export)
+
+
+def _filled_in(builder: Build) -> Build:
     key = SigningKey.generate()
 
-    def build(gguf: Path, out: Path, **options: object) -> Path:
-        return build_from_gguf(
-            gguf,
+    def build(source: Path, out: Path, **options: object) -> Path:
+        return builder(
+            source,
             out,
             name="tested",
             base_model="a model",

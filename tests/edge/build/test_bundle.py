@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
-from cascade.errors import InvalidInput
+from cascade.errors import CascadeError, InvalidInput
 from cascade.signing import SigningKey, TrustStore
 from edge.build import build_from_gguf
+from edge.build.weight_file import WeightFile
 from edge.bundle import FILES, MANIFEST, Bundle
 
 from .tiny import CONTEXT, LAYERS, VOCABULARY, Tiny
@@ -46,7 +51,7 @@ def test_a_device_that_pins_the_key_opens_it(tiny_gguf, tmp_path):
     manifest = bundle.manifest
     assert (manifest.layers, manifest.vocab_size) == (LAYERS, VOCABULARY)
     assert (manifest.context_tokens, manifest.stop_token_ids) == (CONTEXT, (0, 2))
-    assert manifest.quantisation == "lossless Q4_1"
+    assert (manifest.quantisation, manifest.graph) == ("lossless Q4_1", "fused")
     shares = [share for _, share in heard]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, 1.0)
@@ -79,6 +84,38 @@ def test_an_interrupted_replacement_leaves_the_old_one(tiny_gguf, build, tmp_pat
         build(tiny_gguf, out, overwrite=True, progress=Interrupt(count))
     assert {name: (out / name).read_bytes() for name in (*FILES, MANIFEST)} == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "tiny.gguf"]
+
+
+def full_disk(*_arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("step", [(WeightFile, "add"), (Path, "write_bytes"), (os, "fsync")])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_gguf, build, tmp_path, monkeypatch, step):
+    monkeypatch.setattr(*step, full_disk)
+    with pytest.raises(CascadeError, match=r"out: the disk is full; nothing was left behind"):
+        build(tiny_gguf, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["tiny.gguf"]
+    monkeypatch.undo()
+    build(tiny_gguf, tmp_path / "out")
+
+
+def test_a_full_disk_leaves_the_old_one(tiny_gguf, build, tmp_path, monkeypatch):
+    out = build(tiny_gguf, tmp_path / "out")
+    before = (out / MANIFEST).read_bytes()
+    monkeypatch.setattr(WeightFile, "add", full_disk)
+    with pytest.raises(CascadeError, match="the disk is full"):
+        build(tiny_gguf, out, overwrite=True)
+    assert (out / MANIFEST).read_bytes() == before
+
+
+def test_other_trouble_with_the_disk_keeps_its_name(tiny_gguf, build, tmp_path, monkeypatch):
+    def broken(*_arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(WeightFile, "add", broken)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        build(tiny_gguf, tmp_path / "out")
 
 
 def test_a_bundle_is_replaced_only_when_asked(tiny_gguf, build, tmp_path):

@@ -24,6 +24,7 @@ MODELS = {
     "Q4_0": Tiny(default=Type.Q4_0),
     "minima in the embedding": Tiny(types={"ffn_down": Type.Q4_K}),
     "formulas that do not stack": Tiny("qwen2", {"attn_v": Type.Q8_0, "ffn_up": Type.F16}),
+    "rotation slowed pair by pair": Tiny(rope_factors=True),
     "F16": Tiny(default=Type.F16),
     "F32": Tiny(default=Type.F32, tied=False),
 }
@@ -45,6 +46,17 @@ def test_device_graph_stays_close(model, build, tmp_path):
     bundle = build(model.write(tmp_path / "tiny.gguf"), tmp_path / "out")
     expected = model.logits(IDS)
     assert np.abs(Graph(bundle).extend(IDS) - expected).mean() < 0.03 * expected.std()
+
+
+def test_fp32_reference_equals_plain_numpy(model, build, tmp_path):
+    bundle = build(model.write(tmp_path / "tiny.gguf"), tmp_path / "out", quantise="fp32")
+    assert np.abs(Graph(bundle).extend(IDS) - model.logits(IDS)).max() < 1e-4
+
+
+def test_a_gguf_file_is_not_quantised_again(build, tmp_path):
+    path = Tiny().write(tmp_path / "tiny.gguf")
+    with pytest.raises(InvalidInput, match="quantise: int8: a GGUF file is quantised already"):
+        build(path, tmp_path / "out", quantise="int8")
 
 
 def test_chunks_and_steps_equal_one_shot(model, build, tmp_path):

@@ -33,6 +33,7 @@ class Tiny:
         types: block type by the tensor's last name ("attn_q", "token_embd", ...).
         default: of the other matrices.
         tied: whether the embedding is the head as well.
+        rope_factors: whether the file slows the rotation pair by pair, as Llama 3.1's do.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Tiny:
         default: Type = Type.Q4_1,
         *,
         tied: bool = True,
+        rope_factors: bool = False,
     ) -> None:
         self.family = family
         self._rng = np.random.default_rng(7)
@@ -52,6 +54,8 @@ class Tiny:
         if not tied:
             self._matrix("output", VOCABULARY, HIDDEN)
         self._vector("output_norm.weight", HIDDEN, around=1.0)
+        if rope_factors:
+            self._vector("rope_freqs.weight", HEAD // 2, around=3.0)
         for layer in range(LAYERS):
             block = f"blk.{layer}"
             widths = {"q": HEADS * HEAD, "k": KV_HEADS * HEAD, "v": KV_HEADS * HEAD}
@@ -129,7 +133,9 @@ class Tiny:
 
     def _rotate(self, x: np.ndarray) -> np.ndarray:
         """llama files pair dimensions (2i, 2i + 1); qwen2 files pair (i, i + HEAD / 2)."""
-        angle = np.outer(np.arange(len(x)), ROPE_BASE ** (-np.arange(0, HEAD, 2) / HEAD))
+        frequencies = ROPE_BASE ** (-np.arange(0, HEAD, 2) / HEAD)
+        frequencies = frequencies / self.weights.get("rope_freqs.weight", 1.0)
+        angle = np.outer(np.arange(len(x)), frequencies)
         cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
         neighbours = self.family == "llama"
         first = np.s_[..., 0::2] if neighbours else np.s_[..., : HEAD // 2]

@@ -1,0 +1,170 @@
+"""One answer of a closed set: the way from options and prompts to an answer with its scores.
+
+Two modes, and every answer says which it was. *exact* reads every inner node of the trie of the
+answers' tokens; *search* reads as many as prove the best answer and bound its share of the set.
+Probabilities on the trie are ``edge.reading``, the search is ``edge.search``; what a score is worth
+is ``cascade.confidence``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import Generic, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.errors import InvalidInput
+from cascade.local import CancelToken, LocalAnswer, Prompt
+from cascade.request import check_options, is_unicode
+from cascade.signals import SEARCH_TOLERANCE, OptionScores, ScoreMode
+from edge.reading import PASS_NODES, TreeReader, TrieReading, read_all
+from edge.search import search
+from edge.text import TextCodec
+from edge.trie import Trie, build_trie, common_prefix
+
+EXACT_NODES = PASS_NODES
+"""Without a mode asked for, sets of at most so many inner nodes behind the root are scored exactly:
+one pass reads them all, and a search could save little of it."""
+
+_TRIES_KEPT = 32
+_PRIORS_KEPT = 64
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Chooser:
+    """Chooses among closed sets with one decoder. Not thread-safe; ``edge.model`` holds the lock.
+
+    Tries and priors are kept, the least recently used going first: at most 32 tries and 64 priors,
+    tens of kilobytes each for the largest sets.
+    """
+
+    def __init__(self, codec: TextCodec, reader: TreeReader) -> None:
+        self._codec = codec
+        self._reader = reader
+        self._tries: _Recent[tuple[object, ...], Trie] = _Recent(_TRIES_KEPT)
+        self._priors: _Recent[tuple[object, ...], NDArray[np.float64]] = _Recent(_PRIORS_KEPT)
+
+    def choose(
+        self,
+        prompt: Prompt,
+        options: tuple[str, ...],
+        *,
+        prior_prompt: Prompt | None = None,
+        option_prefix: str = "",
+        mode: ScoreMode | None = None,
+        tolerance: float = SEARCH_TOLERANCE,
+        adapter: str = "",
+        cancel: CancelToken | None = None,
+    ) -> LocalAnswer:
+        """Answer with one of ``options``; see ``LocalModel.choose`` for what is not said here.
+
+        Arguments:
+            mode: ``None`` takes ``"exact"`` up to ``EXACT_NODES`` inner nodes, ``"search"`` beyond.
+            tolerance: largest width of the bounds of a search, in [0, 1]; see ``edge.search``.
+            adapter: digest of the active adapter: priors differ with it.
+        """
+        check_options(options)
+        _check(option_prefix, mode, tolerance)
+        ids = self._codec.encode(prompt)
+        trie = self._trie(options, option_prefix)
+        empty = None if prior_prompt is None else self._codec.encode(prior_prompt)
+        prior = self._prior(empty, trie, (adapter, option_prefix, options), cancel)
+        mode = mode or ("exact" if len(trie.inner) - 1 <= EXACT_NODES else "search")
+        started = time.perf_counter()
+        reading = TrieReading(self._reader, ids, trie, cancel)
+        read_at = time.perf_counter()
+        if mode == "exact":
+            reading.expand(trie.inner[1:])
+            weights, unknown = _weights(reading.scores.answers - prior), 0.0
+        else:
+            found = search(reading.scores, reading.expand, prior, tolerance)
+            weights, unknown = found.weights, found.unknown
+        decoded_s = time.perf_counter() - read_at
+        if empty is not None:  # what both prompts begin with is the task's, the rest this input's
+            self._reader.keep(common_prefix(ids, empty))
+        whole = float(weights.sum()) + unknown
+        scores = OptionScores(
+            options,
+            reading.scores.upper_bounds(),
+            prior,
+            weights / whole,
+            mode=mode,
+            unexplored=unknown / whole,
+            nodes=len(trie.inner),
+            nodes_scored=len(reading.scores.rows),
+        )
+        log = reading.scores.signals(scores.best)
+        return LocalAnswer(
+            text=options[scores.best],
+            signals=log.signals(),
+            options=scores,
+            prompt_tokens=len(ids),
+            tokens=len(log.logprobs),
+            prefill_s=read_at - started,
+            decode_s=decoded_s,
+            finish="stop",
+        )
+
+    def _trie(self, options: tuple[str, ...], prefix: str) -> Trie:
+        key = (prefix, options)
+        trie = self._tries.get(key)
+        if trie is None:
+            trie = build_trie([self._codec.encode_plain(prefix + option) for option in options])
+            self._tries.put(key, trie)
+        return trie
+
+    def _prior(
+        self,
+        prompt: list[int] | None,
+        trie: Trie,
+        answers: tuple[object, ...],
+        cancel: CancelToken | None,
+    ) -> NDArray[np.float64]:
+        """Exact log probabilities of the answers after ``prompt``, from the cache if possible."""
+        if prompt is None:
+            return np.zeros(len(trie.nodes))
+        key = (*answers, tuple(prompt))
+        prior = self._priors.get(key)
+        if prior is None:
+            prior = read_all(self._reader, prompt, trie, cancel).answers
+            prior.setflags(write=False)  # every answer's scores share it
+            self._priors.put(key, prior)
+        return prior
+
+
+class _Recent(Generic[_K, _V]):
+    """The values that were used last."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[_K, _V] = OrderedDict()
+
+    def get(self, key: _K) -> _V | None:
+        if key not in self._values:
+            return None
+        self._values.move_to_end(key)
+        return self._values[key]
+
+    def put(self, key: _K, value: _V) -> None:
+        while len(self._values) >= self._size:
+            self._values.popitem(last=False)
+        self._values[key] = value
+
+
+def _check(prefix: str, mode: ScoreMode | None, tolerance: float) -> None:
+    if not is_unicode(prefix):
+        raise InvalidInput("option_prefix", "is not valid Unicode (lone surrogate)")
+    if mode is not None and mode not in get_args(ScoreMode):
+        raise InvalidInput("mode", f"{mode!r} is not known; known are exact and search")
+    if not 0 <= tolerance <= 1:
+        raise InvalidInput("tolerance", f"{tolerance} is not in 0 … 1")
+
+
+def _weights(corrected: NDArray[np.float64]) -> NDArray[np.float64]:
+    """exp of the corrected scores, relative to the best."""
+    weights: NDArray[np.float64] = np.exp(corrected - corrected.max())
+    return weights
