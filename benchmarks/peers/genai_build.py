@@ -22,7 +22,12 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
-        model.save_pretrained(source)
+        # transformers calls a model that came out of a GGUF file quantised and does not save it.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        plain = type(model)(model.config)
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         tokenizer.save_pretrained(source)
         builder = Path(onnxruntime_genai.__file__).parent / "models" / "builder.py"
