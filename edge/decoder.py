@@ -18,6 +18,7 @@ from cascade.errors import BundleError, Cancelled, InvalidInput
 from cascade.local import CancelToken
 from edge.bundle import DECODE_GRAPH, Manifest
 from edge.cache import CachePool, KeyValueCache
+from edge.huge_pages import new_memory, use_huge_pages
 from edge.session import open_session
 
 # Tokens read in one run: bounds the time between two looks at the cancel token.
@@ -53,7 +54,8 @@ class Decoder:
         if caches < 1:
             raise InvalidInput("caches", f"{caches} is below 1")
         self._manifest = manifest
-        self._session = open_session(folder / DECODE_GRAPH, threads=threads)
+        with new_memory() as self._weights:
+            self._session = open_session(folder / DECODE_GRAPH, threads=threads)
         _check_graph(self._session, manifest)
         self._pool = CachePool(manifest, caches)
         self._cache = self._pool.pick((), "")
@@ -92,6 +94,9 @@ class Decoder:
         """
         if not self.free_tokens:
             raise InvalidInput("prompt", f"fills all {self._manifest.context_tokens} tokens")
+        if self._weights:  # once, and not before the first words: a process may end without any
+            use_huge_pages(self._weights)
+            self._weights = []
         self._tree.clear()
         self._binding().step(token, len(self._cache.tokens), self._no_bias)
         self._cache.tokens.append(token)

@@ -29,7 +29,7 @@ from cascade.sampling import GREEDY, Sampling
 from cascade.signals import ScoreMode
 from cascade.signing import TrustStore
 from cascade.tensor import pack
-from cascade.wire import ClientProfile, GrpcRemote
+from cascade.wire import ClientProfile
 from edge.adapter import Adapter
 from edge.bundle import Bundle
 from edge.classifier import OnnxClassifier
@@ -95,8 +95,7 @@ class AsyncDevice:
         if threads is None:
             threads = recommended_threads(verified.manifest.name)
         model = load_model(verified, threads=threads)
-        remote = GrpcRemote(cloud) if cloud is not None else None
-        return cls(model, remote, policies or PolicyStore(home.policies_dir(), trust))
+        return cls(model, _remote(cloud), policies or PolicyStore(home.policies_dir(), trust))
 
     @property
     def info(self) -> ModelInfo | None:
@@ -397,7 +396,7 @@ class Device:
         """A device around a model that is loaded already; several may share it."""
 
         async def open_inside() -> AsyncDevice:
-            return AsyncDevice(model, GrpcRemote(cloud) if cloud else None, policies)
+            return AsyncDevice(model, _remote(cloud), policies)
 
         portal = Portal()
         return cls(portal, portal.call(open_inside()))
@@ -469,6 +468,14 @@ def load_model(bundle: Bundle, *, threads: int = 1) -> OnnxModel | OnnxClassifie
     if bundle.manifest.kind == "classifier":
         return OnnxClassifier(bundle, threads=threads)
     return OnnxModel(bundle, threads=threads)
+
+
+def _remote(cloud: ClientProfile | None) -> Remote | None:
+    if cloud is None:
+        return None
+    from cascade.wire import GrpcRemote  # gRPC is slow to import, and not needed offline
+
+    return GrpcRemote(cloud)
 
 
 def bundle_path(bundle: str | Path | None = None) -> Path:

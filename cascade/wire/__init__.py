@@ -1,16 +1,38 @@
 """The wire: everything that knows gRPC and the generated stubs; nothing else imports them.
 
 Devices use ``GrpcRemote`` with a ``ClientProfile``; servers use ``add_answerer`` with an
-``Answerer``, behind an ``ApiKeyInterceptor``.
+``Answerer``, behind an ``ApiKeyInterceptor``. Names are loaded when they are used: gRPC takes a
+quarter of a second, and a device that stays offline does not need it.
 """
 
 from __future__ import annotations
 
-from cascade.wire.access import ApiKeyInterceptor, KeyRing, caller, new_key
-from cascade.wire.client import API_KEY_HEADER, GrpcRemote
-from cascade.wire.convert import OpenRequest
-from cascade.wire.profile import ClientProfile, check_address, profile_path
-from cascade.wire.server import INFERENCE_SERVICE, Answerer, CallRecord, add_answerer
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cascade.wire.access import ApiKeyInterceptor, KeyRing, caller, new_key
+    from cascade.wire.client import API_KEY_HEADER, GrpcRemote
+    from cascade.wire.convert import OpenRequest
+    from cascade.wire.profile import ClientProfile, check_address, profile_path
+    from cascade.wire.server import INFERENCE_SERVICE, Answerer, CallRecord, add_answerer
+
+_HOMES = {
+    "API_KEY_HEADER": "cascade.wire.client",
+    "Answerer": "cascade.wire.server",
+    "ApiKeyInterceptor": "cascade.wire.access",
+    "CallRecord": "cascade.wire.server",
+    "ClientProfile": "cascade.wire.profile",
+    "GrpcRemote": "cascade.wire.client",
+    "INFERENCE_SERVICE": "cascade.wire.server",
+    "KeyRing": "cascade.wire.access",
+    "OpenRequest": "cascade.wire.convert",
+    "add_answerer": "cascade.wire.server",
+    "caller": "cascade.wire.access",
+    "check_address": "cascade.wire.profile",
+    "new_key": "cascade.wire.access",
+    "profile_path": "cascade.wire.profile",
+}
 
 __all__ = [
     "API_KEY_HEADER",
@@ -28,3 +50,10 @@ __all__ = [
     "new_key",
     "profile_path",
 ]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'cascade.wire' has no attribute {name!r}")
+    return getattr(import_module(home), name)
