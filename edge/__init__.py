@@ -18,11 +18,12 @@ from cascade.signing import PublicKey, TrustStore
 from cascade.tensor import Tensor
 from cascade.wire import ClientProfile
 from edge.adapter import Adapter
+from edge.async_device import DEFAULT_BUNDLE, AsyncDevice, bundle_path, load_model
 from edge.bundle import Bundle, Manifest
 from edge.classifier import OnnxClassifier
 from edge.classifier_spec import ClassifierSpec, InputSpec
 from edge.conversation import AsyncConversation, Conversation
-from edge.device import DEFAULT_BUNDLE, AsyncDevice, Device, bundle_path, load_model
+from edge.device import Device
 from edge.generate import Step
 from edge.model import OnnxModel
 

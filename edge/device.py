@@ -1,324 +1,34 @@
-"""The device SDK's face: open a bundle, ask, choose, classify.
+"""The device SDK for programs without an event loop: ``Device`` does what ``AsyncDevice`` does.
 
-``AsyncDevice`` is for applications with an event loop, ``Device`` for all others; they do the same.
+Methods that differ in nothing but the waiting are made from its own.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
 import inspect
-import json
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Concatenate, Literal, ParamSpec, Self, TypeVar
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
-from numpy.typing import ArrayLike
-
-from cascade import home
-from cascade.controller import Controller, Show
-from cascade.errors import InvalidInput, NotFound
-from cascade.events import Answer, Event, Final
+from cascade.controller import Show
+from cascade.events import Event
 from cascade.local import ModelInfo
 from cascade.policy import PolicyStore
-from cascade.remote import Remote
-from cascade.request import Constraints, Message, Request
+from cascade.request import Constraints
 from cascade.sampling import GREEDY, Sampling
-from cascade.signals import ScoreMode
 from cascade.signing import TrustStore
-from cascade.tensor import pack
 from cascade.wire import ClientProfile
-from edge.adapter import Adapter
-from edge.bundle import Bundle
+from edge.async_device import AsyncDevice, remote_to
 from edge.classifier import OnnxClassifier
-from edge.conversation import AsyncConversation, Conversation, Overflow
+from edge.conversation import Conversation, Overflow
 from edge.model import OnnxModel
 from edge.portal import Portal
-from edge.profile import recommended_threads
-
-DEFAULT_BUNDLE = "smollm2-135m-instruct-int4"
 
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., object])
-
-Prefer = Literal["device", "cloud"]
-
-Ask = str | Iterable[Message]
-"""A question, or a conversation whose last message is the user's."""
-
-
-class AsyncDevice:
-    """Answers on the device, and by the cluster where a policy says so. Make one with ``open``.
-
-    Open it inside of the event loop that uses it.
-    """
-
-    def __init__(
-        self,
-        model: OnnxModel | OnnxClassifier | None,
-        remote: Remote | None = None,
-        policies: PolicyStore | None = None,
-    ) -> None:
-        self._model = model
-        self._controller = Controller(model, remote, policies)
-
-    @classmethod
-    def open(
-        cls,
-        bundle: str | Path | None = None,
-        *,
-        cloud: ClientProfile | None = None,
-        trust: TrustStore | None = None,
-        policies: PolicyStore | None = None,
-        threads: int | None = None,
-    ) -> Self:
-        """Verify and load a bundle.
-
-        Arguments:
-            bundle: a bundle's folder, or the name of one under ``CASCADE_HOME``; by default the
-                one that ``cascade bundle build`` makes.
-            cloud: address, certificate authority and key of a cluster; ``None`` works offline.
-            trust: pinned publisher keys; by default those under ``CASCADE_HOME``.
-            policies: installed policies; by default those under ``CASCADE_HOME``.
-            threads: threads of the local model, ≥ 1; by default what this machine's profile
-                recommends (``cascade bundle bench``), or 1 without one.
-
-        Raises:
-            NotFound: there is no such bundle.
-            UnknownPublisher, Tampered, BundleError: the bundle must not or cannot be used.
-        """
-        trust = trust or TrustStore(home.trust_dir())
-        verified = Bundle.open(bundle_path(bundle), trust)
-        if threads is None:
-            threads = recommended_threads(verified.manifest.name)
-        model = load_model(verified, threads=threads)
-        return cls(model, _remote(cloud), policies or PolicyStore(home.policies_dir(), trust))
-
-    @property
-    def info(self) -> ModelInfo | None:
-        """What answers on this device, or ``None`` where everything goes to the cluster."""
-        return self._model.info if self._model else None
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes of the classifier on this device; none where there is no classifier."""
-        return self._model.labels if isinstance(self._model, OnnxClassifier) else ()
-
-    async def run(self, request: Request, *, show: Show = "final") -> AsyncGenerator[Event, None]:
-        """Answer ``request``; see ``cascade.Controller.run``."""
-        async with contextlib.aclosing(self._controller.run(request, show=show)) as events:
-            async for event in events:
-                yield event
-
-    def ask(
-        self,
-        prompt: Ask,
-        *,
-        max_tokens: int = 256,
-        stop: Iterable[str] = (),
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        json_schema: str | Mapping[str, object] | None = None,
-        regex: str | None = None,
-        task: str = "",
-        constraints: Constraints | None = None,
-        prefer: Prefer = "device",
-        show: Show = "final",
-    ) -> AsyncGenerator[Event, None]:
-        """Ask for free text: ``Token`` and ``Superseded`` events, then one ``Final``.
-
-        Arguments:
-            max_tokens: upper bound on the tokens of the answer.
-            stop: strings before which the answer ends.
-            temperature, top_p, top_k, min_p, repetition_penalty, seed: how tokens are drawn, here
-                and in the cluster; see ``Sampling``. By default the most probable one is taken.
-            json_schema: the answer is a JSON document that satisfies this schema, given as JSON
-                text or as the object itself; as a whole where ``answer.finish`` is ``"stop"``.
-            regex: the answer matches this expression, likewise; see ``cascade.structured``. Both
-                need the extra ``structured`` where the device answers.
-            task: the task id whose policy judges the answer; without one it is uncertified.
-            prefer: ``"cloud"`` asks the cluster at once, without a local attempt.
-            show: ``"final"`` streams accepted text only; ``"provisional"`` streams local text at
-                once, which a later ``Superseded`` may take back.
-        """
-        request = Request(
-            _messages(prompt),
-            task_id=task,
-            max_tokens=max_tokens,
-            stop=tuple(stop),
-            sampling=Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed),
-            json_schema=_json_text(json_schema),
-            regex=regex,
-            prefer=prefer,
-            constraints=constraints or Constraints(),
-        )
-        return self.run(request, show=show)
-
-    async def choose(
-        self,
-        text: str,
-        options: Iterable[str],
-        *,
-        task: str = "",
-        constraints: Constraints | None = None,
-        prefer: Prefer = "device",
-        mode: ScoreMode | None = None,
-    ) -> Answer:
-        """Ask for one of a closed set of answers.
-
-        Arguments:
-            text: the bare input, e.g. the review to be judged.
-            options: at least two different answers; one may be a prefix of another.
-            task: the task id whose policy words the question and judges the answer.
-            mode: ``"exact"`` scores every option on the device, ``"search"`` proves the best one
-                and bounds its score; by default the mode that the task's policy was fitted for, or
-                exact for small sets and search for large ones. ``Answer.bounds`` says which it was.
-        """
-        request = Request(
-            (Message("user", text),),
-            options=tuple(options),
-            task_id=task,
-            prefer=prefer,
-            mode=mode,
-            constraints=constraints or Constraints(),
-        )
-        if not request.options:
-            raise InvalidInput("options", "is empty; give at least two different answers")
-        return await self._answer(request)
-
-    async def classify(
-        self,
-        tensors: Mapping[str, ArrayLike],
-        *,
-        labels: Iterable[str] = (),
-        task: str = "",
-        constraints: Constraints | None = None,
-        prefer: Prefer = "device",
-    ) -> Answer:
-        """Ask which class one example belongs to; the answer's text is its label.
-
-        Arguments:
-            tensors: the classifier's inputs by name, raw as the sensor gives them, in the types and
-                shapes of the bundle; a batch axis may be left out.
-            labels: the classes; by default those of the bundle on this device.
-            task: the task id whose policy judges the answer.
-
-        Raises:
-            InvalidInput: an input is missing, of another type or shape, or holds NaN; it is named.
-        """
-        request = Request(
-            (),
-            options=tuple(labels) or self.labels,
-            task_id=task,
-            prefer=prefer,
-            constraints=constraints or Constraints(),
-            tensors=pack(tensors),
-        )
-        if not request.tensors:
-            raise InvalidInput("tensors", "is empty; give the classifier's inputs by name")
-        return await self._answer(request)
-
-    async def _answer(self, request: Request) -> Answer:
-        async for event in self.run(request):
-            if isinstance(event, Final):
-                return event.answer
-        raise AssertionError("a request ended without Final")  # the controller's promise
-
-    def conversation(
-        self,
-        *,
-        system: str = "",
-        overflow: Overflow = "drop_oldest",
-        sampling: Sampling = GREEDY,
-        task: str = "",
-        constraints: Constraints | None = None,
-        show: Show = "final",
-    ) -> AsyncConversation:
-        """Start a conversation: its turns build on each other, and its beginning is read once.
-
-        Arguments:
-            system: what the model is told before the first turn.
-            overflow: when the turns outgrow the context, ``"drop_oldest"`` leaves the oldest out
-                (never the system message), ``"refuse"`` raises ``InvalidInput``.
-            sampling, task, constraints, show: of every turn; see ``ask``.
-        """
-
-        def ask(messages: tuple[Message, ...], max_tokens: int) -> AsyncGenerator[Event, None]:
-            request = Request(
-                messages,
-                task_id=task,
-                max_tokens=max_tokens,
-                sampling=sampling,
-                constraints=constraints or Constraints(),
-            )
-            return self.run(request, show=show)
-
-        model = self._model if isinstance(self._model, OnnxModel) else None
-        return AsyncConversation(
-            ask,
-            model.count_tokens if model else None,
-            model.info.context_tokens if model else 0,
-            system=system,
-            overflow=overflow,
-        )
-
-    async def load_adapter(self, path: Path, *, trust: TrustStore | None = None) -> str:
-        """Verify an adapter, keep it ready, and return its digest; several may be loaded.
-
-        Raises:
-            NotFound: there is no such adapter, or no model on this device.
-            UnknownPublisher, Tampered, BundleError: it must not or cannot be used here.
-        """
-        adapter = Adapter.open(path, trust or TrustStore(home.trust_dir()))
-        return await asyncio.to_thread(self._own_model().load_adapter, adapter)
-
-    async def use_adapter(self, digest: str) -> None:
-        """Apply a loaded adapter from the next request on; "" goes back to the base.
-
-        Policies name the adapter for which they were certified; with another one active they do
-        not apply.
-
-        Raises:
-            NotFound: it is not loaded.
-        """
-        await asyncio.to_thread(self._own_model().use_adapter, digest)
-
-    async def unload_adapter(self, digest: str) -> None:
-        """Free a loaded adapter; the active one is deactivated first.
-
-        Raises:
-            NotFound: it is not loaded.
-        """
-        await asyncio.to_thread(self._own_model().unload_adapter, digest)
-
-    async def close(self) -> None:
-        """Close the connection to the cluster."""
-        await self._controller.close()
-
-    def _own_model(self) -> OnnxModel:
-        if self._model is None:
-            raise NotFound("this device has no model of its own, so it takes no adapter")
-        if not isinstance(self._model, OnnxModel):
-            raise NotFound(f"{self._model.info.name} is a classifier, which takes no adapter")
-        return self._model
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
 
 
 def _iterates(
@@ -396,7 +106,7 @@ class Device:
         """A device around a model that is loaded already; several may share it."""
 
         async def open_inside() -> AsyncDevice:
-            return AsyncDevice(model, _remote(cloud), policies)
+            return AsyncDevice(model, remote_to(cloud), policies)
 
         portal = Portal()
         return cls(portal, portal.call(open_inside()))
@@ -457,45 +167,3 @@ class Device:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def load_model(bundle: Bundle, *, threads: int = 1) -> OnnxModel | OnnxClassifier:
-    """The model of a verified bundle, by the kind that its manifest says.
-
-    Raises:
-        BundleError: onnxruntime cannot load it.
-    """
-    if bundle.manifest.kind == "classifier":
-        return OnnxClassifier(bundle, threads=threads)
-    return OnnxModel(bundle, threads=threads)
-
-
-def _remote(cloud: ClientProfile | None) -> Remote | None:
-    if cloud is None:
-        return None
-    from cascade.wire import GrpcRemote  # gRPC is slow to import, and not needed offline
-
-    return GrpcRemote(cloud)
-
-
-def bundle_path(bundle: str | Path | None = None) -> Path:
-    """Folder of a bundle given by path, by name under ``CASCADE_HOME``, or by default."""
-    if isinstance(bundle, Path):
-        return bundle
-    name = bundle or DEFAULT_BUNDLE
-    if "/" in name or name.startswith("."):
-        return Path(name).expanduser()
-    return home.bundles_dir() / name
-
-
-def _json_text(schema: str | Mapping[str, object] | None) -> str | None:
-    if schema is None or isinstance(schema, str):
-        return schema
-    try:
-        return json.dumps(schema)
-    except (TypeError, ValueError, RecursionError) as problem:
-        raise InvalidInput("json_schema", f"cannot be written as JSON ({problem})") from None
-
-
-def _messages(prompt: Ask) -> tuple[Message, ...]:
-    return (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
