@@ -24,6 +24,12 @@ def trust(tiny: TinyBundle) -> TrustStore:
 
 
 @pytest.fixture(scope="session")
+def publisher(tiny: TinyBundle) -> SigningKey:
+    """Signed ``bundle``."""
+    return tiny.key
+
+
+@pytest.fixture(scope="session")
 def babbler(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     """Two layers with random weights over single bytes, for which any byte is about as likely as
     another: hundreds of tokens a second, and nothing that a grammar could lean on."""
