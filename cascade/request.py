@@ -132,6 +132,8 @@ class Request:
             raise InvalidInput("stop", "contains an empty string")
         self.sampling.check()
         check_output(self.options, self.json_schema, self.regex, self.stop)
+        if self.mode not in (None, *get_args(ScoreMode)):
+            raise InvalidInput("mode", f"{self.mode!r} is not known; known are exact and search")
         self.constraints.check()
 
     def _check_tensors(self) -> None:
