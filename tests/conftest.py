@@ -17,8 +17,9 @@ _CACHE = Path(os.environ.get("CASCADE_TEST_CACHE") or home.models_dir())
 
 # Shared machines pause; a slow example is not a wrong one. The same examples everywhere: a check
 # that fails now and then is no gate (HYPOTHESIS_PROFILE=search looks for new ones).
-hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
-hypothesis.settings.register_profile("search", deadline=None)
+_PATIENT = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("default", derandomize=True, **_PATIENT)
+hypothesis.settings.register_profile("search", **_PATIENT)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

@@ -31,6 +31,7 @@ From the catalog (downloaded if need be):
 From your own model:
   cascade bundle build --from model.gguf --licence Apache-2.0
   cascade bundle build --from my-model/ --licence MIT --commercial-use
+  cascade bundle build --classifier digits.onnx --labels labels.txt
 
 A GGUF file keeps its own quantisation, without any loss. A folder as Hugging Face lays it out
 (config.json, tokenizer.json, *.safetensors) is quantised to int8 blocks. Llama and Qwen2 models
@@ -94,18 +95,21 @@ def _configure_build(build: argparse.ArgumentParser) -> None:
         "--base-model", metavar="TEXT", help="with --from: the model it was made from, for people"
     )
     build.add_argument(
-        "--licence", metavar="SPDX", help="with --from: licence of the weights, e.g. Apache-2.0"
+        "--licence",
+        metavar="SPDX",
+        help="with --from or --classifier: licence of the weights, e.g. Apache-2.0",
     )
     build.add_argument(
         "--commercial-use",
         action="store_true",
-        help="with --from: that licence allows commercial use (default: it is taken not to)",
+        help="that licence allows commercial use (default: it is taken not to)",
     )
     build.add_argument("--out", type=Path, metavar="DIR", help="where to put it (default: by name)")
     build.add_argument("--force", action="store_true", help="replace a bundle that is there")
     build.add_argument(
         "--key", type=Path, metavar="FILE", help="publisher's signing key (default: this machine's)"
     )
+    classifier_bundle.add_options(build)
     build.set_defaults(run=_build)
 
 

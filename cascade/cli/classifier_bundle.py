@@ -59,12 +59,20 @@ def build(args: argparse.Namespace) -> Path:
 
     if args.labels is None:
         raise InvalidInput("--labels", "is missing; name the classes in a file, one a line")
+    for option in ("path", "quantise", "context", "chat_template", "export", "base_model"):
+        if getattr(args, option):
+            flag = "from" if option == "path" else option.replace("_", "-")
+            raise InvalidInput(f"--{flag}", "is for language models; leave it out of --classifier")
+    # Own weights are their owner's, unless a licence is named.
+    licence = (
+        {"licence": args.licence, "commercial_use": args.commercial_use} if args.licence else {}
+    )
     signer = (
         SigningKey.load(args.key)
         if args.key
         else SigningKey.load_or_create(home.keys_dir() / "publisher.key")
     )
-    target: Path = args.out or home.bundles_dir() / args.classifier.stem
+    target: Path = args.out or home.bundles_dir() / (args.name or args.classifier.stem)
     build_classifier(
         args.classifier,
         target,
@@ -73,7 +81,9 @@ def build(args: argparse.Namespace) -> Path:
         preprocessor=args.preprocessor,
         scores=args.scores,
         output=args.output,
+        name=args.name,
         overwrite=args.force,
+        **licence,
     )
     if args.key is None:
         TrustStore(home.trust_dir()).pin(_PUBLISHER, signer.public)
