@@ -368,7 +368,7 @@ def _report(
         confidence=decision.confidence,
         raw_score=answer.raw_score,
         base_digest=local.info.base_digest,
-        adapter_digest=local.info.adapter_digest,
+        adapter_digest=answer.adapter_digest,
         tokenizer_digest=local.info.tokenizer_digest,
         signals=answer.signals,
     )

@@ -67,6 +67,8 @@ class LocalAnswer:
         prefill_s, decode_s: wall time of reading the prompt and of writing the answer, in seconds.
         finish: why the answer ends. One that had to keep a JSON Schema or a regular expression
             keeps it as a whole only with ``"stop"``.
+        adapter_digest: of the adapter that was active while it was computed, "" for none. Another
+            one may be by the time somebody asks the model.
     """
 
     text: str
@@ -77,6 +79,7 @@ class LocalAnswer:
     prefill_s: float
     decode_s: float
     finish: Finish
+    adapter_digest: str = ""
 
     @property
     def raw_score(self) -> float:

@@ -150,7 +150,8 @@ def decide(policy: Policy | None, answer: LocalAnswer, obstacle: Reason | None) 
             ``None`` when it may.
     """
     confidence = None
-    if policy is None:
+    # The adapter may have been swapped between finding the policy and computing the answer.
+    if policy is None or policy.adapter_digest != answer.adapter_digest:
         reason = Reason.UNCERTIFIED_TASK
     elif answer.options is not None and answer.options.mode != policy.confidence.mode:
         reason = Reason.UNCERTIFIED_MODE

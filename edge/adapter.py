@@ -17,12 +17,12 @@ from typing import Self
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
-from cascade.errors import BundleError, NotFound, Tampered
+from cascade.errors import BundleError, InvalidInput, NotFound, Tampered
 from cascade.files import sha256_bytes, write_whole
 from cascade.signing import SigningKey, TrustStore
 from edge.bundle import Manifest
+from edge.safetensors_file import read_bytes
 
 ADAPTER_FORMAT = 1
 _MANIFEST, _SIGNATURE, _WEIGHTS = "adapter.json", "adapter.sig", "adapter.safetensors"
@@ -188,17 +188,15 @@ def write_adapter(
 
 def _pairs(weights: bytes) -> dict[str, LoraPair]:
     try:
-        tensors = safetensors.numpy.load(weights)
-    except SafetensorError as problem:
-        raise BundleError(f"{_WEIGHTS}: is not a safetensors file ({problem})") from None
+        tensors = {name: tensor.values() for name, tensor in read_bytes(weights, _WEIGHTS).items()}
+    except InvalidInput as problem:
+        raise BundleError(problem.problem) from None
     modules = {name.rpartition(".")[0] for name in tensors}
     if not modules or set(tensors) != {f"{module}.{x}" for module in modules for x in "ab"}:
         raise BundleError(f"{_WEIGHTS}: must hold pairs NAME.a and NAME.b, at least one")
     for name, tensor in tensors.items():
-        if tensor.dtype not in (np.float32, np.float16) or tensor.ndim != 2:
-            raise BundleError(
-                f"{_WEIGHTS}: {name} is {tensor.dtype} {list(tensor.shape)}, not a float matrix"
-            )
+        if tensor.ndim != 2:
+            raise BundleError(f"{_WEIGHTS}: {name} has the shape {list(tensor.shape)}: no matrix")
         if not np.isfinite(tensor).all():
             raise BundleError(f"{_WEIGHTS}: {name} holds NaN or infinite numbers")
     return {

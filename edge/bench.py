@@ -20,8 +20,8 @@ from cascade import home
 from cascade.errors import BundleError, CascadeError
 from cascade.signing import TrustStore
 from edge.bundle import Bundle
-from edge.decoder import Decoder
 from edge.memory import memory
+from edge.model import open_decoder
 from edge.profile import Point, point_from_json
 
 _PROMPT_TOKENS, _QUICK_PROMPT_TOKENS = 128, 32
@@ -68,7 +68,7 @@ def measure_here(bundle: Path, *, threads: int, quick: bool = False) -> Point:
     verified = Bundle.open(bundle, TrustStore(home.trust_dir()))
     manifest = verified.manifest
     started = time.perf_counter()
-    decoder = Decoder(verified.path, manifest, threads=threads)
+    decoder = open_decoder(verified, threads=threads)
     loaded_at = time.perf_counter()
     prompt = _PROMPT_TOKENS if not quick else _QUICK_PROMPT_TOKENS
     steps = _DECODE_TOKENS if not quick else _QUICK_DECODE_TOKENS

@@ -65,35 +65,37 @@ class AsyncConversation:
             )
         try:
             question = Message("user", text)
-            prompt = self._fitting(question, max_tokens)
+            prompt, dropped = self._fitting(question, max_tokens)
             async with aclosing(self._ask_all(prompt, max_tokens)) as events:
                 async for event in events:
                     if isinstance(event, Final):
                         reply = Message("assistant", event.answer.text)
                         self.messages += [question, reply]
+                        self.dropped = dropped
                     yield event
         finally:
             self._turn.release()
 
-    def _fitting(self, question: Message, max_tokens: int) -> tuple[Message, ...]:
-        """What is sent: the system message and as many last turns as leave room for an answer."""
-        first = self._kept_first
+    def _fitting(self, question: Message, max_tokens: int) -> tuple[tuple[Message, ...], int]:
+        """What is sent: the system message and as many last turns as leave room for an answer; and
+        how many messages that leaves out. A turn that fails drops nothing for good."""
+        first, dropped = self._kept_first, self.dropped
         while True:
-            prompt = (*self.messages[:first], *self.messages[first + self.dropped :], question)
+            prompt = (*self.messages[:first], *self.messages[first + dropped :], question)
             if self._count_tokens is None or len(prompt) == first + 1:
-                return prompt
+                return prompt, dropped
             # A long answer may be cut by the context; half of it is for what was said.
             room = self._context_tokens - min(max_tokens, self._context_tokens // 2)
             tokens = self._count_tokens(prompt)
             if tokens <= room:
-                return prompt
+                return prompt, dropped
             if self._overflow == "refuse":
                 raise InvalidInput(
                     "conversation",
                     f"has {tokens} tokens, which leaves no room for an answer in a context of "
                     f"{self._context_tokens}; start a new one, or let it drop its oldest turns",
                 )
-            self.dropped += 2
+            dropped += 2
 
 
 class Conversation:

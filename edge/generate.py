@@ -8,11 +8,13 @@ asked to draw.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from cascade.errors import BundleError
 from cascade.local import CancelToken, Finish, LocalAnswer
 from edge.decoder import Row
 from edge.measure import RowStats, SignalLog, row_stats
@@ -86,6 +88,7 @@ def generate(
     Raises:
         InvalidInput: the prompt does not fit the context.
         Cancelled: ``cancel`` was used before the prompt was read.
+        BundleError: the logits are not numbers.
     """
     started = time.perf_counter()
     logits = decoder.read(prompt, cancel)
@@ -131,6 +134,8 @@ def _write(
         if cancel is not None and cancel.cancelled:
             return "cancelled"
         stats = row_stats(logits)
+        if not math.isfinite(stats.log_z):
+            raise BundleError("the model's logits are not finite numbers; its weights are damaged")
         token = _choose(logits, stats, sampler, matcher)
         if token in ending.tokens:
             return "stop"

@@ -24,6 +24,12 @@ from edge.structured import Grammars
 from edge.text import TextCodec
 
 
+def open_decoder(bundle: Bundle, *, threads: int = 1, caches: int = 4) -> Decoder | ExportedDecoder:
+    """The runtime of a bundle's graph; see ``Decoder`` for arguments and errors."""
+    runtime = Decoder if bundle.manifest.graph == "fused" else ExportedDecoder
+    return runtime(bundle.path, bundle.manifest, threads=threads, caches=caches)
+
+
 class OnnxModel:
     """The model of a verified bundle, loaded.
 
@@ -40,8 +46,7 @@ class OnnxModel:
         if manifest.kind != "decoder":
             raise BundleError(f"{manifest.name} is a {manifest.kind} bundle: it reads no text")
         self._codec = TextCodec(bundle)
-        runtime = Decoder if manifest.graph == "fused" else ExportedDecoder
-        self._decoder = runtime(bundle.path, manifest, threads=threads, caches=caches)
+        self._decoder = open_decoder(bundle, threads=threads, caches=caches)
         self._manifest = manifest
         self._adapters: dict[str, dict[str, Floats]] = {}
         self._end_tokens = frozenset(manifest.stop_token_ids)
@@ -92,8 +97,7 @@ class OnnxModel:
         with self._lock:
             if digest and digest not in self._adapters:
                 raise NotFound(f"adapter {digest[:12]}… is not loaded")
-            self._decoder.use_adapter(digest, self._adapters.get(digest))
-            self._info = dataclasses.replace(self._info, adapter_digest=digest)
+            self._activate(digest)
 
     def unload_adapter(self, digest: str) -> None:
         """Free a loaded adapter; the active one is deactivated first.
@@ -101,11 +105,12 @@ class OnnxModel:
         Raises:
             NotFound: it is not loaded.
         """
-        if digest == self._info.adapter_digest:
-            self.use_adapter("")
         with self._lock:
-            if self._adapters.pop(digest, None) is None:
+            if digest not in self._adapters:
                 raise NotFound(f"adapter {digest[:12]}… is not loaded")
+            if digest == self._info.adapter_digest:
+                self._activate("")
+            del self._adapters[digest]
 
     def generate(
         self,
@@ -141,7 +146,7 @@ class OnnxModel:
         matcher = self._grammars.matcher(json_schema, regex)
         ids = self._codec.encode(prompt)
         with self._lock:
-            return generate(
+            answer = generate(
                 self._decoder,
                 ids,
                 text=self._codec.stream(),
@@ -152,6 +157,7 @@ class OnnxModel:
                 on_token=on_token,
                 cancel=cancel,
             )
+            return self._by_active_adapter(answer)
 
     def choose(
         self,
@@ -171,7 +177,7 @@ class OnnxModel:
                 for the default: scores of another tolerance are other scores.
         """
         with self._lock:
-            return self._chooser.choose(
+            answer = self._chooser.choose(
                 prompt,
                 options,
                 prior_prompt=prior_prompt,
@@ -181,12 +187,22 @@ class OnnxModel:
                 adapter=self._info.adapter_digest,
                 cancel=cancel,
             )
+            return self._by_active_adapter(answer)
 
     def forget_prefix(self) -> int:
         """Empty the prompt caches, so that the next request reads its whole prompt. Returns the
         number of tokens forgotten."""
         with self._lock:
             return self._decoder.forget()
+
+    def _by_active_adapter(self, answer: LocalAnswer) -> LocalAnswer:
+        """``answer`` with the adapter that gave it; to be called before the lock is let go."""
+        return dataclasses.replace(answer, adapter_digest=self._info.adapter_digest)
+
+    def _activate(self, digest: str) -> None:
+        """Apply an adapter; the lock is held."""
+        self._decoder.use_adapter(digest, self._adapters.get(digest))
+        self._info = dataclasses.replace(self._info, adapter_digest=digest)
 
     def _ending(
         self, max_tokens: int, stop: tuple[str, ...], stop_tokens: Collection[int]

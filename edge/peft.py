@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError
 
 from cascade.errors import InvalidInput, NotFound
-from edge.adapter import LoraPair
+from edge.adapter import Floats, LoraPair
+from edge.safetensors_file import read_bytes
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TENSOR = re.compile(
-    r"base_model\.model\.(?:model\.)?layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<linear>\w+)"
-    r"\.lora_(?P<half>[AB])(?:\.default)?\.weight"
+    r"base_model\.model\.(?P<path>(?:model\.)?layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\."
+    r"(?P<linear>\w+))\.lora_(?P<half>[AB])(?:\.default)?\.weight"
 )
 
 
@@ -33,48 +33,106 @@ def read_peft(folder: Path) -> dict[str, LoraPair]:
         NotFound: the folder lacks a file of the two.
         InvalidInput: it is no plain LoRA of linears inside of the layers, or unreadable.
     """
-    config = _config(folder)
-    try:
-        tensors = safetensors.numpy.load(_read(folder, _WEIGHTS))
-    except (SafetensorError, TypeError) as problem:
-        raise InvalidInput("peft", f"{_WEIGHTS} cannot be read ({problem})") from None
-    halves: dict[str, dict[str, Any]] = {}
+    scaling = _scaling(folder)
+    tensors = read_bytes(_read(folder, _WEIGHTS), _WEIGHTS)
+    halves: dict[str, dict[str, Floats]] = {}
+    paths: dict[str, str] = {}
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(name)
         if not match:
             raise InvalidInput("peft", f"{name} is no LoRA matrix of a layer's linear")
         module = f"layers.{match['layer']}.{match['linear']}"
-        halves.setdefault(module, {})[match["half"]] = tensor.astype(np.float32)
+        halves.setdefault(module, {})[match["half"]] = tensor.values().astype(np.float32)
+        paths[module] = match["path"]
     pairs = {}
     for module, pair in sorted(halves.items()):
         if set(pair) != {"A", "B"}:
             raise InvalidInput("peft", f"{module} has only one of lora_A and lora_B")
-        scale = np.float32(_scale(config, module, rank=pair["A"].shape[0]))
+        if any(half.ndim != 2 or not half.size for half in pair.values()):
+            raise InvalidInput("peft", f"{module}: lora_A and lora_B must be matrices of rank ≥ 1")
+        scale = np.float32(scaling.of(paths[module], rank=len(pair["A"])))
         pairs[module] = LoraPair(pair["A"].T, pair["B"].T * scale)
     return pairs
 
 
-def _config(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Scaling:
+    """alpha / rank, or alpha / sqrt(rank) with rank stabilisation (arXiv 2312.03732).
+
+    Arguments:
+        alpha: of linears that no pattern matches.
+        patterns: alpha by regular expression, the first that matches counts.
+    """
+
+    alpha: float
+    patterns: Mapping[str, float]
+    rank_stabilised: bool
+
+    def of(self, path: str, *, rank: int) -> float:
+        """The factor of one linear, e.g. ``"model.layers.0.self_attn.q_proj"``."""
+        alpha = next(
+            # As PEFT matches: the end of the path, from the beginning of one of its parts.
+            (alpha for end, alpha in self.patterns.items() if re.match(rf"(.*\.)?({end})$", path)),
+            self.alpha,
+        )
+        return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+
+# What changes the base or the formula; an absent option has the plain value.
+_PLAIN: tuple[tuple[str, tuple[object, ...]], ...] = (
+    ("use_dora", (False,)),
+    ("fan_in_fan_out", (False,)),
+    ("use_qalora", (False,)),
+    ("lora_bias", (False,)),
+    ("bias", ("none",)),
+    ("init_lora_weights", (True, False, "gaussian", "orthogonal")),
+    ("modules_to_save", (None, [])),
+    ("layer_replication", (None, [])),
+    ("alora_invocation_tokens", (None, [])),
+    ("target_parameters", (None, [])),
+    ("trainable_token_indices", (None, [], {})),
+    ("use_bdlora", (None, False)),
+    ("arrow_config", (None,)),
+    ("kasa_config", (None,)),
+    ("monteclora_config", (None,)),
+    ("velora_config", (None,)),
+)
+
+
+def _scaling(folder: Path) -> _Scaling:
     try:
-        config: dict[str, Any] = json.loads(_read(folder, _CONFIG))
+        config = json.loads(_read(folder, _CONFIG))
     except ValueError as problem:
         raise InvalidInput("peft", f"{_CONFIG} is not JSON ({problem})") from None
-    if config.get("peft_type") != "LORA":
-        raise InvalidInput("peft", f"{_CONFIG}: peft_type is {config.get('peft_type')}, not LORA")
-    for option, plain in (("use_dora", False), ("fan_in_fan_out", False), ("bias", "none")):
-        if config.get(option, plain) != plain:
-            raise InvalidInput("peft", f"{_CONFIG}: {option} is {config[option]!r}, not {plain!r}")
-    if config.get("modules_to_save"):
-        raise InvalidInput("peft", f"{_CONFIG}: modules_to_save is set; only LoRA can be taken")
-    return config
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise InvalidInput("peft", f"{_CONFIG}: peft_type is {kind}, not LORA")
+    for option, plain in _PLAIN:
+        if (value := config.get(option, plain[0])) not in plain:
+            raise InvalidInput(
+                "peft", f"{_CONFIG}: {option} is {value!r}; only plain LoRA can be taken"
+            )
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise InvalidInput("peft", f"{_CONFIG}: alpha_pattern is no object")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as problem:
+            raise InvalidInput(
+                "peft", f"{_CONFIG}: alpha_pattern {pattern!r} is no expression ({problem})"
+            ) from None
+    return _Scaling(
+        _alpha("lora_alpha", config.get("lora_alpha")),
+        {end: _alpha(f"alpha_pattern {end!r}", alpha) for end, alpha in patterns.items()},
+        bool(config.get("use_rslora")),
+    )
 
 
-def _scale(config: dict[str, Any], module: str, *, rank: int) -> float:
-    """alpha / rank, or alpha / sqrt(rank) with rank stabilisation (arXiv 2312.03732)."""
-    patterns: dict[str, float] = config.get("alpha_pattern") or {}
-    matching = [value for pattern, value in patterns.items() if re.search(rf"{pattern}$", module)]
-    alpha = matching[0] if matching else config["lora_alpha"]
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _alpha(option: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidInput("peft", f"{_CONFIG}: {option} is {value!r}, not a number")
+    return float(value)
 
 
 def _read(folder: Path, name: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -43,8 +44,8 @@ def _run(args: argparse.Namespace) -> int:
         from edge.profile import Profile, profile_path
 
     threads = _thread_counts(args.threads)
-    if args.memory is not None and not args.memory > 0:
-        raise InvalidInput("--memory", f"{args.memory:g} is not above 0")
+    if args.memory is not None and not 0 < args.memory < math.inf:
+        raise InvalidInput("--memory", f"{args.memory:g} is not a number of megabytes above 0")
     bundles = _bundles(args.bundles)
     line = ProgressLine("bench", len(bundles) * len(threads), "points")
     points: list[Point] = []
@@ -78,13 +79,17 @@ def _bundles(names: Sequence[str]) -> list[Path]:
 
     if names:
         paths = [bundle_path(name) for name in names]
-        for path in paths:
-            inspect(path)  # a wrong name is no news after minutes of measuring
+        for path in paths:  # a wrong name is no news after minutes of measuring
+            if inspect(path).kind != "decoder":
+                raise InvalidInput("BUNDLE", f"{path.name} is a classifier; it writes no tokens")
         return paths
     folder = home.bundles_dir()
-    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
+    there = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
+    found = [path for path in there if inspect(path).kind == "decoder"]
     if not found:
-        raise NotFound(f"there is no bundle under {folder}; make one with: cascade bundle build")
+        raise NotFound(
+            f"there is no language model under {folder}; make one with: cascade bundle build"
+        )
     return found
 
 
@@ -106,13 +111,18 @@ def _lines(profile: Profile) -> list[str]:
     fastest = max(point.decode_tokens_per_s for point in profile.points)
     width = max(len(point.bundle) for point in profile.points)
     lines = [profile.machine, ""]
-    lines.append(f"{'bundle':<{width}} threads  load s  prefill/s  decode/s  peak MB  anonymous MB")
+    stored = max(len(point.quantisation) for point in profile.points)
+    lines.append(
+        f"{'bundle':<{width}} {'weights':<{stored}} threads  load s  prefill/s  decode/s  peak MB  "
+        "anonymous MB"
+    )
     for point in profile.points:
         bar = "█" * max(1, round(_BAR * point.decode_tokens_per_s / fastest))
         lines.append(
-            f"{point.bundle:<{width}} {point.threads:>7} {point.load_s:>7.2f} "
-            f"{point.prefill_tokens_per_s:>10.1f} {point.decode_tokens_per_s:>9.1f} "
-            f"{_megabytes(point.peak_bytes):>8} {_megabytes(point.anonymous_bytes):>13}  {bar}"
+            f"{point.bundle:<{width}} {point.quantisation:<{stored}} {point.threads:>7} "
+            f"{point.load_s:>7.2f} {point.prefill_tokens_per_s:>10.1f} "
+            f"{point.decode_tokens_per_s:>9.1f} {_megabytes(point.peak_bytes):>8} "
+            f"{_megabytes(point.anonymous_bytes):>13}  {bar}"
         )
     lines.append("")
     chosen = profile.recommendation
@@ -120,7 +130,10 @@ def _lines(profile: Profile) -> list[str]:
         lines.append("nothing measured stays within the memory that was allowed")
     else:
         plural = "s" if chosen.threads > 1 else ""
-        lines.append(f"recommended: {chosen.bundle} with {chosen.threads} thread{plural}")
+        weights = next(p.quantisation for p in profile.points if p.bundle == chosen.bundle)
+        lines.append(
+            f"recommended: {chosen.bundle} ({weights}) with {chosen.threads} thread{plural}"
+        )
         lines.append(f"({chosen.rule})")
     return lines
 

@@ -30,8 +30,8 @@ class Checkpoint(Protocol):
         """
         ...
 
-    def vector(self, name: str) -> Floats:
-        """The values of ``name``, float32 [n]."""
+    def vector(self, name: str, *, heads: int = 0) -> Floats:
+        """The values of ``name``, float32 [n]; ``heads`` as for the matrix of the same linear."""
         ...
 
 

@@ -1,6 +1,6 @@
 """Weights of a Hugging Face folder under the names that the graph uses, quantised as asked for.
 
-The container is ``safetensors_file.py``; the arithmetic is ``quantise.py``.
+The container is ``edge.safetensors_file``; the arithmetic is ``quantise.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cascade.errors import InvalidInput
 from edge.build.blocks import Floats
 from edge.build.matrices import Matrix
 from edge.build.quantise import BLOCK, Quantisation, quantise
-from edge.build.safetensors_file import FloatTensor, read_safetensors
+from edge.safetensors_file import FloatTensor, read_safetensors
 
 _OUTSIDE = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -68,7 +68,7 @@ class FolderCheckpoint:
         four = self._quantisation == "int4" and name not in _LOOKED_UP
         return quantise(values, 4 if four else 8)
 
-    def vector(self, name: str) -> Floats:
+    def vector(self, name: str, *, heads: int = 0) -> Floats:
         return self._values(name, None).astype(np.float32)
 
     def _values(

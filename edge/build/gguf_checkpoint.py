@@ -6,8 +6,10 @@ The container is ``gguf_file.py``; what the bytes of a block mean is ``blocks.py
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cascade.errors import InvalidInput
 from edge.build.architecture import read_decoder
@@ -17,6 +19,8 @@ from edge.build.gguf_file import GgufFile, read_gguf
 from edge.build.matrices import Matrix
 from edge.build.quantise import Quantisation, for_blocks
 from edge.build.tokenizer import chat_template, stop_token_ids, tokenizer_json
+
+_T = TypeVar("_T", bound=np.generic)
 
 
 def gguf_source(
@@ -68,21 +72,25 @@ class GgufCheckpoint:
                 "gguf",
                 f"{self._gguf.path.name}: '{name}' is {tensor.shape}, not {(rows, columns)}",
             )
-        raw = tensor.raw
-        if heads and self._interleaved:
-            pairs = raw.reshape(heads, rows // heads // 2, 2, -1)
-            raw = pairs.swapaxes(1, 2).reshape(rows, -1)
-        matrix = decode(raw, tensor.kind)
+        matrix = decode(self._in_halves(tensor.raw, heads), tensor.kind)
         if self._as_floats and isinstance(matrix, BlockWeights):
             return matrix.dequantise()
         return matrix
 
-    def vector(self, name: str) -> Floats:
+    def vector(self, name: str, *, heads: int = 0) -> Floats:
         tensor = self._gguf.tensor(name)
         values = decode(tensor.raw, tensor.kind)
         if isinstance(values, BlockWeights):
             raise InvalidInput("gguf", f"{self._gguf.path.name}: '{name}' is quantised")
-        return values.reshape(-1).astype(np.float32)
+        column = self._in_halves(values.reshape(-1, 1), heads)
+        return column.reshape(-1).astype(np.float32)
+
+    def _in_halves(self, rows: NDArray[_T], heads: int) -> NDArray[_T]:
+        """``rows``, and what they hold, in the order of ``Checkpoint.matrix``."""
+        if not heads or not self._interleaved:
+            return rows
+        pairs = rows.reshape(heads, len(rows) // heads // 2, 2, -1)
+        return pairs.swapaxes(1, 2).reshape(len(rows), -1)
 
 
 def _block_types(gguf: GgufFile) -> str:

@@ -150,7 +150,11 @@ class _DecoderGraph:
             self._matrix(f"{block}.attn_k", kv_width, decoder.hidden, heads=decoder.kv_heads),
             self._matrix(f"{block}.attn_v", kv_width, decoder.hidden),
         ]
-        bias = self._bias(block, {"attn_q": width, "attn_k": kv_width, "attn_v": kv_width})
+        bias = self._bias(
+            block,
+            {"attn_q": width, "attn_k": kv_width, "attn_v": kv_width},
+            heads={"attn_q": decoder.heads, "attn_k": decoder.kv_heads},
+        )
         qkv = self._linear(x, parts, f"{block}.attn_qkv", f"layers.{layer}.qkv", bias)
         attended = f"{block}.attended"
         nodes.add(
@@ -219,24 +223,27 @@ class _DecoderGraph:
         return cosine, self._nodes.floats("rotary.sine", np.sin(angles))
 
     def _norm_weight(self, name: str) -> str:
-        return self._nodes.floats(f"{name}.weight", self._vector(f"{name}.weight"))
+        return self._nodes.floats(f"{name}.weight", self._checkpoint.vector(f"{name}.weight"))
 
-    def _bias(self, block: str, widths: dict[str, int]) -> Floats | None:
-        """The biases of linears that are computed side by side; zeros for one that has none."""
+    def _bias(
+        self, block: str, widths: dict[str, int], heads: dict[str, int] | None = None
+    ) -> Floats | None:
+        """The biases of linears that are computed side by side; zeros for one that has none.
+
+        Arguments:
+            heads: of the linears that are rotated by heads; see ``Checkpoint.matrix``.
+        """
         names = {part: f"{block}.{part}.bias" for part in widths}
         if not any(self._checkpoint.has(name) for name in names.values()):
             return None
         return np.concatenate(
             [
-                self._vector(names[part])
+                self._checkpoint.vector(names[part], heads=(heads or {}).get(part, 0))
                 if self._checkpoint.has(names[part])
                 else np.zeros(width, np.float32)
                 for part, width in widths.items()
             ]
         )
-
-    def _vector(self, name: str) -> Floats:
-        return self._checkpoint.vector(name)
 
     def _matrix(self, name: str, rows: int, columns: int, *, heads: int = 0) -> Matrix:
         return self._checkpoint.matrix(f"{name}.weight", rows, columns, heads=heads)

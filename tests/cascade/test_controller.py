@@ -44,6 +44,7 @@ class ScriptedModel:
     forms: list[tuple[Sampling, str | None, str | None]] = field(default_factory=list)
     modes: list[ScoreMode | None] = field(default_factory=list)
     own_mode: ScoreMode = "exact"
+    adapter_digest: str = ""
     ended: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -87,7 +88,10 @@ class ScriptedModel:
         scores = OptionScores(
             options, np.log(p), np.zeros(len(options)), p, mode=mode or self.own_mode
         )
-        return LocalAnswer(options[scores.best], SIGNALS, scores, 5, 1, 0.01, 0.0, "stop")
+        best = options[scores.best]
+        return LocalAnswer(
+            best, SIGNALS, scores, 5, 1, 0.01, 0.0, "stop", adapter_digest=self.adapter_digest
+        )
 
     def _wait(self, prompt: Prompt, cancel: CancelToken | None) -> None:
         self.prompts.append(prompt)
@@ -202,6 +206,15 @@ async def test_a_score_of_the_other_mode_is_not_passed_off_as_a_confidence(polic
     assert cluster.reports[0].confidence is None
     offline = await answer(Controller(ScriptedModel(0.9), None, policies), question(mode="search"))
     assert (offline.confidence, offline.verified) == (None, False)
+
+
+async def test_an_adapter_that_was_swapped_in_meanwhile_is_not_certified(policies):
+    cluster = ScriptedCluster()
+    model = ScriptedModel(0.9, adapter_digest="5" * 64)
+    result = await answer(Controller(model, cluster, policies), question())
+    assert result.reasons[0] == Reason.UNCERTIFIED_TASK
+    assert (result.device_confidence, result.source) == (None, "tier1")
+    assert cluster.reports[0].adapter_digest == "5" * 64
 
 
 async def test_without_a_policy_the_model_chooses_how_to_score():

@@ -6,9 +6,13 @@ import json
 
 import pytest
 
+from cascade import home
 from cascade.cli import main
+from cascade.signing import SigningKey
 from edge import Device
+from edge.build import build_classifier
 from edge.profile import Profile, profile_path
+from tests.digits import LABELS, trained
 
 
 @pytest.mark.models
@@ -41,8 +45,21 @@ def test_the_table_names_what_is_recommended_and_why(default_bundle, monkeypatch
     words = ["bundle", "bench", default_bundle.name, "--quick", "--threads", "1"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert f"recommended: {default_bundle.name} with 1 thread" in out
+    assert f"recommended: {default_bundle.name} (lossless Q4_1+Q8_0) with 1 thread" in out
     assert "█" in out
+
+
+def test_classifiers_are_left_out_and_refused_by_name(empty_home, capsys):
+    build_classifier(
+        trained(8),
+        home.bundles_dir() / "digits",
+        labels=LABELS,
+        signing_key=SigningKey.generate(),
+    )
+    assert main(["bundle", "bench", "--threads", "1"]) == 3
+    assert "no language model" in capsys.readouterr().err
+    assert main(["bundle", "bench", "digits", "--threads", "1"]) == 2
+    assert "digits is a classifier" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -55,6 +72,7 @@ def test_the_table_names_what_is_recommended_and_why(default_bundle, monkeypatch
         ([], 3, "cascade bundle build"),
         (["nope"], 3, "cascade bundle build"),
         (["--memory", "nan"], 2, "--memory"),
+        (["--memory", "inf"], 2, "--memory"),
     ],
 )
 def test_a_mistake_is_one_line(empty_home, capsys, words, code, message):

@@ -30,7 +30,7 @@ class Parrot:
         self, messages: tuple[Message, ...], max_tokens: int
     ) -> AsyncGenerator[Event, None]:
         self.prompts.append(messages)
-        if messages[-1].content == "fail":
+        if messages[-1].content.startswith("fail"):
             raise InvalidInput("prompt", "cannot be answered")
         yield Final(
             Answer(
@@ -84,6 +84,16 @@ async def test_the_oldest_turns_are_dropped_and_the_system_message_stays(parrot)
     assert all(prompt[0].content == "Be brief." for prompt in parrot.prompts)
     assert talk.dropped == 8
     assert len(talk.messages) == 13  # nothing that was said is lost to the app
+
+
+async def test_a_turn_that_fails_drops_nothing(parrot):
+    talk = AsyncConversation(parrot.ask, parrot.count, 20)
+    await said(talk.ask("one two"))
+    with pytest.raises(InvalidInput):
+        await said(talk.ask("fail " * 30))
+    assert talk.dropped == 0
+    await said(talk.ask("three"))
+    assert [message.content for message in parrot.prompts[-1]] == ["one two", "heard 1", "three"]
 
 
 async def test_a_conversation_may_refuse_to_forget(parrot):

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from cascade.errors import InvalidInput
+from cascade.errors import BundleError, InvalidInput
 from cascade.local import CancelToken
 from cascade.sampling import Sampling
 from edge import Device, Final, Step
@@ -70,6 +70,19 @@ def test_text_that_might_begin_a_stop_string_is_not_sent_after_the_end(babbler):
     )
     assert answer.finish == "callback"
     assert [answer.text] == pieces
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), DRAWN, Sampling(1.0, top_p=0.9)])
+def test_logits_that_are_no_numbers_are_an_error_and_the_model_stays_usable(
+    babbler, monkeypatch, sampling
+):
+    row = np.array(babbler._decoder.read([1]))
+    for broken in (np.nan, np.inf):
+        with monkeypatch.context() as patch:
+            patch.setattr(babbler._decoder, "read", lambda *_, x=broken: np.full_like(row, x))
+            with pytest.raises(BundleError, match="not finite numbers"):
+                babbler.generate("x", max_tokens=4, sampling=sampling)
+    assert babbler.generate("x", max_tokens=4, sampling=sampling).tokens == 4
 
 
 def test_a_stop_token_ends_the_answer_before_itself(babbler):

@@ -89,6 +89,7 @@ def torch_model():
     return model
 
 
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys:RuntimeWarning")
 @pytest.mark.parametrize(
     "options",
     [
@@ -98,7 +99,14 @@ def torch_model():
             "r": 4,
             "lora_alpha": 8,
             "use_rslora": True,
-            "alpha_pattern": {"down_proj": 3},
+            "alpha_pattern": {
+                "proj": 100,  # no whole part of a path: matches nothing
+                "down_proj": 3,
+                "self_attn.v_proj": 5,
+                "model.layers.0.mlp.up_proj": 2,
+                r"layers\.\d+\.mlp\.gate_proj": 6,
+                "up_proj": 7,
+            },
             "rank_pattern": {"k_proj": 2},
         },
     ],
@@ -148,6 +156,13 @@ def test_what_is_no_plain_lora_is_refused(tmp_path):
         ({"peft_type": "LORA", "use_dora": True}, "use_dora is True"),
         ({"peft_type": "LORA", "bias": "all"}, "bias is 'all'"),
         ({"peft_type": "LORA", "modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": "LORA", "init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"peft_type": "LORA", "alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"peft_type": "LORA", "layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"peft_type": "LORA"}, "lora_alpha is None"),
+        ({"peft_type": "LORA", "lora_alpha": 1, "alpha_pattern": {"(": 1}}, "no expression"),
+        ({"peft_type": "LORA", "lora_alpha": 1, "alpha_pattern": {"q": "x"}}, "not a number"),
+        ([], "peft_type is None"),
     ):
         config.write_text(json.dumps(fields))
         with pytest.raises(InvalidInput, match=problem):
@@ -157,5 +172,26 @@ def test_what_is_no_plain_lora_is_refused(tmp_path):
         read_peft(tmp_path)
     config.write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 8}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(InvalidInput, match="cannot be read"):
+    with pytest.raises(InvalidInput, match=r"adapter_model\.safetensors is cut short or damaged"):
         read_peft(tmp_path)
+
+
+def test_bfloat16_is_read_as_it_is(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    values = {
+        f"base_model.model.model.layers.0.self_attn.q_proj.lora_{half}.weight": torch.randn(shape)
+        for half, shape in (("A", (2, HIDDEN)), ("B", (HEADS * (HIDDEN // HEADS), 2)))
+    }
+    save_file(
+        {name: value.bfloat16() for name, value in values.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "lora_alpha": 2})
+    )
+    (module, pair) = next(iter(read_peft(tmp_path).items()))
+    assert module == "layers.0.q_proj"
+    for got, value in zip((pair.a, pair.b), values.values(), strict=True):
+        np.testing.assert_array_equal(got, value.bfloat16().float().numpy().T)

@@ -25,6 +25,7 @@ MODELS = {
     "minima in the embedding": Tiny(types={"ffn_down": Type.Q4_K}),
     "formulas that do not stack": Tiny("qwen2", {"attn_v": Type.Q8_0, "ffn_up": Type.F16}),
     "rotation slowed pair by pair": Tiny(rope_factors=True),
+    "llama with biases": Tiny(biases=True),
     "F16": Tiny(default=Type.F16),
     "F32": Tiny(default=Type.F32, tied=False),
 }

@@ -34,6 +34,7 @@ class Tiny:
         default: of the other matrices.
         tied: whether the embedding is the head as well.
         rope_factors: whether the file slows the rotation pair by pair, as Llama 3.1's do.
+        biases: whether q, k and v have biases; by default Qwen2's have.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Tiny:
         *,
         tied: bool = True,
         rope_factors: bool = False,
+        biases: bool | None = None,
     ) -> None:
         self.family = family
         self._rng = np.random.default_rng(7)
@@ -61,7 +63,7 @@ class Tiny:
             widths = {"q": HEADS * HEAD, "k": KV_HEADS * HEAD, "v": KV_HEADS * HEAD}
             for part, width in widths.items():
                 self._matrix(f"{block}.attn_{part}", width, HIDDEN)
-                if family == "qwen2":
+                if biases if biases is not None else family == "qwen2":
                     self._vector(f"{block}.attn_{part}.bias", width)
             self._matrix(f"{block}.attn_output", HIDDEN, HIDDEN)
             self._matrix(f"{block}.ffn_gate", WIDE, HIDDEN)

@@ -14,6 +14,7 @@ from cascade.errors import BundleError, Cancelled, CascadeError, InvalidInput
 from cascade.local import CancelToken
 from cascade.request import Message
 from cascade.signing import SigningKey, TrustStore
+from edge.bench import measure_here
 from edge.build.export import build_by_export, trace
 from edge.bundle import Bundle, inspect
 from edge.decoder import TreeNode
@@ -155,6 +156,14 @@ def test_limits_are_errors_and_leave_it_usable(decoder, expected):
         decoder.use_adapter("some digest", {})
     decoder.use_adapter("", None)
     assert np.abs(decoder.read(IDS) - expected[-1]).max() < 1e-4
+
+
+def test_it_is_measured_like_any_other(bundles, monkeypatch):
+    bundle = bundles["int8"]
+    monkeypatch.setattr("cascade.home.trust_dir", lambda: bundle.path.parent / "trust")
+    point = measure_here(bundle.path, threads=1, quick=True)
+    assert (point.bundle, point.quantisation) == ("tiny-int8", "int8 in blocks of 32")
+    assert point.decode_tokens_per_s > 0
 
 
 def test_it_generates_what_transformers_generates(folder, bundles):

@@ -93,15 +93,29 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def read_bytes(data: bytes, name: str) -> Mapping[str, FloatTensor]:
+    """Tensors by name of one file's content; ``name`` is for messages.
+
+    Raises:
+        InvalidInput: it is cut short, damaged or no safetensors file at all.
+    """
+    return {tensor.name: tensor for tensor in _parse(np.frombuffer(data, np.uint8), name)}
+
+
 def _read(path: Path) -> Iterator[FloatTensor]:
-    size = path.stat().st_size
+    if not path.stat().st_size:  # nothing that could be mapped
+        raise _damaged(path.name)
+    return _parse(np.memmap(path, np.uint8, "r"), path.name)
+
+
+def _parse(data: npt.NDArray[np.uint8], file: str) -> Iterator[FloatTensor]:
+    size = len(data)
     if size < _LENGTH_BYTES:
-        raise _damaged(path)
-    data = np.memmap(path, np.uint8, "r")
+        raise _damaged(file)
     length = int(data[:_LENGTH_BYTES].view("<u8")[0])
     start = _LENGTH_BYTES + length
     if start > size:
-        raise _damaged(path)
+        raise _damaged(file)
     try:
         header = json.loads(data[_LENGTH_BYTES:start].tobytes())
         entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
@@ -112,14 +126,14 @@ def _read(path: Path) -> Iterator[FloatTensor]:
             whole = 0 <= first <= end and start + end <= size and min(shape, default=0) >= 0
             items = math.prod(shape) * _ITEM_BYTES.get(dtype, 0)
             if not whole or (dtype in _ITEM_BYTES and items != end - first):
-                raise _damaged(path)
+                raise _damaged(file)
             raw = data[start + first : start + end]
-            yield FloatTensor(str(name), path.name, dtype, shape, raw)
+            yield FloatTensor(str(name), file, dtype, shape, raw)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InvalidInput):
             raise
-        raise _damaged(path) from None
+        raise _damaged(file) from None
 
 
-def _damaged(path: Path) -> InvalidInput:
-    return InvalidInput("safetensors", f"{path.name} is cut short or damaged; fetch it again")
+def _damaged(file: str) -> InvalidInput:
+    return InvalidInput("safetensors", f"{file} is cut short or damaged; fetch it again")

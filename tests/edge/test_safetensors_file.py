@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors.torch import save_file
 
 from cascade.errors import InvalidInput
-from edge.build.safetensors_file import INDEX, WHOLE, read_safetensors
+from edge.safetensors_file import INDEX, WHOLE, read_safetensors
 
 TENSORS = {
     "single": torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7,
