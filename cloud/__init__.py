@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         down,
         reset_prefix_caches,
         status,
+        up,
         up_detached,
     )
     from cloud.errors import (
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         Overloaded,
         TierUnavailable,
     )
-    from cloud.supervisor import up
 
 _HOMES = {
     "ClusterConfig": "cloud.config",
@@ -44,7 +44,7 @@ _HOMES = {
     "load_config": "cloud.config",
     "reset_prefix_caches": "cloud.control",
     "status": "cloud.control",
-    "up": "cloud.supervisor",
+    "up": "cloud.control",
     "up_detached": "cloud.control",
 }
 

@@ -24,14 +24,21 @@ from cascade.home import cluster_dir
 from cascade.wire import ClientProfile, GrpcRemote
 from cloud import processes
 from cloud.config import ClusterConfig
-from cloud.session import SessionState, already_running, log_path, running_state
+from cloud.session import (
+    SessionState,
+    already_running,
+    log_path,
+    read_state,
+    remove_remains,
+    running_state,
+)
 
 PROGRESS: Final = "progress: "
 FAILURE: Final = "error: "
 KEEP: Final = b"keep\n"
 _POLL_S: Final = 0.1
 _CONTROL_TIMEOUT_S: Final = 130.0
-_STOP_AFTER_FAILURE_S: Final = 40.0
+_STOP_TIMEOUT_S: Final = 60.0
 _LAST_LINES: Final = 5
 
 Progress = Callable[[str], None]
@@ -67,12 +74,33 @@ class ClusterStatus:
         return self.pid is not None
 
 
+def up(config: ClusterConfig, *, on_progress: Progress, timeout_s: float = 300.0) -> None:
+    """Run a cluster on this machine until Ctrl-C or ``down``, or until this process ends.
+
+    Arguments, and what is raised before it answers requests: see ``up_detached``.
+
+    Raises:
+        ClusterError: it ended by itself.
+    """
+    child = _start(config, on_progress, timeout_s)
+    on_progress("Ctrl-C stops it")
+    try:
+        while child.poll() is None:
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        on_progress("stopping")
+    finally:
+        _end(child)
+    if child.returncode:
+        raise ClusterError(_last_words(child.returncode, log_path()))
+
+
 def up_detached(
     config: ClusterConfig, *, on_progress: Progress, timeout_s: float = 300.0
 ) -> ClusterStatus:
-    """Start a supervisor in the background and wait until it answers requests.
+    """Start a cluster in the background and wait until it answers requests.
 
-    If this process is interrupted or ends before that, the supervisor takes itself down.
+    If this process is interrupted or ends before that, the cluster takes itself down.
 
     Arguments:
         on_progress: told in one line what is being done.
@@ -81,6 +109,19 @@ def up_detached(
         ClusterError: it does not come up; nothing of it is left running.
         Cancelled: Ctrl-C; likewise.
     """
+    child = _start(config, on_progress, timeout_s)
+    if child.stdin is not None:
+        child.stdin.write(KEEP)
+        child.stdin.close()
+    # It outlives this process, which therefore never asks for its exit code.
+    child.returncode = 0
+    return status()
+
+
+def _start(
+    config: ClusterConfig, on_progress: Progress, timeout_s: float
+) -> subprocess.Popen[bytes]:
+    """A supervisor whose cluster answers; it lives until its standard input is closed."""
     if running_state() is not None:
         raise already_running()
     config_file = cluster_dir() / "config.yaml"
@@ -105,12 +146,7 @@ def up_detached(
     except BaseException:
         _end(child)
         raise
-    if child.stdin is not None:
-        child.stdin.write(KEEP)
-        child.stdin.close()
-    # It outlives this process, which therefore never asks for its exit code.
-    child.returncode = 0
-    return status()
+    return child
 
 
 def status() -> ClusterStatus:
@@ -146,6 +182,7 @@ def down(timeout_s: float = 60.0) -> bool:
                 f"see {log_path()}, then end it with `kill -KILL {state.pid}`"
             )
         time.sleep(_POLL_S)
+    remove_remains(state)
     return True
 
 
@@ -203,14 +240,14 @@ def _follow(child: subprocess.Popen[bytes], log: Path, on_progress: Progress, en
     """Relay progress until the child is ready; raise when it ends or time is over."""
     with log.open(errors="replace") as lines:
         while True:
-            # Asked before reading: what it wrote before it ended is still read.
+            # Asked before reading: what it wrote before that is still read.
             ended = child.poll() is not None
+            state = running_state()
             for line in _whole_lines(lines.fileno()):
                 if line.startswith(PROGRESS):
                     on_progress(line.removeprefix(PROGRESS))
                 elif line.startswith(FAILURE):
                     raise ClusterError(line.removeprefix(FAILURE))
-            state = running_state()
             if state is not None and state.pid == child.pid and state.stage == "ready":
                 return
             if ended:
@@ -235,17 +272,20 @@ def _last_words(code: int, log: Path) -> str:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Take the child down, whatever else is interrupted meanwhile."""
+    """Take the child down, whatever else is interrupted meanwhile, and what it may leave."""
+    state = read_state()
+    # Its end is all that is said: a signal in the middle of Ray's start would find Ray's handlers.
     if child.stdin is not None:
         child.stdin.close()
-    child.send_signal(signal.SIGTERM)
-    end = time.monotonic() + _STOP_AFTER_FAILURE_S
+    end = time.monotonic() + _STOP_TIMEOUT_S
     while child.poll() is None and time.monotonic() < end:
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(_POLL_S)
     if child.poll() is None:
         child.kill()
         child.wait()
+    if state is not None and state.pid == child.pid:
+        remove_remains(state)
 
 
 def _environment() -> dict[str, str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Final, cast
 
 from cascade.errors import ClusterError
+from cloud.session import FOLDER_VARIABLE
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ def start_ray(folder: Path, *, num_cpus: int) -> None:
         # Kept in memory: without it Ray writes a token into the user's home.
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_USAGE_STATS_ENABLED="0",
-        RAY_TMPDIR=str(folder),
+        **{FOLDER_VARIABLE: str(folder)},
         # What a killed replica leaves behind goes with the session.
         TMPDIR=str(folder),
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
@@ -75,6 +77,8 @@ def stop_ray() -> None:
 
 
 def _stop() -> None:
+    if "ray" not in sys.modules:  # it failed before there was anything to stop
+        return
     import ray
     from ray import serve
 

@@ -67,6 +67,33 @@ def command_name(pid: int) -> str:
     return Path(reply.stdout.strip()).name
 
 
+def with_variable(name: str, value: str) -> frozenset[int]:
+    """All other processes that were started with this environment variable, whoever their parents
+    are by now. Linux only; empty elsewhere."""
+    if sys.platform != "linux":
+        return frozenset()
+    wanted = f"{name}={value}".encode()
+    found = set()
+    for pid, _ in _parents():
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+            if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found.add(pid)
+    return frozenset(found - {os.getpid()})
+
+
+def kill_with_variable(name: str, value: str) -> int:
+    """Kill them, and what they start meanwhile. Returns how many there were."""
+    killed: set[int] = set()
+    while left := frozenset(
+        pid for pid in with_variable(name, value) if start_time(pid) is not None
+    ):
+        for pid in left:
+            _signal(pid, signal.SIGKILL)
+        killed |= left
+        time.sleep(_POLL_S)
+    return len(killed)
+
+
 def end_descendants(keep: frozenset[int], *, grace_s: float) -> int:
     """End every descendant of this process that is not in ``keep``: SIGTERM, then SIGKILL after
     ``grace_s``. Returns how many had to be killed."""

@@ -8,15 +8,20 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from cascade.errors import ClusterError
 from cascade.files import write_whole
 from cascade.home import cluster_dir
 from cloud import processes
+
+FOLDER_PREFIX: Final = "cascade-"
+FOLDER_VARIABLE: Final = "RAY_TMPDIR"
+"""All processes of a session have its folder in this environment variable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,18 @@ def running_state() -> SessionState | None:
     if state is None or processes.start_time(state.pid) != state.begun:
         return None
     return state
+
+
+def remove_remains(state: SessionState) -> None:
+    """End what a supervisor that is no more has left: Ray's processes and its folder.
+
+    Ray's processes are told by their environment, not by their parents, who may have ended first.
+    """
+    if Path(state.folder).name.startswith(FOLDER_PREFIX):
+        processes.kill_with_variable(FOLDER_VARIABLE, state.folder)
+        shutil.rmtree(state.folder, ignore_errors=True)
+    if read_state() == state:
+        state_path().unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

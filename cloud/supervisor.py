@@ -1,9 +1,8 @@
 """The process that owns a local cluster: it has it started, waits, and takes everything down again,
 however it ends.
 
-``python -m cloud.supervisor CONFIG`` is what ``up_detached`` runs in the background. The steps of
-starting are ``startup``; how other processes talk to this one is ``control`` and
-``control_socket``.
+``python -m cloud.supervisor CONFIG`` is what ``up`` and ``up_detached`` start. The steps that it
+takes are ``startup``; how other processes talk to it is ``control`` and ``control_socket``.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
 
 from cascade.errors import Cancelled, CascadeError, ClusterError
 from cascade.wire import profile_path
@@ -33,45 +32,49 @@ from cloud.local_ray import stop_ray
 _log = logging.getLogger(__name__)
 
 _KILL_AFTER_S: Final = 3.0
+_POLL_S: Final = 0.1
 
 
-def up(config: ClusterConfig, *, on_progress: Progress) -> None:
-    """Run a cluster on this machine until SIGINT or SIGTERM. Call it on the main thread.
+def run(config: ClusterConfig, *, on_progress: Progress) -> None:
+    """Run a cluster on this machine until SIGINT, SIGTERM, or the end of standard input. Call it on
+    the main thread of a process that does nothing else.
+
+    Where that comes before the cluster is ready, this process ends at once, and all that it
+    started: what raises in the middle of Ray's start may get lost in there, or break it.
 
     Arguments:
         on_progress: told in one line what is being done.
 
     Raises:
         ClusterError: it cannot start; the message says what to do. Nothing is left running.
-        Cancelled: a signal came before it was ready; likewise.
     """
     began = time.monotonic()
     model_files = startup.model_files(config)
-    with session.claim(), _Interruptible() as signals:
+    with session.claim():
         startup.check_port(config)
-        _remove_remains()
+        remains = session.read_state()
+        if remains is not None:  # of one that was killed: the lock proves that it no longer runs
+            session.remove_remains(remains)
         # Short: Ray's socket names must fit into 107 bytes.
-        folder = Path(tempfile.mkdtemp(prefix="cascade-", dir="/tmp"))
+        folder = Path(tempfile.mkdtemp(prefix=session.FOLDER_PREFIX, dir="/tmp"))
         others = processes.descendants(os.getpid())
         processes.adopt_orphans()
         state = _state(config, folder)
+        stop = _Stop()
         try:
             state.save()
-            try:
+            with stop.at_once(lambda: _end_at_once(state, others)):
                 profile = startup.start(config, model_files, folder, on_progress)
+                stop.listen()  # Ray has put handlers of its own in place
                 reset_prefix_caches(config)
-            except (_Stopped, SystemExit):
-                raise Cancelled("interrupted; the cluster was taken down again") from None
-            signals.defer()
             with control_socket(state.control_socket, config):
                 profile.save(profile_path())
-                replace(state, stage="ready").save()
                 on_progress(f"ready at {state.address} in {time.monotonic() - began:.1f} s")
-                _wait(signals)
+                replace(state, stage="ready").save()
+                _wait(stop.asked)
             on_progress("stopping")
             _drain(config)
         finally:
-            signals.defer()
             with contextlib.suppress(OSError):
                 replace(state, stage="stopping").save()
             stop_ray()
@@ -81,45 +84,52 @@ def up(config: ClusterConfig, *, on_progress: Progress) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Stopped(BaseException):
-    """A signal arrived while the cluster was starting."""
-
-
-class _Interruptible:
-    """SIGINT and SIGTERM: raise ``_Stopped`` at once, or after ``defer`` only set ``stopped``."""
+class _Stop:
+    """Whether this process was asked to stop: by a signal, or by the end of its standard input."""
 
     def __init__(self) -> None:
-        self.stopped = threading.Event()
-        self._raising = True
-        self._before: dict[int, object] = {}
+        self.asked = threading.Event()
+        self._changing = threading.Lock()
+        self.listen()
+        threading.Thread(target=self._watch_input, daemon=True, name="watch-parent").start()
 
-    def __enter__(self) -> _Interruptible:
+    def listen(self) -> None:
+        """Take SIGINT and SIGTERM."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._on_signal)
-        return self
+            signal.signal(number, lambda *_: self.asked.set())
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+    @contextlib.contextmanager
+    def at_once(self, end: Callable[[], NoReturn]) -> Iterator[None]:
+        """In here, being asked calls ``end``, on a thread of its own."""
+        over = threading.Event()
 
-    def defer(self) -> None:
-        """From now on, do not interrupt what runs. Ray has put a handler of its own in place."""
-        self._raising = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        def guard() -> None:
+            while not over.is_set():
+                if self.asked.wait(_POLL_S):
+                    with self._changing:
+                        if not over.is_set():
+                            end()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.stopped.set()
-        if self._raising:
-            self._raising = False
-            raise _Stopped
+        threading.Thread(target=guard, daemon=True, name="end-at-once").start()
+        try:
+            yield
+        finally:
+            with self._changing:
+                over.set()
+
+    def _watch_input(self) -> None:
+        """Until told to keep running, live no longer than the process that started this one."""
+        if sys.stdin.buffer.readline() != KEEP:
+            self.asked.set()
 
 
-def _remove_remains() -> None:
-    """A supervisor that was killed leaves its folder; the lock proves that it no longer runs."""
-    remains = session.read_state()
-    if remains is not None and Path(remains.folder).name.startswith("cascade-"):
-        shutil.rmtree(remains.folder, ignore_errors=True)
+def _end_at_once(state: session.SessionState, others: frozenset[int]) -> NoReturn:
+    """End this process without asking Ray, which may be anywhere in its start."""
+    processes.end_descendants(others, grace_s=0.0)
+    session.remove_remains(state)
+    session.state_path().unlink(missing_ok=True)
+    print(f"{FAILURE}it was stopped while it started", flush=True)
+    os._exit(Cancelled.exit_code)
 
 
 def _state(config: ClusterConfig, folder: Path) -> session.SessionState:
@@ -147,10 +157,10 @@ def _drain(config: ClusterConfig) -> None:
         _log.exception("the gateway was not drained")
 
 
-def _wait(signals: _Interruptible) -> None:
-    """Wait for a signal, or for Ray to break."""
+def _wait(asked: threading.Event) -> None:
+    """Wait to be asked to stop, or for Ray to break."""
     own = {pid: processes.start_time(pid) for pid in _ray_processes()}
-    while not signals.stopped.wait(1.0):
+    while not asked.wait(1.0):
         if any(processes.start_time(pid) != begun for pid, begun in own.items()):
             raise ClusterError("Ray ended by itself; the cluster was taken down")
 
@@ -163,26 +173,15 @@ def _ray_processes() -> list[int]:
     ]
 
 
-def _stop_when_abandoned() -> None:
-    """Until told to keep running, live no longer than the process that started this one."""
-
-    def watch() -> None:
-        if sys.stdin.buffer.readline() != KEEP:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True, name="watch-parent").start()
-
-
 def main(arguments: list[str]) -> int:
-    """Run the supervisor in the background of another process; returns the exit code."""
+    """Run the supervisor for another process; returns the exit code."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    _stop_when_abandoned()
 
     def report(line: str) -> None:
         print(f"{PROGRESS}{line}", flush=True)
 
     try:
-        up(load_config(Path(arguments[0])), on_progress=report)
+        run(load_config(Path(arguments[0])), on_progress=report)
     except CascadeError as error:
         print(f"{FAILURE}{' '.join(str(error).split())}", flush=True)
         return error.exit_code

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade import catalog
+from cascade.cli.interrupt import loading
 from cascade.cli.models import pull_with_progress
 from cascade.errors import NotFound
 
@@ -36,9 +37,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def prepare_config(path: Path | None, port: int | None = None) -> ClusterConfig:
     """The checked configuration, with the models that it names downloaded."""
-    import cloud
+    with loading():
+        from cloud import load_config
 
-    config = cloud.load_config(path)
+    config = load_config(path)
     if port is not None:
         config = config.with_port(port)
     for tier in config.tiers:
@@ -48,13 +50,14 @@ def prepare_config(path: Path | None, port: int | None = None) -> ClusterConfig:
 
 
 def _up(args: argparse.Namespace) -> int:
-    import cloud
+    with loading():
+        from cloud import up, up_detached
 
     config = prepare_config(args.config, args.port)
     if not args.detach:
-        cloud.up(config, on_progress=_say)
+        up(config, on_progress=_say)
         return 0
-    status = cloud.up_detached(config, on_progress=_say)
+    status = up_detached(config, on_progress=_say)
     print(f"cluster ready at {status.address}; stop it with: cascade cluster down")
     return 0
 

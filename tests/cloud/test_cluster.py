@@ -272,6 +272,54 @@ def test_ctrl_c_while_starting_leaves_nothing(home: Path, config: ClusterConfig)
     assert not Path(state.folder).exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "later_s"),
+    [("starting", 0.3), ("starting", 1.5), ("starting", 4.0), ("loading", 0.0), ("warming", 0.0)],
+)
+def test_ctrl_c_in_the_foreground_is_one_line_whenever_it_comes(
+    home: Path, config: ClusterConfig, line: str, later_s: float
+) -> None:
+    file = home / "config.yaml"
+    file.write_text(config.yaml())
+    up = subprocess.Popen(
+        [sys.executable, "-m", "cascade.cli", "cluster", "up", "--config", str(file)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert up.stderr is not None
+    for said in up.stderr:
+        if said.startswith(line):
+            break
+    time.sleep(later_s)
+    state = session.running_state()
+    assert state is not None
+    up.send_signal(signal.SIGINT)
+    _, rest = up.communicate(timeout=60)
+    # What it had said by then, and one line about the interruption.
+    words = [said.split()[0] for said in rest.splitlines() if said]
+    assert [word for word in words if word not in ("loading", "warming")] == ["cascade"]
+    assert "interrupted" in rest
+    assert up.returncode == 130
+    assert processes.with_variable(session.FOLDER_VARIABLE, state.folder) == frozenset()
+    assert not session.state_path().exists()
+    assert not Path(state.folder).exists()
+
+
+def test_what_a_killed_supervisor_leaves_is_ended_by_the_next_command(
+    home: Path, config: ClusterConfig
+) -> None:
+    cloud.up_detached(config, on_progress=print)
+    state = session.running_state()
+    assert state is not None
+    os.kill(state.pid, signal.SIGKILL)
+    wait_until(lambda: session.running_state() is None)
+    session.remove_remains(state)
+    assert processes.with_variable(session.FOLDER_VARIABLE, state.folder) == frozenset()
+    assert not Path(state.folder).exists()
+    assert not session.state_path().exists()
+
+
 def test_a_supervisor_does_not_outlive_a_killed_starter(home: Path, config: ClusterConfig) -> None:
     file = home / "config.yaml"
     file.write_text(config.yaml())
