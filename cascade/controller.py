@@ -62,8 +62,9 @@ class Controller:
         """Answer ``request``. Closing the iterator cancels whatever is under way.
 
         Arguments:
-            show: ``"final"`` holds local text back until it is accepted; ``"provisional"`` streams
-                it at once, to be followed by ``Superseded`` where another source takes over.
+            show: ``"final"`` holds local text back until it is accepted, unless nothing can take
+                its place; ``"provisional"`` streams it at once, to be followed by ``Superseded``
+                where another source takes over.
 
         Raises:
             InvalidInput: a field of the request is unusable.
@@ -74,15 +75,15 @@ class Controller:
         request.check()
         state = _State(request)
         policy = self._policy(request)
+        obstacle = obstacle_to_escalation(request, cluster=self._remote is not None)
         if self._local is not None and request.prefer == "device":
             async with contextlib.aclosing(
-                self._try_locally(self._local, state, policy, show)
+                self._try_locally(self._local, state, policy, show, alone=obstacle is not None)
             ) as pieces:
                 async for event in pieces:
                     yield event
         else:
             state.reasons.append(Reason.CLOUD_PREFERRED if self._local else Reason.NO_LOCAL_MODEL)
-        obstacle = obstacle_to_escalation(request, cluster=self._remote is not None)
         decision = self._judge(state, policy, obstacle)
         if decision.escalate and self._remote is not None:
             async with contextlib.aclosing(
@@ -113,8 +114,14 @@ class Controller:
         state: _State,
         policy: Policy | None,
         show: Show,
+        *,
+        alone: bool,
     ) -> AsyncGenerator[Event, None]:
-        """Let the device answer into ``state.local``; yields its text where it is provisional."""
+        """Let the device answer into ``state.local``; yields its text where it is shown already.
+
+        Arguments:
+            alone: nobody else can answer, so what the device writes stands.
+        """
         cancel = CancelToken()
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -129,9 +136,9 @@ class Controller:
         expiry = loop.call_later(max(0.0, state.remaining_s()), cancel.cancel)
         try:
             while (text := await pieces.get()) is not None:
-                if show == "provisional":
+                if alone or show == "provisional":
                     state.shown = DEVICE
-                    yield Token(text, DEVICE, provisional=True)
+                    yield Token(text, DEVICE, provisional=not alone)
             state.local = await decode
             if state.local.finish == "cancelled":
                 raise Cancelled("the local decode was stopped")
@@ -163,6 +170,11 @@ class Controller:
         if obstacle is not None:
             if state.local_problem is not None:
                 raise state.local_problem
+            if obstacle is Reason.NO_CLUSTER:
+                raise InvalidInput(
+                    "prefer",
+                    "is cloud, but no cluster is configured; give --cloud, or cloud=… in code",
+                )
             raise InvalidInput(
                 "constraints", f"forbid escalation ({obstacle}), and the device is not to answer"
             )
@@ -206,7 +218,7 @@ class Controller:
         except RemoteError as problem:
             state.remote_s = time.perf_counter() - started
             if state.local is None:
-                raise
+                raise _without_answer(problem, state.request) from None
             state.remote_error = problem
         else:
             if state.answer is None:
@@ -347,6 +359,16 @@ def _decode(
         option_prefix=task.option_prefix,
         mode=request.mode or (policy.confidence.mode if policy else None),
         cancel=cancel,
+    )
+
+
+def _without_answer(problem: RemoteError, request: Request) -> CascadeError:
+    """What a failed call means where there is no local answer to fall back on."""
+    if problem.status != "DEADLINE_EXCEEDED":
+        return problem
+    return DeadlineExceeded(
+        f"the deadline of {request.constraints.deadline_s:g} s passed before the cluster had an "
+        "answer; allow more time"
     )
 
 

@@ -87,7 +87,7 @@ class OptionScores:
             in the log domain, Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021,
             arXiv 2104.08315). Not calibrated. In exact mode they sum to 1. In search mode each is a
             *lower bound*, 0 for answers left unscored, and they sum to 1 − ``unexplored``; the best
-            answer is proven to be exact mode's, too.
+            answer is exact mode's, too, up to the rounding of the model's logits.
         mode, unexplored, nodes, nodes_scored: see ``ScoreBounds``.
     """
 

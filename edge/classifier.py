@@ -21,6 +21,7 @@ from cascade.signals import OptionScores, Signals
 from cascade.tensor import DTYPES, Tensor, check_tensors
 from edge.bundle import CLASSIFIER_GRAPH, PREPROCESS_GRAPH, Bundle
 from edge.classifier_spec import Array, ClassifierSpec, InputSpec
+from edge.session import open_session
 
 # Half-precision and 8-bit graphs round their probabilities.
 _SUM_TOLERANCE = 0.02
@@ -136,12 +137,12 @@ class Graphs:
     def __init__(self, folder: Path, *, preprocess: bool, threads: int = 1) -> None:
         if threads < 1:
             raise InvalidInput("threads", f"{threads} is below 1")
-        self._model = _session(folder / CLASSIFIER_GRAPH, threads)
+        self._model = open_session(folder / CLASSIFIER_GRAPH, threads=threads)
         self._model_inputs = _inputs(self._model, CLASSIFIER_GRAPH)
         self._preprocessor: ort.InferenceSession | None = None
         self._names: tuple[str, ...] = ()
         if preprocess:
-            self._preprocessor = _session(folder / PREPROCESS_GRAPH, threads)
+            self._preprocessor = open_session(folder / PREPROCESS_GRAPH, threads=threads)
             self._names = self._connected(self._preprocessor)
 
     @property
@@ -210,24 +211,13 @@ class Graphs:
         return tuple(given)
 
 
-def _session(path: Path, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as problem:  # onnxruntime raises a dozen unrelated types
-        raise BundleError(f"{path.name}: onnxruntime cannot load it ({_line(problem)})") from None
-
-
 def _run(
     session: ort.InferenceSession, outputs: list[str] | None, feeds: Mapping[str, Array]
 ) -> list[Array]:
     try:
         results: list[Array] = session.run(outputs, dict(feeds))
-    except Exception as problem:  # as above; a variable axis may have a length that cannot be
+    # onnxruntime raises a dozen types; a variable axis may have a length that cannot be
+    except Exception as problem:
         raise InvalidInput("tensors", f"cannot be computed on ({_line(problem)})") from None
     return results
 

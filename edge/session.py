@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Final
 
 import onnxruntime as ort
 
 from cascade.errors import BundleError, InvalidInput
+
+_MOST_THREADS_A_CORE: Final = 8
 
 
 def open_session(graph: Path, *, threads: int) -> ort.InferenceSession:
@@ -17,15 +21,16 @@ def open_session(graph: Path, *, threads: int) -> ort.InferenceSession:
             on the device's cores.
 
     Raises:
-        InvalidInput: fewer than one thread.
+        InvalidInput: fewer than one thread, or many more than there are cores.
         BundleError: onnxruntime cannot load the graph.
     """
-    if threads < 1:
-        raise InvalidInput("threads", f"{threads} is below 1")
+    most = _MOST_THREADS_A_CORE * (os.cpu_count() or 1)
+    if not 1 <= threads <= most:
+        raise InvalidInput("threads", f"{threads} is not in 1 … {most} on this machine")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is raised; its log beside it says the same
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

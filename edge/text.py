@@ -39,12 +39,15 @@ class TextCodec:
             for index, token in self._tokenizer.get_added_tokens_decoder().items()
             if token.special
         )
-        self._templates = minijinja.Environment(
-            templates={"chat": bundle.file(CHAT_TEMPLATE).read_text(encoding="utf-8")},
-            trim_blocks=True,
-            lstrip_blocks=True,
-            pycompat=True,
-        )
+        try:
+            self._templates = minijinja.Environment(
+                templates={"chat": bundle.file(CHAT_TEMPLATE).read_text(encoding="utf-8")},
+                trim_blocks=True,
+                lstrip_blocks=True,
+                pycompat=True,
+            )
+        except (UnicodeDecodeError, minijinja.TemplateError) as problem:
+            raise BundleError(f"{CHAT_TEMPLATE}: cannot be read ({problem})") from None
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a completion prompt, or of a conversation up to the answer's first token.

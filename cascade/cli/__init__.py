@@ -28,9 +28,12 @@ _VERBS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    args_left = list(sys.argv[1:] if argv is None else argv)
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one command; ``run`` among them carries it out.
+
+    Raises:
+        SystemExit: there is no such command or option, or help was asked for.
+    """
     parser = argparse.ArgumentParser(
         prog="cascade",
         description="Local-first AI that escalates only what it must.",
@@ -38,13 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    wanted = next((arg for arg in args_left if arg in _VERBS), None)
+    wanted = next((word for word in words if word in _VERBS), None)
     for name, summary in _VERBS.items():
         verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:])
         if name == wanted:
             with loading():
                 importlib.import_module(f"cascade.cli.{name}").configure(verb)
-    args = parser.parse_args(args_left)
+    return parser.parse_args(words)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = parse(sys.argv[1:] if argv is None else argv)
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -62,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader left (`| head`); give the interpreter nothing to flush into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as problem:
+        if problem.filename is None:
+            raise
+        print(f"cascade {args.verb}: {problem.filename}: {problem.strerror}", file=sys.stderr)
+        return CascadeError.exit_code
 
 
 class _Version(argparse.Action):

@@ -169,6 +169,11 @@ def _confidence(answer: Answer) -> str:
         return (
             f"none for {answer.source}; the device's own answer had {answer.device_confidence:.2f}"
         )
+    if answer.raw_score is not None and not answer.local:
+        return (
+            f"none for {answer.source}; the device's own answer had the raw score "
+            f"{answer.raw_score:.2f}, not calibrated"
+        )
     if answer.raw_score is not None:
         return f"none · raw score {answer.raw_score:.2f}, not calibrated"
     return "none"

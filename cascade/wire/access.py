@@ -143,6 +143,7 @@ async def _unauthenticated(
                 await anext(request, None)
     refusal = RemoteError(
         "UNAUTHENTICATED",
-        f"the API key in `{API_KEY_HEADER}` is missing or unknown to this cluster",
+        f"the API key in `{API_KEY_HEADER}` is missing or unknown to this cluster; "
+        "copy its client profile (client.json) again, or set CASCADE_API_KEY",
     )
     await context.abort_with_status(status_of(refusal))

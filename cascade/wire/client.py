@@ -128,15 +128,18 @@ class GrpcRemote:
         stub = cast(Any, inference_pb2_grpc).InferenceServiceStub(self._connected())
         call = stub.Answer(iter((opened,)), timeout=remaining_s, metadata=self._metadata)
         transfer.bytes_up += opened.ByteSize()
-        finished = False
+        heard = finished = False
         try:
             async for message in call:
+                heard = True
                 transfer.bytes_down += message.ByteSize()
                 event = read_event(message, request_id=opened.open.request_id)
                 if event is not None:
                     finished = isinstance(event, Finished)
                     yield event
         except grpc.aio.AioRpcError as error:
+            if not heard and self._connected().get_state() is not grpc.ChannelConnectivity.READY:
+                transfer.bytes_up -= opened.ByteSize()  # there was no connection to send it over
             raise self._remote_error(error, deadline_s) from None
         except InvalidInput as error:
             raise RemoteError("INTERNAL", f"the cluster broke the contract: {error}") from None

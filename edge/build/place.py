@@ -31,15 +31,21 @@ def finished_or_absent(out: Path) -> Iterator[Path]:
 
     Raises:
         CascadeError: the disk is full.
+        InvalidInput: the place cannot be written.
     """
     try:
         with _aside(out) as folder:
             yield folder
     except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CascadeError(
+                f"{out}: the disk is full; nothing was left behind. Free some space or build "
+                "elsewhere"
+            ) from None
+        if problem.filename is None:  # not a file's: a defect, which its trace has to tell
             raise
-        raise CascadeError(
-            f"{out}: the disk is full; nothing was left behind. Free some space or build elsewhere"
+        raise InvalidInput(
+            "out", f"{out} cannot be written ({problem.strerror}); choose another folder"
         ) from None
 
 

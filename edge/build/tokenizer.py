@@ -45,12 +45,16 @@ def tokenizer_json(gguf: GgufFile) -> str:
     types = gguf.values("tokenizer.ggml.token_type", int)
     if len(types) != len(tokens):
         raise InvalidInput("gguf", f"{gguf.path.name} has {len(tokens)} tokens, {len(types)} types")
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={token: index for index, token in enumerate(tokens)},
-            merges=[_pair(gguf, merge) for merge in gguf.values("tokenizer.ggml.merges", str)],
+    merges = [_pair(gguf, merge) for merge in gguf.values("tokenizer.ggml.merges", str)]
+    try:
+        model = models.BPE(
+            vocab={token: index for index, token in enumerate(tokens)}, merges=merges
         )
-    )
+    except Exception as problem:  # tokenizers raises bare Exception
+        raise InvalidInput(
+            "gguf", f"{gguf.path.name}: its vocabulary is damaged ({problem}); fetch it again"
+        ) from None
+    tokenizer = Tokenizer(model)
     _SPLITTERS[str(pre)](tokenizer)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(_added(tokens, types, _TokenType.CONTROL))

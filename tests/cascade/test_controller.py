@@ -327,6 +327,24 @@ async def test_provisional_text_is_not_repeated_when_it_is_kept():
     assert [e.text for e in events if isinstance(e, Token)] == ["a b", " c"]
 
 
+@pytest.mark.parametrize("cluster", [None, ScriptedCluster()])
+async def test_local_text_streams_as_final_where_nothing_can_take_its_place(cluster):
+    here = Constraints(data_class=DataClass.NEVER_LEAVE)
+    request = Request((Message("user", "why?"),), constraints=here)
+    events = await gather(Controller(ScriptedModel(), cluster), request)
+    assert events[:-1] == [
+        Token("a b", "device", provisional=False),
+        Token(" c", "device", provisional=False),
+    ]
+
+
+async def test_a_deadline_spent_in_the_cloud_alone_is_a_deadline():
+    cluster = ScriptedCluster(events=(), problem=RemoteError("DEADLINE_EXCEEDED", "too late"))
+    request = Request((Message("user", "why?"),), prefer="cloud", constraints=Constraints(3.0))
+    with pytest.raises(DeadlineExceeded, match="deadline of 3 s"):
+        await answer(Controller(ScriptedModel(), cluster), request)
+
+
 async def test_local_text_is_held_back_by_default():
     events = await gather(
         Controller(ScriptedModel(), ScriptedCluster()), Request((Message("user", "why?"),))

@@ -39,7 +39,7 @@ def test_choosing_offline_answers_and_says_what_it_is_worth(cascade):
 
 
 def test_asking_offline_streams_and_reports_the_rate(cascade):
-    done = cascade("ask", "-", "--max-tokens", "8", "--show", "provisional", stdin="Say hello.")
+    done = cascade("ask", "-", "--max-tokens", "8", stdin="Say hello.")
     assert done.returncode == 0
     assert done.stdout.strip()
     assert "tokens/s" in done.stderr
@@ -84,7 +84,7 @@ def test_an_answer_fills_in_a_form(cascade, tmp_path):
         (["ask", "hi", "--json-schema", '{"not": {}}'], 2, "not"),
         (["ask", "hi", "--deadline", "0"], 2, "deadline_s"),
         (["ask", "hi", "--deadline", "0.001"], 9, "allow more time"),
-        (["ask", "hi", "--prefer", "cloud"], 2, "no_cluster"),
+        (["ask", "hi", "--prefer", "cloud"], 2, "give --cloud"),
         (["choose", "hi", "--options", "yes"], 2, "at least two"),
         (["choose", "hi", "--options", "yes,yes"], 2, "twice"),
         (["choose", "hi", "--options", "yes,no", "--task", "../x"], 2, "task"),
