@@ -1,8 +1,8 @@
 """One run of a benchmark: which groups, how long, and what becomes of their rows.
 
 ``python -m benchmarks.NAME --json FILE [--quick] [--only GROUP]``. Standard error shows progress,
-standard output the table. Exit code 0; 1 where a full run left a row without a value; 130 after
-Ctrl-C, with nothing written.
+standard output the table. Exit code 0; 1 where a group failed or a full run left a row without a
+value (what was measured is written); 130 after Ctrl-C, with nothing written.
 """
 
 from __future__ import annotations
@@ -88,14 +88,19 @@ def main(
     args = parser.parse_args(arguments)
     run = Run(quick=args.quick, hardware=hardware())
     rows: list[Row] = []
+    failed = False
     started = time.perf_counter()
     try:
         made = subject(run)
         for group in args.only or groups:
             print(f"{group} · {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-            for row in groups[group](made, run):
-                rows.append(row)
-                print(line(row), flush=True)
+            try:
+                for row in groups[group](made, run):
+                    rows.append(row)
+                    print(line(row), flush=True)
+            except (CascadeError, PeerUnavailable) as problem:  # other groups may still be measured
+                print(f"{name}, {group}: {problem}", file=sys.stderr)
+                failed = True
         if args.json:
             write_whole(args.json, to_json(rows))
     except KeyboardInterrupt:
@@ -103,6 +108,8 @@ def main(
         return 130
     except (CascadeError, PeerUnavailable) as problem:
         print(f"{name}: {problem}", file=sys.stderr)
+        return 1
+    if failed:
         return 1
     missing = [row.figure for row in rows if row.value is None]
     if missing and not args.quick:

@@ -4,18 +4,21 @@ first request that needs it, so that loading can be timed in a fresh process."""
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.child import Fields, serve, timed
 
 if TYPE_CHECKING:
+    from cascade.local import LocalAnswer
+    from cascade.signals import ScoreMode
     from edge import Bundle, OnnxModel
+    from edge.decoder import Row
+    from edge.measure import RowStats
 
 _RANK = 8
 
@@ -33,7 +36,6 @@ def main() -> None:
         engine.adapters,
         engine.use_adapter,
         engine.overhead,
-        engine.signals,
         engine.choose,
         engine.read_and_write,
     )
@@ -117,47 +119,57 @@ class Engine:
         return {}
 
     def overhead(self, text: str, count: int) -> Fields:
-        """CPU seconds of writing ``count`` tokens, and of the graph's runs alone among them."""
+        """CPU seconds of writing ``count`` tokens, and among them of the graph's runs alone, and of
+        measuring the signals."""
         import onnxruntime
 
-        inside = [0.0]
+        import edge.generate
+        from edge.measure import row_stats
+
+        inside = {"runs_s": 0.0, "signals_s": 0.0}
         run = onnxruntime.InferenceSession.run_with_iobinding
 
         def timed_run(session: object, *arguments: object) -> None:
             started = time.process_time()
             run(session, *arguments)
-            inside[0] += time.process_time() - started
+            inside["runs_s"] += time.process_time() - started
+
+        def timed_stats(logits: Row) -> RowStats:
+            started = time.process_time()
+            stats = row_stats(logits)
+            inside["signals_s"] += time.process_time() - started
+            return stats
 
         self._model.generate(text, max_tokens=1)
         onnxruntime.InferenceSession.run_with_iobinding = timed_run
+        edge.generate.row_stats = timed_stats  # type: ignore[attr-defined]
         try:
             total = timed(lambda: self._write(text, count))
         finally:
             onnxruntime.InferenceSession.run_with_iobinding = run
-        return {"total_s": total["cpu_s"], "runs_s": inside[0]}
+            edge.generate.row_stats = row_stats  # type: ignore[attr-defined]
+        return {"total_s": total["cpu_s"], **inside}
 
-    def signals(self, repeats: int) -> Fields:
-        """CPU seconds of measuring one row of logits."""
-        import numpy as np
-
-        from edge.measure import row_stats
-
-        # As wide as this vocabulary, and about as peaked as a language model's.
-        row = np.random.default_rng(0).normal(0, 3, self._bundle.manifest.vocab_size)
-        logits = row.astype(np.float32)
-        took = timed(lambda: [row_stats(logits) for _ in range(repeats)])
-        return {"cpu_s": took["cpu_s"] / repeats, "wall_s": took["wall_s"] / repeats}
-
-    def choose(self, text: str, options: list[str], mode: str) -> Fields:
-        """Choose, of a prompt of which nothing is known yet; ``runs`` are those of the graph.
-
-        Answers ``{"unsupported": …}`` where this engine has no such mode.
-        """
-        choose: Callable[..., object] = self._model.choose
-        if "mode" not in inspect.signature(choose).parameters:
-            return {"unsupported": "choose has no mode yet"}
+    def choose(self, text: str, options: list[str], mode: ScoreMode, prior: str | None) -> Fields:
+        """Choose, of a prompt of which nothing is known yet; with ``prior``, the prompt of an empty
+        input, its scores are known, as after a task's first question."""
+        choose = partial(self._model.choose, option_prefix=" ", mode=mode, options=tuple(options))
+        if prior is not None:
+            choose = partial(choose, prior_prompt=prior)
+            choose(text)
         self._model.forget_prefix()
-        return timed(lambda: choose(text, tuple(options), option_prefix=" ", mode=mode))
+        answers: list[LocalAnswer] = []
+        took = timed(lambda: answers.append(choose(text)))
+        scores = answers[0].options
+        assert scores is not None
+        bounds = scores.bounds
+        return {
+            **took,
+            "best": scores.best,
+            "lower": bounds.lower,
+            "upper": bounds.upper,
+            "probabilities": scores.probabilities.tolist(),
+        }
 
     def read_and_write(self, text: str, count: int) -> Fields:
         """Read a prompt of which nothing is known yet, and run ``count`` decode steps."""

@@ -55,7 +55,8 @@ def rows(subject: Subject, run: Run) -> Iterator[Row]:
     n = sum(len(rows) for rows in expected)
     how = (
         f"{n} positions of {len(texts)} texts of several kinds; torch float32 on the weights as "
-        "transformers de-quantises the GGUF file; interval by bootstrap over positions"
+        "transformers de-quantises the GGUF file, ours in wide passes; interval by bootstrap over "
+        "positions, as if they were independent"
     )
     for bundle, mode, reach in (
         (device, "int8 activations", 0.006),

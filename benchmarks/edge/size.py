@@ -12,6 +12,7 @@ from benchmarks.edge.subject import Subject
 from benchmarks.rows import Row
 from benchmarks.run import Run
 from benchmarks.timing import Estimate, median
+from cascade.errors import CascadeError
 
 _BUILD = """
 import json, sys, time
@@ -41,8 +42,10 @@ def rows(subject: Subject, run: Run) -> Iterator[Row]:
         out = Path(subject.folder.name) / f"built-{number}"
         root = Path(__file__).resolve().parents[2]
         done = subprocess.run(
-            [*command, str(out)], cwd=root, capture_output=True, text=True, check=True
+            [*command, str(out)], cwd=root, capture_output=True, text=True, check=False
         )
+        if done.returncode:
+            raise CascadeError(f"the bundle cannot be built: {done.stderr.strip()[-200:]}")
         replies.append(json.loads(done.stdout))
     assert not any(reply["torch"] for reply in replies)
     how = "GGUF file in the system's cache to a signed bundle, in a fresh process without torch"

@@ -46,7 +46,13 @@ def rows(subject: Subject, run: Run) -> Iterator[Row]:
         run.say(f"children {generation + 1} of {generations}: {', '.join((_OURS, *found))}")
         with contextlib.ExitStack() as stack:
             ours = stack.enter_context(subject.engine())
-            others = {name: stack.enter_context(peer.start()) for name, peer in found.items()}
+            others: dict[str, Child] = {}
+            for name, peer in list(found.items()):
+                try:
+                    others[name] = stack.enter_context(peer.start())
+                except PeerUnavailable as problem:
+                    absent[name] = str(problem)
+                    del found[name]
             for phase, sides in _sides(ours, others, steps).items():
                 for name, taken in alternate(sides, rounds).items():
                     samples[phase].setdefault(name, []).extend(taken)

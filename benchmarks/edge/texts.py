@@ -104,11 +104,32 @@ STORY = (
 )
 """A text that goes on; its beginning is cut to the length that is wanted."""
 
-CARD_QUESTION = (
-    "A customer of a bank writes: I paid with my card in a shop yesterday, and this morning I see "
-    "the same amount twice in the list of my payments.\nThe topic of this message is:"
+CARD_PROMPT = "A customer of a bank writes: {message}\nThe topic of this message is:"
+"""Names no option."""
+
+CARD_MESSAGES = (
+    "I paid with my card in a shop yesterday, and this morning I see the same amount twice in the "
+    "list of my payments.",
+    "The machine kept my card and gave me no money.",
+    "Why was I charged a fee for sending euros to my sister?",
+    "My standing order for the rent did not go out this month.",
+    "I sent money to the wrong account and want it back.",
+    "The shop says that it refunded me a week ago, but nothing has arrived.",
+    "A payment that I never made stands in my statement.",
+    "How long does it take until a transfer from abroad is here?",
+    "I withdrew fifty, but the machine gave me forty.",
+    "The exchange rate of my last payment looks wrong.",
+    "Somebody took the gas bill from my account although I cancelled the contract.",
+    "My card was declined at the petrol station, and I had enough money.",
+    "I want to raise how much I may take out in a day.",
+    "The top up by cheque still says pending after five days.",
+    "My employer paid my salary on Friday and I cannot see it.",
+    "I closed the account, and you still take the monthly fee.",
 )
-"""32 to 48 tokens for the models of the catalog; names no option."""
+"""Short messages to a bank, made up."""
+
+CARD_QUESTION = CARD_PROMPT.format(message=CARD_MESSAGES[0])
+"""32 to 48 tokens for the models of the catalog."""
 
 TOPICS = tuple(
     f"{thing} {what}"

@@ -37,3 +37,23 @@ def test_masked_tokens_do_not_disturb_the_entropy():
     stats = row_stats(np.array([0.0, 0.0, -np.inf], np.float32))
     assert stats.entropy == pytest.approx(np.log(2), abs=1e-6)
     assert stats.margin == pytest.approx(0)
+
+
+@pytest.mark.parametrize("best", [0, 24_575, 24_576, 59_999])
+def test_rows_of_several_blocks_are_measured_whole(best):
+    row = np.random.default_rng(3).normal(5, 4, 60_000).astype(np.float32)
+    row[best] = row.max() + 1
+    stats = row_stats(row)
+    p = np.exp(row.astype(np.float64) - row.max())
+    z, second = p.sum(), np.sort(p)[-2]
+    assert stats.argmax == best
+    assert stats.log_z == pytest.approx(float(row.max()) + np.log(z), abs=1e-4)
+    assert stats.entropy == pytest.approx(float(-np.sum(p / z * np.log(p / z))), abs=1e-3)
+    assert stats.margin == pytest.approx((1 - second) / z, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_told_by_log_z(value):
+    row = np.zeros(30_000, np.float32)
+    row[20] = value
+    assert not np.isfinite(row_stats(row).log_z)
