@@ -17,7 +17,7 @@ from cascade.files import sha256_bytes, sha256_file, write_whole
 from cascade.signing import SigningKey, TrustStore
 from edge.classifier_spec import ClassifierSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 DECODE_GRAPH, DECODE_WEIGHTS = "decode.onnx", "decode.data"
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"

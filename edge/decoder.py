@@ -64,7 +64,6 @@ class Decoder:
         self._adapter, self._adapter_inputs = "", _idle_inputs(manifest)
         self._rows = np.zeros((1, manifest.vocab_size), np.float32)
         self._row: Row = self._rows[0]
-        self._no_bias = np.zeros((1, 1, 1, manifest.context_tokens), np.float32)
 
     def read(self, tokens: Sequence[int], cancel: CancelToken | None = None) -> Row:
         """Logits that follow ``tokens``.
@@ -98,7 +97,7 @@ class Decoder:
             use_huge_pages(self._weights)
             self._weights = []
         self._tree.clear()
-        self._binding().step(token, len(self._cache.tokens), self._no_bias)
+        self._binding().step(token, len(self._cache.tokens))
         self._cache.tokens.append(token)
         return self._row
 
@@ -137,15 +136,14 @@ class Decoder:
         start, count = len(tokens), len(nodes)
         first = known if self._tree == list(nodes[:known]) else 0
         positions = np.empty(count, np.int64)
-        bias = np.full((count, start + count), -np.inf, np.float32)
+        bias = np.full((count, count), -np.inf, np.float32)
         for index, node in enumerate(nodes):
             if node.parent < 0:
-                bias[index, :start] = 0
                 positions[index] = start
             else:
                 bias[index] = bias[node.parent]
                 positions[index] = positions[node.parent] + 1
-            bias[index, start + index] = 0
+            bias[index, index] = 0
         logits = np.empty((count - known, self._manifest.vocab_size), np.float32)
         ids = np.array([node.token for node in nodes[first:]], np.int64)
         self._tree.clear()
@@ -221,7 +219,7 @@ class Decoder:
                 np.array(chunk, np.int64),
                 start,
                 positions=np.arange(start, start + count),
-                bias=np.zeros((count, start + count), np.float32),
+                bias=np.zeros((count, 1), np.float32),
                 wanted=np.array([count - 1]),
                 logits=self._rows,
             )
@@ -270,6 +268,7 @@ class _Binding:
         self._id = np.zeros((1, 1), np.int64)
         self._position = np.zeros((1, 1), np.int64)
         self._first = np.zeros(1, np.int64)
+        self._no_bias = np.zeros((1, 1, 1, 1), np.float32)
         self._stepping = False
 
     def run(
@@ -286,7 +285,7 @@ class _Binding:
 
         Arguments:
             positions: rotary position of each token, shape ``[T]``.
-            bias: added to the attention scores, shape ``[T, start + T]``.
+            bias: added to the scores of the last W positions, shape ``[T, W]``.
             wanted: indices of the tokens whose logits are wanted.
         """
         self._bind("input_ids", ids[None])
@@ -297,15 +296,15 @@ class _Binding:
         self._stepping = False
         self._run(start + len(ids))
 
-    def step(self, token: int, start: int, no_bias: NDArray[np.float32]) -> None:
+    def step(self, token: int, start: int) -> None:
         """Run one token behind the first ``start``; its logits go to ``rows``."""
         if not self._stepping:
             self._bind("input_ids", self._id)
             self._bind("position_ids", self._position)
             self._bind("logit_positions", self._first)
+            self._bind("attention_bias", self._no_bias)
             self._io.bind_ortvalue_output("logits", _view(self._rows))
             self._stepping = True
-        self._bind("attention_bias", no_bias[..., : start + 1])
         self._id[0, 0] = token
         self._position[0, 0] = start
         self._run(start + 1)

@@ -39,9 +39,11 @@ def write_exported(
         accuracy_level: of ``MatMulNBits``, as in ``graph.write_decoder``.
     """
     nodes = Nodes(weights)
-    rewriter = _Rewriter(model, vocabulary, quantisation, nodes, Matrices(nodes, accuracy_level))
+    matrices = Matrices(nodes, accuracy_level)
+    rewriter = _Rewriter(model, vocabulary, quantisation, nodes, matrices)
     for node in model.graph.node:
         rewriter.take(node)
+    matrices.finish()
     rewriter.keep_constants()
     imports = [entry for entry in model.opset_import if entry.domain != CONTRIB]
     return helper.make_model(

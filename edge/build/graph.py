@@ -44,7 +44,7 @@ def write_decoder(
         _value("total_sequence_length", TensorProto.INT32),
         _value("logit_positions", TensorProto.INT64, "P"),
         _value("position_ids", TensorProto.INT64, 1, "T"),
-        _value("attention_bias", TensorProto.FLOAT, 1, 1, "T", "total"),
+        _value("attention_bias", TensorProto.FLOAT, 1, 1, "T", "W"),
         *_buffers("past_key_values", decoder),
         *_adapter_inputs(decoder),
     ]
@@ -129,9 +129,9 @@ class _DecoderGraph:
             epsilon=self._decoder.norm_epsilon,
             axis=-1,
         )
-        rotary = self._rotary_table()
+        rotary, bias = self._rotary_table(), self._whole_bias()
         for layer in range(self._decoder.layers):
-            x = self._attention(x, layer, rotary)
+            x = self._attention(x, layer, rotary, bias)
             x, residual = self._add_and_norm(x, residual, f"blk.{layer}.ffn_norm")
             x = self._feed_forward(x, layer)
             last = layer + 1 == self._decoder.layers
@@ -141,8 +141,22 @@ class _DecoderGraph:
         head = embedding if tied else matrices.store(self._matrix("output", *vocabulary), "head")
         logits = matrices.multiply(x, head)
         nodes.add("Identity", [logits], ["logits"])
+        matrices.finish()
 
-    def _attention(self, x: str, layer: int, rotary: tuple[str, str]) -> str:
+    def _whole_bias(self) -> str:
+        """The bias over all positions: 0 before the last W, of which the input speaks.
+
+        So a single token's bias is the same at every length, and need not be bound for every step.
+        """
+        nodes = self._nodes
+        total = nodes.apply("Cast", "total_sequence_length", to=TensorProto.INT64)
+        given = nodes.apply("Shape", "attention_bias", start=3, end=4)
+        before = nodes.apply("Sub", total, given)
+        none = nodes.integers(0, 0, 0)
+        pads = nodes.apply("Concat", none, before, none, nodes.integers(0), axis=0)
+        return nodes.apply("Pad", "attention_bias", pads)
+
+    def _attention(self, x: str, layer: int, rotary: tuple[str, str], scores_bias: str) -> str:
         decoder, nodes, block = self._decoder, self._nodes, f"blk.{layer}"
         width, kv_width = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
         parts = [
@@ -169,7 +183,7 @@ class _DecoderGraph:
                 "total_sequence_length",
                 *rotary,
                 "position_ids",
-                "attention_bias",
+                scores_bias,
             ],
             [attended, f"present.{layer}.key", f"present.{layer}.value"],
             num_heads=decoder.heads,

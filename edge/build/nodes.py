@@ -5,7 +5,8 @@ Knows nothing of transformers; ``matrices.py`` and ``graph.py`` speak through it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
@@ -36,19 +37,30 @@ class Nodes:
         self._initializers: list[TensorProto] = []
         self._weights = weights
         self._constants: set[str] = set()
+        self._before = 0  # nodes that are numbered already, but set aside
 
     def add(
         self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Attribute
     ) -> None:
         """Append a node with named outputs; an input or output called "" is left out."""
         domain = CONTRIB if op in _CONTRIB_OPS else ""
-        node = helper.make_node(op, inputs, outputs, name=f"{op}.{len(self.nodes)}", domain=domain)
+        node = helper.make_node(
+            op, inputs, outputs, name=f"{op}.{self._before + len(self.nodes)}", domain=domain
+        )
         node.attribute.extend(helper.make_attribute(*pair) for pair in sorted(attributes.items()))
         self.nodes.append(node)
 
+    @contextmanager
+    def in_front(self) -> Iterator[None]:
+        """What is added in here comes before all that was added until now."""
+        behind, self.nodes = self.nodes, []
+        self._before += len(behind)
+        yield
+        self.nodes += behind
+
     def apply(self, op: str, *inputs: str, **attributes: Attribute) -> str:
         """Append a node with one output and return that value's name."""
-        output = f"{op}.{len(self.nodes)}.out"
+        output = f"{op}.{self._before + len(self.nodes)}.out"
         self.add(op, inputs, [output], **attributes)
         return output
 

@@ -54,8 +54,7 @@ class Graph:
         binding.bind_cpu_input("total_sequence_length", np.array(self._length, np.int32))
         binding.bind_cpu_input("logit_positions", np.array(positions, np.int64))
         binding.bind_cpu_input("position_ids", np.array([at], np.int64))
-        no_bias = np.zeros((1, 1, len(ids), self._length), np.float32)
-        binding.bind_cpu_input("attention_bias", no_bias)
+        binding.bind_cpu_input("attention_bias", np.zeros((1, 1, len(ids), 1), np.float32))
         for name, shape in self._adapter.items():
             binding.bind_cpu_input(name, np.zeros(shape, np.float32))
         for name, buffer in self._past.items():

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType as Type
 from cascade.errors import InvalidInput
 
 from .running import Graph
-from .tiny import VOCABULARY, Tiny
+from .tiny import HIDDEN, VOCABULARY, Tiny
 
 IDS = [1, 77, 30, 259, 4, 200, 131, 77, 2, 58, 99, 12]
 
@@ -94,7 +94,8 @@ def test_a_shared_embedding_is_stored_once(build, tmp_path):
         .st_size
         for name, model in (("tied", tied), ("own", own))
     ]
-    assert sizes[1] - sizes[0] >= tied.stored["token_embd.weight"][0].size
+    # Its codes; scales and minima stand beside others' and may use up what was padding.
+    assert sizes[1] - sizes[0] >= VOCABULARY * HIDDEN // 2
 
 
 def test_another_architecture_is_refused_with_those_that_work(build, tmp_path):
