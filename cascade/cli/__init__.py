@@ -21,6 +21,8 @@ _VERBS = {
     "ask": "ask for free text: on the device, by the cluster when unsure",
     "choose": "ask for one of a closed set of answers",
     "classify": "ask which class an image, a sound or sensor readings belong to",
+    "record": "ask tiers about a whole data set and keep every outcome",
+    "records": "show, convert and split files of records",
     "models": "list and download model files",
     "bundle": "build, inspect and verify device bundles",
     "cluster": "start, show and stop the local cluster",
