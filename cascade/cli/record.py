@@ -193,14 +193,15 @@ def _record(
             line.abandon()
         models = {tier.info.name: tier.info.model for tier in plan.tiers}
         written = journal.finish([item.id for item in items], models)
-        if not complete:
+        if not complete and written is not None:
             print(
                 f"record: {len(journal.done)} of {len(items)} rows are in {journal.path}; the same "
                 "command goes on from there",
                 file=sys.stderr,
             )
         _tell_problems(plan.tiers)
-    assert written is not None  # there are items, and each was recorded
+    if written is None:
+        raise AssertionError("a run ended without a record")
     line.done(f"{len(items)} rows")
     return written
 
