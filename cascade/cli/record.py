@@ -178,6 +178,10 @@ def _record(
     if before:
         print(f"record: {before} rows are there already", file=sys.stderr)
 
+    for tier in plan.tiers:
+        if isinstance(tier, CloudTier):
+            tier.expect(journal.models.get(tier.info.name, ""))
+
     def keep(record: Record) -> None:
         nonlocal failed
         journal.append(record)

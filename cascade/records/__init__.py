@@ -10,16 +10,18 @@ Example:
 """
 
 from cascade.records.file import load, save
-from cascade.records.outcome import COUNTS, NUMBERS, Outcome, Scores, SignalSummary
+from cascade.records.outcome import COUNTS, LISTS, NUMBERS, Outcome, Scores, SignalSummary
 from cascade.records.parquet import from_columns
 from cascade.records.record import Header, Record, TierInfo, input_sha256, text_key
-from cascade.records.record_set import RecordSet
+from cascade.records.record_set import Lists, RecordSet
 from cascade.records.split import check_disjoint, split
 
 __all__ = [
     "COUNTS",
+    "LISTS",
     "NUMBERS",
     "Header",
+    "Lists",
     "Outcome",
     "Record",
     "RecordSet",

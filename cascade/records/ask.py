@@ -185,6 +185,11 @@ class CloudTier:
             output_usd_per_million_tokens=completion_usd,
         )
 
+    def expect(self, model: str) -> None:
+        """Who answered in an earlier run; empty where that is not known. Another model's answers
+        would be other records, and end the run."""
+        self._model = model
+
     async def ask(self, question: Question) -> Outcome:
         """See ``Tier``. A full cluster is asked again after the pause that it names."""
         for attempt in range(1, _TRIES + 1):

@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cascade.errors import InvalidInput
+from cascade.errors import CascadeError, InvalidInput
 from cascade.records.file import load, save, suffix
 from cascade.records.jsonl import header_line, parse, record_line
 from cascade.records.record import Header, Record
@@ -31,6 +32,7 @@ class Journal:
 
     Raises:
         InvalidInput: the file or its journal is of another run, or another run is writing it now.
+        CascadeError: it cannot be written there.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
@@ -40,18 +42,18 @@ class Journal:
         self.done: dict[str, Record] = {}
         self.models: dict[str, str] = {}
         self._partial = path.with_name(f".{path.name}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        with _told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self._lock()
-            if path.exists():
-                before = load(path)
-                self._check(before.header, path.name)
-                self.done = {record.id: record for record in before}
-            self._read_partial()
+            try:
+                self._read()
+            except BaseException:
+                if not os.fstat(self._descriptor).st_size:
+                    self._partial.unlink()
+                raise
         except BaseException:
-            if not self._partial.stat().st_size:
-                self._partial.unlink()
             os.close(self._descriptor)
             raise
 
@@ -68,10 +70,9 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Keep a record, in place of an earlier one of its id; on the disk when this returns."""
-        line = record_line(record).encode()
-        if os.write(self._descriptor, line) != len(line):
-            raise OSError(f"{self._partial} could not be written; is the disk full?")
-        os.fsync(self._descriptor)
+        with _told(self._partial):
+            self._write(record_line(record))
+            os.fsync(self._descriptor)
         self.done[record.id] = record
 
     def finish(self, order: Sequence[str], models: dict[str, str]) -> RecordSet | None:
@@ -79,7 +80,7 @@ class Journal:
 
         Arguments:
             order: ids in the order in which records are to be written; others follow.
-            models: who answered under the tiers' names.
+            models: who answered under the tiers' names; empty where nobody did.
         """
         place = {name: i for i, name in enumerate(order)}
         records = sorted(self.done.values(), key=lambda record: place.get(record.id, len(place)))
@@ -93,27 +94,43 @@ class Journal:
             for tier in self._header.tiers
         )
         written = RecordSet.of(dataclasses.replace(self._header, tiers=tiers), records)
-        save(self.path, written)
+        with _told(self.path):
+            save(self.path, written)
         self._partial.unlink(missing_ok=True)
         return written
 
     def _lock(self) -> None:
+        busy = InvalidInput("out", f"{self.path.name} is being written by another run")
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InvalidInput("out", f"{self.path.name} is being written by another run") from None
+            mine, there = os.fstat(self._descriptor), os.stat(self._partial)
+        except (BlockingIOError, FileNotFoundError):
+            raise busy from None
+        if mine.st_ino != there.st_ino:  # the other run ended between the opening and the lock
+            raise busy
 
-    def _read_partial(self) -> None:
+    def _read(self) -> None:
+        """What an earlier run left: its file, and what its journal has beyond that."""
+        if self.path.exists():
+            before = load(self.path)
+            self._check(before.header, self.path.name)
+            self.done = {record.id: record for record in before}
         content = self._partial.read_bytes()
         lines, _, torn = content.rpartition(b"\n")
         if torn:
             os.ftruncate(self._descriptor, len(content) - len(torn))
         if not lines:
-            os.write(self._descriptor, header_line(self._header).encode())
+            with _told(self._partial):
+                self._write(header_line(self._header))
             return
         header, records = parse(lines.split(b"\n"), self._partial.name, repeated=True)
         self._check(header, self._partial.name)
         self.done |= {record.id: record for record in records}
+
+    def _write(self, line: str) -> None:
+        content = line.encode()
+        while content:  # a write may be cut short, e.g. by a signal
+            content = content[os.write(self._descriptor, content) :]
 
     def _check(self, before: Header, name: str) -> None:
         """Refuse to add to what another run wrote; the time and the cloud's models may differ."""
@@ -121,10 +138,21 @@ class Journal:
         for field, value in mine.items():
             if theirs[field] != value:
                 raise InvalidInput(
-                    "out", f"{name} is of a run with another {field}; choose another file"
+                    "out",
+                    f"{name} is of a run with another {field}; choose another file, "
+                    "or remove this one",
                 )
         self.models = {tier.name: tier.model for tier in before.tiers}
         self._header = dataclasses.replace(self._header, created=before.created)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say in one line what the system refused: a full disk, a folder that is not ours."""
+    try:
+        yield
+    except OSError as problem:
+        raise CascadeError(f"cannot write {path}: {problem.strerror}") from None
 
 
 def _comparable(header: Header) -> dict[str, object]:

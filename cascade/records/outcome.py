@@ -195,6 +195,13 @@ class Outcome:
             value = getattr(self, name)
         return None if value is None else float(value)
 
+    def array(self, name: str) -> Float32s | None:
+        """A field of ``LISTS``."""
+        kind, _, what = name.partition("_")
+        values = self.signals if kind == "token" else self.scores
+        array: Float32s | None = getattr(values, what) if values else None
+        return array
+
     def to_json(self) -> dict[str, object]:
         """A plain dict for ``json.dumps``, without what is absent."""
         content: dict[str, object] = {
@@ -202,15 +209,9 @@ class Outcome:
         }
         content |= {name: self.number(name) for name in NUMBERS}
         content |= {name: getattr(self, name) for name in COUNTS}
-        if self.signals is not None:
-            content["token_logprobs"] = _decimals(self.signals.logprobs)
-            content["token_entropies"] = _decimals(self.signals.entropies)
-            content["token_margins"] = _decimals(self.signals.margins)
-        if self.scores is not None:
-            content["option_mode"] = self.scores.mode
-            content["option_logprobs"] = _decimals(self.scores.logprobs)
-            content["option_priors"] = _decimals(self.scores.priors)
-            content["option_probabilities"] = _decimals(self.scores.probabilities)
+        content["option_mode"] = self.scores.mode if self.scores else None
+        arrays = {name: self.array(name) for name in LISTS}
+        content |= {name: _decimals(array) for name, array in arrays.items() if array is not None}
         return {name: value for name, value in content.items() if value is not None}
 
     @classmethod

@@ -23,6 +23,7 @@ from cascade.files import write_whole
 from cascade.records.outcome import COUNTS, LISTS, NUMBERS, TEXTS, TOGETHER
 from cascade.records.record import FORMAT, Header, Record
 from cascade.records.record_set import (
+    Lists,
     RecordSet,
     Rows,
     check_ids,
@@ -160,6 +161,26 @@ class _Arrow:
         equal = _pyarrow("compute").equal(self.column(column), text).fill_null(False)
         result: Bools = equal.to_numpy().astype(np.bool_)
         return result
+
+    def lists(self, column: str) -> Lists:
+        """See ``Source``."""
+        if column not in self.schema.names:
+            return Lists.of(np.zeros(0, np.float32), np.zeros(len(self), np.int64))
+        compute = _pyarrow("compute")
+        chunked = self.column(column)
+        lengths = compute.list_value_length(chunked).fill_null(0).to_numpy()
+        values = compute.list_flatten(chunked).to_numpy().astype(np.float32)  # null becomes NaN
+        lists = Lists.of(values, lengths)
+        low, high = LISTS[column.rpartition(".")[2]]
+        bad = ~(np.isfinite(values) & (values >= low) & (values <= high))
+        if bad.any():
+            first = int(np.argmax(bad))
+            place = int(np.searchsorted(lists.offsets, first, side="right"))
+            raise InvalidInput(
+                f"{self.name} record {place}: column {column}",
+                f"{values[first]} is not a finite number in {low:g} … {high:g}",
+            )
+        return lists
 
     def records(self, rows: Rows) -> Iterator[Record]:
         """See ``Source``."""

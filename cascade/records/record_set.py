@@ -7,18 +7,56 @@ are arrays and nothing else. Where the records lie is a ``Source``'s business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, Self, TypeVar
+from dataclasses import dataclass
+from typing import Final, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cascade.errors import InvalidInput, NotFound
-from cascade.records.outcome import COUNTS, NUMBERS, OK
+from cascade.records.outcome import COUNTS, LISTS, NUMBERS, OK
 from cascade.records.record import Header, Record
 from cascade.rows import Bools, Floats
+from cascade.signals import Float32s
 
 Rows = NDArray[np.int64]
+_NONE: Final = np.zeros(0, np.float32)
 T = TypeVar("T", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """A list of numbers for each record, end to end: those of record i are
+    ``values[offsets[i]:offsets[i + 1]]``.
+
+    Arguments:
+        values: float32, shape ``[all numbers]``.
+        offsets: int64, shape ``[records + 1]``, not falling, from 0.
+    """
+
+    values: Float32s
+    offsets: Rows
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> Float32s:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    @classmethod
+    def of(cls, values: Float32s, lengths: NDArray[np.integer]) -> Self:
+        """Numbers end to end, and how many of them each record has."""
+        return cls(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+    def take(self, rows: Rows) -> Lists:
+        """The lists of these records, in this order."""
+        lengths = np.diff(self.offsets)[rows]
+        taken = Lists.of(self.values[:0], lengths)
+        shift = np.repeat(self.offsets[rows] - taken.offsets[:-1], lengths)
+        return Lists(self.values[shift + np.arange(taken.offsets[-1])], taken.offsets)
 
 
 class Source(Protocol):
@@ -42,6 +80,10 @@ class Source(Protocol):
 
     def equal(self, column: str, text: str) -> Bools:
         """Where a column of texts holds ``text``."""
+        ...
+
+    def lists(self, column: str) -> Lists:
+        """A column of lists; without numbers where there is none."""
         ...
 
     def records(self, rows: Rows) -> Iterator[Record]:
@@ -148,8 +190,7 @@ class RecordSet:
         Raises:
             NotFound: no such tier or field; those that there are, are named.
         """
-        if name not in NUMBERS and name not in COUNTS:
-            raise NotFound(f"no field {name!r}; there are {', '.join((*NUMBERS, *COUNTS))}")
+        _check_known("field", name, (*NUMBERS, *COUNTS))
         return self._picked(self._source.numbers(outcome_column(self._known(tier), name)))
 
     def correct(self, tier: str) -> Floats:
@@ -163,6 +204,20 @@ class RecordSet:
     def texts(self, tier: str, name: str) -> list[str]:
         """A text of each outcome (``status``, ``answer``, …); empty where there is none."""
         return self._texts(outcome_column(self._known(tier), name))
+
+    def lists(self, tier: str, name: str) -> Lists:
+        """A list of each outcome, e.g. the signals of its tokens; empty where there is none.
+
+        Arguments:
+            name: a field of ``LISTS``, e.g. ``"token_logprobs"``.
+
+        Raises:
+            NotFound: no such tier or field; those that there are, are named.
+            InvalidInput: the file has a list with a number that is not finite or out of range.
+        """
+        _check_known("field", name, tuple(LISTS))
+        lists = self._source.lists(outcome_column(self._known(tier), name))
+        return lists if self._rows is None else lists.take(self._rows)
 
     def feature(self, name: str) -> Floats:
         """A feature of each record, float64; NaN where it has none.
@@ -293,6 +348,14 @@ class InMemory:
     def equal(self, column: str, text: str) -> Bools:
         """See ``Source``."""
         return np.array([value == text for value in self.texts(column)], np.bool_)
+
+    def lists(self, column: str) -> Lists:
+        """See ``Source``."""
+        _, tier, name = column.split(".")
+        outcomes = (record.outcomes.get(tier) for record in self._records)
+        arrays = [outcome.array(name) if outcome else None for outcome in outcomes]
+        whole = [_NONE if array is None else array for array in arrays]
+        return Lists.of(np.concatenate(whole), np.array([len(array) for array in whole]))
 
     def records(self, rows: Rows) -> Iterator[Record]:
         """See ``Source``."""

@@ -87,6 +87,10 @@ def test_every_record_survives_its_file(
             np.testing.assert_array_equal(read.column(tier, name), written.column(tier, name))
         np.testing.assert_array_equal(read.answered(tier), written.answered(tier))
         assert read.texts(tier, "status") == written.texts(tier, "status")
+        for name in ("token_logprobs", "option_probabilities"):
+            one, two = read.lists(tier, name), written.lists(tier, name)
+            np.testing.assert_array_equal(one.values, two.values)
+            np.testing.assert_array_equal(one.offsets, two.offsets)
 
 
 @settings(max_examples=30)
@@ -140,6 +144,30 @@ def test_a_choice_of_records_is_a_set_of_its_own(some: RecordSet, tmp_path: Path
 def test_records_that_are_not_there_cannot_be_taken(some: RecordSet, which: list[object]) -> None:
     with pytest.raises(InvalidInput, match=r"^which"):
         some.take(which)
+
+
+def test_lists_are_those_of_the_records(tmp_path: Path) -> None:
+    sizes = (2, 0, 3, 1)
+    records = []
+    for i, size in enumerate(sizes):
+        values = np.arange(size, dtype=np.float32) / 8
+        signals = Signals(-values - i, values, values) if size else None
+        outcomes = {"device": Outcome(signals=signals)}
+        records.append(Record(f"r{i}", "d", input_sha256(str(i)), outcomes))
+    written = RecordSet.of(drawn.header(), records)
+    for suffix in FORMATS:
+        save(tmp_path / f"lists{suffix}", written)
+        for some in (written, load(tmp_path / f"lists{suffix}")):
+            lists = some.lists("device", "token_logprobs")
+            assert len(lists) == 4
+            assert [len(numbers) for numbers in lists] == list(sizes)
+            np.testing.assert_array_equal(lists[-2], [-2, -2.125, -2.25])
+            turned = some.take([2, 1, 0]).lists("device", "token_logprobs")
+            np.testing.assert_array_equal(turned.values, [-2, -2.125, -2.25, 0, -0.125])
+            np.testing.assert_array_equal(turned.offsets, [0, 3, 3, 5])
+            assert len(some.lists("tier1", "token_logprobs").values) == 0
+    with pytest.raises(NotFound, match="no field 'logprobs'; there are token_logprobs"):
+        written.lists("device", "logprobs")
 
 
 def test_unknown_names_are_refused_with_the_known_ones(some: RecordSet) -> None:
@@ -354,6 +382,10 @@ def test_lists_in_parquet_are_checked_when_a_record_is_read(tmp_path: Path) -> N
     np.testing.assert_array_equal(read.correct("device"), [1])
     with pytest.raises(InvalidInput, match=r"record 1.*token_margins: has 1 numbers but"):
         read[0]
+    worse = pa.array([[0.5, 1.5]], pa.list_(pa.float32()))
+    pq.write_table(table.set_column(place, "tier.device.token_margins", worse), path)
+    with pytest.raises(InvalidInput, match=r"record 1: column tier\.device\.token_margins: 1\.5"):
+        load(path).lists("device", "token_margins")
 
 
 def test_columns_become_a_set_without_objects(tmp_path: Path) -> None:

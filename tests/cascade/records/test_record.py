@@ -243,6 +243,22 @@ def test_more_rows_are_added_to_what_is_there(
     assert len(cluster.asked("tier1")) == 4
 
 
+def test_another_model_behind_the_same_name_is_refused(
+    run: Run, data: Path, cloud: tuple[str, Path], tmp_path: Path
+) -> None:
+    out = data.with_suffix(".jsonl")
+    words = ("record", data, "--tiers", "tier1", "--out", out, *CLOSED)
+    assert run(*words, *cloud, "--limit", 1)[0] == 0
+    config = ClusterConfig(tiers=(TierConfig(name="tier1", model="newer"),))
+    with testing.cluster(config=config) as other:
+        other.profile.save(tmp_path / "other.json")
+        code, _, stderr = run(*words, "--profile", tmp_path / "other.json")
+    assert code == 1
+    assert "tier1 is newer now and was scripted; start another file" in stderr
+    assert load(out).ids == ["a"]
+    assert load(out).header.tiers[0].model == "scripted"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -299,6 +315,16 @@ def test_two_runs_do_not_write_one_file(run: Run, data: Path, cloud: tuple[str, 
     assert code == 2
     assert "is being written by another run" in stderr
     assert run(*words)[0] == 0
+
+
+def test_where_nothing_can_be_written_is_said_in_one_line(
+    run: Run, data: Path, cluster: Cluster, cloud: tuple[str, Path]
+) -> None:
+    out = data / "below-a-file.jsonl"
+    code, _, stderr = run("record", data, "--tiers", "tier1", "--out", out, *CLOSED, *cloud)
+    assert code == 1
+    assert f"cannot write {out}: " in stderr
+    assert not cluster.asked("tier1")
 
 
 def test_ctrl_c_leaves_a_whole_file_that_can_be_gone_on_with(
