@@ -69,7 +69,8 @@ TOGETHER: Final = (_SIGNALS, (*_OPTIONS, "option_mode", "option_unexplored"))
 MOST: Final = 2**53
 """No count is larger: float64 holds every whole number up to here."""
 
-_STATUS = re.compile(r"[A-Z][A-Z_]{0,31}")
+STATUS: Final = "^[A-Z][A-Z_]{0,31}$"
+"""What a status looks like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,7 @@ class Outcome:
         """
         read = Fields(data, where)
         status = read.text("status")
-        if not _STATUS.fullmatch(status):
+        if not re.fullmatch(STATUS, status):
             raise InvalidInput(read.path("status"), "must be OK or the name of a gRPC status")
         outcome = cls(
             status=status,
