@@ -115,7 +115,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--description", default="", metavar="TEXT", help="what the data is")
     parser.add_argument("--licence", default="", metavar="TEXT", help="licence of the data")
     add_cluster_options(parser)
-    parser.add_argument("--bundle", metavar="NAME|DIR", help="device bundle")
+    parser.add_argument(
+        "--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)"
+    )
     parser.add_argument(
         "--deadline", type=float, default=60.0, metavar="S", help="seconds for one answer (60)"
     )
@@ -125,7 +127,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=DataClass.PERSONAL.value,
         help="how sensitive the inputs are (default personal)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="local threads")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="local threads (as bundle bench recommends, or 1)"
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(run=run)
 
@@ -138,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     items = data.items[: args.limit]
     if data.unused:
         print(f"record: columns not used: {', '.join(data.unused)}", file=sys.stderr)
-    grades = _grader(args, items)
+    grades = _grader(args, data.items)
     remote = _remote(args, names, grades)
     model = _model(args) if DEVICE in names else None
     task = _task(args, model)
@@ -157,7 +161,8 @@ def run(args: argparse.Namespace) -> int:
         task_id=args.task or (task.task_id if task else ""),
         options=task.options if task else (),
         wording=task,
-        max_tokens=None if all(plan.options(item) for item in items) else args.max_tokens,
+        # Of every row, so that a run with another --limit has the same header.
+        max_tokens=None if all(map(plan.options, data.items)) else args.max_tokens,
         grader=grades.spec if grades else "",
         data_sha256=data.sha256,
         description=args.description,
@@ -304,8 +309,12 @@ def _remote(
 def _model(args: argparse.Namespace) -> OnnxModel:
     with loading():
         from edge import Bundle, OnnxModel, bundle_path
+        from edge.profile import recommended_threads
     bundle = Bundle.open(bundle_path(args.bundle), TrustStore(home.trust_dir()))
-    return OnnxModel(bundle, threads=1 if args.threads is None else args.threads)
+    threads = args.threads
+    if threads is None:
+        threads = recommended_threads(bundle.manifest.name)
+    return OnnxModel(bundle, threads=threads)
 
 
 def _task(args: argparse.Namespace, model: OnnxModel | None) -> Task | None:
