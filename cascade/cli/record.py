@@ -22,7 +22,7 @@ from cascade.events import DEVICE
 from cascade.graders import Grader, grader
 from cascade.policy import PolicyStore
 from cascade.records.ask import CloudTier, DeviceTier, Tier
-from cascade.records.dataset import Item, read_dataset
+from cascade.records.dataset import Dataset, Item, read_dataset
 from cascade.records.file import suffix
 from cascade.records.journal import Journal
 from cascade.records.record import Header, Record, check_tier_name
@@ -81,6 +81,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--feature", action="append", default=[], metavar="COLUMN", help="keep it as a number"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    parser.add_argument("--description", default="", metavar="TEXT", help="what the data is")
+    parser.add_argument("--licence", default="", metavar="TEXT", help="licence of the data")
+    add_run_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options of how tiers are asked and what is kept, whatever the data."""
     parser.add_argument(
         "--jobs", type=int, default=4, metavar="N", help="rows under way at one time (default 4)"
     )
@@ -112,8 +120,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="TIER=IN,OUT",
         help="dollars per million tokens, in place of what the cluster charges",
     )
-    parser.add_argument("--description", default="", metavar="TEXT", help="what the data is")
-    parser.add_argument("--licence", default="", metavar="TEXT", help="licence of the data")
     add_cluster_options(parser)
     parser.add_argument(
         "--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)"
@@ -131,17 +137,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, metavar="N", help="local threads (as bundle bench recommends, or 1)"
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, keep and sum up."""
-    _check_counts(args)
-    names = _names(args.tiers)
+    suffix(args.out)
     data = read_dataset(args.dataset, groups=args.group, features=args.feature)
-    items = data.items[: args.limit]
     if data.unused:
         print(f"record: columns not used: {', '.join(data.unused)}", file=sys.stderr)
+    print_summary(summarise(record(args, data)), as_json=args.json)
+    return 0
+
+
+def record(args: argparse.Namespace, data: Dataset) -> RecordSet:
+    """The records of a data set, by the verb's arguments; those of ``args.out``, too."""
+    _check_counts(args)
+    names = _names(args.tiers)
+    items = data.items[: args.limit]
     grades = _grader(args, data.items)
     remote = _remote(args, names, grades)
     model = _model(args) if DEVICE in names else None
@@ -169,9 +181,7 @@ def run(args: argparse.Namespace) -> int:
         licence=args.licence,
     )
     with Journal(args.out, header) as journal:
-        written = _record(plan, items, journal, remote=remote, jobs=args.jobs)
-    print_summary(summarise(written), as_json=args.json)
-    return 0
+        return _record(plan, items, journal, remote=remote, jobs=args.jobs)
 
 
 def _record(
@@ -260,7 +270,6 @@ def _check_counts(args: argparse.Namespace) -> None:
             raise InvalidInput(name, f"{value} is below 1")
     if not 0 < args.deadline < math.inf:
         raise InvalidInput("deadline", f"{args.deadline} is not a positive number of seconds")
-    suffix(args.out)
 
 
 def _names(text: str) -> tuple[str, ...]:

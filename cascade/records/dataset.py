@@ -60,12 +60,17 @@ class Dataset:
 
 
 def read_dataset(
-    path: Path, *, groups: Sequence[str] = (), features: Sequence[str] = ()
+    path: Path,
+    *,
+    groups: Sequence[str] = (),
+    features: Sequence[str] = (),
+    prompt: str = "prompt",
 ) -> Dataset:
     """The rows of a CSV or JSONL file, in order.
 
     Arguments:
         groups, features: names of columns to be kept as texts and as numbers.
+        prompt: the column that holds the inputs.
 
     Raises:
         NotFound: there is no such file.
@@ -89,9 +94,9 @@ def read_dataset(
     items: list[Item] = []
     seen: dict[str, str] = {}
     columns: set[str] = set()
-    for number, (where, row) in enumerate(readers[path.suffix](text, path.name), start=1):
+    for number, (where, row) in enumerate(readers[path.suffix](text, path.name, prompt), start=1):
         columns |= set(row)
-        item = _item(row, str(number), where, groups, features)
+        item = _item(row, str(number), where, (prompt, groups, features))
         if item.id in seen:
             raise InvalidInput(f"{where}: id", f"{item.id!r} is also that of {seen[item.id]}")
         seen[item.id] = where
@@ -101,18 +106,18 @@ def read_dataset(
     for name in (*groups, *features):
         if name not in columns:
             raise InvalidInput("groups" if name in groups else "features", f"no column {name!r}")
-    unused = columns - {*_COLUMNS, *groups, *features}
+    unused = columns - {*_COLUMNS, prompt, *groups, *features}
     return Dataset(tuple(items), sha256_bytes(content), tuple(sorted(unused)))
 
 
-def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, object]]]:
+def _csv_rows(text: str, name: str, prompt: str) -> Iterator[tuple[str, dict[str, object]]]:
     """Rows by their columns; an empty cell counts as absent."""
     before = csv.field_size_limit(_MOST_CHARS)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
-        if "prompt" not in header:
-            raise InvalidInput(f"{name} line 1", "names no column prompt")
+        if prompt not in header:
+            raise InvalidInput(f"{name} line 1", f"names no column {prompt}")
         if len(set(header)) < len(header):
             raise InvalidInput(f"{name} line 1", "names a column twice")
         for cells in reader:
@@ -133,7 +138,7 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, object]]]:
         csv.field_size_limit(before)
 
 
-def _json_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, object]]]:
+def _json_rows(text: str, name: str, prompt: str) -> Iterator[tuple[str, dict[str, object]]]:
     """Rows by their columns; null counts as absent, numbers as their text."""
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -152,12 +157,12 @@ def _item(
     row: dict[str, object],
     number: str,
     where: str,
-    groups: Sequence[str],
-    features: Sequence[str],
+    columns: tuple[str, Sequence[str], Sequence[str]],
 ) -> Item:
-    prompt = _text(row, "prompt", where)
+    column, groups, features = columns
+    prompt = _text(row, column, where)
     if prompt is None or not prompt.strip():
-        raise InvalidInput(f"{where}: prompt", "is missing or empty")
+        raise InvalidInput(f"{where}: {column}", "is missing or empty")
     name = _text(row, "id", where) or number
     return Item(
         id=name,

@@ -137,11 +137,10 @@ def assign(
     # Shares that make up a whole leave nothing over, whatever their sum is rounded to.
     names = [*shares, list(shares)[-1] if ends[-1] > 1 - 1e-9 else None]
 
-    def part(group: str) -> str | None:
-        return names[bisect_right(ends, int(rank(seed, "part", group)[:13], 16) / 16**13)]
-
     groups = connected(documents, inputs)
-    of_group = {group: part(group) for group in set(groups)}
+    of_group = {
+        group: names[bisect_right(ends, _place(seed, group))] for group in dict.fromkeys(groups)
+    }
     return [of_group[group] for group in groups]
 
 
@@ -161,7 +160,8 @@ def connected(documents: Sequence[str], inputs: Sequence[str]) -> list[str]:
         if first != document:
             one, other = root(document), root(first)
             parent[max(one, other)] = min(one, other)
-    return [root(document) for document in documents]
+    # Most documents are alone: no call for those.
+    return [document if parent[document] == document else root(document) for document in documents]
 
 
 def one_of_each_input(rows: Sequence[RowKey], seed: str) -> list[RowKey]:
@@ -186,7 +186,16 @@ def documents_in_turn(rows: Sequence[RowKey], seed: str) -> Iterator[RowKey]:
 
 def rank(seed: str, purpose: str, key: str) -> str:
     """A hash, hex, that orders keys at random but always alike."""
-    return hashlib.sha256(f"{seed}\0{purpose}\0{key}".encode()).hexdigest()
+    return _hash(seed, purpose, key).hex()
+
+
+def _place(seed: str, group: str) -> float:
+    """Where a group lies in [0, 1): the first 52 bits of its hash, which a float holds exactly."""
+    return (int.from_bytes(_hash(seed, "part", group)[:7]) >> 4) / 2**52
+
+
+def _hash(seed: str, purpose: str, key: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{purpose}\0{key}".encode()).digest()
 
 
 def _balanced(
