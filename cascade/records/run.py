@@ -55,6 +55,11 @@ class Plan:
         """The closed set of a row; empty for free text."""
         return item.options or (self.task.options if self.task else ())
 
+    def may_keep(self, item: Item, text: str) -> bool:
+        """Whether an answer or a reference is kept as text: always, or as one of the options that
+        the header names anyhow."""
+        return self.keep_text or (not item.options and text in self.options(item))
+
     def check(self, item: Item) -> None:
         """Raise ``InvalidInput`` where a row could not be graded, before anything is asked."""
         if self.grader is None:
@@ -130,7 +135,7 @@ async def _outcome(plan: Plan, tier: Tier, item: Item) -> Outcome:
         return outcome
     answered = Answered(item.prompt, outcome.answer, item.reference, plan.options(item))
     graded = dataclasses.replace(outcome, correct=await _grade(plan, answered, item))
-    if plan.keep_text or (plan.options(item) and not item.options):
+    if plan.may_keep(item, outcome.answer):
         return graded
     digest = hashlib.sha256(outcome.answer.encode()).hexdigest()
     return dataclasses.replace(graded, answer=None, answer_sha256=digest)
@@ -149,7 +154,7 @@ async def _grade(plan: Plan, answered: Answered, item: Item) -> float | None:
 
 
 def _record(plan: Plan, item: Item, outcomes: Mapping[str, Outcome]) -> Record:
-    shared_options = bool(plan.options(item)) and not item.options
+    reference = item.reference
     return Record(
         id=item.id,
         document=item.document,
@@ -159,5 +164,5 @@ def _record(plan: Plan, item: Item, outcomes: Mapping[str, Outcome]) -> Record:
         features=item.features,
         options=item.options if plan.keep_text else (),
         text=item.prompt if plan.keep_text else None,
-        reference=item.reference if plan.keep_text or shared_options else None,
+        reference=reference if reference and plan.may_keep(item, reference) else None,
     )

@@ -148,6 +148,14 @@ def test_no_text_of_others_is_kept_unless_asked(
     (one, *_) = load(out)
     assert one.outcomes["tier1"].answer_sha256 == sha256_bytes(b"A secret answer.")
 
+    # A tier that breaks out of the closed set is no reason to keep what it says.
+    closed = data.with_name("closed.jsonl")
+    words_closed = ("record", data, "--tiers", "tier1", *CLOSED, *cloud, "--out", closed)
+    assert run(*words_closed)[0] == 0
+    assert "secret" not in closed.read_text()
+    np.testing.assert_array_equal(load(closed).correct("tier1"), [0, 0, 0, 0])
+    assert load(closed)[0].reference == "good"
+
     kept = data.with_name("kept.jsonl")
     assert run(*words, "--out", kept, "--text", "keep")[0] == 0
     (one, *_) = load(kept)
