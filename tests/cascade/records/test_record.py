@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -346,12 +345,16 @@ def test_ctrl_c_leaves_a_whole_file_that_can_be_gone_on_with(
         return "good" if "day" in request.messages[-1].content else "word " * 100_000
 
     cluster.play("tier1", Script(answer, pause_s=0.05))
+    # A background job of a shell has SIGINT ignored, and so would its children.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from cascade.cli import main; sys.exit(main())"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "cascade.cli", *map(str, words)],
+        [sys.executable, "-W", "error", "-c", code, *map(str, words)],
         stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
     try:
         deadline = time.monotonic() + 60
@@ -364,7 +367,7 @@ def test_ctrl_c_leaves_a_whole_file_that_can_be_gone_on_with(
         _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert load(out).ids == ["a"]
