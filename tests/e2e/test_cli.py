@@ -251,7 +251,8 @@ def test_a_data_set_is_recorded_by_the_device_and_a_tier(cluster, cascade, tmp_p
     assert tier1["model"] == "qwen2.5-coder-0.5b-instruct-q4_k_m"
     assert [tier["graded"] for tier in (device, tier1)] == [2, 2]
     assert tier1["cost_usd"] > device["cost_usd"] == 0.0
-    other = cascade("record", str(data), *words, "--out", str(out), "--tiers", "tier7")
+    new = str(tmp_path / "new.parquet")
+    other = cascade("record", str(data), *words, "--out", new, "--tiers", "tier7")
     assert other.returncode == 3
     assert "the cluster has no tier tier7" in one_line(other)
 
