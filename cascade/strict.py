@@ -39,6 +39,13 @@ class Fields:
             raise InvalidInput(self.path(name), "is missing")
         return self._left.pop(name)
 
+    def given(self, name: str) -> bool:
+        """Whether an optional field has a value; a null counts as absent, and is taken."""
+        if self._left.get(name) is None:
+            self._left.pop(name, None)
+            return False
+        return True
+
     def end(self) -> None:
         """Raise ``InvalidInput`` naming the first field that nobody took."""
         for name in self._left:

@@ -46,19 +46,7 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="task whose policy judges the answer, e.g. sentiment",
     )
-    parser.add_argument(
-        "--cloud",
-        nargs="?",
-        const="",
-        metavar="HOST:PORT",
-        help="escalate to this cluster; without an address, to the local one (cascade cluster up)",
-    )
-    parser.add_argument(
-        "--profile",
-        type=Path,
-        metavar="FILE",
-        help="client profile with certificate authority and key (default: the local cluster's)",
-    )
+    add_cluster_options(parser)
     parser.add_argument(
         "--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)"
     )
@@ -84,6 +72,23 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, metavar="N", help="local threads (as bundle bench recommends, or 1)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """How to reach the cluster; ``client_profile`` reads them."""
+    parser.add_argument(
+        "--cloud",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT",
+        help="escalate to this cluster; without an address, to the local one (cascade cluster up)",
+    )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="client profile with certificate authority and key (default: the local cluster's)",
+    )
 
 
 def constraints(args: argparse.Namespace) -> Constraints:

@@ -240,6 +240,23 @@ def test_status_shows_every_tier(cluster, cascade, port):
     assert json.loads(cascade("cluster", "status", "--json").stdout)["stage"] == "ready"
 
 
+def test_a_data_set_is_recorded_by_the_device_and_a_tier(cluster, cascade, tmp_path):
+    data, out = tmp_path / "films.csv", tmp_path / "films.parquet"
+    data.write_text("prompt,reference\nA wonderful evening.,positive\nA dull evening.,negative\n")
+    words = ("--tiers", "device,tier1", "--cloud", "--options", "positive,negative")
+    done = cascade("record", str(data), *words, "--out", str(out), "--json")
+    assert done.returncode == 0, done.stderr
+    device, tier1 = json.loads(done.stdout)["tiers"]
+    assert [tier["answered"] for tier in (device, tier1)] == [2, 2]
+    assert tier1["model"] == "qwen2.5-coder-0.5b-instruct-q4_k_m"
+    assert [tier["graded"] for tier in (device, tier1)] == [2, 2]
+    assert tier1["cost_usd"] > device["cost_usd"] == 0.0
+    new = str(tmp_path / "new.parquet")
+    other = cascade("record", str(data), *words, "--out", new, "--tiers", "tier7")
+    assert other.returncode == 3
+    assert "the cluster has no tier tier7" in one_line(other)
+
+
 def test_a_second_cluster_is_refused(cluster, cascade):
     done = cascade("cluster", "up", "--detach")
     assert "cascade cluster down" in one_line(done)

@@ -5,16 +5,14 @@ The sentences come from ``cascade.cli.demo.data``. Nothing here looks at a model
 
 from __future__ import annotations
 
-import hashlib
-import re
-import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from cascade.cli.demo.data import Domain, Sentence
 from cascade.errors import InvalidInput
+from cascade.records import text_key
+from cascade.records.split import RowKey, assign, documents_in_turn, one_of_each_input
 
 SEED = "cascade-demo-1"
 """Changes every assignment. Fixed, so that the parts are the same on every machine."""
@@ -23,10 +21,10 @@ MIN_CERTIFY = 1000
 
 PartName = Literal["develop", "certify", "test"]
 
+_PARTS: Final[tuple[PartName, ...]] = ("develop", "certify", "test")
 # Shares of the documents. Fixed apart from the sizes: a part that grows or shrinks takes more or
 # fewer of its own rows, and never one of another part.
-_DEVELOP_SHARE = 0.24
-_CERTIFY_SHARE = 0.64
+_SHARES: Final = {"develop": 0.24, "certify": 0.64, "test": 0.12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,73 +133,17 @@ def _pools(sentences: Iterable[Sentence], seed: str) -> _Pools:
     rows = sorted(sentences, key=lambda row: row.id)
     if len({row.id for row in rows}) < len(rows):
         raise InvalidInput("sentences", "two have the same id")
-    group = _groups(rows)
-    members: dict[PartName, list[Sentence]] = {"develop": [], "certify": [], "test": []}
-    for row in rows:
-        members[_part(group[row.document], seed)].append(row)
+    keys = [RowKey(row.id, row.document, text_key(row.text), row.domain) for row in rows]
+    of_id = {row.id: row for row in rows}
+    parts = assign([key.document for key in keys], [key.input for key in keys], _SHARES, seed)
     pools: _Pools = {}
-    for part, mine in members.items():
-        unique = _one_of_each_text(mine, seed)
+    for part in _PARTS:
+        mine = [key for key, given in zip(keys, parts, strict=True) if given == part]
+        unique = one_of_each_input(mine, seed)
         for domain in Domain:
-            pools[part, domain] = list(
-                _documents_in_turn([row for row in unique if row.domain is domain], seed)
-            )
+            in_turn = documents_in_turn([key for key in unique if key.group == domain], seed)
+            pools[part, domain] = [of_id[key.id] for key in in_turn]
     return pools
-
-
-def _groups(rows: list[Sentence]) -> dict[str, str]:
-    """For each document the lowest id of the documents connected with it by repeated texts."""
-    parent: dict[str, str] = {row.document: row.document for row in rows}
-
-    def root(document: str) -> str:
-        while parent[document] != document:
-            parent[document] = parent[parent[document]]
-            document = parent[document]
-        return document
-
-    first_with: dict[str, str] = {}
-    for row in rows:
-        one, other = (
-            root(row.document),
-            root(first_with.setdefault(text_key(row.text), row.document)),
-        )
-        parent[max(one, other)] = min(one, other)
-    return {document: root(document) for document in parent}
-
-
-def text_key(text: str) -> str:
-    """What makes two texts the same: their letters and digits, NFKC and case folded, by words.
-
-    A text without any is its own key.
-    """
-    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(words) or text
-
-
-def _part(group: str, seed: str) -> PartName:
-    place = int(_rank(seed, "part", group)[:13], 16) / 16**13
-    if place < _DEVELOP_SHARE:
-        return "develop"
-    return "certify" if place < _DEVELOP_SHARE + _CERTIFY_SHARE else "test"
-
-
-def _one_of_each_text(rows: list[Sentence], seed: str) -> list[Sentence]:
-    chosen: dict[str, Sentence] = {}
-    for row in sorted(rows, key=lambda row: _rank(seed, "text", row.id)):
-        chosen.setdefault(text_key(row.text), row)
-    return sorted(chosen.values(), key=lambda row: row.id)
-
-
-def _documents_in_turn(rows: list[Sentence], seed: str) -> Iterator[Sentence]:
-    """One sentence of each document, then a second of each that has one, and so on."""
-    documents: defaultdict[str, list[Sentence]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: _rank(seed, "row", row.id)):
-        documents[row.document].append(row)
-    in_order = sorted(documents, key=lambda document: _rank(seed, "document", document))
-    for turn in range(max(map(len, documents.values()), default=0)):
-        for document in in_order:
-            if turn < len(documents[document]):
-                yield documents[document][turn]
 
 
 def _take(part: PartName, pools: _Pools, size: int) -> tuple[Sentence, ...]:
@@ -211,7 +153,3 @@ def _take(part: PartName, pools: _Pools, size: int) -> tuple[Sentence, ...]:
             most = len(Domain) * min(len(pools[part, each]) for each in Domain)
             raise InvalidInput(part, f"{size} rows are asked for; there are at most {most}")
     return tuple(pools[part, domain][i] for i in range(share) for domain in Domain)
-
-
-def _rank(seed: str, purpose: str, key: str) -> str:
-    return hashlib.sha256(f"{seed}\0{purpose}\0{key}".encode()).hexdigest()

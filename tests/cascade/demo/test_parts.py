@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from cascade.cli.demo.data import Domain, Sentence
-from cascade.cli.demo.parts import Balance, Parts, Sizes, balance, largest_sizes, split, text_key
+from cascade.cli.demo.parts import Balance, Parts, Sizes, balance, largest_sizes, split
 from cascade.errors import InvalidInput
+from cascade.records import text_key
 
 SIZES = Sizes(develop=80, certify=1000, test=80)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from cascade.cli.demo.data import Corpus, Domain, DomainCount, load_sentences
-from cascade.cli.demo.parts import Sizes, largest_sizes, split, text_key
+from cascade.cli.demo.parts import Sizes, largest_sizes, split
 from cascade.cli.demo.setting import SIZES
+from cascade.records import text_key
 
 pytestmark = pytest.mark.models
 
