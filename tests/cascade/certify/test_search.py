@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,35 +11,28 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from cascade.binomial import binomial_tail, clopper_pearson_interval, predicted_tail, upper_bound
-from cascade.certificate import Certificate
 from cascade.certify import (
-    UncertifiedThreshold,
+    Bonferroni,
+    Family,
+    FixedSequence,
+    Holm,
+    Target,
     certify,
+    certify_targets,
+    cost_usd,
+    deadline_misses,
+    escalation_share,
+    excess_error,
     naive_threshold,
+    net_error,
     plan_grid,
+    selective_risk,
     threshold_grid,
 )
 from cascade.errors import InfeasibleTarget, InvalidInput
-
-Rows = tuple[NDArray[np.float64], NDArray[np.bool_]]
+from tests.cascade.certify.populations import Population, Rows, within_level
 
 ALPHA, DELTA = 0.25, 0.1
-
-
-@dataclass(frozen=True)
-class Population:
-    """Confidence c uniform in [0, 1], P(right | c) = low + slope · c: the risk is known exactly."""
-
-    low: float
-    slope: float
-
-    def draw(self, n: int, rng: np.random.Generator) -> Rows:
-        confidence = rng.random(n)
-        return confidence, rng.random(n) < self.low + self.slope * confidence
-
-    def risk(self, threshold: float) -> float:
-        return 1 - self.low - self.slope * (1 + threshold) / 2
 
 
 def threshold_or_none(certify_rows: Rows, grid: NDArray[np.float64]) -> float | None:
@@ -72,8 +63,7 @@ def test_certified_thresholds_exceed_alpha_at_most_as_often_as_delta(
         violations += threshold is not None and population.risk(threshold) > ALPHA
         naive = naive_threshold(*rows, alpha=ALPHA)
         naive_violations += naive is not None and population.risk(naive.threshold) > ALPHA
-    # Exact test of "rate ≤ delta" with a false alarm once in a thousand.
-    assert stats.binomtest(violations, resplits, DELTA, alternative="greater").pvalue > 1e-3
+    assert within_level(violations, resplits, DELTA)
     assert naive_violations > 3 * violations
     assert naive_violations > 0.3 * resplits
 
@@ -85,7 +75,7 @@ def test_the_promise_holds_over_draws_of_the_develop_part_too() -> None:
         grid = plan_grid(*population.draw(200, rng), rows=600, alpha=ALPHA, delta=DELTA)
         threshold = threshold_or_none(population.draw(600, rng), grid)
         violations += threshold is not None and population.risk(threshold) > ALPHA
-    assert stats.binomtest(violations, resplits, DELTA, alternative="greater").pvalue > 1e-3
+    assert within_level(violations, resplits, DELTA)
 
 
 def test_stratified_rows_do_not_break_the_promise() -> None:
@@ -95,7 +85,7 @@ def test_stratified_rows_do_not_break_the_promise() -> None:
     for _ in range(resplits):
         wrong = rng.random(600) < error_rates
         violations += threshold_or_none((np.ones(600), ~wrong), np.array([0.0])) is not None
-    assert stats.binomtest(violations, resplits, DELTA, alternative="greater").pvalue > 1e-3
+    assert within_level(violations, resplits, DELTA)
 
 
 def test_a_planned_start_is_feasible_more_often_than_the_top_of_the_grid() -> None:
@@ -114,12 +104,14 @@ def test_the_threshold_is_the_last_of_the_unbroken_run_of_passes() -> None:
     confidence = np.repeat([0.9, 0.6, 0.3], [40, 40, 4000])
     correct = np.repeat([1, 0, 0, 1], [38, 2, 40, 4000])
     certificate = certify(confidence, correct, alpha=ALPHA, delta=DELTA, grid=[0.8, 0.5, 0.0])
-    assert (certificate.threshold, certificate.n_accepted, certificate.errors) == (0.8, 40, 2)
+    assert (certificate.threshold, certificate.n_accepted) == (0.8, 40)
+    (risk,) = certificate.promises
+    assert (risk.kind, risk.rows, risk.observed) == ("selective_risk", 40, 0.05)
     assert certificate.coverage == pytest.approx(40 / 4080)
     assert certificate.p_value == pytest.approx(stats.binom.cdf(2, 40, ALPHA), rel=1e-9)
     bound = stats.binomtest(2, 40, alternative="less").proportion_ci(1 - DELTA, "exact").high
-    assert certificate.risk_upper == pytest.approx(bound)
-    assert certificate.risk_upper <= ALPHA
+    assert risk.upper == pytest.approx(bound)
+    assert risk.upper <= ALPHA
 
 
 def test_rows_that_tie_with_the_threshold_are_accepted_together() -> None:
@@ -241,104 +233,178 @@ def test_unusable_input_is_refused_by_field(change: dict[str, object], message: 
         certify(**(good | change))  # type: ignore[arg-type]
 
 
-def test_the_grid_keeps_the_shares_asked_for_and_ends_by_accepting_everything() -> None:
-    confidence = np.random.default_rng(1).random(1000)
-    grid = threshold_grid(confidence, (0.05, 0.1, 0.5, 1.0))
-    assert [float(np.mean(confidence >= t)) for t in grid] == [0.05, 0.1, 0.5, 1.0]
-    assert grid[-1] == 0
+def both_tiers(n: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], ...]:
+    """Confidence c uniform, the device right with P = c, the cluster with P = .9 independently."""
+    confidence = rng.random(n)
+    right = (rng.random(n) < confidence).astype(float)
+    return confidence, right, (rng.random(n) < 0.9).astype(float)
 
 
-def test_ties_merge_thresholds() -> None:
-    assert threshold_grid([0.6] * 50 + [0.9] * 50).tolist() == [0.9, 0.6, 0.0]
+def test_several_targets_meet_in_the_middle() -> None:
+    """Risk (1 - t) / 2 ≤ .25 asks for t ≥ .5, and at most 80 % escalated for t ≤ .8."""
+    confidence, right, _ = both_tiers(4000, np.random.default_rng(1))
+    targets = [selective_risk(right, alpha=0.25), escalation_share(4000, alpha=0.8)]
+    falling = np.linspace(0.75, 0, 31)
+    certificate = certify_targets(confidence, targets, delta=DELTA, grid=falling)
+    assert [promise.kind for promise in certificate.promises] == [t.kind for t in targets]
+    assert 0.5 < certificate.threshold < 0.6
+    assert certificate.p_value == max(promise.p_value for promise in certificate.promises)
+    rising = certify_targets(confidence, targets, delta=DELTA, grid=np.linspace(0.6, 1, 17))
+    assert 0.7 < rising.threshold < 0.8
 
 
-def test_the_planned_grid_is_the_tail_of_the_whole_one_and_skips_what_cannot_pass() -> None:
-    develop = Population(0.55, 0.35).draw(400, np.random.default_rng(2))
-    whole = threshold_grid(develop[0])
-    planned = plan_grid(*develop, rows=200, alpha=ALPHA, delta=DELTA)
-    assert len(planned) < len(whole)
-    assert planned.tolist() == whole[-len(planned) :].tolist()
+def test_targets_that_exclude_each_other_are_refused_for_any_number_of_labels() -> None:
+    confidence, right, _ = both_tiers(2000, np.random.default_rng(2))
+    targets = [selective_risk(right, alpha=0.1), escalation_share(2000, alpha=0.5)]
+    with pytest.raises(InfeasibleTarget, match="to meet all targets") as refusal:
+        certify_targets(confidence, targets, delta=DELTA, grid=threshold_grid(confidence))
+    assert refusal.value.labels_needed is None
 
 
-@pytest.mark.parametrize("coverages", [(0.0, 0.5), (0.5, 0.5), (0.5, 0.4), (0.5, 1.1)])
-def test_coverages_must_be_rising_shares(coverages: tuple[float, ...]) -> None:
-    with pytest.raises(InvalidInput, match="coverages"):
-        threshold_grid([0.5, 0.6], coverages)
+@pytest.mark.parametrize("family", [FixedSequence((0, 5)), Holm(), Bonferroni()])
+def test_targets_that_hold_together_fail_together_at_most_as_often_as_delta(family: Family) -> None:
+    """Excess error .9 · (1 - t)² / 2 ≤ .1 needs t ≥ .529, at most 60 % escalated t ≤ .6."""
+    draws, violations, found = 300, 0, 0
+    rng = np.random.default_rng(3)
+    grid = np.linspace(0.62, 0.5, 13)
+    for _ in range(draws):
+        confidence, right, cloud = both_tiers(3000, rng)
+        targets = [
+            excess_error(right, cloud, alpha=0.1),
+            escalation_share(3000, alpha=0.6),
+        ]
+        try:
+            certificate = certify_targets(
+                confidence, targets, delta=DELTA, grid=grid, family=family
+            )
+        except InfeasibleTarget:
+            continue
+        found += 1
+        t = certificate.threshold
+        violations += 0.9 * (1 - t) ** 2 / 2 > 0.1 or t > 0.6
+    assert found > draws / 4
+    assert within_level(violations, draws, DELTA)
 
 
-def test_naive_tuning_takes_the_widest_coverage_that_looks_good() -> None:
-    confidence = [0.9, 0.8, 0.7, 0.6, 0.5]
-    naive = naive_threshold(confidence, [1, 1, 0, 1, 0], alpha=0.25)
-    assert naive == UncertifiedThreshold(threshold=0.6, coverage=0.8, risk=0.25)
-    assert naive_threshold(confidence, [0, 0, 0, 0, 0], alpha=0.25) is None
+def test_money_is_spent_up_to_what_is_certified() -> None:
+    """One cent a call on average, at most five: .5 cents a request allow half to be escalated."""
+    rng = np.random.default_rng(4)
+    confidence = rng.random(3000)
+    cents = rng.beta(2, 8, 3000) * 0.05
+    thresholds = {}
+    for method in ("hoeffding_bentkus", "betting"):
+        target = cost_usd(cents, alpha=0.005, most=0.05, method=method)
+        certificate = certify_targets(confidence, [target], delta=DELTA, grid=np.linspace(0, 1, 41))
+        (promise,) = certificate.promises
+        assert (promise.low, promise.high, promise.alpha) == (0, 0.05, 0.005)
+        assert promise.observed < promise.upper <= promise.alpha
+        thresholds[method] = certificate.threshold
+    assert 0.3 < thresholds["hoeffding_bentkus"] < thresholds["betting"] < 0.5
 
 
-@given(st.integers(1, 2000), st.data(), st.floats(0.01, 0.99))
-def test_p_values_are_the_binomial_tail(n: int, data: st.DataObject, rate: float) -> None:
-    k = data.draw(st.integers(0, n))
-    assert float(binomial_tail(k, n, rate)) == pytest.approx(
-        stats.binom.cdf(k, n, rate), rel=1e-7, abs=1e-12
-    )
-
-
-def test_nothing_tried_is_no_evidence() -> None:
-    assert float(binomial_tail(0, 0, 0.25)) == 1
-
-
-@given(st.integers(1, 500), st.data(), st.floats(0.01, 0.5))
-def test_the_bound_is_where_the_tail_equals_delta(
-    n: int, data: st.DataObject, delta: float
-) -> None:
-    k = data.draw(st.integers(0, n - 1))
-    assert float(binomial_tail(k, n, upper_bound(k, n, delta))) == pytest.approx(delta, rel=1e-6)
-    assert upper_bound(n, n, delta) == 1
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 10), (10, 10), (57, 400)])
-def test_the_exact_interval_is_scipys(k: int, n: int) -> None:
-    reference = stats.binomtest(k, n).proportion_ci(0.95, "exact")
-    assert clopper_pearson_interval(k, n) == pytest.approx((reference.low, reference.high))
-
-
-@pytest.mark.parametrize("at_most", [-1, 0, 7, 40])
-def test_the_prediction_is_the_beta_binomial(at_most: int) -> None:
-    reference = stats.betabinom.cdf(at_most, 40, 5 + 1, 15 + 1)
-    predicted = predicted_tail(at_most, 40, seen_successes=5, seen_trials=20)
-    assert predicted == pytest.approx(reference, abs=1e-12)
-
-
-def a_certificate() -> Certificate:
-    return certify([0.9] * 100, [1] * 90 + [0] * 10, alpha=ALPHA, delta=DELTA, grid=[0.5])
-
-
-def test_json_gives_back_an_equal_certificate() -> None:
-    certificate = a_certificate()
-    assert Certificate.from_json(json.loads(json.dumps(certificate.to_json()))) == certificate
+def test_a_net_error_of_zero_needs_a_device_that_is_as_good() -> None:
+    rng = np.random.default_rng(5)
+    confidence = rng.random(2000)
+    right = rng.random(2000) < 0.6 + 0.4 * confidence
+    cloud = rng.random(2000) < 0.8
+    target = net_error(right, cloud, alpha=0.0)
+    certificate = certify_targets(confidence, [target], delta=DELTA, grid=np.linspace(0.7, 0, 29))
+    # The mean of (.2 - .4 c) over all rows with c ≥ t is -.2 t (1 - t): 0 at t = 0, least at .5.
+    assert 0 < certificate.threshold < 0.5
+    assert certificate.promises[0].observed < 0
 
 
 @pytest.mark.parametrize(
-    ("change", "field"),
+    "target",
     [
-        ({"surprise": 1}, "certificate.surprise"),
-        ({"alpha": None}, "certificate.alpha"),
-        ({"n": 10.0}, "certificate.n"),
-        ({"n_accepted": 101}, "certificate.n_accepted"),
-        ({"errors": 101}, "certificate.errors"),
-        ({"coverage": 0.5}, "certificate.coverage"),
-        ({"p_value": 0.2}, "certificate.p_value"),
-        ({"method": "hope"}, "certificate.method"),
-        ({"data_digest": "xyz"}, "certificate.data_digest"),
+        excess_error([0] * 50 + [1] * 950, [1] * 1000, alpha=0.06),
+        net_error([0] * 50 + [1] * 950, [1] * 1000, alpha=0.06, method="hoeffding_bentkus"),
+        deadline_misses([1] * 50 + [0] * 950, [1] * 1000, alpha=0.06),
+        cost_usd([1.0] * 1000, local=[0.05] * 1000, alpha=0.06, most=1.0),
+        selective_risk([0.95] * 1000, alpha=0.06, method="hoeffding_bentkus"),
+    ],
+    ids=lambda target: target.kind,
+)
+def test_every_infeasible_target_says_how_many_labels_would_do(target: Target) -> None:
+    with pytest.raises(InfeasibleTarget, match="fresh labels would be needed") as refusal:
+        certify_targets(np.full(1000, 0.5), [target], delta=DELTA, grid=[0.5])
+    needed = refusal.value.labels_needed
+    assert needed is not None
+    assert needed > 1000
+    repeats = math.ceil(1.05 * needed / 1000)  # a rounded count may miss by a hair
+    more = target.take(np.tile(np.arange(1000), repeats))
+    rows = np.full(1000 * repeats, 0.5)
+    assert certify_targets(rows, [more], delta=DELTA, grid=[0.5]).coverage == 1
+
+
+def test_an_escalation_share_needs_rows_not_labels() -> None:
+    confidence = np.repeat([0.2, 0.8], [28, 72])
+    target = escalation_share(100, alpha=0.3)
+    with pytest.raises(InfeasibleTarget) as refusal:
+        certify_targets(confidence, [target], delta=DELTA, grid=[0.5])
+    needed = refusal.value.labels_needed
+    assert needed is not None
+    assert 100 < needed < 1500
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_order_of_rows_does_not_matter_to_any_count(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    confidence, right, cloud = both_tiers(300, rng)
+    cost = rng.random(300)
+    targets = [
+        selective_risk(right, alpha=0.4),
+        excess_error(right, cloud, alpha=0.4),
+        escalation_share(300, alpha=0.8),
+        cost_usd(cost, alpha=0.5, most=1.0),
+        deadline_misses(right, cloud, alpha=0.99),
+    ]
+    order = rng.permutation(300)
+    shuffled = [target.take(order) for target in targets]
+    grid = np.linspace(0.6, 0.2, 9)
+    first = certify_targets(confidence, targets, delta=DELTA, grid=grid)
+    other = certify_targets(confidence[order], shuffled, delta=DELTA, grid=grid)
+    assert (other.threshold, other.data_digest) == (first.threshold, first.data_digest)
+    assert [p.p_value for p in other.promises] == pytest.approx(
+        [p.p_value for p in first.promises], rel=1e-9
+    )
+
+
+def test_a_lenient_family_or_a_rising_grid_may_be_asked_for() -> None:
+    confidence, right = Population(0.6, 0.4).draw(1000, np.random.default_rng(6))
+    target = selective_risk(right, alpha=0.3)
+    grid = np.linspace(0.9, 0, 19)
+    reached = [
+        certify_targets(confidence, [target], delta=DELTA, grid=grid, family=family)
+        for family in (FixedSequence(), Holm(), Bonferroni())
+    ]
+    assert [certificate.family for certificate in reached] == [
+        "fixed_sequence",
+        "holm",
+        "bonferroni",
+    ]
+    assert reached[0].threshold <= reached[1].threshold <= reached[2].threshold
+    assert [certificate.starts for certificate in reached] == [(0,), (), ()]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": []}, "targets: is empty"),
+        ({"targets": [escalation_share(4, alpha=0.5)] * 2}, "targets: has two of one kind"),
+        ({"targets": [escalation_share(3, alpha=0.5)]}, "escalation_share: has 3 rows"),
+        ({"grid": [0.5, 0.7, 0.6]}, "grid: must fall strictly, or rise strictly"),
+        ({"delta": 0.0}, "delta: 0.0 is not between"),
+        ({"family": FixedSequence((3,))}, "starts: 3 is beyond a grid of 1"),
     ],
 )
-def test_json_that_is_not_exactly_a_certificate_is_refused(
-    change: dict[str, object], field: str
-) -> None:
-    with pytest.raises(InvalidInput, match=field):
-        Certificate.from_json(a_certificate().to_json() | change)
-
-
-def test_a_missing_field_is_named() -> None:
-    data = a_certificate().to_json()
-    del data["delta"]
-    with pytest.raises(InvalidInput, match=r"certificate\.delta: is missing"):
-        Certificate.from_json(data)
+def test_unusable_targets_are_refused_by_field(change: dict[str, object], message: str) -> None:
+    good: dict[str, object] = {
+        "confidence": [0.6, 0.7, 0.8, 0.9],
+        "targets": [escalation_share(4, alpha=0.5)],
+        "delta": DELTA,
+        "grid": [0.5],
+    }
+    with pytest.raises(InvalidInput, match=message):
+        certify_targets(**(good | change))  # type: ignore[arg-type]
