@@ -174,6 +174,11 @@ def _infeasible(
             "no number of labels would help, for no threshold was observed to meet "
             f"{'the target' if len(targets) == 1 else 'all targets'}"
         )
+    elif needed <= n:
+        advice = (
+            "thresholds that were not reached look better: plan the order of test anew, then "
+            f"certify on about {needed} fresh labels"
+        )
     else:
         advice = f"about {needed} fresh labels would be needed if what was observed holds"
     return InfeasibleTarget(

@@ -194,6 +194,15 @@ def test_labels_needed_counts_the_rejected_rows_as_well() -> None:
     assert refusal.value.labels_needed == 10 * (dense.value.labels_needed or 0)
 
 
+def test_a_sequence_that_began_badly_is_told_so() -> None:
+    """The top 20 rows are worse than those below them, which would have passed."""
+    confidence, correct = np.repeat([0.9, 0.5], [20, 980]), np.repeat([0, 1, 1], [8, 12, 980])
+    with pytest.raises(InfeasibleTarget, match="plan the order of test anew") as refusal:
+        certify(confidence, correct, alpha=ALPHA, delta=DELTA, grid=[0.8, 0.5])
+    assert refusal.value.labels_needed is not None
+    assert refusal.value.labels_needed <= 1000
+
+
 def test_an_error_above_the_target_is_refused_for_any_number_of_labels() -> None:
     with pytest.raises(InfeasibleTarget, match="no number of labels would help") as refusal:
         certify([0.9] * 400, [1, 0] * 200, alpha=ALPHA, delta=DELTA, grid=[0.5])

@@ -1,0 +1,154 @@
+"""Many certify parts drawn from a pool at once, and what each rule makes of them.
+
+Drawn i.i.d. with replacement, so the counts between two thresholds are multinomial: they are drawn
+directly, and all parts are certified by the product's p-values and families as arrays. The develop
+part, on which grid and order of test are planned, is drawn anew for every block of certify parts.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.decision.pools import Pool
+from cascade.certify import Family, FixedSequence, Holm, plan_grid, threshold_grid
+from cascade.certify.families import furthest
+from cascade.certify.p_values import clopper_pearson
+from cascade.rows import Bools, Floats
+
+DELTA = 0.1
+ALPHAS = (0.05, 0.1, 0.2)
+SIZES = (300, 1000, 3000)
+DEVELOP = 400
+"""Rows of the develop part."""
+
+OURS = "planned sequence"
+OTHERS = ("sequence from the top", "Holm", "sequences from six starts")
+"""What ours is compared with: three other exact methods, on the whole grid."""
+
+_BLOCKS, _BLOCKS_QUICK = 50, 5
+_PARTS = 20  # certify parts a block
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a rule chose on each certify part, judged on the whole pool.
+
+    Arguments:
+        coverage: share of the pool that is kept, 0 where nothing was certified, shape ``[parts]``.
+        risk: error rate of what is kept, 0 where nothing was, shape ``[parts]``.
+    """
+
+    coverage: Floats
+    risk: Floats
+
+
+@dataclass(slots=True)
+class Study:
+    """Pools, and the draws made so far."""
+
+    pools: tuple[Pool, ...]
+    quick: bool
+    _certified: dict[tuple[str, float, int], dict[str, Chosen]] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> int:
+        """Develop parts a pool, alpha and size."""
+        return _BLOCKS_QUICK if self.quick else _BLOCKS
+
+    @property
+    def parts(self) -> int:
+        """Certify parts a pool, alpha and size."""
+        return self.blocks * _PARTS
+
+    def certified(self, pool: Pool, alpha: float, n: int) -> dict[str, Chosen]:
+        """By method: ours first, then the others. Drawn once for all who ask."""
+        key = (pool.name, alpha, n)
+        if key not in self._certified:
+            self._certified[key] = certified(pool, alpha, n, blocks=self.blocks)
+        return self._certified[key]
+
+
+def certified(pool: Pool, alpha: float, n: int, *, blocks: int) -> dict[str, Chosen]:
+    """What each method certifies on ``blocks * 20`` certify parts of n rows."""
+    rng = _generator(pool, n, alpha)
+    chosen: dict[str, list[tuple[Floats, Floats]]] = {}
+    for _ in range(blocks):
+        develop = rng.integers(0, len(pool.confidence), DEVELOP)
+        confidence, correct = pool.confidence[develop], pool.correct[develop]
+        whole = threshold_grid(confidence)
+        planned = plan_grid(confidence, correct, rows=n, alpha=alpha, delta=DELTA)
+        accepted, errors = draw_counts(pool, whole, n, _PARTS, rng)
+        p_values = clopper_pearson(errors, accepted, alpha)
+        coverage, risk = pool.coverage_and_risk(whole)
+        starts = np.unique(np.linspace(0, len(whole) - 1, 7)[:-1].astype(np.int64))
+        families: dict[str, tuple[Family, int]] = {
+            OURS: (FixedSequence(), len(whole) - len(planned)),
+            OTHERS[0]: (FixedSequence(), 0),
+            OTHERS[1]: (Holm(), 0),
+            OTHERS[2]: (FixedSequence(tuple(starts.tolist())), 0),
+        }
+        for name, (family, first) in families.items():
+            last = furthest(family.certified(p_values[:, first:], DELTA))
+            place = np.where(last >= 0, last + first, 0)
+            some = last >= 0
+            chosen.setdefault(name, []).append(
+                (np.where(some, coverage[place], 0.0), np.where(some, risk[place], 0.0))
+            )
+    return {name: _join(each) for name, each in chosen.items()}
+
+
+def naive(pool: Pool, alphas: tuple[float, ...], n: int, *, parts: int) -> dict[float, Chosen]:
+    """What ``cascade.certify.naive_threshold`` picks on ``parts`` parts of n rows, by alpha."""
+    rng = _generator(pool, n)
+    falling = np.argsort(-pool.confidence, kind="stable")
+    rows = np.sort(rng.integers(0, len(falling), (parts, n)), axis=1)
+    confidence, wrong = pool.confidence[falling][rows], ~pool.correct[falling][rows]
+    errors, accepted = wrong.cumsum(axis=1), np.arange(1, n + 1)
+    last_of_tie = np.ones(rows.shape, np.bool_)
+    last_of_tie[:, :-1] = confidence[:, :-1] > confidence[:, 1:]
+    return {
+        alpha: _naive(pool, confidence, last_of_tie & (errors <= alpha * accepted))
+        for alpha in alphas
+    }
+
+
+def _naive(pool: Pool, confidence: Floats, good: Bools) -> Chosen:
+    last = furthest(good)
+    some = last >= 0
+    threshold = confidence[np.arange(len(last)), np.maximum(last, 0)]
+    coverage, risk = pool.coverage_and_risk(threshold)
+    return Chosen(np.where(some, coverage, 0.0), np.where(some, risk, 0.0))
+
+
+def draw_counts(
+    pool: Pool, thresholds: Floats, n: int, parts: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Accepted rows and errors at each threshold, for parts drawn i.i.d. with replacement.
+
+    Arguments:
+        thresholds: strictly falling.
+
+    Returns:
+        two arrays, shape ``[parts, thresholds]``.
+    """
+    coverage, risk = pool.coverage_and_risk(thresholds)
+    wrong = np.diff(coverage * risk, prepend=0.0)
+    right = np.diff(coverage * (1 - risk), prepend=0.0)
+    shares = np.maximum([*wrong, *right, 1 - coverage[-1]], 0.0)
+    counts = rng.multinomial(n, shares / shares.sum(), size=parts)
+    size = len(thresholds)
+    errors = counts[:, :size].cumsum(axis=1)
+    return errors + counts[:, size : 2 * size].cumsum(axis=1), errors
+
+
+def _join(each: list[tuple[Floats, Floats]]) -> Chosen:
+    return Chosen(np.concatenate([c for c, _ in each]), np.concatenate([r for _, r in each]))
+
+
+def _generator(pool: Pool, n: int, alpha: float = 0.0) -> np.random.Generator:
+    """The same draws for the same pool, size and alpha, whatever else is run."""
+    return np.random.default_rng([zlib.crc32(pool.name.encode()), n, round(alpha * 1000)])
