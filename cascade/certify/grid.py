@@ -16,12 +16,13 @@ from numpy.typing import ArrayLike
 from cascade.binomial import binomial_tail, check_level, predicted_tail
 from cascade.certify.targets import Target, selective_risk
 from cascade.errors import InvalidInput
-from cascade.rows import Floats, labelled, same_length, unit_floats
+from cascade.rows import Floats, same_length, unit_floats
 
 COVERAGES = tuple(round(0.05 + 0.025 * step, 3) for step in range(39))
 """Target shares of locally answered rows at which thresholds are placed: .05, .075 … 1."""
 
-_START_TOLERANCE = 0.01  # chances to pass that differ by less count as equal
+_START_TOLERANCE = 0.03  # chances to pass that differ by less count as equal
+_PRIOR_ROWS = 16  # what the guess that a mean is at its target is worth, before rows are seen
 
 
 def plan_grid(
@@ -50,9 +51,8 @@ def plan_grid(
         InvalidInput: bad shapes, NaN, or numbers out of range.
         CascadeError: scipy is not installed.
     """
-    floats, right = labelled(confidence, correct)
-    check_level("alpha", alpha)
-    target = selective_risk(right, alpha=alpha)
+    floats, target = unit_floats("confidence", confidence), selective_risk(correct, alpha=alpha)
+    same_length("confidence", floats, "correct", target.local)
     return plan_targets(floats, [target], rows=rows, delta=delta, coverages=coverages)
 
 
@@ -68,10 +68,11 @@ def plan_targets(
     """Thresholds in the order of test, planned on the *develop* part for a certify part to come.
 
     ``threshold_grid`` without the thresholds before the start. The start is the first threshold
-    whose predicted chance to pass is within .01 of the best. For 0/1 losses, of which develop shows
-    k among m, the number among the expected certify rows is beta-binomial under a uniform prior;
-    other losses are predicted by a normal approximation. The chances of several targets are
-    multiplied. All this is guesswork that only costs or saves coverage: nothing rests on it.
+    whose predicted chance to pass is within .03 of the best. For 0/1 losses, of which develop shows
+    k among m, the number among the expected certify rows is beta-binomial; the prior has its mean
+    at alpha and the weight of 16 rows, so that thresholds that keep few rows are neither written
+    off nor taken for perfect. Other losses are predicted by a normal approximation. The chances of
+    several targets are multiplied. All this only costs or saves coverage: no promise rests on it.
 
     Starts by expected coverage on simulated certify parts, and several starts that share delta,
     were tried: over pools of several shapes neither kept more than this.
@@ -139,9 +140,12 @@ def _chance_to_pass(
     expected = np.maximum(1, np.round(seen / len(confidence) * rows))
     if target.method == "clopper_pearson":
         most = _most_errors(expected, target.unit_alpha, delta)
+        prior = (_PRIOR_ROWS * target.unit_alpha, _PRIOR_ROWS * (1 - target.unit_alpha))
         return np.array(
             [
-                predicted_tail(int(m), int(n), seen_successes=int(k), seen_trials=int(s))
+                predicted_tail(
+                    int(m), int(n), seen_successes=int(k), seen_trials=int(s), prior=prior
+                )
                 for m, n, k, s in zip(most, expected, total, seen, strict=True)
             ]
         )

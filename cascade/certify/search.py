@@ -15,7 +15,7 @@ from cascade.certify.families import Family, FixedSequence, furthest
 from cascade.certify.labels import labels_needed
 from cascade.certify.targets import Target, selective_risk
 from cascade.errors import InfeasibleTarget, InvalidInput
-from cascade.rows import Bools, Floats, labelled, same_length, unit_floats
+from cascade.rows import Floats, same_length, unit_floats
 
 _BISECTIONS = 50
 
@@ -48,14 +48,12 @@ def certify(
         InvalidInput: bad shapes, NaN, or numbers out of range.
         CascadeError: scipy is not installed.
     """
-    floats, right = labelled(confidence, correct)
-    check_level("alpha", alpha)
+    floats, target = unit_floats("confidence", confidence), selective_risk(correct, alpha=alpha)
+    same_length("confidence", floats, "correct", target.local)
     thresholds = unit_floats("grid", grid)
     if (np.diff(thresholds) >= 0).any():
         raise InvalidInput("grid", "must fall strictly, from the highest threshold to the lowest")
-    return certify_targets(
-        floats, [selective_risk(right, alpha=alpha)], delta=delta, grid=thresholds, family=family
-    )
+    return certify_targets(floats, [target], delta=delta, grid=thresholds, family=family)
 
 
 def certify_targets(
@@ -231,7 +229,7 @@ def _digest_rows(confidence: Floats, targets: Sequence[Target]) -> str:
     return _digest(confidence[order], *(loss[order] for loss in losses), prefix=kinds)
 
 
-def _digest(*arrays: Floats | Bools, prefix: bytes = b"") -> str:
+def _digest(*arrays: Floats, prefix: bytes = b"") -> str:
     digest = hashlib.sha256(prefix)
     for array in arrays:
         digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())

@@ -42,3 +42,9 @@ def test_the_prediction_is_the_beta_binomial(at_most: int) -> None:
     reference = stats.betabinom.cdf(at_most, 40, 5 + 1, 15 + 1)
     predicted = predicted_tail(at_most, 40, seen_successes=5, seen_trials=20)
     assert predicted == pytest.approx(reference, abs=1e-12)
+
+
+def test_the_prediction_takes_any_beta_prior() -> None:
+    reference = stats.betabinom.cdf(7, 40, 5 + 1.6, 15 + 14.4)
+    predicted = predicted_tail(7, 40, seen_successes=5, seen_trials=20, prior=(1.6, 14.4))
+    assert predicted == pytest.approx(reference, abs=1e-12)

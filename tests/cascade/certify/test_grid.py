@@ -56,8 +56,10 @@ def test_the_start_is_the_first_threshold_whose_chance_is_about_the_best() -> No
         rows = round(seen / 300 * 500)
         most = int(stats.binom.ppf(DELTA, rows, ALPHA))
         most -= stats.binom.cdf(most, rows, ALPHA) > DELTA
-        chances.append(stats.betabinom.cdf(most, rows, wrong + 1, seen - wrong + 1))
-    start = int(np.argmax(np.array(chances) >= max(chances) - 0.01))
+        chances.append(
+            stats.betabinom.cdf(most, rows, wrong + 16 * ALPHA, seen - wrong + 16 * (1 - ALPHA))
+        )
+    start = int(np.argmax(np.array(chances) >= max(chances) - 0.03))
     planned = plan_grid(confidence, right, rows=500, alpha=ALPHA, delta=DELTA)
     assert planned.tolist() == whole[start:].tolist()
 

@@ -222,6 +222,8 @@ def test_a_grid_that_accepts_no_row_is_infeasible() -> None:
         ({"confidence": []}, "confidence: is empty"),
         ({"correct": [1, 1, 0]}, "correct: has 3 rows but confidence has 4"),
         ({"correct": [1, 1, 0, np.nan]}, "correct: must hold only"),
+        ({"correct": [1, 1, 0, 0.5]}, "correct: must hold only .* take method='hoeffding_bentkus'"),
+        ({"correct": [1, 1, 0, 2]}, "correct: must hold only"),
         ({"alpha": 0.0}, "alpha: 0.0 is not between 0 and 1"),
         ({"delta": 1.0}, "delta: 1.0 is not between 0 and 1"),
         ({"grid": []}, "grid: is empty"),
