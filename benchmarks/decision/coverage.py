@@ -6,7 +6,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.decision.draws import ALPHAS, DEVELOP, KNOWN_START, OTHERS, OURS, SIZES, Study
+from benchmarks.decision.draws import (
+    ALPHAS,
+    DEVELOP,
+    KNOWN_START,
+    OTHERS,
+    OURS,
+    SIZES,
+    Study,
+    shared_study,
+)
 from benchmarks.rows import Row
 from benchmarks.run import Run
 from benchmarks.timing import Estimate
@@ -18,11 +27,12 @@ _MEASURED_AT = 1000
 _KEEP, _BESIDE = 0.85, 0.95
 
 
-def rows(study: Study, run: Run) -> Iterator[Row]:
+def rows(subject: None, run: Run) -> Iterator[Row]:
     """Mean and 10th percentile for each pool, alpha and size, and ours over the best other method.
 
     Where the best threshold in hindsight keeps less than the first of the grid there are no rows.
     """
+    study = shared_study(run.quick)
     for pool in study.pools:
         run.say(pool.name)
         for alpha in ALPHAS:

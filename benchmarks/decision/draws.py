@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.decision.pools import Pool
+from benchmarks.decision.pools import Pool, pools
 from cascade.certify import Family, FixedSequence, Holm, plan_grid, threshold_grid
 from cascade.certify.families import furthest
 from cascade.certify.p_values import clopper_pearson
@@ -73,6 +74,12 @@ class Study:
         if key not in self._certified:
             self._certified[key] = certified(pool, alpha, n, blocks=self.blocks)
         return self._certified[key]
+
+
+@cache
+def shared_study(quick: bool) -> Study:
+    """The bundled pools, drawn from once for all groups of a run."""
+    return Study(pools(), quick)
 
 
 def certified(pool: Pool, alpha: float, n: int, *, blocks: int) -> dict[str, Chosen]:

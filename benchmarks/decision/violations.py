@@ -7,7 +7,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.decision.draws import ALPHAS, DELTA, OTHERS, OURS, SIZES, Chosen, Study, naive
+from benchmarks.decision.draws import (
+    ALPHAS,
+    DELTA,
+    OTHERS,
+    OURS,
+    SIZES,
+    Chosen,
+    naive,
+    shared_study,
+)
 from benchmarks.decision.pools import flat
 from benchmarks.rows import Row
 from benchmarks.run import Run
@@ -15,9 +24,10 @@ from benchmarks.timing import Estimate
 from cascade.binomial import clopper_pearson_interval
 
 
-def rows(study: Study, run: Run) -> Iterator[Row]:
+def rows(subject: None, run: Run) -> Iterator[Row]:
     """The rate on the worst pool for each alpha and size, of ours and of the naive rule; and of the
     other families at n = 1,000."""
+    study = shared_study(run.quick)
     reach = DELTA + 2 * math.sqrt(DELTA * (1 - DELTA) / study.parts)
     drawn = (
         f"{study.parts} certify parts drawn i.i.d. with replacement from each of "
