@@ -1,0 +1,1 @@
+"""The decision's figures: one module a group of figures."""
