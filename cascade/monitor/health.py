@@ -122,6 +122,7 @@ class Health:
 
     Arguments:
         opened, since: when the monitor and when its state began, in seconds since the epoch.
+        generation: how often it was begun anew; answers of an earlier one no longer count.
         state: where the policy stands.
         audits: labels of all audits; ``lost`` were begun and never labelled.
         watched: labels since the watch began.
@@ -135,6 +136,7 @@ class Health:
 
     opened: float
     since: float
+    generation: int = 0
     state: State = State.CERTIFIED
     audits: RiskSequence = field(default_factory=RiskSequence)
     lost: int = 0
@@ -158,6 +160,7 @@ class Health:
             "format_version": FORMAT_VERSION,
             "opened": self.opened,
             "since": self.since,
+            "generation": self.generation,
             "state": self.state.value,
             "audits": self.audits.to_json(),
             "lost": self.lost,
@@ -190,6 +193,7 @@ class Health:
         health = cls(
             opened=fields.number("opened"),
             since=fields.number("since"),
+            generation=fields.integer("generation", 0, MOST_AUDITS),
             state=State(fields.choice("state", [state.value for state in State])),
             audits=part("audits", RiskSequence.from_json),
             lost=fields.integer("lost", 0, MOST_AUDITS),

@@ -97,7 +97,7 @@ class Monitor:
         seed = settings.seed
         self._random = random.SystemRandom() if seed is None else random.Random(seed)
         self._known: dict[int, tuple[Policy, Key]] = {}
-        self._states: dict[Key, State] = {}
+        self._standing: dict[Key, tuple[State, int]] = {}
         self._recent: OrderedDict[str, _Recent] = OrderedDict()
         self._later: list[Callable[[], None]] = []
         self._audits: set[asyncio.Task[None]] = set()
@@ -150,13 +150,13 @@ class Monitor:
         key = self._key(policy)
         self._limits(policy)
         try:
-            state = self._store.state(key)
+            standing = self._store.standing(key)
         except CascadeError as problem:
             _log.warning("monitor: %s", problem)
         else:
-            if state is not None:
-                self._states[key] = state
-        return self._states.get(key) is State.DEMOTED
+            if standing is not None:
+                self._standing[key] = standing
+        return self._stands(policy)[0] is State.DEMOTED
 
     def answered(self, policy: Policy, *, score: float, accepted: bool) -> None:
         """Take note of one answer of the device, whatever becomes of it, once the event loop is
@@ -192,18 +192,18 @@ class Monitor:
         """
         if policy.certificate is None or not self._active:
             return
-        on_watch = self._states.get(self._key(policy)) is State.WATCH
-        share = self._settings.watch_share if on_watch else self._settings.share
+        state, generation = self._stands(policy)
+        share = self._settings.watch_share if state is State.WATCH else self._settings.share
         by_tier = self._settings.ask_tier
         # Without a way to label it, drawing an answer would only thin out the others.
         drawn = (ask is not None or not by_tier) and self._random.random() < share
-        entry = _Recent(policy, self._clock(), share if drawn else None, graded=by_tier)
+        entry = _Recent(policy, generation, share if drawn else None, graded=by_tier)
         self._remember(request.request_id, entry)
         if drawn and by_tier and ask is not None:
             if len(self._audits) >= _WAITING:
                 self._defer(lambda: self._lose(policy, request.request_id, "too many under way"))
                 return
-            audit = self._audit(policy, request, text, ask, share)
+            audit = self._audit(entry, request, text, ask, share)
             task = asyncio.get_running_loop().create_task(audit)
             self._audits.add(task)
             task.add_done_callback(self._audits.discard)
@@ -225,7 +225,7 @@ class Monitor:
         self._recent[request_id] = replace(entry, reported=True)
 
         def step(health: Health) -> Outcome:
-            if entry.at < health.opened:  # of before a reset
+            if entry.generation != health.generation:
                 return health, None
             return after_feedback(health, limits, correct=correct, now=self._clock())
 
@@ -249,7 +249,7 @@ class Monitor:
         self._settle()
         self._recent[request_id] = replace(entry, graded=True)
         label = Label(not correct, "grader", entry.drawn)
-        self._label(entry.policy, request_id, entry.at, label)
+        self._label(entry, request_id, label)
 
     def kept(self) -> list[Kept]:
         """All monitors in the file.
@@ -303,6 +303,10 @@ class Monitor:
             false_alarm=self._settings.false_alarm,
         )
 
+    def _stands(self, policy: Policy) -> tuple[State, int]:
+        """State and generation, as far as this process knows."""
+        return self._standing.get(self._key(policy), (State.CERTIFIED, 0))
+
     def _remember(self, request_id: str, entry: _Recent) -> None:
         self._recent[request_id] = entry
         self._recent.move_to_end(request_id)
@@ -310,9 +314,9 @@ class Monitor:
             self._recent.popitem(last=False)
 
     async def _audit(
-        self, policy: Policy, request: Request, text: str, ask: Ask, share: float
+        self, entry: _Recent, request: Request, text: str, ask: Ask, share: float
     ) -> None:
-        began = self._clock()
+        policy = entry.policy
         try:
             async with self._room:
                 other = await ask()
@@ -325,13 +329,13 @@ class Monitor:
             if other not in request.options:
                 self._lose(policy, request.request_id, "the tier gave none of the options")
                 return
-            self._label(policy, request.request_id, began, Label(other != text, "tier", share))
+            self._label(entry, request.request_id, Label(other != text, "tier", share))
 
-    def _label(self, policy: Policy, request_id: str, at: float, label: Label) -> None:
-        limits = self._limits(policy)
+    def _label(self, entry: _Recent, request_id: str, label: Label) -> None:
+        limits = self._limits(entry.policy)
 
         def step(health: Health) -> Outcome:
-            if at < health.opened:  # of before a reset
+            if entry.generation != health.generation:
                 return health, None
             return after_audit(health, limits, label, self._clock())
 
@@ -340,7 +344,7 @@ class Monitor:
             "wrong": int(label.wrong),
             "probability": label.probability,
         }
-        self._change(policy, step, kind="audit", note=label.source, said=said)
+        self._change(entry.policy, step, kind="audit", note=label.source, said=said)
 
     def _lose(self, policy: Policy, request_id: str, why: str) -> None:
         self._change(
@@ -380,7 +384,8 @@ class Monitor:
             return health, entries
 
         try:
-            self._states[key] = self._store.update(key, limits.alpha, apply).state
+            health = self._store.update(key, limits.alpha, apply)
+            self._standing[key] = health.state, health.generation
         except CascadeError as problem:
             _log.warning("monitor: %s", problem)
 
@@ -406,13 +411,14 @@ class _Recent:
     """An accepted answer.
 
     Arguments:
+        generation: of the monitor when it was accepted.
         drawn: the probability with which it was drawn for an audit, or ``None`` where it was not.
         graded: needs no grader any more.
         reported: a user has spoken.
     """
 
     policy: Policy
-    at: float
+    generation: int
     drawn: float | None
     graded: bool
     reported: bool = False
@@ -460,8 +466,9 @@ def reset(store: MonitorStore, kept: Kept, why: str, *, now: float) -> None:
     """
 
     def step(found: Health | None, _: Key | None) -> tuple[Health, list[Entry]]:
-        health = Health(opened=now, since=now)
-        numbers = evidence(found or kept.health, Limits(kept.alpha))
+        before = found or kept.health
+        health = Health(opened=now, since=now, generation=before.generation + 1)
+        numbers = evidence(before, Limits(kept.alpha))
         return health, [Entry(now, kept.key, "reset", health.state, why, numbers)]
 
     store.update(kept.key, kept.alpha, step)

@@ -60,7 +60,8 @@ def test_the_expected_wealth_never_rises_within_the_margin(known, past, data):
     reference, alarm = ScoreReference.of(known), ScoreAlarm()
     for score in past:
         alarm = alarm.after(score, reference)
-    # Probabilities of the cells between deciles, with P(score ≤ t) within eps of the reference.
+    # Probabilities of the cells between deciles. A running maximum of numbers within eps of numbers
+    # that do not fall is within eps of these, too.
     eps = margin(reference.rows)
     shares = [
         data.draw(st.floats(max(0.0, share - eps), min(1.0, share + eps)))
@@ -72,11 +73,7 @@ def test_the_expected_wealth_never_rises_within_the_margin(known, past, data):
         cell * alarm.after(min(at, 2.0), reference).wealth
         for cell, at in zip(cells, inside, strict=True)
     )
-    if all(
-        abs(total - share) <= eps + 1e-12
-        for total, share in zip(np.cumsum(cells), reference.shares, strict=False)
-    ):
-        assert expected <= alarm.wealth * (1 + 1e-9)
+    assert expected <= alarm.wealth * (1 + 1e-9)
 
 
 def test_the_margin_is_that_of_dvoretzky_kiefer_wolfowitz_and_massart():
