@@ -85,14 +85,21 @@ class Monitor:
 
     Arguments:
         store: where states and log are kept.
-        clock: seconds since the epoch.
+        passive: only tells what others found; writes nothing.
+        clock: seconds since the epoch, for the log alone: nothing is decided by it.
     """
 
     def __init__(
-        self, store: MonitorStore, settings: Settings, *, clock: Callable[[], float] = time.time
+        self,
+        store: MonitorStore,
+        settings: Settings,
+        *,
+        passive: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._settings = settings
+        self._passive = passive
         self._clock = clock
         seed = settings.seed
         self._random = random.SystemRandom() if seed is None else random.Random(seed)
@@ -137,7 +144,7 @@ class Monitor:
         store = MonitorStore(path or default_path())
         if not store.exists:
             return None
-        return cls(store, Settings(tier_error=0.0, share=0.0, watch_share=0.0))
+        return cls(store, Settings(tier_error=0.0), passive=True)
 
     def demoted(self, policy: Policy) -> bool:
         """Whether ``policy`` was withdrawn.
@@ -166,7 +173,7 @@ class Monitor:
             score: its raw score in [0, 1].
             accepted: the policy let the device keep it.
         """
-        if policy.certificate is None or not self._active:
+        if policy.certificate is None or self._passive:
             return
         limits = self._limits(policy)
 
@@ -190,7 +197,7 @@ class Monitor:
             text: the answer.
             ask: asks the cluster the same; ``None`` where the request may not leave the device.
         """
-        if policy.certificate is None or not self._active:
+        if policy.certificate is None or self._passive:
             return
         state, generation = self._stands(policy)
         share = self._settings.watch_share if state is State.WATCH else self._settings.share
@@ -281,10 +288,6 @@ class Monitor:
             task.cancel()
         await self.settled()
         self._store.close()
-
-    @property
-    def _active(self) -> bool:
-        return self._settings.watch_share > 0
 
     def _key(self, policy: Policy) -> Key:
         known = self._known.get(id(policy))
