@@ -174,7 +174,9 @@ class Controller:
                 return decide(policy, state.local, obstacle)
             demoted = self._monitor.demoted(policy)
             decision = decide(policy, state.local, obstacle, demoted=demoted)
-            self._monitor.answered(policy, score=state.local.raw_score, accepted=decision.accept)
+            if Reason.UNCERTIFIED_MODE not in decision.reasons:  # other scores than the policy's
+                score = state.local.raw_score
+                self._monitor.answered(policy, score=score, accepted=decision.accept)
             return decision
         if obstacle is not None:
             if state.local_problem is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.rows import Row
 from benchmarks.run import Run
 from benchmarks.timing import Estimate, median
-from cascade.monitor.detector import RISES, STAKES, alternative, entering, left
+from cascade.monitor.detector import RICH, RISES, STAKES, alternative, entering, left
 
 ALPHAS = (0.05, 0.1, 0.2)
 RISE = 0.10
@@ -49,7 +49,8 @@ class Detectors:
         rates = np.array([[alternative(self.alpha, rise)] for rise in RISES])
         factors = np.where(wrong, rates / self.alpha, (1 - rates) / (1 - self.alpha))
         stakes = np.array(STAKES)[:, None] * entering(n)
-        return Detectors(self.alpha, (self.running + stakes) * factors, n)
+        running = np.minimum((self.running + stakes) * factors, RICH)
+        return Detectors(self.alpha, running, n)
 
     @property
     def wealth(self) -> NDArray[np.float64]:

@@ -45,8 +45,8 @@ STAKES = (0.1, 0.8, 0.1)
 """How the stake is divided among them: most on the rise that is to be noticed soon."""
 
 MOST_AUDITS = 10**12
-# Far above any threshold; keeps the wealth finite however long somebody goes on.
-_RICH = 1e300
+RICH = 1e300
+"""Far above any threshold; keeps the wealth finite however long somebody goes on."""
 
 
 def entering(n: int) -> float:
@@ -109,7 +109,7 @@ class ChangeDetector:
         for held, stake, rise in zip(self.running, STAKES, RISES, strict=True):
             q = alternative(null, rise)
             factor = q / null if wrong else (1 - q) / (1 - null)
-            running.append(min(_RICH, (held + stake * share) * factor))
+            running.append(min(RICH, (held + stake * share) * factor))
         return type(self)(n, tuple(running))
 
     def to_json(self) -> dict[str, object]:

@@ -26,15 +26,13 @@ from typing import Self
 import numpy as np
 
 from cascade.errors import InvalidInput
-from cascade.monitor.detector import MOST_AUDITS, RISES, STAKES, alternative, entering, left
+from cascade.monitor.detector import MOST_AUDITS, RICH, RISES, STAKES, alternative, entering, left
 from cascade.rows import Floats
 from cascade.score_reference import ScoreReference
 from cascade.strict import Fields
 
 LUCK = 0.005
 """Probability that the reference misleads by more than ``margin``."""
-
-_RICH = 1e300
 
 
 def margin(rows: int) -> float:
@@ -79,7 +77,7 @@ class ScoreAlarm:
         n = self.seen + 1
         stake = np.array(STAKES) * (entering(n) / len(gains))
         now = (held.reshape(gains.shape) + stake) * np.where(happened, gains, losses)
-        now = np.minimum(now, _RICH)
+        now = np.minimum(now, RICH)
         return type(self)(n, tuple(now.ravel().tolist()))
 
     def to_json(self) -> dict[str, object]:

@@ -8,7 +8,6 @@ other. The log cannot be changed through SQLite: triggers refuse it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import sqlite3
 import threading
@@ -96,6 +95,7 @@ class MonitorStore:
         self._path = path
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.Lock()
+        self._written: dict[Key, tuple[str, Health]] = {}
 
     @property
     def exists(self) -> bool:
@@ -154,9 +154,10 @@ class MonitorStore:
         with self._transaction() as connection:
             found = connection.execute(f"SELECT health FROM monitors WHERE {_KEY}", _words(key))
             row = found.fetchone()
-            health = Health.from_json(json.loads(row[0])) if row else None
+            health = self._parsed(key, row[0]) if row else None
             before = None if row else _predecessor(connection, key)
             after, entries = step(health, before)
+            text = json.dumps(after.to_json())
             connection.execute(
                 "INSERT OR REPLACE INTO monitors VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -164,7 +165,7 @@ class MonitorStore:
                     after.state.value,
                     after.generation,
                     alpha,
-                    json.dumps(after.to_json()),
+                    text,
                 ),
             )
             for entry in entries:
@@ -179,6 +180,7 @@ class MonitorStore:
                         json.dumps(entry.evidence),
                     ),
                 )
+            self._written[key] = text, after
             return after
 
     def close(self) -> None:
@@ -187,6 +189,11 @@ class MonitorStore:
             connection, self._connection = self._connection, None
             if connection is not None:
                 connection.close()
+
+    def _parsed(self, key: Key, text: str) -> Health:
+        """The state that ``text`` tells; most often the one that was written last."""
+        known = self._written.get(key)
+        return known[1] if known and known[0] == text else Health.from_json(json.loads(text))
 
     def _read(self, query: str, key: Key | None = None) -> list[tuple[str, ...]]:
         if not self.exists:
@@ -247,4 +254,4 @@ def _predecessor(connection: sqlite3.Connection, key: Key) -> Key | None:
 
 
 def _words(key: Key) -> tuple[str, ...]:
-    return dataclasses.astuple(key)
+    return key.task, key.base, key.adapter, key.policy

@@ -13,6 +13,7 @@ from cascade.controller import Controller
 from cascade.errors import CascadeError, InvalidInput, NotFound, RemoteError
 from cascade.events import Final
 from cascade.monitor import Monitor, MonitorStore, Settings, State
+from cascade.monitor.monitor import reset
 from cascade.policy import Policy, PolicyStore, Reason
 from cascade.remote import Accepted, Chunk, RemoteEvent
 from cascade.request import Constraints, DataClass, Message
@@ -293,6 +294,16 @@ async def test_changed_scores_raise_a_watch_that_audits_more_and_demotes_nobody(
     assert kept.health.state is State.CERTIFIED
 
 
+async def test_scores_of_another_mode_than_the_policys_are_not_compared(shelf):
+    shelf.install(replace(POLICY, scores=ScoreReference.of([0.5, 0.6, 0.7])))
+    monitor = shelf.monitor()
+    run = controller(shelf, monitor, ScriptedCluster(AGREES))
+    assert (await answer(run, question(mode="search"))).reasons[0] == Reason.UNCERTIFIED_MODE
+    assert monitor.kept() == []
+    await answer(run, question())
+    assert monitor.kept()[0].health.scores.seen == 1
+
+
 async def test_feedback_counts_once_for_answers_that_are_remembered(shelf):
     cluster, monitor = ScriptedCluster(AGREES), shelf.monitor(share=0.0, watch_share=0.5)
     run = controller(shelf, monitor, cluster)
@@ -333,6 +344,24 @@ async def test_graders_label_what_was_drawn_for_them(shelf):
     assert monitor.log()[-1].note == "grader"
     with pytest.raises(NotFound, match="does not wait"):
         monitor.grade(result.request_id, correct=False)
+
+
+async def test_labels_of_before_a_reset_do_not_count_behind_it(shelf):
+    cluster, monitor = SlowCluster(DISAGREES), shelf.monitor()
+    run = controller(shelf, monitor, cluster)
+    result = await answer(run, question())
+    await asyncio.sleep(0.01)
+    reset(shelf.store, monitor.kept()[0], "a test", now=5.0)
+    cluster.go.set()
+    await monitor.settled()
+    monitor.feedback(result.request_id, correct=False)
+    health = monitor.kept()[0].health
+    assert (health.audits.labels, health.accepted.errors, health.generation) == (0, 0, 1)
+    later = await answer(run, question())
+    await monitor.settled()
+    monitor.feedback(later.request_id, correct=False)
+    health = monitor.kept()[0].health
+    assert (health.audits.labels, health.accepted.errors) == (1, 1)
 
 
 async def test_a_file_that_cannot_be_used_costs_no_answer(shelf, tmp_path, caplog):
