@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from cascade.errors import InvalidInput, NotFound
 from cascade.monitor import Entry, Kept, MonitorStore
-from cascade.monitor.monitor import default_path, reset
+from cascade.monitor.monitor import default_path, evidence, reset
 
 _STEPS = frozenset({"opened", "recertified", "watch", "cleared", "demoted", "reset"})
 _HEAD = ("task", "state", "since", "audits", "wrong", "risk (95 %)", "promised", "wealth", "policy")
@@ -86,7 +86,7 @@ def _found(store: MonitorStore, task: str | None, policy: str | None) -> list[Ke
 
 def _row(kept: Kept) -> tuple[str, ...]:
     health = kept.health
-    low, high = health.audits.interval()
+    low, high = health.risk(kept.limits)
     rate = health.audits.rate
     risk = f"{low:.3f} … {high:.3f}" if rate is None else f"{rate:.3f} ({low:.3f} … {high:.3f})"
     return (
@@ -96,7 +96,7 @@ def _row(kept: Kept) -> tuple[str, ...]:
         str(health.audits.labels),
         str(health.audits.errors),
         risk,
-        f"{kept.alpha:g}",
+        f"{kept.limits.alpha:g}",
         f"{health.detector.wealth:.3g}",
         kept.key.policy[:12],
     )
@@ -104,16 +104,11 @@ def _row(kept: Kept) -> tuple[str, ...]:
 
 def _as_json(kept: Kept) -> dict[str, object]:
     health = kept.health
-    low, high = health.audits.interval()
     return {
         **dataclasses.asdict(kept.key),
-        "alpha": kept.alpha,
-        "rate": health.audits.rate,
-        "rate_low": low,
-        "rate_high": high,
-        "weighted_rate": health.weighted.rate,
-        "wealth": health.detector.wealth,
-        "scores_wealth": health.scores.wealth,
+        **evidence(health, kept.limits),
+        "state": health.state.value,
+        "since": health.since,
         "health": health.to_json(),
     }
 

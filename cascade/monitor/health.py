@@ -10,6 +10,8 @@ errors may multiply under inputs that look the same, so scores say where to look
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -79,6 +81,22 @@ class Limits:
     def null(self, source: Source) -> float:
         """The highest P(label says wrong) while the risk is at most alpha."""
         return self.alpha + (self.tier_error if source == "tier" else 0.0)
+
+    def to_json(self) -> dict[str, object]:
+        """A plain dict for ``json.dumps``; ``from_json`` gives back equal limits."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object, *, where: str = "limits") -> Self:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            InvalidInput: a field is missing, unknown or out of its range; it is named.
+        """
+        fields = Fields(value, where)
+        limits = cls(**{field.name: fields.number(field.name) for field in dataclasses.fields(cls)})
+        fields.end()
+        return limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +322,9 @@ def score_threshold(limits: Limits) -> float:
 
 
 def _early(limits: Limits) -> float:
-    """The wealth at which a watch begins: reached ten times as often as a demotion, at most."""
-    return 0.1 / limits.false_alarm
+    """The wealth at which a watch begins: half-way to a demotion in nats, so that without cause it
+    is reached with a probability of at most the root of ``false_alarm``."""
+    return 1 / math.sqrt(limits.false_alarm)
 
 
 def _to(health: Health, state: State, now: float, kind: Kind, why: str) -> Outcome:

@@ -387,7 +387,7 @@ class Monitor:
             return health, entries
 
         try:
-            health = self._store.update(key, limits.alpha, apply)
+            health = self._store.update(key, limits, apply)
             self._standing[key] = health.state, health.generation
         except CascadeError as problem:
             _log.warning("monitor: %s", problem)
@@ -471,10 +471,10 @@ def reset(store: MonitorStore, kept: Kept, why: str, *, now: float) -> None:
     def step(found: Health | None, _: Key | None) -> tuple[Health, list[Entry]]:
         before = found or kept.health
         health = Health(opened=now, since=now, generation=before.generation + 1)
-        numbers = evidence(before, Limits(kept.alpha))
+        numbers = evidence(before, kept.limits)
         return health, [Entry(now, kept.key, "reset", health.state, why, numbers)]
 
-    store.update(kept.key, kept.alpha, step)
+    store.update(kept.key, kept.limits, step)
 
 
 def _opening(key: Key, before: Key | None, health: Health, limits: Limits) -> Entry:

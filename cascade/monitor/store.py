@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cascade.errors import CascadeError
-from cascade.monitor.health import Health, State
+from cascade.monitor.health import Health, Limits, State
 
 _BUSY_S = 5.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS monitors (
     task TEXT NOT NULL, base TEXT NOT NULL, adapter TEXT NOT NULL, policy TEXT NOT NULL,
-    state TEXT NOT NULL, generation INTEGER NOT NULL, alpha REAL NOT NULL, health TEXT NOT NULL,
+    state TEXT NOT NULL, generation INTEGER NOT NULL, limits TEXT NOT NULL, health TEXT NOT NULL,
     PRIMARY KEY (task, base, adapter, policy)
 );
 CREATE TABLE IF NOT EXISTS log (
@@ -77,10 +77,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A monitor as it is kept; ``alpha`` is the risk that its policy was certified for."""
+    """A monitor as it is kept; ``limits`` are those by which it was last judged."""
 
     key: Key
-    alpha: float
+    limits: Limits
     health: Health
 
 
@@ -112,10 +112,14 @@ class MonitorStore:
 
     def monitors(self) -> list[Kept]:
         """All of them, in the order of their keys."""
-        rows = self._read("SELECT task, base, adapter, policy, alpha, health FROM monitors")
+        rows = self._read("SELECT task, base, adapter, policy, limits, health FROM monitors")
         return sorted(
             (
-                Kept(Key(*row[:4]), float(row[4]), Health.from_json(json.loads(row[5])))
+                Kept(
+                    Key(*row[:4]),
+                    Limits.from_json(json.loads(row[4])),
+                    Health.from_json(json.loads(row[5])),
+                )
                 for row in rows
             ),
             key=lambda kept: kept.key,
@@ -141,7 +145,7 @@ class MonitorStore:
     def update(
         self,
         key: Key,
-        alpha: float,
+        limits: Limits,
         step: Callable[[Health | None, Key | None], tuple[Health, list[Entry]]],
     ) -> Health:
         """Change one monitor, and log why, at once or not at all.
@@ -164,7 +168,7 @@ class MonitorStore:
                     *_words(key),
                     after.state.value,
                     after.generation,
-                    alpha,
+                    json.dumps(limits.to_json()),
                     text,
                 ),
             )

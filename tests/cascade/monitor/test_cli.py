@@ -36,7 +36,7 @@ def test_status_as_json_has_every_number(store, capsys):
     assert main(["monitor", "status", "--json", "--task", "mood"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["task"], row["policy"], row["alpha"]) == ("mood", KEY.policy, 0.1)
-    assert row["rate_low"] < row["rate"] == 0.25 < row["rate_high"]
+    assert row["risk_low"] < row["rate"] == 0.25 < row["risk_high"]
     assert row["health"]["audits"] == {"labels": 4, "errors": 1}
 
 

@@ -151,7 +151,7 @@ def test_a_damaged_health_is_refused_by_name():
         Health.from_json(fields | {"extra": 1})
 
 
-@pytest.mark.parametrize(
+OUT_OF_RANGE = pytest.mark.parametrize(
     ("field", "value"),
     [
         ("alpha", 0.0),
@@ -162,6 +162,24 @@ def test_a_damaged_health_is_refused_by_name():
         ("level", 1.0),
     ],
 )
+
+
+@OUT_OF_RANGE
+def test_json_gives_back_the_very_same_limits(field, value):
+    limits = Limits(0.07, tier_error=0.1, false_alarm=0.02)
+    text = json.dumps(limits.to_json())
+    assert Limits.from_json(json.loads(text)) == limits
+    with pytest.raises(InvalidInput, match=field):
+        Limits.from_json(json.loads(text) | {field: value})
+
+
+@pytest.mark.parametrize("false_alarm", [0.1, 0.001])
+def test_a_new_monitor_is_certified_at_every_level(false_alarm):
+    health, kinds = audited(NEW, [False] * 5, Limits(0.1, false_alarm=false_alarm))
+    assert (health.state, kinds) == (State.CERTIFIED, [])
+
+
+@OUT_OF_RANGE
 def test_limits_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(InvalidInput, match=field):
         Limits(**{"alpha": 0.1, field: value})

@@ -30,7 +30,7 @@ def audit(store: MonitorStore, wrong: bool = False, key: Key = KEY) -> Health:
         numbers = {"audits": health.audits.labels, "wealth": health.detector.wealth}
         return health, [Entry(2.0, key, "audit", health.state, "tier", numbers)]
 
-    return store.update(key, 0.1, step)
+    return store.update(key, LIMITS, step)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_step_that_fails_leaves_everything_as_it_was(path):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        store.update(KEY, 0.1, step)
+        store.update(KEY, LIMITS, step)
     assert store.monitors()[0].health == before
     assert audit(store).audits.labels == 2
     store.close()
@@ -167,7 +167,7 @@ def test_policies_are_kept_apart_and_the_last_one_is_known(path):
         seen.append((found, before))
         return Health(opened=3.0, since=3.0), []
 
-    store.update(newer, 0.1, step)
+    store.update(newer, LIMITS, step)
     assert seen == [(None, KEY)]
     assert [kept.key for kept in store.monitors()] == [KEY, newer]
     store.close()
