@@ -19,7 +19,7 @@ from cascade.errors import Cancelled, CascadeError, DeadlineExceeded, InvalidInp
 from cascade.events import DEVICE, Answer, Event, Final, Latency, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, LocalClassifier, LocalModel, Unreadable
 from cascade.monitor import Monitor
-from cascade.monitor.opinion import second_opinion
+from cascade.monitor.opinion import whole_answer
 from cascade.policy import (
     Decision,
     Policy,
@@ -194,9 +194,16 @@ class Controller:
             return
         ask = None
         if self._remote is not None and obstacle is None:
-            report = _report(self._local, state.local, decision)
-            asked = _for_cloud(state.request, policy)
-            ask = functools.partial(second_opinion, self._remote, asked, report)
+            stream = functools.partial(
+                self._remote.answer,
+                _for_cloud(state.request, policy),
+                _report(self._local, state.local, decision),
+                deadline_s=state.request.constraints.deadline_s,
+            )
+
+            async def ask() -> str:
+                return await whole_answer(stream(transfer=Transfer()))
+
         self._monitor.accepted(policy, state.request, state.local.text, ask)
 
     async def _escalate(

@@ -59,7 +59,7 @@ class Detectors:
         return wealth
 
 
-def rows(subject: None, run: Run) -> Iterator[Row]:
+def rows(subject: object, run: Run) -> Iterator[Row]:
     """Delays after changes at several moments, and false alarms without one, for each alpha."""
     del subject
     for alpha in ALPHAS:

@@ -152,7 +152,7 @@ class Monitor:
         Raises:
             InvalidInput: ``tier_error`` is too large for this policy's certificate.
         """
-        if policy.certificate is None:
+        if promised_risk(policy) is None:
             return False
         key = self._key(policy)
         self._limits(policy)
@@ -173,7 +173,7 @@ class Monitor:
             score: its raw score in [0, 1].
             accepted: the policy let the device keep it.
         """
-        if policy.certificate is None or self._passive:
+        if promised_risk(policy) is None or self._passive:
             return
         limits = self._limits(policy)
 
@@ -197,7 +197,7 @@ class Monitor:
             text: the answer.
             ask: asks the cluster the same; ``None`` where the request may not leave the device.
         """
-        if policy.certificate is None or self._passive:
+        if promised_risk(policy) is None or self._passive:
             return
         state, generation = self._stands(policy)
         share = self._settings.watch_share if state is State.WATCH else self._settings.share
@@ -299,9 +299,10 @@ class Monitor:
         return known[1]
 
     def _limits(self, policy: Policy) -> Limits:
-        assert policy.certificate is not None
+        alpha = promised_risk(policy)
+        assert alpha is not None  # others are turned away where they come in
         return Limits(
-            alpha=policy.certificate.alpha,
+            alpha=alpha,
             tier_error=self._settings.tier_error,
             false_alarm=self._settings.false_alarm,
         )
@@ -323,8 +324,10 @@ class Monitor:
         try:
             async with self._room:
                 other = await ask()
-        except RemoteError as problem:
-            self._lose(policy, request.request_id, problem.status)
+        except CascadeError as problem:
+            # Not the message, which may quote the input.
+            why = problem.status if isinstance(problem, RemoteError) else type(problem).__name__
+            self._lose(policy, request.request_id, why)
         except asyncio.CancelledError:
             self._lose(policy, request.request_id, "closed")
             raise
@@ -429,6 +432,12 @@ class _Recent:
     @property
     def waits(self) -> bool:
         return self.drawn is not None and not self.graded
+
+
+def promised_risk(policy: Policy) -> float | None:
+    """The risk of kept answers that ``policy`` is certified for; ``None`` where there is nothing to
+    hold it to."""
+    return policy.certificate.alpha if policy.certificate else None
 
 
 def default_path() -> Path:

@@ -1,25 +1,22 @@
-"""Asks the cluster what it would have answered, for an audit."""
+"""The cluster's answer to an audited request, read to its end."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncGenerator
 
 from cascade.errors import RemoteError
-from cascade.remote import Accepted, Chunk, DeviceReport, Remote, Transfer
-from cascade.request import Request
+from cascade.remote import Accepted, Chunk, Finished, RemoteEvent
 
 
-async def second_opinion(remote: Remote, request: Request, report: DeviceReport) -> str:
-    """The cluster's whole answer to ``request``, within the request's own limits.
+async def whole_answer(stream: AsyncGenerator[RemoteEvent, None]) -> str:
+    """The text that ``stream`` ends with; closes it.
 
     Raises:
-        RemoteError: there was none.
+        RemoteError: it failed, or ended without an answer.
     """
     text: list[str] = []
     complete = False
-    stream = remote.answer(
-        request, report, deadline_s=request.constraints.deadline_s, transfer=Transfer()
-    )
     async with contextlib.aclosing(stream) as events:
         async for event in events:
             match event:
@@ -27,7 +24,7 @@ async def second_opinion(remote: Remote, request: Request, report: DeviceReport)
                     text = []
                 case Chunk(piece, _):
                     text.append(piece)
-                case _:
+                case Finished():
                     complete = True
     if not complete:
         raise RemoteError("INTERNAL", "the cluster ended without an answer")

@@ -181,14 +181,22 @@ async def test_about_the_share_is_audited_and_a_seed_repeats_the_draw(shelf, tmp
     assert 8 <= len(drawn[0]) <= 30
 
 
-async def test_a_failing_cluster_loses_the_audit_and_nothing_else(shelf):
-    cluster = ScriptedCluster((), RemoteError("UNAVAILABLE", "gone"))
+@pytest.mark.parametrize(
+    ("problem", "why"),
+    [
+        (RemoteError("UNAVAILABLE", "gone"), "UNAVAILABLE"),
+        (InvalidInput("prompt", "has 'what a day' in it"), "InvalidInput"),
+        (None, "INTERNAL"),
+    ],
+)
+async def test_a_failing_cluster_loses_the_audit_and_nothing_else(shelf, problem, why):
+    cluster = ScriptedCluster((), problem)
     monitor = shelf.monitor()
     assert (await answer(controller(shelf, monitor, cluster), question())).verified
     await monitor.settled()
     health = monitor.kept()[0].health
     assert (health.lost, health.audits.labels) == (1, 0)
-    assert monitor.log()[-1].note == "UNAVAILABLE"
+    assert monitor.log()[-1].note == why
 
 
 async def test_a_tier_that_answers_something_else_labels_nothing(shelf):
