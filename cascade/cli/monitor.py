@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 
 from cascade.errors import InvalidInput, NotFound
 from cascade.monitor import Entry, Kept, MonitorStore
-from cascade.monitor.monitor import default_path, evidence, reset
+from cascade.monitor.evidence import evidence, reset
+from cascade.monitor.monitor import default_path
 
 _STEPS = frozenset({"opened", "recertified", "watch", "cleared", "demoted", "reset"})
 _HEAD = ("task", "state", "since", "audits", "wrong", "risk (95 %)", "promised", "wealth", "policy")

@@ -6,9 +6,10 @@ what a device holds.
 
 from cascade.monitor.detector import ChangeDetector
 from cascade.monitor.health import Health, Label, Limits, State
-from cascade.monitor.monitor import Monitor, Settings
+from cascade.monitor.monitor import Monitor
 from cascade.monitor.scores import ScoreAlarm
 from cascade.monitor.sequence import RiskSequence
+from cascade.monitor.settings import Settings
 from cascade.monitor.store import Entry, Kept, Key, MonitorStore
 
 __all__ = [

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Self
 
 from cascade import home
-from cascade.errors import CascadeError, InvalidInput, NotFound, RemoteError
+from cascade.errors import CascadeError, NotFound, RemoteError
 from cascade.files import sha256_bytes
+from cascade.monitor.evidence import evidence, opening
 from cascade.monitor.health import (
     Change,
     Health,
@@ -30,8 +31,8 @@ from cascade.monitor.health import (
     after_answer,
     after_audit,
     after_feedback,
-    score_threshold,
 )
+from cascade.monitor.settings import Settings
 from cascade.monitor.store import Entry, Evidence, Kept, Key, MonitorStore
 from cascade.policy import Policy
 from cascade.request import Request
@@ -45,37 +46,6 @@ _WAITING = 64  # audits begun and not ended; beyond that they are lost
 _log = logging.getLogger(__name__)
 
 Ask = Callable[[], Awaitable[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a monitor audits.
-
-    Arguments:
-        tier_error: an upper bound of the share of the tier's *own* answers that are wrong, in
-            [0, 1). Agreement with a fallible tier is not truth; see docs/monitor.md. 0 where the
-            certificate is about agreement with that tier.
-        share: of the accepted answers, those that are audited, in [0, 1].
-        watch_share: the same while on watch, in [share, 1].
-        ask_tier: the cluster is asked about them; else they wait for ``Monitor.grade``.
-        false_alarm: P(a policy whose risk is within its certificate is ever demoted by audits).
-        seed: makes the draw repeatable; by default nobody can foresee it.
-    """
-
-    tier_error: float
-    share: float = 0.05
-    watch_share: float = 0.2
-    ask_tier: bool = True
-    false_alarm: float = 0.01
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise InvalidInput("share", f"{self.share} is not between 0 and 1")
-        if not self.share <= self.watch_share <= 1:
-            raise InvalidInput("watch_share", f"{self.watch_share} is not between share and 1")
-        if not 0 <= self.tier_error < 1:
-            raise InvalidInput("tier_error", f"{self.tier_error} is not at least 0 and below 1")
 
 
 class Monitor:
@@ -379,7 +349,7 @@ class Monitor:
             health = found
             if health is None:
                 health = Health(opened=now, since=now)
-                entries.append(_opening(key, before, health, limits))
+                entries.append(opening(key, before, health, limits))
             health, change = step(health)
             if kind:
                 entries.append(Entry(now, key, kind, health.state, note, said or {}))
@@ -443,55 +413,6 @@ def promised_risk(policy: Policy) -> float | None:
 def default_path() -> Path:
     """The file under ``CASCADE_HOME``."""
     return home.monitor_dir() / "monitor.sqlite"
-
-
-def evidence(health: Health, limits: Limits) -> Evidence:
-    """The numbers behind a state."""
-    low, high = health.risk(limits)
-    return {
-        "alpha": limits.alpha,
-        "tier_error": limits.tier_error,
-        "audits": health.audits.labels,
-        "errors": health.audits.errors,
-        "lost": health.lost,
-        "rate": health.audits.rate,
-        "weighted_rate": health.weighted.rate,
-        "risk_low": low,
-        "risk_high": high,
-        "level": limits.level,
-        "wealth": health.detector.wealth,
-        "wealth_to_demote": 1 / limits.false_alarm,
-        "accepted": health.accepted.labels,
-        "reported": health.accepted.errors,
-        "confirmed": health.confirmed,
-        "scores_seen": health.scores.seen,
-        "scores_wealth": health.scores.wealth,
-        "scores_wealth_to_watch": score_threshold(limits),
-    }
-
-
-def reset(store: MonitorStore, kept: Kept, why: str, *, now: float) -> None:
-    """Begin the monitor of ``kept`` anew, as certified. The log keeps what it stood on.
-
-    Raises:
-        CascadeError: the file cannot be written.
-    """
-
-    def step(found: Health | None, _: Key | None) -> tuple[Health, list[Entry]]:
-        before = found or kept.health
-        health = Health(opened=now, since=now, generation=before.generation + 1)
-        numbers = evidence(before, kept.limits)
-        return health, [Entry(now, kept.key, "reset", health.state, why, numbers)]
-
-    store.update(kept.key, kept.limits, step)
-
-
-def _opening(key: Key, before: Key | None, health: Health, limits: Limits) -> Entry:
-    numbers = evidence(health, limits)
-    if before is None:
-        return Entry(health.opened, key, "opened", health.state, "first policy", numbers)
-    numbers |= {"replaces": before.policy, "replaces_adapter": before.adapter}
-    return Entry(health.opened, key, "recertified", health.state, "a new policy", numbers)
 
 
 def _tell(key: Key, change: Change, health: Health) -> None:

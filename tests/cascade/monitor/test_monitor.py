@@ -13,7 +13,7 @@ from cascade.controller import Controller
 from cascade.errors import CascadeError, InvalidInput, NotFound, RemoteError
 from cascade.events import Final
 from cascade.monitor import Monitor, MonitorStore, Settings, State
-from cascade.monitor.monitor import reset
+from cascade.monitor.evidence import reset
 from cascade.policy import Policy, PolicyStore, Reason
 from cascade.remote import Accepted, Chunk, RemoteEvent
 from cascade.request import Constraints, DataClass, Message
