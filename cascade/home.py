@@ -52,3 +52,13 @@ def cluster_dir() -> Path:
 def profile_dir() -> Path:
     """What ``cascade bundle bench`` measured on this machine."""
     return home() / "profile"
+
+
+def budget_path() -> Path:
+    """What this machine's devices have spent."""
+    return home() / "budget.sqlite3"
+
+
+def latency_path() -> Path:
+    """How long the tiers of each cluster took."""
+    return home() / "latency.json"
