@@ -34,6 +34,8 @@ _EDGES: Final[Floats] = _SHORTEST_S * np.power(_RATIO, np.arange(_BINS, dtype=np
 _KEPT: Final = 0.99
 _HALF_LIFE_S: Final = 1_800.0
 _LEAST_WEIGHT: Final = 5.0
+# By then less than one measurement in a thousand is left.
+_FORGOTTEN_S: Final = 24 * 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +135,14 @@ class LatencyBook:
     def _save(self) -> None:
         if self._path is None:
             return
+        now_s = self._now()
         content = {
             "format": FORMAT,
             "histograms": {
                 key: {"at_s": each.at_s, "weights": [round(w, 6) for w in each.weights.tolist()]}
                 for key, each in self._histograms.items()
+                # The address of a cluster that is gone must not stay for ever.
+                if now_s - each.at_s < _FORGOTTEN_S
             },
         }
         try:

@@ -12,7 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
+from cascade.checks import Checks
 from cascade.controller import Show
+from cascade.decision_record import DecisionRecord
+from cascade.egress import Egress
 from cascade.events import Event
 from cascade.local import ModelInfo
 from cascade.policy import PolicyStore
@@ -80,12 +83,22 @@ class Device:
         trust: TrustStore | None = None,
         policies: PolicyStore | None = None,
         threads: int | None = None,
+        egress: Egress | None = None,
+        checks: Checks | None = None,
+        on_decision: Callable[[DecisionRecord], None] | None = None,
     ) -> Self:
         """Verify and load a bundle; see ``AsyncDevice.open``."""
 
         async def open_inside() -> AsyncDevice:
             return AsyncDevice.open(
-                bundle, cloud=cloud, trust=trust, policies=policies, threads=threads
+                bundle,
+                cloud=cloud,
+                trust=trust,
+                policies=policies,
+                threads=threads,
+                egress=egress,
+                checks=checks,
+                on_decision=on_decision,
             )
 
         portal = Portal()
@@ -102,11 +115,21 @@ class Device:
         *,
         cloud: ClientProfile | None = None,
         policies: PolicyStore | None = None,
+        egress: Egress | None = None,
+        checks: Checks | None = None,
+        on_decision: Callable[[DecisionRecord], None] | None = None,
     ) -> Self:
         """A device around a model that is loaded already; several may share it."""
 
         async def open_inside() -> AsyncDevice:
-            return AsyncDevice(model, remote_to(cloud), policies)
+            return AsyncDevice(
+                model,
+                remote_to(cloud),
+                policies,
+                egress=egress,
+                checks=checks,
+                on_decision=on_decision,
+            )
 
         portal = Portal()
         return cls(portal, portal.call(open_inside()))

@@ -117,3 +117,12 @@ def test_some_tier_that_may_answer_has_to_fit_and_the_unknown_does(
     remaining_s, p95_s, allowed, expected
 ):
     assert fits(remaining_s, p95_s, allowed) is expected
+
+
+def test_a_cluster_that_is_gone_leaves_the_file(tmp_path):
+    path, now_s = tmp_path / "latency.json", [1e9]
+    book = LatencyBook(path, now=lambda: now_s[0])
+    book.record("gone tier1", 0.5)
+    now_s[0] += 25 * 3600.0
+    book.record("here tier1", 0.5)
+    assert list(json.loads(path.read_text())["histograms"]) == ["here tier1"]
