@@ -56,6 +56,10 @@ class Checks:
         names = dict.fromkeys((*self.tasks.get(task_id, ()), *asked_for))
         return tuple(f"{VETO}{name}" for name in names if not _passes(self.named[name], text))
 
+    def apply(self, task_id: str, asked_for: tuple[str, ...]) -> bool:
+        """Whether there is anything to check."""
+        return bool(asked_for or self.tasks.get(task_id))
+
     def require(self, names: tuple[str, ...], where: str = "checks") -> None:
         """Raise ``InvalidInput`` where one of ``names`` is not a check."""
         for name in names:

@@ -170,7 +170,7 @@ class Controller:
         local, request = state.local, state.request
         unanswered = () if local else tuple(state.reasons)
         vetoes: tuple[str, ...] = ()
-        if local is not None:
+        if local is not None and self._checks.apply(request.task_id, request.checks):
             vetoes = await asyncio.to_thread(
                 self._checks.vetoes, local.text, request.task_id, request.checks
             )
