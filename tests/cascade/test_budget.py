@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -87,6 +88,15 @@ def test_what_a_call_did_not_cost_comes_back_and_what_it_cost_more_is_owed(path,
     assert not state.day_covers
 
 
+def test_a_bucket_that_is_full_again_takes_nothing_back(path, clock):
+    assert Account.opened(clock.read()).spend(-1.0).bucket_spent_usd == 0.0
+    ledger = BudgetLedger(path, HOURLY, clock=clock)
+    _, reservation = ledger.reserve(0.1)
+    clock.pass_s(1800)
+    ledger.settle(reservation, 0.0)
+    assert ledger.peek(0.1).bucket_left_usd == pytest.approx(0.5)
+
+
 def test_a_reservation_is_settled_once_and_not_by_another_account(path, clock):
     ledger = BudgetLedger(path, DAILY, clock=clock)
     other = BudgetLedger(path, DAILY, name="other", clock=clock)
@@ -127,10 +137,17 @@ def test_a_process_that_dies_between_reserving_and_settling_has_spent(path):
 
 
 def test_those_who_share_an_account_do_not_spend_the_same_dollar(path, clock):
-    ledgers = [BudgetLedger(path, DAILY, clock=clock) for _ in range(8)]
+    limits = MoneyLimits(per_day_usd=1.0)
+    ledgers = [BudgetLedger(path, limits, clock=clock) for _ in range(8)]
+    start = threading.Barrier(8)
+
+    def spend_all(ledger: BudgetLedger) -> int:
+        start.wait()
+        return sum(spend(ledger, 0.02, 0.02) for _ in range(12))
+
     with ThreadPoolExecutor(8) as pool:
-        done = list(pool.map(lambda ledger: ledger.reserve(0.25)[1], ledgers))
-    assert sum(reservation is not None for reservation in done) == 4
+        assert sum(pool.map(spend_all, ledgers)) == 50
+    assert ledgers[0].peek(0.0).day_left_usd == pytest.approx(0.0)
 
 
 def test_a_wall_clock_set_back_or_forth_buys_nothing_while_the_machine_runs(path, clock):

@@ -344,6 +344,19 @@ async def test_personal_data_is_replaced_on_the_way_out_and_back_on_the_way_in()
     assert again[-1].answer.text == events[-1].answer.text
 
 
+async def test_half_a_placeholder_of_a_tier_that_gave_up_does_not_reach_the_next_ones_text():
+    cluster = ScriptedCluster(
+        (
+            *(Accepted("tier1", "large"), Chunk("Hi <EMAIL_", 2)),
+            *(Accepted("tier2", "larger"), Chunk("No", 1)),
+            replace(FINISHED, tier="tier2"),
+        )
+    )
+    controller = Controller(None, cluster, egress=Egress(privacy=Privacy(Words())))
+    events = await gather(controller, MAIL)
+    assert events[-1].answer.text == "No"
+
+
 async def test_a_conversation_keeps_its_placeholders():
     cluster = EchoCluster()
     controller = Controller(None, cluster, egress=Egress(privacy=Privacy(Words())))
