@@ -26,7 +26,7 @@ def test_a_quick_run_writes_rows(tmp_path):
     rows = {row.figure: row for row in read_rows(file)}
     assert all(row.quick and row.hardware and row.how for row in rows.values())
     assert rows["decide(), Platt, wall time"].value > 0
-    assert rows["decide(), Platt, wall time"].reach == 50.0
+    assert rows["decide(), Platt, CPU time"].reach == 50.0
     assert {f"recall of {kind}" for kind in MARKED} <= rows.keys()
     assert rows["recall of PERSON"].value == 0.0
     assert "decide(), Platt" in done.stdout
