@@ -12,7 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
+from cascade.checks import Checks
 from cascade.controller import Show
+from cascade.decision_record import DecisionRecord
+from cascade.egress import Egress
 from cascade.events import Event
 from cascade.local import ModelInfo
 from cascade.monitor import Monitor
@@ -82,6 +85,9 @@ class Device:
         policies: PolicyStore | None = None,
         monitor: Monitor | None = None,
         threads: int | None = None,
+        egress: Egress | None = None,
+        checks: Checks | None = None,
+        on_decision: Callable[[DecisionRecord], None] | None = None,
     ) -> Self:
         """Verify and load a bundle; see ``AsyncDevice.open``."""
 
@@ -93,6 +99,9 @@ class Device:
                 policies=policies,
                 monitor=monitor,
                 threads=threads,
+                egress=egress,
+                checks=checks,
+                on_decision=on_decision,
             )
 
         portal = Portal()
@@ -110,11 +119,22 @@ class Device:
         cloud: ClientProfile | None = None,
         policies: PolicyStore | None = None,
         monitor: Monitor | None = None,
+        egress: Egress | None = None,
+        checks: Checks | None = None,
+        on_decision: Callable[[DecisionRecord], None] | None = None,
     ) -> Self:
         """A device around a model that is loaded already; several may share it."""
 
         async def open_inside() -> AsyncDevice:
-            return AsyncDevice(model, remote_to(cloud), policies, monitor)
+            return AsyncDevice(
+                model,
+                remote_to(cloud),
+                policies,
+                monitor,
+                egress=egress,
+                checks=checks,
+                on_decision=on_decision,
+            )
 
         portal = Portal()
         return cls(portal, portal.call(open_inside()))
