@@ -141,27 +141,31 @@ VETOES = st.sampled_from([(), ("veto:a",), ("veto:a", "veto:b")])
     mode=st.sampled_from(["exact", "search"]),
     vetoes=VETOES,
     unanswered=st.booleans(),
+    demoted=st.booleans(),
+    swapped=st.booleans(),
 )
 def test_every_decision_is_made_again_from_its_record(
-    *, limits, situation, probability, threshold, mode, vetoes, unanswered
+    *, limits, situation, probability, threshold, mode, vetoes, unanswered, demoted, swapped
 ):
     request = Request((Message("user", "?"),), ("good", "bad"), "mood", constraints=limits)
     own = None if threshold == "absent" else policy(threshold)
     answer = None if unanswered else answered(probability, mode)
+    if answer is not None and swapped:
+        answer = replace(answer, adapter_digest="5" * 64)
     stands = obstacles(limits, situation)
     first = (Reason.CLOUD_PREFERRED,) if unanswered else ()
     if answer is None:
         made, vetoes = conclude(first, None, (), stands), ()
     else:
-        made = decide(own, answer, stands, vetoes)
+        made = decide(own, answer, stands, vetoes, demoted=demoted)
     record = DecisionRecord.of(
         request, own, answer, made, unanswered=first, vetoes=vetoes,
-        situation=None if made.accept else situation,
+        demoted=demoted, situation=None if made.accept else situation,
     )  # fmt: skip
     read = DecisionRecord.from_bytes(record.to_bytes())
     assert read == record
     assert replay_decision(read) == made == read.decision
-    if own is not None and answer is not None:
+    if own is not None and answer is not None and not swapped:
         assert replay_decision(read, own) == made
     assert not (made.accept and made.escalate)
     assert made.accept <= (not vetoes and made.reasons == (Reason.CONFIDENT,))
