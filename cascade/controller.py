@@ -23,7 +23,6 @@ from cascade.errors import Cancelled, CascadeError, DeadlineExceeded, InvalidInp
 from cascade.events import DEVICE, Answer, Event, Final, Latency, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, LocalClassifier, LocalModel, Unreadable
 from cascade.monitor import Monitor
-from cascade.monitor.opinion import whole_answer
 from cascade.policy import (
     Decision,
     Policy,
@@ -33,7 +32,15 @@ from cascade.policy import (
     decide,
     obstacles_to_escalation,
 )
-from cascade.remote import Accepted, Chunk, DeviceReport, Finished, Remote, Transfer
+from cascade.remote import (
+    Accepted,
+    Chunk,
+    DeviceReport,
+    Finished,
+    Remote,
+    Transfer,
+    whole_answer,
+)
 from cascade.request import Request
 from cascade.signals import ScoreBounds
 from cascade.task import generic
@@ -273,7 +280,7 @@ class Controller:
             await self._egress.admit(passage)
         if passage.obstacles:
             raise refusal(passage.obstacles)
-        return await whole_answer(
+        text, _ = await whole_answer(
             self._egress.answer(
                 remote,
                 passage,
@@ -282,6 +289,7 @@ class Controller:
                 transfer=Transfer(),
             )
         )
+        return text
 
     async def _escalate(
         self, remote: Remote, passage: Passage, state: _State, decision: Decision
