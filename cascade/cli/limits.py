@@ -106,19 +106,24 @@ def asked_for(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def decision_log(args: argparse.Namespace) -> Callable[[DecisionRecord], None] | None:
-    """Appends records to the file of ``--decisions``."""
+    """Appends records to the file of ``--decisions``.
+
+    Raises:
+        InvalidInput: it cannot be written; told now, and not when an answer was streamed already.
+    """
     path: Path | None = args.decisions
     if path is None:
         return None
 
-    def append(record: DecisionRecord) -> None:
+    def append(data: bytes) -> None:
         try:
             with path.open("ab") as file:
-                file.write(record.to_bytes())
+                file.write(data)
         except OSError as problem:
             raise InvalidInput("decisions", f"cannot write {path}: {problem.strerror}") from None
 
-    return append
+    append(b"")
+    return lambda record: append(record.to_bytes())
 
 
 def _privacy(args: argparse.Namespace) -> Privacy | None:
