@@ -61,18 +61,26 @@ def clopper_pearson_interval(
     return lower, upper_bound(successes, trials, tail)
 
 
-def predicted_tail(at_most: int, trials: int, *, seen_successes: int, seen_trials: int) -> float:
-    """P(at most ``at_most`` successes in ``trials`` new ones | what was seen), uniform prior.
+def predicted_tail(
+    at_most: int,
+    trials: int,
+    *,
+    seen_successes: int,
+    seen_trials: int,
+    prior: tuple[float, float] = (1.0, 1.0),
+) -> float:
+    """P(at most ``at_most`` successes in ``trials`` new ones | what was seen).
 
-    The number of successes is beta-binomial with a = seen successes + 1, b = seen failures + 1
-    (Gelman et al., Bayesian Data Analysis, 3rd ed., §2.3). 0 for ``at_most`` below 0.
+    The number of successes is beta-binomial with a = seen successes + prior[0], b = seen failures
+    + prior[1] (Gelman et al., Bayesian Data Analysis, 3rd ed., §2.3); the prior is uniform unless
+    another beta distribution is given. 0 for ``at_most`` below 0.
 
     Raises:
         CascadeError: scipy is not installed.
     """
     betaln = _special().betaln
     k = np.arange(min(at_most, trials) + 1)
-    a, b = seen_successes + 1, seen_trials - seen_successes + 1
+    a, b = seen_successes + prior[0], seen_trials - seen_successes + prior[1]
     log_choose = -np.log(trials + 1) - betaln(trials - k + 1, k + 1)
     log_mass = log_choose + betaln(k + a, trials - k + b) - betaln(a, b)
     return min(1.0, float(np.exp(log_mass).sum()))

@@ -23,7 +23,7 @@ from cascade.signing import SigningKey, TrustStore
 from cascade.strict import Fields
 from cascade.task import Task
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _TASK_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 

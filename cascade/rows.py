@@ -22,7 +22,7 @@ def unit_floats(field: str, values: ArrayLike) -> Floats:
     Raises:
         InvalidInput: not one-dimensional, empty, not numbers, NaN, or out of [0, 1].
     """
-    array = _numbers(field, values)
+    array = numbers(field, values)
     if np.isnan(array).any():
         raise InvalidInput(field, "contains NaN; drop or repair those rows first")
     if array.min() < 0 or array.max() > 1:
@@ -36,7 +36,7 @@ def outcomes(field: str, values: ArrayLike) -> Bools:
     Raises:
         InvalidInput: not one-dimensional, empty, or anything other than false/true or 0/1.
     """
-    array = _numbers(field, values)
+    array = numbers(field, values)
     if not np.isin(array, (0.0, 1.0)).all():
         raise InvalidInput(field, "must hold only false/true or 0/1")
     return array.astype(np.bool_)
@@ -63,7 +63,12 @@ def same_length(field: str, one: Floats | Bools, other_field: str, other: Floats
         )
 
 
-def _numbers(field: str, values: ArrayLike) -> Floats:
+def numbers(field: str, values: ArrayLike) -> Floats:
+    """``values`` as float64, shape ``[rows]``; NaN and infinities are let through.
+
+    Raises:
+        InvalidInput: not one-dimensional, empty, or not numbers.
+    """
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):

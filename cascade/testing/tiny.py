@@ -15,7 +15,7 @@ from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cascade.certificate import Certificate
+from cascade.certificate import Certificate, Promise
 from cascade.confidence import ConfidenceModel, Platt
 from cascade.errors import InvalidInput
 from cascade.policy import Policy, PolicyStore
@@ -130,15 +130,15 @@ def tiny_bundle(
 
 
 def _made_up(threshold: float) -> Certificate:
+    promise = Promise("selective_risk", 0.5, 0.0, 1.0, "clopper_pearson", 2, 0.0, 0.3, 0.25)
     return Certificate(
-        alpha=0.5,
+        promises=(promise,),
         delta=0.5,
         n=2,
         n_accepted=2,
-        errors=0,
         threshold=threshold,
-        p_value=0.25,
-        risk_upper=0.3,
+        family="fixed_sequence",
+        starts=(0,),
         data_digest="0" * 64,
         grid_digest="0" * 64,
         grid_size=1,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from cascade.certificate import Certificate
+from cascade.certificate import Certificate, Promise
 from cascade.confidence import ConfidenceModel, Feature, Platt
 from cascade.controller import Controller
 from cascade.errors import Cancelled, DeadlineExceeded, InvalidInput, RemoteError
@@ -139,8 +139,18 @@ class ScriptedCluster:
 
 
 def policy(threshold: float | None, feature: Feature = "raw_score") -> Policy:
+    promise = Promise("selective_risk", 0.25, 0.0, 1.0, "clopper_pearson", 500, 0.1, 0.2, 0.01)
     certificate = Certificate(
-        0.25, 0.1, 1000, 500, 50, threshold or 0.0, 0.01, 0.2, "0" * 64, "1" * 64, 10
+        promises=(promise,),
+        delta=0.1,
+        n=1000,
+        n_accepted=500,
+        threshold=threshold or 0.0,
+        family="fixed_sequence",
+        starts=(0,),
+        data_digest="0" * 64,
+        grid_digest="1" * 64,
+        grid_size=10,
     )
     return Policy(
         TASK,

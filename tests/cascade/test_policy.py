@@ -36,7 +36,7 @@ def test_a_policy_survives_its_file(threshold):
         ({"treshold": 0.5}, "treshold"),
         ({"threshold": 1.5}, "threshold"),
         ({"threshold": None}, "certificate"),
-        ({"format_version": 2}, "format_version"),
+        ({"format_version": 1}, "format_version"),
         ({"task": {"task_id": "x"}}, "task"),
     ],
 )
