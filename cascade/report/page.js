@@ -47,14 +47,14 @@ function priceText() {
 
 // Settings
 
-function showSettings() {
+// A control that is being moved is left alone: written back, it could not be moved by small steps.
+function showSettings(moved) {
   const n = whole.n, escalated = 1 - keptAt(allRows.score, state.threshold) / n;
   const text = state.threshold === Infinity ? "keeps nothing" : `${data.score_name} ≥ ${score(state.threshold)}`;
-  byId("escalated").value = Math.round(1000 * escalated);
+  if (moved !== "escalated") byId("escalated").value = Math.round(1000 * escalated);
   byId("escalated").setAttribute("aria-valuetext", `${text}, ${percent(1 - escalated)} kept`);
   byId("threshold-text").textContent = text;
-  const exact = byId("threshold");
-  if (document.activeElement !== exact) exact.value = state.threshold === Infinity ? "" : state.threshold;
+  if (moved !== "threshold") byId("threshold").value = state.threshold === Infinity ? "" : state.threshold;
   byId("price-text").textContent = priceText();
   byId("price").setAttribute("aria-valuetext", priceText());
   const worth = state.weight ? dollars(3600 * state.weight) : "nothing";
@@ -67,13 +67,13 @@ function listen() {
     const wanted = Math.ceil(whole.n * (1000 - event.target.value) / 1000);
     const kept = whole.counts.find(count => count >= wanted);
     state.threshold = kept ? allRows.score[kept - 1] : Infinity;
-    show();
+    show("escalated");
   });
   byId("threshold").addEventListener("input", event => {
     const value = event.target.valueAsNumber;
     if (value >= 0 && value <= 1) {
       state.threshold = value;
-      show();
+      show("threshold");
     }
   });
   byId("price").addEventListener("input", event => {
@@ -304,10 +304,10 @@ function showConfusion(kept) {
   }
 }
 
-function show() {
+function show(moved = "") {
   const here = pointAt(summary, keptAt(summary.rows.score, state.threshold), state);
   const points = summary.shown.map(kept => pointAt(summary, kept, state));
-  showSettings();
+  showSettings(moved);
   showFigures(here);
   showState();
   drawCoverage(points, here);
