@@ -17,7 +17,7 @@ from cascade.certify import (
 )
 from cascade.report.evaluated import Evaluated
 from cascade.report.figures import Figures
-from cascade.report.reading import percent
+from cascade.report.reading import percent, threshold
 
 _FEW_ROWS = 200
 _MANY_LEFT_OUT = 0.01
@@ -104,8 +104,8 @@ def _about_the_policy(rows: Evaluated) -> Iterator[Notice]:
             "warning",
             "no_policy",
             "No policy was given, so nothing is certified. Rows are ranked by the raw score, which "
-            "is not a confidence. A threshold picked on this page breaks its promise about every "
-            "second time; let one be certified on rows of its own.",
+            "is not a confidence. A threshold that is picked by eye promises nothing; let one be "
+            "certified on rows of its own.",
         )
         return
     certificate = policy.certificate
@@ -123,8 +123,8 @@ def _about_the_policy(rows: Evaluated) -> Iterator[Notice]:
             "certified",
             "certified",
             f"Certified with {percent(1 - certificate.delta, 0)} confidence, at a confidence of at "
-            f"least {certificate.threshold:.4f}: {promised}. Shown on {certificate.n:,} labelled "
-            f"rows, of which {percent(certificate.coverage)} were kept.",
+            f"least {threshold(certificate.threshold)}: {promised}. Shown on {certificate.n:,} "
+            f"labelled rows, of which {percent(certificate.coverage)} were kept.",
         )
         same = certified_on_these(rows, certificate)
         if same:

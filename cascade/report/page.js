@@ -15,7 +15,6 @@ const state = { ...opening };
 const whole = summarise(allRows, data.compared, data.steps);
 let summary = whole;
 const device = data.tiers[0].name, strong = data.compared ? data.tiers[1].name : "";
-const capital = text => text[0].toUpperCase() + text.slice(1);
 
 // Figures as people read them.
 
@@ -26,7 +25,11 @@ const wholePercent = rate => `${+(100 * rate).toFixed(1)} %`;
 const plain = (value, digits) => String(+value.toPrecision(digits));
 const dollars = usd => `$${usd >= 100 ? usd.toFixed(0) : usd >= 1 ? usd.toFixed(2) : plain(usd, 2)}`;
 const seconds = s => s >= 10 ? `${s.toFixed(1)} s` : s >= 1 ? `${s.toFixed(2)} s` : `${plain(1000 * s, 3)} ms`;
-const score = threshold => threshold === null || threshold === Infinity ? "–" : threshold.toFixed(4);
+// Scores close to 1 are told apart by what is missing.
+function score(threshold) {
+  if (threshold === null || threshold === Infinity) return "–";
+  return 0.999 < threshold && threshold < 1 ? `1 − ${plain(1 - threshold, 2)}` : threshold.toFixed(4);
+}
 
 function put(id, value, text, small = "") {
   const place = byId(id);
@@ -196,7 +199,7 @@ function drawDeferral(points, here) {
   const oracle = Array.from({ length: 201 }, (_, i) => [i / 200, oracleAt(summary, i / 200 * summary.n)]);
   const interval = wilson(here.correct, here.n);
   charts.deferral.draw({
-    summary: `${capital(strong)} answers ${percent(1 - here.share)}: ${percent(here.accuracy)} right `
+    summary: `${strong} answers ${percent(1 - here.share)}: ${percent(here.accuracy)} right `
       + `(95 % interval ${span(interval)}).`,
     pickable: true,
     x: { name: `share answered by ${strong}`, low: 0, high: 1, show: wholePercent },

@@ -20,6 +20,11 @@ def interval(ends: tuple[float, float]) -> str:
     return f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f} %"
 
 
+def threshold(score: float) -> str:
+    """A threshold; one close to 1 by what is missing, so that it is not rounded to 1."""
+    return f"1 − {1 - score:.2g}" if 0.999 < score < 1 else f"{score:.4f}"
+
+
 def duration(milliseconds: float) -> str:
     """Milliseconds, or seconds from ten of them."""
     if milliseconds >= 10_000:

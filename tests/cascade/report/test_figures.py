@@ -10,6 +10,7 @@ import pytest
 
 from cascade import metrics
 from cascade.binomial import upper_bound
+from cascade.certify import certify_targets, escalation_share, excess_error, net_error
 from cascade.errors import InvalidInput, NotFound
 from cascade.records import from_columns
 from cascade.report import evaluate, report
@@ -17,6 +18,7 @@ from cascade.report.figures import MOST_GROUPS
 from cascade.report.front import efficient, kept_counts
 from cascade.report.notices import certified_on_these
 from cascade.report.pricing import pricing
+from cascade.report.reading import threshold
 from tests.cascade.report.simulated import columns, header, moods, policy_of
 
 
@@ -146,6 +148,35 @@ def test_the_rows_of_the_certificate_are_recognised(policy):
     assert "same_rows" in keys(report(shuffled, policy))
     assert "same_rows" not in keys(report(records.take(np.arange(0, 2000)), policy))
     assert "same_rows" not in keys(report(moods(2000, 9), policy))
+
+
+def test_the_rows_of_several_promises_are_recognised(policy):
+    records = moods(3000, 7)
+    rows = records.take(np.arange(1000, 3000))
+    right, strong = rows.correct("device"), rows.correct("tier1")
+    confidence = policy.confidence.batch(rows.column("device", "raw_score"))
+    certificate = certify_targets(
+        confidence,
+        [
+            excess_error(right, strong, alpha=0.2),
+            net_error(right, strong, alpha=0.3),
+            escalation_share(2000, alpha=0.9),
+        ],
+        delta=0.1,
+        grid=[0.8, 0.75, 0.7],
+    )
+    several = replace(policy, threshold=certificate.threshold, certificate=certificate)
+    made = report(rows, several)
+    assert "same_rows" in keys(made)
+    assert made.figures.alpha is None
+    assert "would have been right" in made.html()
+    assert "same_rows" not in keys(report(moods(2000, 9), several))
+
+
+def test_a_threshold_close_to_one_is_not_rounded_to_it():
+    assert threshold(0.99999) == "1 − 1e-05"
+    assert threshold(0.74239) == "0.7424"
+    assert threshold(1.0) == "1.0000"
 
 
 def test_where_the_records_cannot_tell_the_report_does_not_guess(policy):
