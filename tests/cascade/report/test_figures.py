@@ -98,7 +98,7 @@ def test_groups_and_who_was_right_add_up(made):
 
 
 def test_an_interval_of_a_resampled_figure_is_as_wide_as_the_figure_scatters():
-    """The spread of the AUROC over fresh record sets, beside the intervals of ten of them."""
+    """The spread of the AUROC over fresh record sets, beside the intervals of five of them."""
 
     def drawn(seed):
         records = moods(400, 100 + seed)
@@ -106,7 +106,7 @@ def test_an_interval_of_a_resampled_figure_is_as_wide_as_the_figure_scatters():
 
     spread = np.std([metrics.auroc(*drawn(seed)) for seed in range(200)])
     widths = []
-    for seed in range(10):
+    for seed in range(5):
         low, high = estimate(report(moods(400, 100 + seed)), "auroc").interval
         widths.append((high - low) / (2 * 1.96))
     assert np.mean(widths) == pytest.approx(spread, rel=0.2)
