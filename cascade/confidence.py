@@ -144,7 +144,8 @@ class Isotonic:
 
 def logit(scores: Floats) -> Floats:
     """ln(p / (1 - p)) with p clipped to [LOGIT_CLIP, 1 - LOGIT_CLIP], elementwise."""
-    clipped = np.clip(scores, LOGIT_CLIP, 1 - LOGIT_CLIP)
+    # np.clip takes nearly twice as long on one score, and a device asks for one.
+    clipped = np.minimum(np.maximum(scores, LOGIT_CLIP), 1 - LOGIT_CLIP)
     logits: Floats = np.log(clipped) - np.log1p(-clipped)
     return logits
 

@@ -9,23 +9,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cascade.checks import Checks
+from cascade.constraints import refusal
+from cascade.decision_record import DecisionRecord
+from cascade.egress import Egress, Passage
 from cascade.errors import Cancelled, CascadeError, DeadlineExceeded, InvalidInput, RemoteError
 from cascade.events import DEVICE, Answer, Event, Final, Latency, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, LocalClassifier, LocalModel, Unreadable
+from cascade.monitor import Monitor
 from cascade.policy import (
     Decision,
     Policy,
     PolicyStore,
     Reason,
+    conclude,
     decide,
-    obstacle_to_escalation,
+    obstacles_to_escalation,
 )
-from cascade.remote import Accepted, Chunk, DeviceReport, Finished, Remote, Transfer
+from cascade.remote import (
+    Accepted,
+    Chunk,
+    DeviceReport,
+    Finished,
+    Remote,
+    Transfer,
+    whole_answer,
+)
 from cascade.request import Request
 from cascade.signals import ScoreBounds
 from cascade.task import generic
@@ -44,6 +59,11 @@ class Controller:
             the cluster.
         remote: the cluster; ``None`` keeps everything on the device.
         policies: where to find the policy of a request's task; ``None`` for no task at all.
+        monitor: audits accepted answers and withdraws policies that fail; closed with this.
+        egress: what a request passes on its way to the cluster; by default nothing but its own
+            limits.
+        checks: what the device's answers have to pass.
+        on_decision: told about every decision, with all that it was made from.
     """
 
     def __init__(
@@ -51,12 +71,21 @@ class Controller:
         local: LocalModel | LocalClassifier | None,
         remote: Remote | None,
         policies: PolicyStore | None = None,
+        monitor: Monitor | None = None,
+        *,
+        egress: Egress | None = None,
+        checks: Checks | None = None,
+        on_decision: Callable[[DecisionRecord], None] | None = None,
     ) -> None:
         if local is None and remote is None:
             raise InvalidInput("local", "is None and so is remote; give at least one of them")
         self._local = local
         self._remote = remote
         self._policies = policies
+        self._monitor = monitor
+        self._egress = egress or Egress()
+        self._checks = checks or Checks()
+        self._on_decision = on_decision
 
     async def run(self, request: Request, *, show: Show = "final") -> AsyncGenerator[Event, None]:
         """Answer ``request``. Closing the iterator cancels whatever is under way.
@@ -73,32 +102,38 @@ class Controller:
             Tampered, UnknownPublisher: the task's policy must not be used.
         """
         request.check()
+        self._checks.require(request.checks)
         state = _State(request)
         policy = self._policy(request)
-        obstacle = obstacle_to_escalation(request, cluster=self._remote is not None)
+        bound = bool(obstacles_to_escalation(request.constraints, cluster=self._remote is not None))
         if self._local is not None and request.prefer == "device":
             async with contextlib.aclosing(
-                self._try_locally(self._local, state, policy, show, alone=obstacle is not None)
+                self._try_locally(self._local, state, policy, show, alone=bound)
             ) as pieces:
                 async for event in pieces:
                     yield event
         else:
             state.reasons.append(Reason.CLOUD_PREFERRED if self._local else Reason.NO_LOCAL_MODEL)
-        decision = self._judge(state, policy, obstacle)
-        if decision.escalate and self._remote is not None:
+        decision, passage = await self._judge(state, policy)
+        if passage is not None and decision.escalate and self._remote is not None:
             async with contextlib.aclosing(
-                self._escalate(self._remote, state, policy, decision)
+                self._escalate(self._remote, passage, state, decision)
             ) as events:
                 async for event in events:
                     yield event
             if state.answer is not None:
                 yield Final(state.answer)
                 return
-        for event in self._answer_locally(state, decision):
-            yield event
+        try:
+            for event in self._answer_locally(state, decision):
+                yield event
+        finally:  # behind the last event, also where the reader leaves with it
+            self._audit(state, policy, decision, bound)
 
     async def close(self) -> None:
-        """Close the connection to the cluster."""
+        """Close the connection to the cluster, and the monitor."""
+        if self._monitor is not None:
+            await self._monitor.close()
         if self._remote is not None:
             await self._remote.close()
 
@@ -164,36 +199,112 @@ class Controller:
                 with contextlib.suppress(CascadeError):
                     await asyncio.shield(decode)
 
-    def _judge(self, state: _State, policy: Policy | None, obstacle: Reason | None) -> Decision:
-        if state.local is not None:
-            return decide(policy, state.local, obstacle)
-        if obstacle is not None:
-            if state.local_problem is not None:
-                raise state.local_problem
-            if obstacle is Reason.NO_CLUSTER:
-                raise InvalidInput(
-                    "prefer",
-                    "is cloud, but no cluster is configured; give --cloud, or cloud=… in code",
-                )
-            raise InvalidInput(
-                "constraints", f"forbid escalation ({obstacle}), and the device is not to answer"
+    async def _judge(self, state: _State, policy: Policy | None) -> tuple[Decision, Passage | None]:
+        """The verdict, and the way out that was looked at unless the answer was accepted."""
+        local, request = state.local, state.request
+        unanswered = () if local else tuple(state.reasons)
+        vetoes: tuple[str, ...] = ()
+        if local is not None and self._checks.apply(request.task_id, request.checks):
+            vetoes = await asyncio.to_thread(
+                self._checks.vetoes, local.text, request.task_id, request.checks
             )
-        return Decision(False, True, None, tuple(state.reasons))
+
+        demoted = policy is not None and self._monitor is not None and self._monitor.demoted(policy)
+
+        def judged(obstacles: tuple[str, ...]) -> Decision:
+            if local is None:
+                return conclude(unanswered, None, (), obstacles)
+            return decide(policy, local, obstacles, vetoes, demoted=demoted)
+
+        decision, passage = judged(()), None
+        if not decision.accept:
+            passage = await self._egress.prepare(
+                _for_cloud(request, policy),
+                remaining_s=state.remote_deadline_s(),
+                cluster=self._remote is not None,
+            )
+            if not passage.obstacles:
+                await self._egress.admit(passage)
+            decision = judged(passage.obstacles)
+        self._watch(policy, local, decision)
+        if self._on_decision is not None:
+            self._on_decision(
+                DecisionRecord.of(
+                    passage.request if passage else request,
+                    policy,
+                    local,
+                    decision,
+                    unanswered=unanswered,
+                    vetoes=vetoes,
+                    demoted=demoted,
+                    situation=passage.situation if passage else None,
+                )
+            )
+        if local is None and passage is not None and passage.obstacles:
+            raise state.local_problem or refusal(passage.obstacles)
+        return decision, passage
+
+    def _watch(self, policy: Policy | None, local: LocalAnswer | None, decision: Decision) -> None:
+        """Tell the monitor about an answer whose score is of the policy's own kind."""
+        other = {Reason.UNCERTIFIED_TASK, Reason.UNCERTIFIED_MODE}
+        if self._monitor is None or policy is None or local is None or other & {*decision.reasons}:
+            return
+        self._monitor.answered(policy, score=local.raw_score, accepted=decision.accept)
+
+    def _audit(self, state: _State, policy: Policy | None, decision: Decision, bound: bool) -> None:
+        """Let the monitor audit an accepted answer, by the cluster where the request may leave.
+
+        Arguments:
+            bound: it may not, whatever the situation is.
+        """
+        if self._monitor is None or policy is None or state.local is None or not decision.accept:
+            return
+        ask = None
+        if self._remote is not None and not bound:
+            ask = functools.partial(self._opinion, self._remote, state, policy, decision)
+        self._monitor.accepted(policy, state.request, state.local.text, ask)
+
+    async def _opinion(
+        self, remote: Remote, state: _State, policy: Policy, decision: Decision
+    ) -> str:
+        """The cluster's answer to the same request, by the same way out as an escalation.
+
+        Raises:
+            CascadeError: the situation forbids to ask, or the call failed.
+        """
+        deadline_s = state.request.constraints.deadline_s
+        passage = await self._egress.prepare(
+            _for_cloud(state.request, policy), remaining_s=deadline_s, cluster=True
+        )
+        if not passage.obstacles:
+            await self._egress.admit(passage)
+        if passage.obstacles:
+            raise refusal(passage.obstacles)
+        text, _ = await whole_answer(
+            self._egress.answer(
+                remote,
+                passage,
+                _report(self._local, state.local, decision),
+                deadline_s=deadline_s,
+                transfer=Transfer(),
+            )
+        )
+        return text
 
     async def _escalate(
-        self, remote: Remote, state: _State, policy: Policy | None, decision: Decision
+        self, remote: Remote, passage: Passage, state: _State, decision: Decision
     ) -> AsyncGenerator[Event, None]:
         """Stream the cluster's answer; sets ``state.answer`` when it is complete."""
         started = time.perf_counter()
-        request = _for_cloud(state.request, policy)
-        deadline_s = state.remaining_s() - (_RETURN_MARGIN_S if state.local is not None else 0.0)
+        deadline_s = state.remote_deadline_s()
         source, model = "", ""
         text: list[str] = []
         try:
             if deadline_s <= 0:
                 raise RemoteError("DEADLINE_EXCEEDED", "no time was left to ask the cluster")
-            stream = remote.answer(
-                request,
+            stream = self._egress.answer(
+                remote,
+                passage,
                 _report(self._local, state.local, decision),
                 deadline_s=deadline_s,
                 transfer=state.transfer,
@@ -258,6 +369,10 @@ class _State:
 
     def remaining_s(self) -> float:
         return self.request.constraints.deadline_s - (time.perf_counter() - self.started)
+
+    def remote_deadline_s(self) -> float:
+        """What the cluster may take of it."""
+        return self.remaining_s() - (_RETURN_MARGIN_S if self.local is not None else 0.0)
 
     def latency(self) -> Latency:
         prefill_s, decode_s = (

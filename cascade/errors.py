@@ -78,6 +78,15 @@ class InfeasibleTarget(CascadeError):
         self.labels_needed = labels_needed
 
 
+class PolicyMismatch(CascadeError):
+    """A policy is for another bundle or adapter than the one at hand. Install the right one.
+
+    FAILED_PRECONDITION on the wire.
+    """
+
+    exit_code: ClassVar[int] = 6
+
+
 class ClusterError(CascadeError):
     """The local cluster cannot be started, found or stopped. The message says what to do."""
 

@@ -52,3 +52,18 @@ def cluster_dir() -> Path:
 def profile_dir() -> Path:
     """What ``cascade bundle bench`` measured on this machine."""
     return home() / "profile"
+
+
+def monitor_dir() -> Path:
+    """States of monitored policies, and the log of how they changed."""
+    return home() / "monitor"
+
+
+def budget_path() -> Path:
+    """What this machine's devices have spent."""
+    return home() / "budget.sqlite3"
+
+
+def latency_path() -> Path:
+    """How long the tiers of each cluster took."""
+    return home() / "latency.json"

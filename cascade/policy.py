@@ -15,10 +15,11 @@ from typing import Self
 
 from cascade.certificate import Certificate
 from cascade.confidence import ConfidenceModel
-from cascade.errors import InvalidInput
+from cascade.errors import InvalidInput, PolicyMismatch
 from cascade.files import write_whole
 from cascade.local import LocalAnswer, ModelInfo
-from cascade.request import DataClass, Request
+from cascade.request import Constraints, DataClass
+from cascade.score_reference import ScoreReference
 from cascade.signing import SigningKey, TrustStore
 from cascade.strict import Fields
 from cascade.task import Task
@@ -40,6 +41,8 @@ class Reason(StrEnum):
     """No policy is valid for this task on this model, so nothing can be promised."""
     UNCERTIFIED_MODE = "uncertified_mode"
     """The task's policy was fitted to scores of the other mode (exact or search) than these."""
+    POLICY_DEMOTED = "policy_demoted"
+    """The monitor found the risk above what was certified, so nothing is promised any more."""
     NEVER_LEAVE = "never_leave"
     """The data class forbids escalation."""
     NO_TIER_ALLOWED = "no_tier_allowed"
@@ -54,6 +57,22 @@ class Reason(StrEnum):
     """There is no model on this device."""
     LOCAL_FAILED = "local_failed"
     """The device could not read the request, e.g. a prompt longer than its context."""
+    OFFLINE = "offline"
+    """The device has no connection."""
+    METERED = "metered"
+    """The connection costs by volume, and the request does not allow that."""
+    BATTERY_LOW = "battery_low"
+    """The battery is below what the request asks for, and is not being charged."""
+    CIRCUIT_OPEN = "circuit_open"
+    """The cluster failed several times in a row and is left alone for a while."""
+    DEADLINE_TOO_SHORT = "deadline_too_short"
+    """No tier that may answer is expected to within what is left of the deadline."""
+    BUDGET_DAY = "budget_day"
+    """The day's money does not cover another call."""
+    BUDGET_RATE = "budget_rate"
+    """The bucket that money flows into does not hold enough for another call."""
+    BUDGET_UNREADABLE = "budget_unreadable"
+    """There is a limit on money, but its ledger cannot be read or written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +83,14 @@ class Decision:
         accept: return it as verified.
         escalate: ask the cluster. Neither: return it unverified.
         confidence: calibrated P(right), or ``None`` without a valid policy.
-        reasons: in the order of deciding.
+        reasons: all of them in the order of deciding: words of ``Reason``, ``veto:NAME`` for a
+            check that the answer failed, ``pii:KIND`` for what was found in it and may not leave.
     """
 
     accept: bool
     escalate: bool
     confidence: float | None
-    reasons: tuple[Reason, ...]
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +102,7 @@ class Policy:
         threshold: the lowest confidence that is accepted, or ``None`` where no threshold could be
             certified: then nothing is accepted.
         certificate: the evidence for ``threshold``; ``None`` exactly when ``threshold`` is.
+        scores: raw scores of the certify part, for the monitor; ``None`` leaves inputs unwatched.
     """
 
     task: Task
@@ -90,6 +111,7 @@ class Policy:
     confidence: ConfidenceModel
     threshold: float | None
     certificate: Certificate | None
+    scores: ScoreReference | None = None
 
     def covers(self, options: tuple[str, ...], model: ModelInfo) -> bool:
         """Whether this policy may judge answers among ``options`` by ``model``."""
@@ -101,7 +123,7 @@ class Policy:
 
     def to_bytes(self) -> bytes:
         """The bytes that are signed."""
-        value = {
+        value: dict[str, object] = {
             "format_version": FORMAT_VERSION,
             "task": self.task.to_json(),
             "base_digest": self.base_digest,
@@ -110,6 +132,8 @@ class Policy:
             "threshold": self.threshold,
             "certificate": self.certificate.to_json() if self.certificate else None,
         }
+        if self.scores is not None:
+            value["scores"] = self.scores.to_json()
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -127,6 +151,7 @@ class Policy:
         if fields.number("format_version") != FORMAT_VERSION:
             raise InvalidInput("policy.format_version", f"is not {FORMAT_VERSION}; tune it again")
         certificate = fields.take("certificate")
+        scores = fields.take("scores") if "scores" in value else None
         policy = cls(
             task=Task.from_json(fields.take("task"), where="policy.task"),
             base_digest=fields.text("base_digest"),
@@ -134,6 +159,7 @@ class Policy:
             confidence=ConfidenceModel.from_json(fields.take("confidence")),
             threshold=fields.number_or_none("threshold", 0.0, 1.0),
             certificate=None if certificate is None else Certificate.from_json(certificate),
+            scores=None if scores is None else ScoreReference.from_json(scores),
         )
         fields.end()
         if (policy.threshold is None) != (policy.certificate is None):
@@ -141,47 +167,93 @@ class Policy:
         return policy
 
 
-def decide(policy: Policy | None, answer: LocalAnswer, obstacle: Reason | None) -> Decision:
+def decide(
+    policy: Policy | None,
+    answer: LocalAnswer,
+    obstacles: tuple[str, ...] = (),
+    vetoes: tuple[str, ...] = (),
+    *,
+    demoted: bool = False,
+) -> Decision:
     """Judge a local answer.
 
     Arguments:
         policy: a policy that covers the request and the model, or ``None``.
-        obstacle: why the request may not leave the device, from ``obstacle_to_escalation``, or
-            ``None`` when it may.
+        obstacles: why the request may not leave the device, from ``cascade.constraints``; empty
+            when it may. Not looked at where the answer is accepted.
+        vetoes: what the answer failed, from ``cascade.checks``: it is then not accepted, whatever
+            its confidence.
+        demoted: the monitor withdrew the policy: its confidence is worth no more than none.
     """
-    confidence = None
     # The adapter may have been swapped between finding the policy and computing the answer.
-    if policy is None or policy.adapter_digest != answer.adapter_digest:
-        reason = Reason.UNCERTIFIED_TASK
-    elif answer.options is not None and answer.options.mode != policy.confidence.mode:
-        reason = Reason.UNCERTIFIED_MODE
-    else:
-        confidence = policy.confidence(answer.raw_score)
-        if policy.threshold is None:
-            reason = Reason.TARGET_INFEASIBLE
-        elif confidence >= policy.threshold:
-            return Decision(True, False, confidence, (Reason.CONFIDENT,))
-        else:
-            reason = Reason.UNSURE
-    if obstacle is not None:
-        return Decision(False, False, confidence, (reason, obstacle))
-    return Decision(False, True, confidence, (reason,))
+    valid = policy is not None and policy.adapter_digest == answer.adapter_digest
+    if policy is None or not valid or demoted:
+        first = first_reason(None, None, policy=valid, demoted=demoted)
+        return conclude(first, None, vetoes, obstacles)
+    if answer.options is not None and answer.options.mode != policy.confidence.mode:
+        return conclude((Reason.UNCERTIFIED_MODE,), None, vetoes, obstacles)
+    confidence = policy.confidence(answer.raw_score)
+    first = first_reason(confidence, policy.threshold, policy=True)
+    return conclude(first, confidence, vetoes, obstacles)
 
 
-def obstacle_to_escalation(request: Request, *, cluster: bool) -> Reason | None:
-    """Why ``request`` may not leave the device, or ``None`` when it may.
+def first_reason(
+    confidence: float | None,
+    threshold: float | None,
+    *,
+    policy: bool,
+    same_mode: bool = True,
+    demoted: bool = False,
+) -> tuple[Reason, ...]:
+    """What the numbers alone say of an answer.
+
+    Arguments:
+        policy: whether a policy covers the request and the model.
+        same_mode: whether the answer was scored as the policy's calibration was.
+        demoted: whether the monitor withdrew the policy.
+    """
+    if not policy:
+        return (Reason.UNCERTIFIED_TASK,)
+    if demoted:
+        return (Reason.POLICY_DEMOTED,)
+    if not same_mode or confidence is None:
+        return (Reason.UNCERTIFIED_MODE,)
+    if threshold is None:
+        return (Reason.TARGET_INFEASIBLE,)
+    return (Reason.CONFIDENT if confidence >= threshold else Reason.UNSURE,)
+
+
+def conclude(
+    first: tuple[str, ...],
+    confidence: float | None,
+    vetoes: tuple[str, ...] = (),
+    obstacles: tuple[str, ...] = (),
+) -> Decision:
+    """The verdict: accepted where the numbers say so and nothing vetoes, else escalated where
+    nothing stands in the way."""
+    if first == (Reason.CONFIDENT,) and not vetoes:
+        return Decision(True, False, confidence, first)
+    return Decision(False, not obstacles, confidence, (*first, *vetoes, *obstacles))
+
+
+def obstacles_to_escalation(limits: Constraints, *, cluster: bool) -> tuple[Reason, ...]:
+    """Why a request with these limits may never leave the device; empty when it may.
 
     Arguments:
         cluster: whether a cluster is configured.
     """
-    limits = request.constraints
-    if limits.data_class is DataClass.NEVER_LEAVE:
-        return Reason.NEVER_LEAVE
-    if not cluster:
-        return Reason.NO_CLUSTER
-    if limits.max_remote_calls < 1 or limits.allowed_tiers == frozenset():
-        return Reason.NO_TIER_ALLOWED
-    return None
+    return tuple(
+        reason
+        for reason, stands in (
+            (Reason.NEVER_LEAVE, limits.data_class is DataClass.NEVER_LEAVE),
+            (Reason.NO_CLUSTER, not cluster),
+            (
+                Reason.NO_TIER_ALLOWED,
+                limits.max_remote_calls < 1 or limits.allowed_tiers == frozenset(),
+            ),
+        )
+        if stands
+    )
 
 
 class PolicyStore:
@@ -222,7 +294,33 @@ class PolicyStore:
         policy = self._loaded[str(path)]
         return policy if policy.adapter_digest == model.adapter_digest else None
 
+    def require(self, task_id: str, model: ModelInfo) -> Policy:
+        """The policy for ``task_id`` on ``model``, for those who cannot do without it.
+
+        Raises:
+            PolicyMismatch: there is none for this base, or it is for another adapter.
+            Tampered, UnknownPublisher, InvalidInput: there is one that must not be used.
+        """
+        policy = self.find(task_id, model)
+        if policy is not None:
+            return policy
+        held = self._loaded.get(str(self._path(model.base_digest, task_id)))
+        if held is None:
+            raise PolicyMismatch(
+                f"no policy for the task {task_id!r} is valid for the base "
+                f"{model.base_digest[:12]}…; install one that was certified for it"
+            )
+        raise PolicyMismatch(
+            f"the policy for the task {task_id!r} is valid for "
+            f"{_adapter(held.adapter_digest)}, not for {_adapter(model.adapter_digest)}; "
+            "certify it anew"
+        )
+
     def _path(self, base_digest: str, task_id: str) -> Path:
         if not _TASK_ID.fullmatch(task_id):
             raise InvalidInput("task", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
         return self._folder / base_digest / f"{task_id}.json"
+
+
+def _adapter(digest: str) -> str:
+    return f"the adapter {digest[:12]}…" if digest else "no adapter"

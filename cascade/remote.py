@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from cascade.errors import RemoteError
 from cascade.request import Request
 from cascade.signals import EMPTY_SIGNALS, Signals
 
@@ -98,3 +100,25 @@ class Remote(Protocol):
     async def close(self) -> None:
         """Close the connection."""
         ...
+
+
+async def whole_answer(stream: AsyncGenerator[RemoteEvent, None]) -> tuple[str, Finished]:
+    """The text that ``stream`` ends with, and its last event; closes it.
+
+    Raises:
+        RemoteError: it failed, or ended without an answer.
+    """
+    text: list[str] = []
+    finished: Finished | None = None
+    async with contextlib.aclosing(stream) as events:
+        async for event in events:
+            match event:
+                case Accepted():
+                    text = []
+                case Chunk(piece, _):
+                    text.append(piece)
+                case Finished():
+                    finished = event
+    if finished is None:
+        raise RemoteError("INTERNAL", "the cluster ended without an answer")
+    return "".join(text), finished

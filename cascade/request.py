@@ -52,6 +52,10 @@ class Constraints:
         max_remote_calls: calls over the network, retries and climbs included, 0–16.
         data_class: ``NEVER_LEAVE`` forbids escalation.
         residency: region that data may not leave, e.g. ``"eu"``; empty means anywhere.
+        commercial: only models whose licence allows commercial use may answer.
+        metered_ok: whether a metered connection may be used.
+        min_battery: share of the battery, in [0, 1], below which nothing is escalated unless the
+            device is being charged.
     """
 
     deadline_s: float = 60.0
@@ -60,6 +64,9 @@ class Constraints:
     max_remote_calls: int = 2
     data_class: DataClass = DataClass.PERSONAL
     residency: str = ""
+    commercial: bool = False
+    metered_ok: bool = True
+    min_battery: float = 0.0
 
     def check(self) -> None:
         """Raise ``InvalidInput`` naming the first field that is out of range."""
@@ -73,6 +80,8 @@ class Constraints:
             )
         if not 0 <= self.max_remote_calls <= 16:
             raise InvalidInput("max_remote_calls", f"{self.max_remote_calls} is not in 0 … 16")
+        if not 0 <= self.min_battery <= 1:
+            raise InvalidInput("min_battery", f"{self.min_battery} is not a share in 0 … 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +106,8 @@ class Request:
             fitted for, or the model's choice without one. Another mode than the policy's leaves the
             answer uncertified.
         tensors: a classifier's inputs, instead of messages; ``options`` are then its labels.
+        checks: names of checks that the device's answer has to pass, beside those of its task; see
+            ``cascade.checks``.
     """
 
     messages: tuple[Message, ...]
@@ -112,6 +123,7 @@ class Request:
     constraints: Constraints = field(default_factory=Constraints)
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     tensors: tuple[Tensor, ...] = ()
+    checks: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:

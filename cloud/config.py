@@ -16,6 +16,7 @@ from typing import Annotated, Final, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from cascade.catalog import Entry, entries
 from cascade.errors import NotFound
 from cloud.errors import ConfigError
 
@@ -115,6 +116,7 @@ class TierConfig(_Strict):
         default=("public", "personal"), strict=False
     )
     region: str = ""
+    commercial_use: bool | None = None
     price: PriceList = PriceList()
     autoscaling: Autoscaling = Autoscaling()
     max_ongoing_requests: int | None = Field(default=None, ge=1)
@@ -134,6 +136,25 @@ class TierConfig(_Strict):
         if not classes:
             raise ValueError("is empty; name public, personal or both")
         return classes
+
+    @model_validator(mode="after")
+    def _within_the_licence(self) -> Self:
+        known = _catalogued(self.model)
+        if self.commercial_use and known is not None and not known.commercial_use:
+            raise ValueError(
+                f"commercial_use is true, but {known.licence}, the licence of {known.name}, "
+                "does not allow that; leave it out"
+            )
+        return self
+
+    @property
+    def allows_commercial_use(self) -> bool:
+        """Whether the model's licence allows commercial use: what ``commercial_use`` says, else
+        what the catalog says. Of a model that nobody has said it of, it is taken not to."""
+        if self.commercial_use is not None:
+            return self.commercial_use
+        known = _catalogued(self.model)
+        return known is not None and known.commercial_use
 
     @property
     def model_name(self) -> str:
@@ -244,6 +265,10 @@ def parse_config(text: str, source: str) -> ClusterConfig:
 def is_model_path(model: str) -> bool:
     """Whether a tier's ``model`` is a file or folder, and not the name of a model or bundle."""
     return "/" in model or model.endswith(".gguf")
+
+
+def _catalogued(model: str) -> Entry | None:
+    return next((entry for entry in entries() if entry.name == model), None)
 
 
 def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:

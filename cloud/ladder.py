@@ -27,8 +27,8 @@ class Choice:
     Arguments:
         reasons: fixed words in the order of the decision: for every lower tier that was passed
             over ``NAME:reads_text`` or ``NAME:reads_tensors`` (and nothing else),
-            ``NAME:not_allowed``, ``NAME:data_class``, ``NAME:residency`` or ``NAME:cost``, then
-            ``lowest_tier`` or ``lowest_allowed_tier``.
+            ``NAME:not_allowed``, ``NAME:data_class``, ``NAME:residency``, ``NAME:licence`` or
+            ``NAME:cost``, then ``lowest_tier`` or ``lowest_allowed_tier``.
     """
 
     tier: TierConfig
@@ -107,6 +107,8 @@ def _obstacle(tier: TierConfig, request: OpenRequest) -> str | None:
         return "data_class"
     if limits.residency and tier.region != limits.residency:
         return "residency"
+    if limits.commercial and not tier.allows_commercial_use:
+        return "licence"
     if limits.max_cost_usd is not None and max_cost_usd(tier, request) > limits.max_cost_usd:
         return "cost"
     return None

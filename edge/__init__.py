@@ -7,9 +7,15 @@ Example:
     >>> answer.text, answer.confidence, answer.source, answer.reasons
 """
 
+from cascade.budget import MoneyLimits
+from cascade.checks import Checks
+from cascade.conditions import Conditions, ConditionsSource, FixedConditions
+from cascade.decision_record import DecisionRecord
+from cascade.egress import Egress
 from cascade.errors import CascadeError
 from cascade.events import Answer, Event, Final, Latency, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, LocalModel, ModelInfo
+from cascade.monitor import Monitor
 from cascade.policy import Policy, PolicyStore
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.sampling import Sampling
@@ -36,14 +42,20 @@ __all__ = [
     "Bundle",
     "CancelToken",
     "CascadeError",
+    "Checks",
     "ClassifierSpec",
     "ClientProfile",
+    "Conditions",
+    "ConditionsSource",
     "Constraints",
     "Conversation",
     "DataClass",
+    "DecisionRecord",
     "Device",
+    "Egress",
     "Event",
     "Final",
+    "FixedConditions",
     "InputSpec",
     "Latency",
     "LocalAnswer",
@@ -51,6 +63,8 @@ __all__ = [
     "Manifest",
     "Message",
     "ModelInfo",
+    "MoneyLimits",
+    "Monitor",
     "OnnxClassifier",
     "OnnxModel",
     "OptionScores",

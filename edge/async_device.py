@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -16,10 +16,14 @@ from typing import Literal, Self
 from numpy.typing import ArrayLike
 
 from cascade import home
+from cascade.checks import Checks
 from cascade.controller import Controller, Show
+from cascade.decision_record import DecisionRecord
+from cascade.egress import Egress
 from cascade.errors import InvalidInput, NotFound
 from cascade.events import Answer, Event, Final
 from cascade.local import ModelInfo
+from cascade.monitor import Monitor
 from cascade.policy import PolicyStore
 from cascade.remote import Remote
 from cascade.request import Constraints, Message, Request
@@ -54,9 +58,17 @@ class AsyncDevice:
         model: OnnxModel | OnnxClassifier | None,
         remote: Remote | None = None,
         policies: PolicyStore | None = None,
+        monitor: Monitor | None = None,
+        *,
+        egress: Egress | None = None,
+        checks: Checks | None = None,
+        on_decision: Callable[[DecisionRecord], None] | None = None,
     ) -> None:
         self._model = model
-        self._controller = Controller(model, remote, policies)
+        self._monitor = monitor
+        self._controller = Controller(
+            model, remote, policies, monitor, egress=egress, checks=checks, on_decision=on_decision
+        )
 
     @classmethod
     def open(
@@ -66,7 +78,11 @@ class AsyncDevice:
         cloud: ClientProfile | None = None,
         trust: TrustStore | None = None,
         policies: PolicyStore | None = None,
+        monitor: Monitor | None = None,
         threads: int | None = None,
+        egress: Egress | None = None,
+        checks: Checks | None = None,
+        on_decision: Callable[[DecisionRecord], None] | None = None,
     ) -> Self:
         """Verify and load a bundle.
 
@@ -76,19 +92,42 @@ class AsyncDevice:
             cloud: address, certificate authority and key of a cluster; ``None`` works offline.
             trust: pinned publisher keys; by default those under ``CASCADE_HOME``.
             policies: installed policies; by default those under ``CASCADE_HOME``.
+            monitor: audits accepted answers, ``Monitor.open(…)``; closed with the device. By
+                default nothing is audited, and policies that a monitor under ``CASCADE_HOME``
+                withdrew stay withdrawn.
             threads: threads of the local model, ≥ 1; by default what this machine's profile
                 recommends (``cascade bundle bench``), or 1 without one.
+            egress: money, privacy, conditions of the device: what a request passes on its way to
+                the cluster; by default ``Egress.usual``.
+            checks: what the device's answers have to pass, whatever their confidence.
+            on_decision: told about every decision, with all that it was made from.
 
         Raises:
             NotFound: there is no such bundle.
+            InvalidInput: the device is used commercially, and the bundle's licence forbids it.
             UnknownPublisher, Tampered, BundleError: the bundle must not or cannot be used.
         """
         trust = trust or TrustStore(home.trust_dir())
         verified = Bundle.open(bundle_path(bundle), trust)
+        egress = egress or Egress.usual(cloud.address if cloud else "")
+        if egress.commercial and not verified.manifest.commercial_use:
+            raise InvalidInput(
+                "commercial",
+                f"{verified.manifest.licence}, the licence of {verified.manifest.name}, does not "
+                "allow commercial use; take another bundle",
+            )
         if threads is None:
             threads = recommended_threads(verified.manifest.name)
         model = load_model(verified, threads=threads)
-        return cls(model, remote_to(cloud), policies or PolicyStore(home.policies_dir(), trust))
+        return cls(
+            model,
+            remote_to(cloud),
+            policies or PolicyStore(home.policies_dir(), trust),
+            monitor or Monitor.obeying(),
+            egress=egress,
+            checks=checks,
+            on_decision=on_decision,
+        )
 
     @property
     def info(self) -> ModelInfo | None:
@@ -124,6 +163,7 @@ class AsyncDevice:
         constraints: Constraints | None = None,
         prefer: Prefer = "device",
         show: Show = "final",
+        checks: Iterable[str] = (),
     ) -> AsyncGenerator[Event, None]:
         """Ask for free text: ``Token`` and ``Superseded`` events, then one ``Final``.
 
@@ -140,6 +180,7 @@ class AsyncDevice:
             prefer: ``"cloud"`` asks the cluster at once, without a local attempt.
             show: ``"final"`` streams accepted text only; ``"provisional"`` streams local text at
                 once, which a later ``Superseded`` may take back.
+            checks: names of checks that the device's answer has to pass, beside its task's.
         """
         request = Request(
             _messages(prompt),
@@ -151,6 +192,7 @@ class AsyncDevice:
             regex=regex,
             prefer=prefer,
             constraints=constraints or Constraints(),
+            checks=tuple(checks),
         )
         return self.run(request, show=show)
 
@@ -163,6 +205,7 @@ class AsyncDevice:
         constraints: Constraints | None = None,
         prefer: Prefer = "device",
         mode: ScoreMode | None = None,
+        checks: Iterable[str] = (),
     ) -> Answer:
         """Ask for one of a closed set of answers.
 
@@ -173,6 +216,7 @@ class AsyncDevice:
             mode: ``"exact"`` scores every option on the device, ``"search"`` proves the best one
                 and bounds its score; by default the mode that the task's policy was fitted for, or
                 exact for small sets and search for large ones. ``Answer.bounds`` says which it was.
+            checks: names of checks that the device's answer has to pass, beside its task's.
         """
         request = Request(
             (Message("user", text),),
@@ -181,6 +225,7 @@ class AsyncDevice:
             prefer=prefer,
             mode=mode,
             constraints=constraints or Constraints(),
+            checks=tuple(checks),
         )
         if not request.options:
             raise InvalidInput("options", "is empty; give at least two different answers")
@@ -194,6 +239,7 @@ class AsyncDevice:
         task: str = "",
         constraints: Constraints | None = None,
         prefer: Prefer = "device",
+        checks: Iterable[str] = (),
     ) -> Answer:
         """Ask which class one example belongs to; the answer's text is its label.
 
@@ -202,6 +248,7 @@ class AsyncDevice:
                 shapes of the bundle; a batch axis may be left out.
             labels: the classes; by default those of the bundle on this device.
             task: the task id whose policy judges the answer.
+            checks: names of checks that the device's answer has to pass, beside its task's.
 
         Raises:
             InvalidInput: an input is missing, of another type or shape, or holds NaN; it is named.
@@ -213,6 +260,7 @@ class AsyncDevice:
             prefer=prefer,
             constraints=constraints or Constraints(),
             tensors=pack(tensors),
+            checks=tuple(checks),
         )
         if not request.tensors:
             raise InvalidInput("tensors", "is empty; give the classifier's inputs by name")
@@ -291,8 +339,21 @@ class AsyncDevice:
         """
         await asyncio.to_thread(self._own_model().unload_adapter, digest)
 
+    async def feedback(self, request_id: str, *, correct: bool) -> None:
+        """Tell the monitor what a user says of a recent answer that this device kept.
+
+        Arguments:
+            request_id: of the answer, ``Answer.request_id``.
+
+        Raises:
+            NotFound: there is no monitor, or no such answer is remembered.
+        """
+        if self._monitor is None:
+            raise NotFound("this device has no monitor; open it with monitor=Monitor.open(…)")
+        self._monitor.feedback(request_id, correct=correct)
+
     async def close(self) -> None:
-        """Close the connection to the cluster."""
+        """Close the connection to the cluster, and the monitor with its audits under way."""
         await self._controller.close()
 
     def _own_model(self) -> OnnxModel:

@@ -30,50 +30,45 @@ class RowStats(NamedTuple):
 
 
 def row_stats(logits: Row) -> RowStats:
-    """Measure ``logits`` (float32, shape ``[vocab]``, left as they were)."""
+    """Measure ``logits`` (float32, shape ``[vocab]``, left as they were).
+
+    In as few calls as can be: after a decode step has gone through the caches, each of them costs
+    more to begin than to compute.
+    """
     argmax = int(logits.argmax())
-    top = logits[argmax]
-    weights = _scratch()
-    z = mass = second = 0.0
-    # H = log Z − Σ p·x for x = logits − max. NaN and infinities are told by ``log_z``.
-    with np.errstate(invalid="ignore"):
-        for start in range(0, len(logits), _BLOCK):
-            part = logits[start : start + _BLOCK]
-            block = weights[: len(part)]
-            np.subtract(part, top, out=block)
-            np.exp(block, out=block)
-            z += float(block.sum())
-            mass += _weighted(block, part)
-            if start <= argmax < start + _BLOCK:
-                block[argmax - start] = 0.0
-            second = max(second, float(block.max()))
-    if not math.isfinite(z):
+    top = float(logits[argmax])
+    if not math.isfinite(top):  # NaN and +inf come first; log_z tells
         return RowStats(argmax, math.nan, math.nan, math.nan)
-    log_z, mean = math.log(z), mass / z - float(top)
-    margin = (1.0 - second) / z if len(logits) > 1 else 1.0
-    return RowStats(argmax, float(top) + log_z, max(0.0, log_z - mean), margin)
-
-
-# What fits, beside the logits themselves, into the second-level cache of small processors.
-_BLOCK = 24576
-_of_thread = threading.local()
-
-
-def _scratch() -> Row:
-    """A block that this thread writes over: fresh ones would cost nearly half of the time in page
-    faults, since the allocator maps arrays of this size anew each time."""
-    kept: Row | None = getattr(_of_thread, "block", None)
-    if kept is None:
-        kept = _of_thread.block = np.empty(_BLOCK, np.float32)
-    return kept
+    weights, ones = _scratch(len(logits))
+    np.subtract(logits, logits[argmax], weights)
+    np.exp(weights, weights)
+    z = float(np.vdot(weights, ones))
+    # H = log Z − Σ p·x for x = logits − max.
+    mean = _weighted(weights, logits) / z - top
+    weights[argmax] = 0.0
+    margin = (1.0 - float(weights[weights.argmax()])) / z if len(weights) > 1 else 1.0
+    log_z = math.log(z)
+    return RowStats(argmax, top + log_z, max(0.0, log_z - mean), margin)
 
 
 def _weighted(weights: Row, logits: Row) -> float:
     """Σ weight · logit, where logits of −inf have weight 0 and add nothing."""
-    total = float(np.dot(weights, logits))
+    total = float(np.vdot(weights, logits))  # unlike dot, it warns of no NaN
     if math.isnan(total):
-        total = float(np.dot(weights, np.maximum(logits, np.float32(-1e30))))
+        total = float(np.vdot(weights, np.maximum(logits, np.float32(-1e30))))
     return total
+
+
+_of_thread = threading.local()
+
+
+def _scratch(size: int) -> tuple[Row, Row]:
+    """A row that this thread writes over, and one of ones: fresh ones would cost nearly half of the
+    time in page faults, since the allocator maps arrays of this size anew each time."""
+    kept: tuple[Row, Row] | None = getattr(_of_thread, "rows", None)
+    if kept is None or len(kept[0]) != size:
+        kept = _of_thread.rows = (np.empty(size, np.float32), np.ones(size, np.float32))
+    return kept
 
 
 @dataclass(slots=True)

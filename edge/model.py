@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 
 from cascade.errors import BundleError, InvalidInput, NotFound
 from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt
@@ -46,11 +45,8 @@ class OnnxModel:
         manifest = bundle.manifest
         if manifest.kind != "decoder":
             raise BundleError(f"{manifest.name} is a {manifest.kind} bundle: it reads no text")
-        # Reading a vocabulary takes half as long as loading the graph, and both let others run.
-        with ThreadPoolExecutor(1) as aside:
-            codec = aside.submit(TextCodec, bundle)
-            self._decoder = open_decoder(bundle, threads=threads, caches=caches)
-            self._codec = codec.result()
+        self._codec = TextCodec(bundle)
+        self._decoder = open_decoder(bundle, threads=threads, caches=caches)
         self._manifest = manifest
         self._adapters: dict[str, dict[str, Floats]] = {}
         self._end_tokens = frozenset(manifest.stop_token_ids)

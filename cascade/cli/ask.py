@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cascade.cli.limits import asked_for
 from cascade.cli.request import add_request_options, constraints, open_device, report
 from cascade.errors import InvalidInput
 from cascade.events import DEVICE, Final, Superseded, Token
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
             constraints=constraints(args),
             show=args.show,
             prefer=args.prefer,
+            checks=asked_for(args),
         ):
             match event:
                 case Token(text) if not args.json:

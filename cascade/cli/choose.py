@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from cascade.cli.limits import asked_for
 from cascade.cli.request import add_request_options, constraints, open_device, report
 from cascade.errors import InvalidInput
 from cascade.signals import ScoreMode
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             constraints=constraints(args),
             prefer=args.prefer,
             mode=args.mode,
+            checks=asked_for(args),
         )
     if not args.json:
         print(answer.text)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.cli.limits import asked_for
 from cascade.cli.request import add_request_options, constraints, open_device, report
 from cascade.errors import InvalidInput, NotFound
 
@@ -29,7 +30,11 @@ def run(args: argparse.Namespace) -> int:
     tensors = dict(_read(text) for text in args.inputs)
     with open_device(args) as device:
         answer = device.classify(
-            tensors, task=args.task, constraints=constraints(args), prefer=args.prefer
+            tensors,
+            task=args.task,
+            constraints=constraints(args),
+            prefer=args.prefer,
+            checks=asked_for(args),
         )
     if not args.json:
         print(answer.text)

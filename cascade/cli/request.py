@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cascade.cli import limits
 from cascade.cli.interrupt import loading
 from cascade.events import DEVICE, Answer
 from cascade.policy import Reason
@@ -26,12 +27,21 @@ _WHY: dict[str, str] = {
     Reason.TARGET_INFEASIBLE: "no threshold could be certified for this task",
     Reason.UNCERTIFIED_TASK: "no policy certifies this task on this model",
     Reason.UNCERTIFIED_MODE: "its policy was fitted to the other scoring mode",
+    Reason.POLICY_DEMOTED: "the monitor withdrew this task's policy (cascade monitor status)",
     Reason.NEVER_LEAVE: "the data class forbids escalation",
     Reason.NO_TIER_ALLOWED: "the limits of the request allow no tier",
     Reason.NO_CLUSTER: "no cluster was given (--cloud)",
     Reason.REMOTE_FAILED: "the cluster did not answer",
     Reason.CLOUD_PREFERRED: "you asked for the cluster",
     Reason.LOCAL_FAILED: "the device could not read the request",
+    Reason.OFFLINE: "there is no connection",
+    Reason.METERED: "the connection is metered",
+    Reason.BATTERY_LOW: "the battery is too low",
+    Reason.CIRCUIT_OPEN: "the cluster failed repeatedly and is left alone for a while",
+    Reason.DEADLINE_TOO_SHORT: "no tier is expected to answer in the time that is left",
+    Reason.BUDGET_DAY: "the day's money is spent",
+    Reason.BUDGET_RATE: "the hour's money is spent",
+    Reason.BUDGET_UNREADABLE: "the ledger of what was spent cannot be used",
 }
 
 # A wrong key or a forbidden request is a mistake to be mended, unlike a cluster that is away.
@@ -72,6 +82,7 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, metavar="N", help="local threads (as bundle bench recommends, or 1)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    limits.add_limit_options(parser)
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +108,10 @@ def constraints(args: argparse.Namespace) -> Constraints:
         deadline_s=args.deadline,
         allowed_tiers=frozenset(args.tier) if args.tier else None,
         data_class=DataClass(args.data_class),
+        max_cost_usd=args.max_cost,
+        residency=args.residency,
+        metered_ok=not args.unmetered,
+        min_battery=args.min_battery,
     )
 
 
@@ -105,7 +120,15 @@ def open_device(args: argparse.Namespace) -> Device:
     with loading():
         from edge import Device
 
-    return Device.open(args.bundle, cloud=client_profile(args), threads=args.threads)
+    profile = client_profile(args)
+    return Device.open(
+        args.bundle,
+        cloud=profile,
+        threads=args.threads,
+        egress=limits.egress(args, profile.address if profile else ""),
+        checks=limits.checks(args),
+        on_decision=limits.decision_log(args),
+    )
 
 
 def client_profile(args: argparse.Namespace) -> ClientProfile | None:
@@ -195,4 +218,9 @@ def _scored(bounds: ScoreBounds) -> str:
 
 
 def _explained(reason: str) -> str:
+    kind, _, name = reason.partition(":")
+    if kind == "veto":
+        return f"{reason} (it failed the check {name})"
+    if kind == "pii":
+        return f"{reason} (personal data that may not leave)"
     return f"{reason} ({_WHY[reason]})" if reason in _WHY else reason

@@ -17,7 +17,7 @@ from cascade.errors import CascadeError, InvalidInput, RemoteError
 from cascade.local import CancelToken, LocalAnswer, LocalModel
 from cascade.records.outcome import Outcome, Scores, SignalSummary, kept
 from cascade.records.record import TierInfo
-from cascade.remote import Accepted, Chunk, DeviceReport, Finished, Remote, Transfer
+from cascade.remote import DeviceReport, Finished, Remote, Transfer, whole_answer
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.signals import ScoreMode
 from cascade.task import Task
@@ -212,28 +212,16 @@ class CloudTier:
         raise AssertionError("the last attempt returned nothing")
 
     async def _answer(self, question: Question, transfer: Transfer, started: float) -> Outcome:
-        text: list[str] = []
-        finished: Finished | None = None
         stream = self._remote.answer(
             self._request(question),
             DeviceReport(),
             deadline_s=self._constraints.deadline_s,
             transfer=transfer,
         )
-        async with contextlib.aclosing(stream) as events:
-            async for event in events:
-                match event:
-                    case Accepted():
-                        text = []
-                    case Chunk(piece, _):
-                        text.append(piece)
-                    case Finished():
-                        finished = event
-        if finished is None:
-            raise RemoteError("INTERNAL", "the cluster ended without an answer")
+        text, finished = await whole_answer(stream)
         self._note_model(finished.model)
         return Outcome(
-            answer="".join(text),
+            answer=text,
             finish=finished.reason,
             latency_s=time.perf_counter() - started,
             prompt_tokens=finished.prompt_tokens,

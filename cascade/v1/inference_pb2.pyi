@@ -139,18 +139,20 @@ class Sampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ...) -> None: ...
 
 class Constraints(_message.Message):
-    __slots__ = ("allowed_tiers", "max_cost_usd", "max_remote_calls", "data_class", "residency")
+    __slots__ = ("allowed_tiers", "max_cost_usd", "max_remote_calls", "data_class", "residency", "commercial")
     ALLOWED_TIERS_FIELD_NUMBER: _ClassVar[int]
     MAX_COST_USD_FIELD_NUMBER: _ClassVar[int]
     MAX_REMOTE_CALLS_FIELD_NUMBER: _ClassVar[int]
     DATA_CLASS_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
+    COMMERCIAL_FIELD_NUMBER: _ClassVar[int]
     allowed_tiers: _containers.RepeatedScalarFieldContainer[str]
     max_cost_usd: float
     max_remote_calls: int
     data_class: DataClass
     residency: str
-    def __init__(self, allowed_tiers: _Optional[_Iterable[str]] = ..., max_cost_usd: _Optional[float] = ..., max_remote_calls: _Optional[int] = ..., data_class: _Optional[_Union[DataClass, str]] = ..., residency: _Optional[str] = ...) -> None: ...
+    commercial: bool
+    def __init__(self, allowed_tiers: _Optional[_Iterable[str]] = ..., max_cost_usd: _Optional[float] = ..., max_remote_calls: _Optional[int] = ..., data_class: _Optional[_Union[DataClass, str]] = ..., residency: _Optional[str] = ..., commercial: bool = ...) -> None: ...
 
 class DeviceReport(_message.Message):
     __slots__ = ("confidence", "raw_score", "base_digest", "adapter_digest", "tokenizer_digest", "signals")

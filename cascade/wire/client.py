@@ -16,7 +16,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cascade.errors import InvalidInput, RemoteError
-from cascade.policy import obstacle_to_escalation
+from cascade.policy import obstacles_to_escalation
 from cascade.remote import DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Request
 from cascade.v1 import inference_pb2 as pb
@@ -71,9 +71,11 @@ class GrpcRemote:
         Raises:
             RemoteError: with the gRPC status; ``message`` is safe to show.
         """
-        obstacle = obstacle_to_escalation(request, cluster=True)
-        if obstacle is not None:
-            raise RemoteError("FAILED_PRECONDITION", f"may not leave the device: {obstacle}")
+        obstacles = obstacles_to_escalation(request.constraints, cluster=True)
+        if obstacles:
+            raise RemoteError(
+                "FAILED_PRECONDITION", f"may not leave the device: {', '.join(obstacles)}"
+            )
         calls_left = request.constraints.max_remote_calls
         attempts = min(_ATTEMPTS, calls_left)
         end = time.monotonic() + deadline_s

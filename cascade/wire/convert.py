@@ -112,6 +112,7 @@ def open_message(
             max_remote_calls=max_remote_calls,
             data_class=_CLASS_TO_WIRE[limits.data_class],
             residency=limits.residency,
+            commercial=limits.commercial,
         ),
         device=pb.DeviceReport(
             confidence=report.confidence,
@@ -276,6 +277,7 @@ def _read_constraints(sent: pb.Constraints, deadline_s: float) -> Constraints:
         max_remote_calls=sent.max_remote_calls or DEFAULT_REMOTE_CALLS,
         data_class=_CLASS_FROM_WIRE[sent.data_class],
         residency=sent.residency,
+        commercial=sent.commercial,
     )
 
 

@@ -8,6 +8,7 @@ templates write their own), no prefix space.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from enum import IntEnum
 
@@ -59,7 +60,11 @@ def tokenizer_json(gguf: GgufFile) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(_added(tokens, types, _TokenType.CONTROL))
     tokenizer.add_tokens(_added(tokens, types, _TokenType.USER_DEFINED))
-    return str(tokenizer.to_str(pretty=False))
+    written = json.loads(tokenizer.to_str(pretty=False))
+    # As "left right", which is read in three quarters of the time of ["left", "right"]; in a
+    # byte-level vocabulary no token has a blank in it.
+    written["model"]["merges"] = [" ".join(pair) for pair in written["model"]["merges"]]
+    return json.dumps(written, ensure_ascii=False, separators=(",", ":"))
 
 
 def stop_token_ids(gguf: GgufFile) -> tuple[int, ...]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import grpc
 import pytest
 
-from cascade.errors import InvalidInput, Tampered, UnknownPublisher
+from cascade.errors import InvalidInput, PolicyMismatch, Tampered, UnknownPublisher
 from cascade.policy import Policy, PolicyStore
+from cascade.score_reference import ScoreReference
 from cascade.signing import SigningKey, TrustStore
+from cascade.wire.status import status_of
 from tests.cascade.test_controller import INFO, policy
 
 
@@ -28,6 +31,17 @@ def store(tmp_path, key):
 @pytest.mark.parametrize("threshold", [0.8, None])
 def test_a_policy_survives_its_file(threshold):
     assert Policy.from_bytes(policy(threshold).to_bytes()) == policy(threshold)
+
+
+def test_the_scores_of_the_certify_part_are_signed_with_it():
+    scores = ScoreReference.of([0.5, 0.7, 0.7, 0.9])
+    watched = replace(policy(0.8), scores=scores)
+    assert Policy.from_bytes(watched.to_bytes()) == watched
+    assert b"scores" not in policy(0.8).to_bytes()
+    value = json.loads(watched.to_bytes())
+    value["scores"]["rows"] = 0
+    with pytest.raises(InvalidInput, match=r"score_reference\.rows"):
+        Policy.from_bytes(json.dumps(value).encode())
 
 
 @pytest.mark.parametrize(
@@ -52,6 +66,18 @@ def test_an_installed_policy_is_found_for_its_model_only(store, key):
     assert store.find("mood", replace(INFO, base_digest="00" * 32)) is None
     assert store.find("mood", replace(INFO, adapter_digest="00" * 32)) is None
     assert store.find("weather", INFO) is None
+
+
+def test_a_policy_for_another_bundle_or_adapter_is_a_failed_precondition(store, key):
+    store.install(policy(0.8), key)
+    assert store.require("mood", INFO) == policy(0.8)
+    for other, words in (
+        (replace(INFO, base_digest="00" * 32), "is valid for the base 000000000000"),
+        (replace(INFO, adapter_digest="00" * 32), "no adapter, not for the adapter 000000000000"),
+    ):
+        with pytest.raises(PolicyMismatch, match=words) as refused:
+            store.require("mood", other)
+        assert status_of(refused.value).code is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_an_altered_policy_is_refused(store, key):

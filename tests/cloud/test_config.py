@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from cascade.catalog import entries
 from cascade.errors import NotFound
-from cloud.config import default_config, default_yaml, load_config, parse_config
+from cloud.config import TierConfig, default_config, default_yaml, load_config, parse_config
 from cloud.errors import ConfigError
 
 TIER = "tiers: [{name: tier1, model: m}]"
@@ -140,3 +142,19 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
     assert config.gateway.tls.key == Path("/etc/k.pem")
     assert [tier.model for tier in config.tiers] == [str(tmp_path / "m.gguf"), "catalog-name"]
     assert config.tiers[0].model_name == "m.gguf"
+
+
+def test_the_catalog_says_what_a_licence_allows_and_nobody_may_say_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    named = TierConfig(name="t", model="qwen2.5-coder-0.5b-instruct-q4_k_m")
+    assert named.allows_commercial_use
+    assert not named.model_copy(update={"commercial_use": False}).allows_commercial_use
+    assert not TierConfig(name="t", model="folder/own.gguf").allows_commercial_use
+    assert TierConfig(name="t", model="folder/own.gguf", commercial_use=True).allows_commercial_use
+    research = dataclasses.replace(entries()[0], licence="CC-BY-NC-4.0", commercial_use=False)
+    monkeypatch.setattr("cloud.config.entries", lambda: (research,))
+    assert not TierConfig(name="t", model=research.name).allows_commercial_use
+    text = f"tiers: [{{name: t, model: {research.name}, commercial_use: true}}]"
+    with pytest.raises(ConfigError, match=r"tiers\[0\]: commercial_use is true, but CC-BY-NC"):
+        parse_config(text, "c.yaml")

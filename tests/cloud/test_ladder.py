@@ -24,6 +24,7 @@ HIGH = TierConfig(
     name="high",
     model="m",
     region="eu",
+    commercial_use=True,
     price=PriceList(input_usd_per_million_tokens=1000.0, output_usd_per_million_tokens=1000.0),
 )
 
@@ -53,6 +54,11 @@ def asking(prompt: str = "hello", max_tokens: int | None = None, **limits: objec
             ("low:not_allowed", "lowest_allowed_tier"),
         ),
         (asking(data_class=DataClass.PUBLIC, max_cost_usd=0.001), "low", ("lowest_tier",)),
+        (
+            asking(data_class=DataClass.PUBLIC, commercial=True),
+            "high",
+            ("low:licence", "lowest_allowed_tier"),
+        ),
     ],
 )
 def test_the_lowest_tier_that_may_answer_is_chosen(
@@ -65,6 +71,12 @@ def test_the_lowest_tier_that_may_answer_is_chosen(
 def test_a_refusal_says_what_stood_in_the_way_of_each_tier() -> None:
     with pytest.raises(NoTierAllowed, match="low:data_class, high:cost") as refused:
         choose_tier((LOW, HIGH), asking(max_cost_usd=0.0001))
+    assert refused.value.status == "FAILED_PRECONDITION"
+
+
+def test_commercial_use_of_research_models_alone_is_refused() -> None:
+    with pytest.raises(NoTierAllowed, match="low:licence") as refused:
+        choose_tier((LOW,), asking(data_class=DataClass.PUBLIC, commercial=True))
     assert refused.value.status == "FAILED_PRECONDITION"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cascade import home
+from cascade.decision_record import DecisionRecord, replay_decision
 from edge.bundle import DECODE_WEIGHTS, TOKENIZER
 
 pytestmark = [pytest.mark.models, pytest.mark.processes]
@@ -54,6 +55,20 @@ def test_json_is_one_object(cascade):
     assert answer["reasons"] == ["uncertified_task", "no_cluster"]
 
 
+def test_every_reason_is_told_and_the_decision_can_be_made_again(cascade, tmp_path):
+    log = tmp_path / "decisions.jsonl"
+    words = ["--must-match", "[0-9]+", "--data-class", "never_leave", "--decisions", str(log)]
+    words += ["--budget-day", "0", "--redact", "pii"]
+    done = cascade("choose", "What a lovely day.", "--options", "good,bad", "--json", *words)
+    reasons = json.loads(done.stdout)["reasons"]
+    assert reasons == ["uncertified_task", "veto:must_match", "never_leave", "no_cluster",
+                       "budget_day"]  # fmt: skip
+    cascade("choose", "What a lovely day.", "--options", "good,bad", *words)
+    first, second = map(DecisionRecord.from_bytes, log.read_bytes().splitlines())
+    assert list(replay_decision(first).reasons) == reasons
+    assert second.decision == first.decision
+
+
 def test_an_answer_fills_in_a_form(cascade, tmp_path):
     schema = tmp_path / "age.json"
     schema.write_text(
@@ -90,6 +105,12 @@ def test_an_answer_fills_in_a_form(cascade, tmp_path):
         (["choose", "hi", "--options", "yes,no", "--task", "../x"], 2, "task"),
         (["choose", "hi", "--options", "yes,no", "--bundle", "nope"], 3, "cascade bundle build"),
         (["ask", "hi", "--cloud"], 3, "cascade cluster up"),
+        (["ask", "hi", "--budget-day", "-1"], 2, "money.per_day_usd"),
+        (["ask", "hi", "--max-cost", "nan"], 2, "max_cost_usd"),
+        (["ask", "hi", "--min-battery", "20"], 2, "min_battery"),
+        (["ask", "hi", "--must-match", "["], 2, "regex"),
+        (["ask", "hi", "--never-send", "NAME"], 2, "EMAIL_ADDRESS"),
+        (["ask", "hi", "--max-tokens", "1", "--decisions", "/nope/log"], 2, "/nope/log"),
         (["models", "pull", "nope"], 3, "smollm2-135m-instruct-q4_1"),
         (["bundle", "build", "--model", "nope"], 3, "smollm2-135m-instruct-q4_1"),
         (["bundle", "build", "--model", "vader-sentences"], 2, "no GGUF model"),

@@ -361,7 +361,7 @@ def test_a_device_classifies_and_refuses_text(small, trust, tmp_path):
         assert answer.raw_score is not None
         private = Constraints(data_class=DataClass.NEVER_LEAVE)
         answer = device.classify({"pixels": digits().images[0]}, constraints=private)
-        assert answer.reasons == (Reason.UNCERTIFIED_TASK, Reason.NEVER_LEAVE)
+        assert answer.reasons == (Reason.UNCERTIFIED_TASK, Reason.NEVER_LEAVE, Reason.NO_CLUSTER)
         with pytest.raises(InvalidInput, match="reads tensors alone; call classify"):
             device.choose("What a lovely day.", ["good", "bad"])
         with pytest.raises(NotFound, match="digits-small is a classifier, which takes no adapter"):

@@ -63,6 +63,7 @@ chosen_requests = st.builds(
         max_remote_calls=st.integers(1, 16),
         data_class=st.sampled_from(DataClass),
         residency=text,
+        commercial=st.booleans(),
     ),
 )
 
@@ -130,6 +131,7 @@ def test_a_request_arrives_as_it_was_sent(
         max_remote_calls=calls,
         data_class=request.constraints.data_class,
         residency=request.constraints.residency,
+        commercial=request.constraints.commercial,
     )
     for name in ("confidence", "raw_score", "base_digest", "adapter_digest", "tokenizer_digest"):
         assert getattr(read.report, name) == getattr(report, name)
