@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cascade.errors import InvalidInput, NotFound
+from cascade.errors import InvalidInput, NotFound, PolicyMismatch
 from cascade.policy import Policy
 from cascade.records import Header, RecordSet, TierInfo
 from cascade.rows import Floats
@@ -85,8 +85,9 @@ def evaluate(
 
     Raises:
         NotFound: there is no such tier.
+        PolicyMismatch: the policy is for another model or adapter than the records.
         InvalidInput: both names are the same tier, no row can be compared, a grade is neither
-            right nor wrong, or the policy is for another model, wording or way of scoring.
+            right nor wrong, or the policy is for another wording or way of scoring.
     """
     names = _names(records.header, tier, strong)
     device = names[0]
@@ -177,9 +178,8 @@ def _check_policy(policy: Policy, rows: RecordSet, device: str) -> None:
     ):
         # Without the base's digest nothing is known of what ran, and the page says so.
         if info.base_digest and mine != theirs:
-            raise InvalidInput(
-                "policy",
-                f"is for the {what} {_short(mine)}, but {device} ran {_short(theirs)}; "
+            raise PolicyMismatch(
+                f"the policy is for the {what} {_short(mine)}, but {device} ran {_short(theirs)}; "
                 "record again with the one that the policy is for",
             )
     wording = rows.header.wording

@@ -11,7 +11,7 @@ import pytest
 from cascade import metrics
 from cascade.binomial import upper_bound
 from cascade.certify import certify_targets, escalation_share, excess_error, net_error
-from cascade.errors import InvalidInput, NotFound
+from cascade.errors import InvalidInput, NotFound, PolicyMismatch
 from cascade.records import from_columns
 from cascade.report import evaluate, report
 from cascade.report.figures import MOST_GROUPS
@@ -282,7 +282,7 @@ def test_grades_in_between_are_refused():
     ],
 )
 def test_a_policy_for_another_model_is_refused(policy, change, message):
-    with pytest.raises(InvalidInput, match=message):
+    with pytest.raises(PolicyMismatch, match=message):
         report(moods(), replace(policy, **change))
 
 
