@@ -6,7 +6,7 @@ PHASE = $(BIN)/python scripts/phase.py
 BUF := node_modules/.bin/buf
 ARGS ?=
 
-.PHONY: help demo test lint format stubs baseline clean python environment node
+.PHONY: help demo test lint format stubs baseline clean python environment node browser
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -16,7 +16,7 @@ demo: python  ## set up and run the demo (ARGS="--json out.json")
 	@$(PYTHON) scripts/environment.py bundle,tune,cloud
 	@$(BIN)/cascade demo $(ARGS)
 
-test: lint  ## every check, then every test (ARGS="-k name" narrows the tests)
+test: lint browser  ## every check, then every test (ARGS="-k name" narrows the tests)
 	@$(PHASE) --stream "tests" -- $(BIN)/python -m pytest $(ARGS)
 
 lint: environment node  ## every check that is not a test
@@ -50,3 +50,6 @@ environment: python
 
 node: python
 	@$(PYTHON) scripts/environment.py --node
+
+browser: python
+	@$(PYTHON) scripts/environment.py --browser

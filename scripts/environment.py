@@ -2,6 +2,7 @@
 
     python3 scripts/environment.py bundle,tune,cloud     the virtual environment with these extras
     python3 scripts/environment.py --node                the node tools
+    python3 scripts/environment.py --browser             a Chromium for the tests of pages
 
 The install is editable: a changed source file needs no second install. A stamp keyed on the
 dependencies makes the next call return at once. Standard library only.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,8 @@ STAMP = VENV / "installed.json"
 NODE_STAMP = ROOT / "node_modules" / ".installed"
 MIN_PYTHON = (3, 11)
 MIN_NODE = 18
+# The same as in tests/browser.py, which cannot import this.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def main() -> int:
@@ -32,9 +36,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="install what the Makefile's targets need")
     parser.add_argument("extras", nargs="?", default="", help="extras, separated by commas")
     parser.add_argument("--node", action="store_true", help="the node tools instead")
+    parser.add_argument("--browser", action="store_true", help="a Chromium instead")
     arguments = parser.parse_args()
     if arguments.node:
         return _node()
+    if arguments.browser:
+        return _browser()
     return _python(frozenset(filter(None, arguments.extras.split(","))))
 
 
@@ -99,6 +106,34 @@ def _node() -> int:
     if code == 0:
         NODE_STAMP.write_text(key)
     return code
+
+
+def _browser() -> int:
+    """A browser is a package of the system. It is installed where nobody need be asked: as root on
+    Debian, e.g. in a container. Elsewhere it is named."""
+    named = os.environ.get("CHROMIUM")
+    if named:
+        return 0 if shutil.which(named) else _missing(f"CHROMIUM={named} (it is no program)")
+    if any(map(shutil.which, BROWSERS)):
+        return 0
+    if os.geteuid() == 0 and _is_debian() and shutil.which("apt-get"):
+        install = ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]
+        os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+        # An update that fails in part (one mirror of several) may still be enough.
+        phase.run("update the lists of packages", ["apt-get", "update"])
+        return phase.run("install chromium", install)
+    return _missing(
+        "Chromium or Chrome, for the tests of pages (on Debian: apt install chromium; elsewhere "
+        "install one, and let CHROMIUM name its program)"
+    )
+
+
+def _is_debian() -> bool:
+    """Debian itself: Ubuntu's package of that name is a stub that needs snapd."""
+    try:
+        return "\nID=debian\n" in "\n" + Path("/etc/os-release").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def _install_key() -> str:

@@ -10,7 +10,7 @@ from cascade.certify.families import Bonferroni, Family, FixedSequence, Holm
 from cascade.certify.grid import COVERAGES, plan_grid, plan_targets, threshold_grid
 from cascade.certify.groups import certify_groups
 from cascade.certify.naive import UncertifiedThreshold, naive_threshold, quantile_threshold
-from cascade.certify.search import certify, certify_targets
+from cascade.certify.search import certify, certify_targets, data_digest
 from cascade.certify.targets import (
     Target,
     cost_usd,
@@ -33,6 +33,7 @@ __all__ = [
     "certify_groups",
     "certify_targets",
     "cost_usd",
+    "data_digest",
     "deadline_misses",
     "escalation_share",
     "excess_error",

@@ -107,10 +107,23 @@ def certify_targets(
         threshold=float(threshold[0]),
         family=tested.name,
         starts=tuple(tested.starts),
-        data_digest=_digest_rows(floats, targets),
+        data_digest=data_digest(floats, targets),
         grid_digest=_digest(thresholds),
         grid_size=len(thresholds),
     )
+
+
+def data_digest(confidence: Floats, targets: Sequence[Target]) -> str:
+    """What a certificate of these rows has as its ``data_digest``: by it rows can be told apart
+    from those that were certified on.
+
+    sha256 over the rows sorted by confidence, then losses: their order does not matter. The kinds
+    go in too, for equal columns may mean different things.
+    """
+    losses = [loss for target in targets for loss in (target.local, target.escalated)]
+    order = np.lexsort((*losses[::-1], confidence))
+    kinds = ",".join(target.kind for target in targets).encode()
+    return _digest(confidence[order], *(loss[order] for loss in losses), prefix=kinds)
 
 
 def _promise(
@@ -218,15 +231,6 @@ def _check_grid(grid: ArrayLike) -> Floats:
     if not ((steps < 0).all() or (steps > 0).all()):
         raise InvalidInput("grid", "must fall strictly, or rise strictly")
     return thresholds
-
-
-def _digest_rows(confidence: Floats, targets: Sequence[Target]) -> str:
-    """sha256 over the rows sorted by confidence, then losses: their order does not matter. The
-    kinds go in too, for equal columns may mean different things."""
-    losses = [loss for target in targets for loss in (target.local, target.escalated)]
-    order = np.lexsort((*losses[::-1], confidence))
-    kinds = ",".join(target.kind for target in targets).encode()
-    return _digest(confidence[order], *(loss[order] for loss in losses), prefix=kinds)
 
 
 def _digest(*arrays: Floats, prefix: bytes = b"") -> str:

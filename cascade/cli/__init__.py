@@ -23,6 +23,7 @@ _VERBS = {
     "classify": "ask which class an image, a sound or sensor readings belong to",
     "record": "ask tiers about a whole data set and keep every outcome",
     "records": "show, convert and split files of records",
+    "report": "write one interactive page about a set of records and a policy",
     "suite": "record many data sets, as they are and perturbed, and print the matrix",
     "models": "list and download model files",
     "bundle": "build, inspect and verify device bundles",

@@ -7,12 +7,12 @@ the frame is ``page.html``. Everything that comes from data is escaped.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
 from importlib.resources import files
 from string import Template
 
 from cascade.cli.demo import chart, wording
 from cascade.cli.demo.results import DemoResult, Sample
+from cascade.report.reading import duration, html, percent, printable
 
 
 def html_page(result: DemoResult) -> str:
@@ -24,37 +24,37 @@ def html_page(result: DemoResult) -> str:
     template = Template(files("cascade.cli.demo").joinpath("page.html").read_text("utf-8"))
     data, certificate = result.data, result.certificate
     return template.substitute(
-        summary=_text(_summary(result)),
-        arms="".join(f'<th scope="col">{_text(arm)}</th>' for arm in wording.ARMS),
+        summary=html(_summary(result)),
+        arms="".join(f'<th scope="col">{html(arm)}</th>' for arm in wording.ARMS),
         rows="".join(_row(row.name, row.cells) for row in wording.table_rows(result)),
-        difference=_text(_sentence(wording.difference(result))),
-        prices=_text(wording.prices(result)),
+        difference=html(_sentence(wording.difference(result))),
+        prices=html(wording.prices(result)),
         picture=chart.svg(result),
-        picture_text=_text(_picture_text(result)),
-        certified=_text(_sentence(wording.certified(certificate))),
-        observed=_text(_sentence(wording.observed(certificate))),
-        cloud_error=_text(_sentence(wording.cloud_error(result))),
+        picture_text=html(_picture_text(result)),
+        certified=html(_sentence(wording.certified(certificate))),
+        observed=html(_sentence(wording.observed(certificate))),
+        cloud_error=html(_sentence(wording.cloud_error(result))),
         ece=f"{result.calibration_ece:.3f}",
-        meaning=_text(_meaning(result)),
+        meaning=html(_meaning(result)),
         samples="".join(map(_sample, result.samples)),
         test=f"{data.test:,}",
         develop=f"{data.develop:,}",
         certify=f"{data.certify:,}",
-        source=_text(data.source),
-        dropped=_text(_sentence(wording.dropped(result))),
-        device_model=_text(result.device_model),
-        cloud_model=_text(result.cloud_model),
+        source=html(data.source),
+        dropped=html(_sentence(wording.dropped(result))),
+        device_model=html(result.device_model),
+        cloud_model=html(result.cloud_model),
         phases="".join(
-            _row(phase.name, (wording.duration(1000 * phase.seconds),)) for phase in result.phases
+            _row(phase.name, (duration(1000 * phase.seconds),)) for phase in result.phases
         ),
-        total=wording.duration(1000 * sum(phase.seconds for phase in result.phases)),
+        total=duration(1000 * sum(phase.seconds for phase in result.phases)),
     )
 
 
 def _summary(result: DemoResult) -> str:
-    local = wording.percent(result.cascade.local_share, 0)
+    local = percent(result.cascade.local_share, 0)
     device, cascade, cloud = (
-        wording.percent(arm.accuracy) for arm in (result.device, result.cascade, result.cloud)
+        percent(arm.accuracy) for arm in (result.device, result.cascade, result.cloud)
     )
     return (
         f"The cascade answered {local} of {result.cascade.n:,} sentences on the device and asked "
@@ -74,7 +74,7 @@ def _meaning(result: DemoResult) -> str:
     return (
         "If the whole procedure were repeated with fresh sentences of the same kind, at most about "
         f"{wrongly} in 100 repetitions would choose a threshold whose true error is above "
-        f"{wording.percent(certificate.alpha, 0)}. The threshold was chosen on sentences that are "
+        f"{percent(certificate.alpha, 0)}. The threshold was chosen on sentences that are "
         "not among those tested here, by exact binomial tests in an order fixed beforehand."
     )
 
@@ -83,7 +83,7 @@ def _picture_text(result: DemoResult) -> str:
     """What the picture shows, for those who cannot see it."""
     curve = result.curve
     none, half, every, sent, reached = map(
-        wording.percent,
+        percent,
         (
             float(curve.accuracy[0]),
             float(curve.accuracy[len(curve.accuracy) // 2]),
@@ -100,27 +100,22 @@ def _picture_text(result: DemoResult) -> str:
 
 
 def _row(name: str, cells: Iterable[str]) -> str:
-    shown = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
-    return f'<tr><th scope="row">{_text(name)}</th>{shown}</tr>\n'
+    shown = "".join(f"<td>{html(cell)}</td>" for cell in cells)
+    return f'<tr><th scope="row">{html(name)}</th>{shown}</tr>\n'
 
 
 def _sample(sample: Sample) -> str:
     verdict = "right" if sample.correct else "wrong"
     confidence = "–" if sample.confidence is None else f"{sample.confidence:.2f}"
-    text = _text(wording.printable(sample.text))
+    text = html(printable(sample.text))
     why = ", ".join(reason.replace("_", " ") for reason in sample.reasons)
     return (
-        f'<tr><td class="input">{text}<span>{_text(sample.domain)}</span></td>'
-        f"<td>{_text(sample.source)}</td><td>{_text(sample.answer)}</td>"
+        f'<tr><td class="input">{text}<span>{html(sample.domain)}</span></td>'
+        f"<td>{html(sample.source)}</td><td>{html(sample.answer)}</td>"
         f'<td class="{verdict}">{verdict}</td><td class="number">{confidence}</td>'
-        f"<td>{_text(why)}</td></tr>\n"
+        f"<td>{html(why)}</td></tr>\n"
     )
 
 
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
-
-
-def _text(text: str) -> str:
-    """Escaped, and with no line break between a number and its unit."""
-    return escape(text).replace(" %", "&nbsp;%").replace("n = ", "n&nbsp;=&nbsp;")

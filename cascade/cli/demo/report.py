@@ -13,6 +13,7 @@ from pathlib import Path
 from cascade.cli.demo import chart, page, wording
 from cascade.cli.demo.results import DemoResult, Sample, to_json
 from cascade.files import write_whole
+from cascade.report.reading import printable
 
 _WIDTH = 88
 _NAME_WIDTH, _CELL_WIDTH = 27, 20
@@ -84,7 +85,7 @@ def _wrap(text: str, indent: str = "") -> list[str]:
 
 
 def _sample(sample: Sample) -> list[str]:
-    shown = textwrap.shorten(wording.printable(sample.text), _WIDTH - 4, placeholder=" …")
+    shown = textwrap.shorten(printable(sample.text), _WIDTH - 4, placeholder=" …")
     verdict = "right" if sample.correct else f"wrong, people say {sample.label}"
     confidence = "–" if sample.confidence is None else f"{sample.confidence:.2f}"
     why = ", ".join(sample.reasons)

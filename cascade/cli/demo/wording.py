@@ -1,14 +1,12 @@
-"""Figures as people read them: percentages, durations, money, sentences about a certificate.
-
-Shared by the terminal table and the page, so that both say the same.
-"""
+"""The demo's table and its sentences, shared by terminal and page, so that both say the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cascade.cli.demo.results import ArmResult, CertificateResult, DemoResult, Interval
+from cascade.cli.demo.results import ArmResult, CertificateResult, DemoResult
+from cascade.report.reading import duration, interval, money, percent, signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,35 +102,3 @@ def dropped(result: DemoResult) -> str:
         f"left out: {data.neutral_dropped:,} sentences that people rated within "
         f"±{data.neutral_below:.1f} of neutral"
     )
-
-
-def percent(rate: float, digits: int = 1) -> str:
-    """A rate as a percentage."""
-    return f"{100 * rate:.{digits}f} %"
-
-
-def signed(number: float) -> str:
-    """With its sign and one digit after the point."""
-    return f"{number:+.1f}".replace("-", "−")
-
-
-def interval(ends: Interval) -> str:
-    """An interval of rates as percentages."""
-    return f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f} %"
-
-
-def duration(milliseconds: float) -> str:
-    """Milliseconds, or seconds from ten of them."""
-    if milliseconds >= 10_000:
-        return f"{milliseconds / 1000:.1f} s"
-    return f"{milliseconds:,.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"
-
-
-def money(usd: float) -> str:
-    """Dollars with as many digits as it takes to see something."""
-    return f"${usd:.2f}" if usd >= 1 or usd == 0 else f"${usd:.2g}"
-
-
-def printable(text: str) -> str:
-    """Without control characters: a terminal would act on them."""
-    return "".join(character if character.isprintable() else " " for character in text)
