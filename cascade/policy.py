@@ -223,6 +223,11 @@ class PolicyStore:
         return policy if policy.adapter_digest == model.adapter_digest else None
 
     def _path(self, base_digest: str, task_id: str) -> Path:
-        if not _TASK_ID.fullmatch(task_id):
-            raise InvalidInput("task", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+        check_task_id(task_id)
         return self._folder / base_digest / f"{task_id}.json"
+
+
+def check_task_id(task_id: str) -> None:
+    """Raise ``InvalidInput`` unless ``task_id`` can name a policy."""
+    if not _TASK_ID.fullmatch(task_id):
+        raise InvalidInput("task", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")

@@ -24,6 +24,8 @@ _VERBS = {
     "record": "ask tiers about a whole data set and keep every outcome",
     "records": "show, convert and split files of records",
     "suite": "record many data sets, as they are and perturbed, and print the matrix",
+    "tune": "choose a certified threshold from records, and sign the policy",
+    "replay": "apply a policy to records: every figure, with intervals",
     "models": "list and download model files",
     "bundle": "build, inspect and verify device bundles",
     "cluster": "start, show and stop the local cluster",
