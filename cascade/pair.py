@@ -6,6 +6,7 @@ reason, never guessed at.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -62,9 +63,7 @@ class Pair:
 
     def documents(self) -> NDArray[np.int64]:
         """The number of each row's document, from 0, in the order in which they first occur."""
-        names = self.records.documents
-        place = dict(zip(dict.fromkeys(names), count()))
-        return np.fromiter(map(place.__getitem__, names), np.int64, len(names))
+        return numbered(self.records.documents)
 
     def mode(self) -> ScoreMode:
         """How the local tier scored its options; ``"exact"`` where the file does not say.
@@ -127,9 +126,17 @@ def pair(records: RecordSet, *, local: str | None = None, cloud: str | None = No
         strong,
         score[usable],
         right_or_wrong(weak, grade[usable]),
-        None if strong is None or strong_grade is None else right_or_wrong(strong, strong_grade[usable]),
+        None
+        if strong is None or strong_grade is None
+        else right_or_wrong(strong, strong_grade[usable]),
         left_out,
     )
+
+
+def numbered(names: Sequence[str]) -> NDArray[np.int64]:
+    """A number for each name, from 0, in the order in which they first occur."""
+    place = dict(zip(dict.fromkeys(names), count(), strict=False))
+    return np.fromiter(map(place.__getitem__, names), np.int64, len(names))
 
 
 def right_or_wrong(tier: str, grades: Floats) -> Bools:

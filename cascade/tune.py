@@ -19,7 +19,7 @@ from cascade import certify
 from cascade.calibrate import fit_isotonic, fit_platt
 from cascade.certificate import Certificate, Kind, Method, Refusal
 from cascade.certify import Target, certify_groups, certify_targets, plan_targets
-from cascade.confidence import ConfidenceModel
+from cascade.confidence import ConfidenceModel, Feature
 from cascade.errors import InfeasibleTarget, InvalidInput
 from cascade.metrics import clopper_pearson_interval
 from cascade.pair import Pair
@@ -77,7 +77,9 @@ class Aim:
             return certify.net_error(rows.correct, cloud_correct, alpha=self.alpha, **method)
         if self.kind == "cost_usd":
             if self.most_usd is None:
-                raise InvalidInput("most-usd", "is missing; a cost target needs a bound on one request")
+                raise InvalidInput(
+                    "most-usd", "is missing; a cost target needs a bound on one request"
+                )
             local = rows.column(rows.local, "cost_usd")
             device = np.zeros(len(rows)) if local is None else _whole(rows.local, "cost_usd", local)
             remote = device + _measured(rows, cloud, "cost_usd")
@@ -95,7 +97,8 @@ class Aim:
     def _cloud(self, rows: Pair) -> tuple[str, Bools]:
         if rows.cloud is None or rows.cloud_correct is None:
             raise InvalidInput(
-                "target", f"{self.name} needs a second tier, and the records have {rows.local} alone"
+                "target",
+                f"{self.name} needs a second tier, and the records have {rows.local} alone",
             )
         return rows.cloud, rows.cloud_correct
 
@@ -188,9 +191,7 @@ def tune(
     model = _calibrated(develop, calibrator)
     confidence = model.batch(develop.score)
     targets = [aim.target(develop) for aim in aims]
-    grid = plan_targets(
-        confidence, targets, rows=len(fresh), delta=delta, rising=goes_up(aims)
-    )
+    grid = plan_targets(confidence, targets, rows=len(fresh), delta=delta, rising=goes_up(aims))
     certificate, refusal = None, None
     try:
         certificate = certify_targets(
@@ -223,7 +224,9 @@ def tune_groups(
     model = _calibrated(develop, calibrator)
     confidence = model.batch(develop.score)
     planned, names = np.asarray(develop.records.group(group)), fresh.records.group(group)
-    counts = dict(zip(*(each.tolist() for each in np.unique(names, return_counts=True)), strict=True))
+    counts = dict(
+        zip(*(each.tolist() for each in np.unique(names, return_counts=True)), strict=True)
+    )
     targets = [aim.target(develop) for aim in aims]
     grids: dict[str, Floats] = {}
     for name, rows in counts.items():
@@ -308,7 +311,7 @@ def goes_up(aims: Sequence[Aim]) -> bool:
 
 def _calibrated(develop: Pair, calibrator: Calibrator) -> ConfidenceModel:
     fit = fit_platt if calibrator == "platt" else fit_isotonic
-    feature = "search_bound" if develop.mode() == "search" else "raw_score"
+    feature: Feature = "search_bound" if develop.mode() == "search" else "raw_score"
     try:
         return fit(develop.score, develop.correct, feature=feature)
     except InvalidInput as problem:

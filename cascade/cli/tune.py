@@ -8,23 +8,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, get_args
+from typing import get_args
 
 import numpy as np
 
 from cascade import home
 from cascade.certificate import Method
-from cascade.cli.records import shares
+from cascade.cli import tune_ladder
+from cascade.cli.tune_files import read_parts, refuse_existing, sign, signing_key
 from cascade.errors import InfeasibleTarget, InvalidInput
-from cascade.files import write_whole
 from cascade.pair import Pair, pair
 from cascade.policy import Policy, PolicyStore, check_task_id
-from cascade.records import Header, RecordSet, check_disjoint, load, split
-from cascade.signing import SigningKey, TrustStore
+from cascade.records import RecordSet
+from cascade.signing import TrustStore
 from cascade.task import Task
 from cascade.tune import AIMS, Aim, Calibrator, Observed, Tested, Tuned, tested, tune, tune_groups
 
-PARTS: Final = ("develop", "certify", "test")
 _DEFAULT_SPLIT = "develop=0.3,certify=0.5,test=0.2"
 _PUBLISHER = "local"
 
@@ -52,6 +51,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tier", metavar="NAME", help="whose answers are judged (the lowest)")
     parser.add_argument("--cloud-tier", metavar="NAME", help="where it escalates (the next one up)")
+    parser.add_argument(
+        "--ladder", metavar="A,B,C", help="search a ladder of these tiers, from the lowest up"
+    )
+    parser.add_argument(
+        "--objective",
+        metavar="TEXT",
+        help="of a ladder: 'max accuracy s.t. cost<=0.001, p95<=2', 'min cost s.t. risk<=0.1'",
+    )
     parser.add_argument("--group", metavar="GROUP", help="a policy for each value of this group")
     parser.add_argument(
         "--method", choices=get_args(Method), help="of the p-values (default: the target's own)"
@@ -60,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--calibrator", choices=get_args(Calibrator), default="platt", help="default platt"
     )
     parser.add_argument(
-        "--most-usd", type=float, metavar="USD", help="cost target: what no request can cost"
+        "--most-usd", type=float, metavar="USD", help="what no request can cost, for limits on cost"
     )
     parser.add_argument(
         "--deadline-s", type=float, metavar="S", help="deadline target: when an answer is late"
@@ -92,13 +99,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune, print, write; 6 where a target could not be certified, after all else is done."""
+    if args.ladder is not None:
+        return tune_ladder.run(args)
+    if args.objective is not None:
+        raise InvalidInput("objective", "is for ladders; give --ladder device,tier1,tier2 too")
     aims = _aims(args)
-    if args.out is not None and args.out.exists() and not args.force:
-        raise InvalidInput("out", f"{args.out} is there already; --force replaces it")
+    refuse_existing(args.out, force=args.force)
     parts = read_parts(args.records, args.split, args.seed, allow_leak=args.allow_leak)
-    rows = {
-        name: _pair(name, part, args.tier, args.cloud_tier) for name, part in parts.items()
-    }
+    rows = {name: _pair(name, part, args.tier, args.cloud_tier) for name, part in parts.items()}
     task = _task(args.task, rows["develop"])
     how = {"delta": args.delta, "task": task, "calibrator": args.calibrator}
     if args.group is None:
@@ -129,60 +137,6 @@ class Result:
     file: Path | None
     signed_by: str | None
     installed: Path | None
-
-
-def read_parts(
-    words: Sequence[str], split_by: str, seed: str, *, allow_leak: bool
-) -> dict[str, RecordSet]:
-    """The parts, from one file that is split or from files that are parts; test may be missing.
-
-    Raises:
-        NotFound: there is no such file.
-        InvalidInput: words that name no parts, files that do not belong together, or leakage.
-    """
-    named = [word.partition("=") for word in words]
-    if not all(equals and name in PARTS for name, equals, _ in named):
-        if len(words) > 1:
-            raise InvalidInput(
-                "records", "give one file, or develop=FILE certify=FILE test=FILE by these names"
-            )
-        wanted = shares(split_by, field="split")
-        _check_names("split", wanted)
-        return split(load(Path(words[0])), wanted, seed=seed)
-    _check_names("records", [name for name, _, _ in named])
-    parts = {name: load(Path(file)) for name, _, file in named}
-    for name, part in parts.items():
-        _check_alike(parts["develop"].header, part.header, name)
-    if not allow_leak:
-        check_disjoint(parts)
-    return parts
-
-
-def sign(policy: bytes, out: Path, key: Path | None) -> str:
-    """Write a policy and, beside it, its signature; who signed, as the start of the key's id."""
-    signer = _signer(key)
-    write_whole(out, policy)
-    write_whole(out.with_suffix(".sig"), signer.sign(policy))
-    return signer.public.key_id[:16]
-
-
-def _check_names(field: str, names: Sequence[str] | dict[str, float]) -> None:
-    for name in names:
-        if name not in PARTS:
-            raise InvalidInput(field, f"names {name!r}; the parts are {', '.join(PARTS)}")
-    if len(set(names)) < len(names):
-        raise InvalidInput(field, "names a part twice")
-    for name in ("develop", "certify"):
-        if name not in names:
-            raise InvalidInput(field, f"names no part {name}; it is needed")
-
-
-def _check_alike(develop: Header, other: Header, name: str) -> None:
-    for field in ("options", "wording", "max_tokens", "tiers"):
-        if getattr(develop, field) != getattr(other, field):
-            raise InvalidInput(
-                "records", f"{name} has another {field} than develop; record both alike"
-            )
 
 
 def _pair(name: str, part: RecordSet, tier: str | None, cloud: str | None) -> Pair:
@@ -255,9 +209,7 @@ def _tested(
     return tested(rows, aims, tuned.policy)
 
 
-def _written(
-    args: argparse.Namespace, tuned: Tuned
-) -> tuple[Path | None, str | None, Path | None]:
+def _written(args: argparse.Namespace, tuned: Tuned) -> tuple[Path | None, str | None, Path | None]:
     """The policy's file, who signed it, and where it is installed."""
     file, signed_by, installed = None, None, None
     if args.out is not None:
@@ -271,19 +223,13 @@ def _written(
 
 
 def _install(policy: Policy, key: Path | None) -> Path:
-    trust, signer = TrustStore(home.trust_dir()), _signer(key)
+    trust, signer = TrustStore(home.trust_dir()), signing_key(key)
     if key is None:
         trust.pin(_PUBLISHER, signer.public)
     path = PolicyStore(home.policies_dir(), trust).install(policy, signer)
     # By a key that is not pinned no device would take it; say so now.
     trust.verify(policy.to_bytes(), path.with_suffix(".sig").read_bytes(), what="policy")
     return path
-
-
-def _signer(key: Path | None) -> SigningKey:
-    if key is not None:
-        return SigningKey.load(key)
-    return SigningKey.load_or_create(home.keys_dir() / "publisher.key")
 
 
 def _json(
@@ -328,7 +274,9 @@ def _lines(
         + " · ".join(f"{name} {len(part)}" for name, part in rows.items())
     ]
     for name, part in rows.items():
-        lines += [f"left out    {name}: {number} rows, {why}" for why, number in part.left_out.items()]
+        lines += [
+            f"left out    {name}: {number} rows, {why}" for why, number in part.left_out.items()
+        ]
     if leaky:
         lines.append("LEAKY       the files may share inputs (--allow-leak): nothing is promised")
     for result in results:
@@ -384,4 +332,3 @@ def _seen(promise: Observed) -> str:
 
 def _called(kind: str) -> str:
     return next(name for name, value in AIMS.items() if value == kind)
-
