@@ -1,7 +1,7 @@
 """Records and targets in, a policy with its certificate out: ``cascade tune`` as functions.
 
 The way is that of the demo. *Develop* fits the calibrator and places the grid; *certify* chooses
-the threshold and nothing else; *test* is looked at once, by ``tested``. What the targets mean is
+the threshold and nothing else; *test* is looked at once, by ``examine``. What the targets mean is
 ``cascade.certify.targets``; ladders of more than two tiers are ``cascade.ladder``.
 """
 
@@ -262,7 +262,7 @@ def tune_groups(
     )
 
 
-def tested(rows: Pair, aims: Sequence[Aim], policy: Policy) -> Tested:
+def examine(rows: Pair, aims: Sequence[Aim], policy: Policy) -> Tested:
     """What a policy does on rows that had no part in it."""
     accepted = keeps(policy, rows)
     cloud = rows.cloud_correct

@@ -22,7 +22,7 @@ from cascade.policy import Policy, PolicyStore, check_task_id
 from cascade.records import RecordSet
 from cascade.signing import TrustStore
 from cascade.task import Task
-from cascade.tune import AIMS, Aim, Calibrator, Observed, Tested, Tuned, tested, tune, tune_groups
+from cascade.tune import AIMS, Aim, Calibrator, Observed, Tested, Tuned, examine, tune, tune_groups
 
 _DEFAULT_SPLIT = "develop=0.3,certify=0.5,test=0.2"
 _PUBLISHER = "local"
@@ -206,7 +206,7 @@ def _tested(
         if not len(mine):
             return None
         rows = rows.take(mine)
-    return tested(rows, aims, tuned.policy)
+    return examine(rows, aims, tuned.policy)
 
 
 def _written(args: argparse.Namespace, tuned: Tuned) -> tuple[Path | None, str | None, Path | None]:

@@ -52,7 +52,8 @@ class Taken:
 
     def left(self, rows: LadderRows) -> Bools:
         """Whether the input left the device."""
-        return np.any(self.asked[rows.remote], axis=0, keepdims=True)[0]
+        away: Bools = np.logical_or.reduce(self.asked[rows.remote], axis=0)
+        return away
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ from cascade.ladder.rows import LadderRows
 from cascade.metrics import percentile
 from cascade.rows import Floats
 
-_CANDIDATES = 3000
 _ROWS = 20_000  # of develop that are looked at; the search orders candidates, it promises nothing
 _NEVER = 2.0
 
@@ -68,6 +67,7 @@ def search(
     delta: float,
     task_id: str = "",
     most_usd: float | None = None,
+    candidates: int = 3000,
     seed: int = 1,
 ) -> Searched:
     """The best ladder whose limits can be certified.
@@ -77,6 +77,8 @@ def search(
             tiers.
         delta: tolerated probability that any limit does not hold, in (0, 1).
         most_usd: what no request can cost; needed for a limit on the cost.
+        candidates: about how many ladders are tried, at most: it sets how fine the thresholds are.
+        seed: of the develop rows that are looked at, where there are more than 20,000.
 
     Raises:
         InvalidInput: the rows lack what the objective takes, or a number is out of range.
@@ -87,7 +89,7 @@ def search(
     looked_at = np.sort(np.random.default_rng(seed).permutation(len(develop))[:_ROWS])
     some = develop.take(looked_at)
     judged = _judged(some, models)
-    ladders = list(_candidates(some, judged))
+    ladders = list(_candidates(some, judged, candidates))
     taken = [ladder.follow(some, judged) for ladder in ladders]
     scored = tuple(
         Scored(ladder, score(some, each)) for ladder, each in zip(ladders, taken, strict=True)
@@ -202,9 +204,9 @@ def _judged(rows: LadderRows, models: Mapping[str, ConfidenceModel]) -> dict[str
     return {tier: model.batch(rows.score[rows.tiers.index(tier)]) for tier, model in models.items()}
 
 
-def _candidates(rows: LadderRows, judged: Mapping[str, Floats]) -> Iterator[Ladder]:
+def _candidates(rows: LadderRows, judged: Mapping[str, Floats], most: int) -> Iterator[Ladder]:
     """Every way through every ordered choice of tiers, with thresholds at quantiles of develop."""
-    steps = _steps(len(rows.tiers))
+    steps = _steps(len(rows.tiers), most)
     shares = np.arange(1, steps + 1) / (steps + 1)
     quantiles = {
         tier: np.unique(np.quantile(each, shares)).tolist() for tier, each in judged.items()
@@ -227,9 +229,9 @@ def _candidates(rows: LadderRows, judged: Mapping[str, Floats]) -> Iterator[Ladd
                         yield Ladder(tiers, "best", (threshold,))
 
 
-def _steps(tiers: int) -> int:
-    """Thresholds a tier, so that the product stays below the number of candidates."""
-    return max(3, min(39, int((_CANDIDATES / 4) ** (1 / (tiers - 1)))))
+def _steps(tiers: int, most: int) -> int:
+    """Thresholds a tier, so that the product stays below ``most``."""
+    return max(3, min(39, int((most / 4) ** (1 / (tiers - 1)))))
 
 
 def _comparable(rows: LadderRows, tiers: tuple[str, ...], judged: Mapping[str, Floats]) -> bool:
