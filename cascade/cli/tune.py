@@ -25,7 +25,6 @@ from cascade.task import Task
 from cascade.tune import AIMS, Aim, Calibrator, Observed, Tested, Tuned, examine, tune, tune_groups
 
 _DEFAULT_SPLIT = "develop=0.3,certify=0.5,test=0.2"
-_PUBLISHER = "local"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -224,8 +223,6 @@ def _written(args: argparse.Namespace, tuned: Tuned) -> tuple[Path | None, str |
 
 def _install(policy: Policy, key: Path | None) -> Path:
     trust, signer = TrustStore(home.trust_dir()), signing_key(key)
-    if key is None:
-        trust.pin(_PUBLISHER, signer.public)
     path = PolicyStore(home.policies_dir(), trust).install(policy, signer)
     # By a key that is not pinned no device would take it; say so now.
     trust.verify(policy.to_bytes(), path.with_suffix(".sig").read_bytes(), what="policy")

@@ -11,9 +11,10 @@ from cascade.cli.records import shares
 from cascade.errors import InvalidInput
 from cascade.files import write_whole
 from cascade.records import Header, RecordSet, check_disjoint, load, split
-from cascade.signing import SigningKey
+from cascade.signing import SigningKey, TrustStore
 
 PARTS: Final = ("develop", "certify", "test")
+_PUBLISHER: Final = "local"
 
 
 def read_parts(
@@ -52,10 +53,12 @@ def sign(policy: bytes, out: Path, key: Path | None) -> str:
 
 
 def signing_key(key: Path | None) -> SigningKey:
-    """The key of a file, or this machine's own, made where there is none."""
+    """The key of a file, or this machine's own: made where there is none, and pinned here."""
     if key is not None:
         return SigningKey.load(key)
-    return SigningKey.load_or_create(home.keys_dir() / "publisher.key")
+    signer = SigningKey.load_or_create(home.keys_dir() / "publisher.key")
+    TrustStore(home.trust_dir()).pin(_PUBLISHER, signer.public)
+    return signer
 
 
 def refuse_existing(out: Path | None, *, force: bool) -> None:
