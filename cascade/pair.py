@@ -84,12 +84,19 @@ class Pair:
         return "exact"
 
 
-def pair(records: RecordSet, *, local: str | None = None, cloud: str | None = None) -> Pair:
+def pair(
+    records: RecordSet,
+    *,
+    local: str | None = None,
+    cloud: str | None = None,
+    alone: bool = False,
+) -> Pair:
     """The usable rows of two tiers.
 
     Arguments:
         local: the tier whose answers are judged; the lowest by default.
         cloud: where it escalates; by default the next one, if there is one.
+        alone: look at the local tier only: rows are used whatever became of them above.
 
     Raises:
         NotFound: no such tier.
@@ -100,6 +107,8 @@ def pair(records: RecordSet, *, local: str | None = None, cloud: str | None = No
     strong = _above(records, weak) if cloud is None else cloud
     if strong == weak:
         raise InvalidInput("cloud", f"is {weak}, the local tier itself; name another")
+    if alone:
+        strong = None
     usable = np.ones(len(records), np.bool_)
     left_out: dict[str, int] = {}
 

@@ -39,6 +39,7 @@ AIMS: Final[dict[str, Kind]] = {
 }
 """How targets are called on the command line."""
 
+_LOCAL: Final = ("selective_risk", "escalation_share")
 _RISKS: Final = ("selective_risk", "excess_error", "net_error")
 
 
@@ -101,6 +102,11 @@ class Aim:
                 f"{self.name} needs a second tier, and the records have {rows.local} alone",
             )
         return rows.cloud, rows.cloud_correct
+
+    @property
+    def alone(self) -> bool:
+        """Whether it asks nothing of the tiers above."""
+        return self.kind in _LOCAL
 
     @property
     def name(self) -> str:
@@ -188,7 +194,7 @@ def tune(
             be certified is not an error: the policy then keeps nothing, and ``refusal`` says why.
         CascadeError: scipy or scikit-learn is missing.
     """
-    model = _calibrated(develop, calibrator)
+    model = _calibrated(develop, fresh, calibrator)
     confidence = model.batch(develop.score)
     targets = [aim.target(develop) for aim in aims]
     grid = plan_targets(confidence, targets, rows=len(fresh), delta=delta, rising=goes_up(aims))
@@ -221,7 +227,7 @@ def tune_groups(
         NotFound: no record has this group.
         InvalidInput, CascadeError: as for ``tune``.
     """
-    model = _calibrated(develop, calibrator)
+    model = _calibrated(develop, fresh, calibrator)
     confidence = model.batch(develop.score)
     planned, names = np.asarray(develop.records.group(group)), fresh.records.group(group)
     counts = dict(
@@ -309,7 +315,12 @@ def goes_up(aims: Sequence[Aim]) -> bool:
     return not any(aim.kind in _RISKS for aim in aims)
 
 
-def _calibrated(develop: Pair, calibrator: Calibrator) -> ConfidenceModel:
+def _calibrated(develop: Pair, fresh: Pair, calibrator: Calibrator) -> ConfidenceModel:
+    if develop.mode() != fresh.mode():
+        raise InvalidInput(
+            "records",
+            f"develop has {develop.mode()} scores, certify {fresh.mode()}; record both alike",
+        )
     fit = fit_platt if calibrator == "platt" else fit_isotonic
     feature: Feature = "search_bound" if develop.mode() == "search" else "raw_score"
     try:

@@ -105,7 +105,13 @@ def run(args: argparse.Namespace) -> int:
     aims = _aims(args)
     refuse_existing(args.out, force=args.force)
     parts = read_parts(args.records, args.split, args.seed, allow_leak=args.allow_leak)
-    rows = {name: _pair(name, part, args.tier, args.cloud_tier) for name, part in parts.items()}
+    # Where nothing above is asked for, a cluster that failed costs no label; the test part shows
+    # the whole cascade.
+    alone = all(aim.alone for aim in aims)
+    rows = {
+        name: _pair(name, part, args.tier, args.cloud_tier, alone=alone and name != "test")
+        for name, part in parts.items()
+    }
     task = _task(args.task, rows["develop"])
     how = {"delta": args.delta, "task": task, "calibrator": args.calibrator}
     if args.group is None:
@@ -138,9 +144,9 @@ class Result:
     installed: Path | None
 
 
-def _pair(name: str, part: RecordSet, tier: str | None, cloud: str | None) -> Pair:
+def _pair(name: str, part: RecordSet, tier: str | None, cloud: str | None, *, alone: bool) -> Pair:
     try:
-        return pair(part, local=tier, cloud=cloud)
+        return pair(part, local=tier, cloud=cloud, alone=alone)
     except InvalidInput as problem:
         raise InvalidInput(f"{name}.{problem.field}", problem.problem) from None
 
@@ -223,10 +229,10 @@ def _written(args: argparse.Namespace, tuned: Tuned) -> tuple[Path | None, str |
 
 def _install(policy: Policy, key: Path | None) -> Path:
     trust, signer = TrustStore(home.trust_dir()), signing_key(key)
-    path = PolicyStore(home.policies_dir(), trust).install(policy, signer)
-    # By a key that is not pinned no device would take it; say so now.
-    trust.verify(policy.to_bytes(), path.with_suffix(".sig").read_bytes(), what="policy")
-    return path
+    data = policy.to_bytes()
+    # By a key that is not pinned no device would take it.
+    trust.verify(data, signer.sign(data), what=f"policy {policy.task.task_id}")
+    return PolicyStore(home.policies_dir(), trust).install(policy, signer)
 
 
 def _json(
@@ -235,13 +241,17 @@ def _json(
     develop = rows["develop"]
     return {
         "tier": develop.local,
-        "cloud_tier": develop.cloud,
+        "cloud_tier": _cloud_tier(rows),
         "delta": args.delta,
         "parts": {name: len(part) for name, part in rows.items()},
         "left_out": {name: part.left_out for name, part in rows.items()},
         "leaky": leaky,
         "policies": [_result_json(result) for result in results],
     }
+
+
+def _cloud_tier(rows: dict[str, Pair]) -> str | None:
+    return next((part.cloud for part in rows.values() if part.cloud), None)
 
 
 def _result_json(result: Result) -> dict[str, object]:
@@ -265,7 +275,8 @@ def _lines(
     args: argparse.Namespace, rows: dict[str, Pair], results: Sequence[Result], *, leaky: bool
 ) -> list[str]:
     develop = rows["develop"]
-    above = f" → {develop.cloud}" if develop.cloud else ""
+    cloud = _cloud_tier(rows)
+    above = f" → {cloud}" if cloud else ""
     lines = [
         f"records     {develop.local}{above} · "
         + " · ".join(f"{name} {len(part)}" for name, part in rows.items())

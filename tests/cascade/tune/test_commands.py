@@ -15,7 +15,7 @@ from cascade.cli import main
 from cascade.ladder import LadderPolicy
 from cascade.local import ModelInfo
 from cascade.policy import Policy, PolicyStore
-from cascade.records import Header, RecordSet, load, save, split
+from cascade.records import Header, RecordSet, from_columns, load, save, split
 from cascade.signing import SigningKey, TrustStore
 from cascade.testing import TinyBundle
 from tests.cascade.drawn_records import BASE, OPTIONS, drawn, header
@@ -270,6 +270,43 @@ def test_records_to_which_no_policy_can_be_bound_are_refused(run: Run, tmp_path:
         assert problem in stderr
     code, _, stderr = run("tune", tmp_path / "none.jsonl", "--target", "risk=0.2")
     assert (code, "there is no file" in stderr) == (3, True)
+
+
+def test_a_key_that_no_device_trusts_installs_nothing(run: Run, file: Path, tmp_path: Path) -> None:
+    SigningKey.generate().save(tmp_path / "own.key")
+    words = ("--target", "risk=0.2", "--install", "--key", tmp_path / "own.key")
+    code, _, stderr = run("tune", file, *words)
+    assert code == 4
+    assert "signed by the unknown publisher" in stderr
+    assert not list(home.policies_dir().glob("**/*.json"))
+
+
+def test_a_cluster_that_failed_costs_no_label_where_only_the_device_is_judged(
+    run: Run, tmp_path: Path
+) -> None:
+    records = drawn(2000)
+    columns = {
+        name: np.asarray(records.source.numbers(f"tier.device.{name}"))
+        for name in ("raw_score", "correct")
+    }
+    some = from_columns(
+        records.header,
+        {
+            "id": records.ids,
+            "input_sha256": records.inputs,
+            "tier.tier1.status": ["UNAVAILABLE", "OK"] * 1000,
+            "tier.tier1.correct": np.where(np.arange(2000) % 2, 1.0, np.nan),
+            **{f"tier.device.{name}": each for name, each in columns.items()},
+        },
+    )
+    save(tmp_path / "half.parquet", some)
+    for target, used in (("risk=0.25", 1.0), ("excess=0.25", 0.5)):
+        code, stdout, _ = run("tune", tmp_path / "half.parquet", "--target", target, "--json")
+        content = json.loads(stdout)
+        assert code == 0
+        assert content["parts"]["certify"] == pytest.approx(1000 * used, rel=0.1)
+        assert content["cloud_tier"] == "tier1"
+        assert content["left_out"]["test"]["tier1 gave no answer"] > 100
 
 
 def test_what_is_there_is_not_replaced(run: Run, file: Path, tmp_path: Path) -> None:
