@@ -388,19 +388,18 @@ def _upper_hull(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """The upper convex hull, by rising x (Andrew 1979), cut at its highest point."""
     hull: list[tuple[float, float]] = []
     order = np.lexsort((-y, x))
-    for point in zip(x[order].tolist(), y[order].tolist(), strict=True):
-        if hull and point[0] == hull[-1][0]:
+    for c in zip(x[order].tolist(), y[order].tolist(), strict=True):
+        if hull and c[0] == hull[-1][0]:
             continue  # the best of one cost came first
-        while len(hull) >= 2 and not _turns_right(hull[-2], hull[-1], point):
+        while len(hull) >= 2:
+            a, b = hull[-2:]
+            if (b[0] - a[0]) * (c[1] - a[1]) < (b[1] - a[1]) * (c[0] - a[0]):
+                break  # a right turn: b stays
             hull.pop()
-        hull.append(point)
+        hull.append(c)
     top = max(range(len(hull)), key=lambda i: hull[i][1])
     xs, ys = zip(*hull[: top + 1], strict=True)
     return np.array(xs), np.array(ys)
-
-
-def _turns_right(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
-    return (b[0] - a[0]) * (c[1] - a[1]) < (b[1] - a[1]) * (c[0] - a[0])
 
 
 def _area(height: Floats, share: Floats) -> float:

@@ -7,7 +7,7 @@ The tests hold them to ``cascade.metrics`` on rows that are really repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,15 +64,39 @@ all requests. ``escalated_cloud_only`` is the time of the same requests had they
 
 _CPTS: Final = {"cpt_50": 0.5, "cpt_80": 0.8}
 _BINS: Final = 10
+_HANDOFF: Final = "handoff_to_match."
 _SETTINGS: Final = np.linspace(0.0, 1.0, 101)  # escalation shares at which AIQ takes its points
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """What requests consume, each an array ``[rows]`` or ``None`` where it was not measured."""
+class _Averages:
+    """Columns to be averaged, all at once: one product of matrices.
 
-    local: Floats | None
-    cloud: Floats | None
+    Arguments:
+        values: shape ``[rows, columns]``; 0 where a number is missing.
+        known: where it is not, for the columns that miss some: by their places.
+    """
+
+    names: tuple[str, ...]
+    values: Floats
+    known: Mapping[int, Floats]
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Floats]) -> _Averages:
+        values = np.stack(list(columns.values()), axis=1)
+        missing = np.isnan(values)
+        some = np.flatnonzero(missing.any(axis=0)).tolist()
+        known = {place: (~missing[:, place]).astype(np.float64) for place in some}
+        values[missing] = 0.0
+        return cls(tuple(columns), values, known)
+
+    def under(self, heavy: Floats) -> dict[str, Floats]:
+        """Each column's mean over the rows that have it, shapes ``[weightings]``."""
+        sums, total = heavy @ self.values, heavy.sum(axis=1)
+        return {
+            name: _over(sums[:, i], heavy @ self.known[i] if i in self.known else total)
+            for i, name in enumerate(self.names)
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,26 +177,37 @@ class Figures:
         accepted: Bools,
         matches: Mapping[str, Floats] | None = None,
     ) -> None:
-        self._accepted = accepted
-        self._right = rows.correct.astype(np.float64)
-        self._cloud = None if rows.cloud_correct is None else rows.cloud_correct.astype(np.float64)
-        self._matches = dict(matches or {})
-        self._confidence = confidence
-        self._order = np.argsort(confidence, kind="stable")
-        rising = confidence[self._order]
-        self._starts = np.flatnonzero(np.append(True, np.diff(rising) > 0))
+        right = rows.correct.astype(np.float64)
+        cloud = None if rows.cloud_correct is None else rows.cloud_correct.astype(np.float64)
+        self._order = np.argsort(confidence)
+        self._rising, self._right = confidence[self._order], right[self._order]
+        self._gain = None if cloud is None else (cloud - right)[self._order]
+        self._starts = np.flatnonzero(np.append(True, np.diff(self._rising) > 0))
         edges = np.linspace(0, 1, _BINS + 1)[1:-1]
-        self._bins = np.searchsorted(rising, edges, side="left").tolist()
-        self._seconds = _use(rows, "latency_s")
-        self._usd = _use(rows, "cost_usd", free=True)
-        self._bytes = _use(rows, "bytes_up", free=True)
-        read, wrote = _use(rows, "prompt_tokens"), _use(rows, "completion_tokens")
-        self._local_tokens = wrote.local
-        self._cloud_tokens = (
-            None if read.cloud is None or wrote.cloud is None else read.cloud + wrote.cloud
-        )
+        self._bins = np.searchsorted(self._rising, edges, side="left").tolist()
+        self._matches = tuple(matches or ())
+        self._usd: Floats | None = None
         self._harmonic = np.zeros(1)
-        self._by_time: dict[str, tuple[Floats, NDArray[np.int64]]] = {}
+        self._times: dict[str, tuple[Floats, NDArray[np.int64]]] = {}
+        # What is averaged over rows; names with a blank are not figures themselves.
+        averaged = {
+            "coverage": accepted.astype(np.float64),
+            "kept wrong": accepted * (1 - right),
+            "local_accuracy": right,
+            "brier": (confidence - right) ** 2,
+        }
+        if cloud is not None:
+            mine = np.where(accepted, right, cloud)
+            averaged |= {
+                "accuracy": mine,
+                "cloud_accuracy": cloud,
+                "excess_error": cloud * (1 - mine),
+                "only cloud": cloud * (1 - right),
+                "only local": right * (1 - cloud),
+            }
+            averaged |= {f"match {name}": each for name, each in (matches or {}).items()}
+        averaged |= self._uses(rows, ~accepted)
+        self._averages = _Averages.of(averaged)
 
     def of(self, weights: Weights) -> dict[str, Floats]:
         """Every figure for each weighting; NaN where it cannot be told.
@@ -185,29 +220,65 @@ class Figures:
             ``handoff_to_match.TIER``. Figures that need a second tier are left out without one.
         """
         heavy = weights.astype(np.float64)
-        total = heavy.sum(axis=1)
-        found: dict[str, Floats] = {}
-
-        def mean(values: Floats) -> Floats:
-            return weighted_mean(heavy, values)
-
-        kept = heavy @ self._accepted
-        found["coverage"] = kept / total
-        found["selective_risk"] = _over(heavy @ (self._accepted * (1 - self._right)), kept)
-        found["local_accuracy"] = mean(self._right)
-        found["brier"] = mean((self._confidence - self._right) ** 2)
+        found = self._averages.under(heavy)
+        found["selective_risk"] = _over(found["kept wrong"], found["coverage"])
         sorted_ = heavy[:, self._order]
-        right = self._right[self._order]
-        group, group_right = self._grouped(sorted_), self._grouped(sorted_ * right)
+        group, group_right = self._grouped(sorted_), self._grouped(sorted_ * self._right)
         found["auroc"] = _auroc(group, group_right)
         found["aurc"] = self._aurc(group, group_right)
-        found["ece"] = self._ece(sorted_, right, total)
-        if self._cloud is not None:
-            group_gain = self._grouped(sorted_ * self._cloud[self._order]) - group_right
-            curve = _Curve.of(group, group_gain, found["local_accuracy"])
-            found |= self._against_cloud(heavy, curve, self._cloud)
-        self._resources(heavy, weights, mean, found)
-        return {name: found[name] for name in (*UNITS, *_rest(found)) if name in found}
+        found["ece"] = self._ece(sorted_)
+        if self._gain is not None:
+            gain = self._grouped(sorted_ * self._gain)
+            self._against_cloud(_Curve.of(group, gain, found["local_accuracy"]), sorted_, found)
+        if "cloud_tokens" in found and "bytes_up" in found:
+            saved = found["cloud_only_cloud_tokens"] - found["cloud_tokens"]
+            found["cloud_tokens_saved_per_byte"] = _over(saved, found["bytes_up"])
+        for name, (rising, order) in self._times.items():
+            found[f"{name}p50_s"], found[f"{name}p95_s"] = weighted_quantiles(
+                rising, weights[:, order], (0.5, 0.95)
+            )
+        handoffs = [name for name in found if name.startswith(_HANDOFF)]
+        return {name: found[name] for name in (*UNITS, *handoffs) if name in found}
+
+    def _uses(self, rows: Pair, up: Bools) -> dict[str, Floats]:
+        """Columns of what requests take; sets up the times and the costs, too."""
+        found: dict[str, Floats] = {}
+        wrote = rows.column(rows.local, "completion_tokens")
+        if wrote is not None:
+            found["wasted_local_tokens"] = np.where(up, wrote, 0.0)
+        local_s = rows.column(rows.local, "latency_s")
+        if rows.cloud is None:
+            self._time("", local_s)
+            return found
+        for name in ("cost_usd", "bytes_up"):
+            cloud, local = rows.column(rows.cloud, name), rows.column(rows.local, name)
+            if cloud is None:
+                continue
+            # A device of which it was not measured uses none.
+            own = np.zeros(len(rows)) if local is None else local
+            found[name] = own + np.where(up, cloud, 0.0)
+            found[f"cloud_only_{name}"] = cloud
+            if name == "cost_usd":
+                found["local usd"], self._usd = own, cloud[self._order]
+        read, wrote = (rows.column(rows.cloud, f"{n}_tokens") for n in ("prompt", "completion"))
+        if read is not None and wrote is not None:
+            found["cloud_tokens"] = np.where(up, read + wrote, 0.0)
+            found["cloud_only_cloud_tokens"] = read + wrote
+        cloud_s = rows.column(rows.cloud, "latency_s")
+        self._time("cloud_only_", cloud_s)
+        self._time("escalated_cloud_only_", cloud_s, only=up)
+        if local_s is not None and cloud_s is not None:
+            self._time("", np.where(up, local_s + cloud_s, local_s))
+            self._time("escalated_", local_s + cloud_s, only=up)
+        return found
+
+    def _time(self, name: str, seconds: Floats | None, *, only: Bools | None = None) -> None:
+        if seconds is None:
+            return
+        known = ~np.isnan(seconds) if only is None else ~np.isnan(seconds) & only
+        places = np.flatnonzero(known)
+        order = places[np.argsort(seconds[places])]
+        self._times[name] = seconds[order], order
 
     def _grouped(self, values: Floats) -> Floats:
         """Sums over rows of equal confidence, shape ``[weightings, distinct confidences]``."""
@@ -234,103 +305,33 @@ class Figures:
             self._harmonic = np.append(0.0, np.cumsum(1 / np.arange(1, most + 1)))
         return self._harmonic
 
-    def _ece(self, sorted_: Floats, right: Floats, total: Floats) -> Floats:
-        confidence = self._confidence[self._order]
-        gap = np.zeros(len(total))
-        for low, high in zip([0, *self._bins], [*self._bins, len(right)], strict=True):
-            gap += np.abs(sorted_[:, low:high] @ (right[low:high] - confidence[low:high]))
-        return gap / total
+    def _ece(self, sorted_: Floats) -> Floats:
+        gap, apart = np.zeros(len(sorted_)), self._right - self._rising
+        for low, high in zip([0, *self._bins], [*self._bins, len(apart)], strict=True):
+            gap += np.abs(sorted_[:, low:high] @ apart[low:high])
+        error: Floats = gap / sorted_.sum(axis=1)
+        return error
 
-    def _against_cloud(self, heavy: Floats, curve: _Curve, cloud: Floats) -> dict[str, Floats]:
-        found: dict[str, Floats] = {}
-        mine, weak = np.where(self._accepted, self._right, cloud), curve.weak
-        found["accuracy"] = accuracy = weighted_mean(heavy, mine)
-        found["cloud_accuracy"] = strong = weighted_mean(heavy, cloud)
-        found["excess_error"] = weighted_mean(heavy, cloud * (1 - mine))
-        found["net_error"] = strong - accuracy
+    def _against_cloud(self, curve: _Curve, sorted_: Floats, found: dict[str, Floats]) -> None:
+        """Adds the figures that compare with the cloud."""
+        weak, strong = found["local_accuracy"], found["cloud_accuracy"]
+        found["net_error"] = strong - found["accuracy"]
         gap = np.where(strong - weak < 1e-12, np.nan, strong - weak)
-        found["pgr"] = (accuracy - weak) / gap
+        found["pgr"] = (found["accuracy"] - weak) / gap
         found["deferral_auc"] = auc = curve.area()
         found["deferral_auc_random"] = chance = (weak + strong) / 2
-        gain = cloud - self._right
-        up, down = (weighted_mean(heavy, each.astype(np.float64)) for each in (gain > 0, gain < 0))
         # Up to the top over a share ``up``, flat, and down at the end.
+        up, down = found["only cloud"], found["only local"]
         found["deferral_auc_oracle"] = best = weak + up - up**2 / 2 - down**2 / 2
         room = np.where(best - chance < 1e-12, np.nan, best - chance)
         found["deferral_auc_normalised"] = (auc - chance) / room
         found["apgr"] = (auc - weak) / gap
         for name, recovered in _CPTS.items():
             found[name] = curve.first_share(weak + recovered * gap)
-        for name, right in self._matches.items():
-            found[f"handoff_to_match.{name}"] = curve.first_share(weighted_mean(heavy, right))
-        if self._usd.local is not None and self._usd.cloud is not None:
-            spent = self._grouped((heavy * self._usd.cloud)[:, self._order])
-            found["aiq"] = curve.aiq(weighted_mean(heavy, self._usd.local), spent)
-        return found
-
-    def _resources(
-        self,
-        heavy: Floats,
-        weights: Weights,
-        mean: Callable[[Floats], Floats],
-        found: dict[str, Floats],
-    ) -> None:
-        up = ~self._accepted
-        if self._local_tokens is not None:
-            found["wasted_local_tokens"] = mean(self._local_tokens * up)
-        if self._cloud is None:
-            if self._seconds.local is not None:
-                self._times("", self._seconds.local, weights, found)
-            return
-        for name, use in (("cost_usd", self._usd), ("bytes_up", self._bytes)):
-            if use.local is not None and use.cloud is not None:
-                found[name] = mean(use.local + use.cloud * up)
-                found[f"cloud_only_{name}"] = mean(use.cloud)
-        if self._cloud_tokens is not None:
-            found["cloud_tokens"] = mean(self._cloud_tokens * up)
-            found["cloud_only_cloud_tokens"] = whole = mean(self._cloud_tokens)
-            if "bytes_up" in found:
-                saved = whole - found["cloud_tokens"]
-                found["cloud_tokens_saved_per_byte"] = _over(saved, found["bytes_up"])
-        local, cloud = self._seconds.local, self._seconds.cloud
-        if cloud is not None:
-            self._times("cloud_only_", cloud, weights, found)
-            self._times("escalated_cloud_only_", cloud, weights, found, only=up)
-            if local is not None:
-                self._times("", local + cloud * up, weights, found)
-                self._times("escalated_", local + cloud, weights, found, only=up)
-
-    def _times(
-        self,
-        name: str,
-        seconds: Floats,
-        weights: Weights,
-        found: dict[str, Floats],
-        *,
-        only: Bools | None = None,
-    ) -> None:
-        if name not in self._by_time:
-            known = ~np.isnan(seconds) if only is None else ~np.isnan(seconds) & only
-            places = np.flatnonzero(known)
-            order = places[np.argsort(seconds[places], kind="stable")]
-            self._by_time[name] = seconds[order], order
-        rising, order = self._by_time[name]
-        for percent in (50, 95):
-            values = weighted_quantiles(rising, weights[:, order], percent / 100)
-            found[f"{name}p{percent}_s"] = values
-
-
-def _use(rows: Pair, name: str, *, free: bool = False) -> Use:
-    """What both tiers use of one thing; a device of which it was not measured uses none of it where
-    that is the rule."""
-    local = rows.column(rows.local, name)
-    if local is None and free:
-        local = np.zeros(len(rows))
-    return Use(local, None if rows.cloud is None else rows.column(rows.cloud, name))
-
-
-def _rest(found: Mapping[str, Floats]) -> list[str]:
-    return [name for name in found if name not in UNITS]
+        for name in self._matches:
+            found[f"{_HANDOFF}{name}"] = curve.first_share(found[f"match {name}"])
+        if self._usd is not None:
+            found["aiq"] = curve.aiq(found["local usd"], self._grouped(sorted_ * self._usd))
 
 
 def weighted_mean(heavy: Floats, values: Floats) -> Floats:
@@ -355,9 +356,10 @@ def _auroc(group: Floats, group_right: Floats) -> Floats:
     return _over(np.sum(group_right * below, axis=1), group_right.sum(axis=1) * wrong.sum(axis=1))
 
 
-def weighted_quantiles(rising: Floats, weights: Weights, share: float) -> Floats:
-    """Quantiles of sorted values under weights in the same order, shape ``[weightings]``."""
-    return np.array([_quantile(rising, each, share) for each in np.cumsum(weights, axis=1)])
+def weighted_quantiles(rising: Floats, weights: Weights, shares: Sequence[float]) -> list[Floats]:
+    """Quantiles of sorted values under weights in the same order, shapes ``[weightings]``."""
+    counts = np.cumsum(weights, axis=1)
+    return [np.array([_quantile(rising, each, share) for each in counts]) for share in shares]
 
 
 def _quantile(rising: Floats, counts: NDArray[np.int64], share: float) -> float:

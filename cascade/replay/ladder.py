@@ -37,8 +37,9 @@ class _Columns:
         found = {name: weighted_mean(heavy, values) for name, values in self.means.items()}
         order = np.argsort(self.seconds, kind="stable")
         order = order[~np.isnan(self.seconds[order])]
-        for name, share in (("p50", 0.5), ("p95", 0.95)):
-            found[name] = weighted_quantiles(self.seconds[order], weights[:, order], share)
+        found["p50"], found["p95"] = weighted_quantiles(
+            self.seconds[order], weights[:, order], (0.5, 0.95)
+        )
         return found
 
 

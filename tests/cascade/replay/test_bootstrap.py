@@ -23,7 +23,7 @@ class Columns:
         order = np.argsort(self.values)
         return {
             "mean": weighted_mean(weights.astype(np.float64), self.values),
-            "p95": weighted_quantiles(self.values[order], weights[:, order], 0.95),
+            "p95": weighted_quantiles(self.values[order], weights[:, order], [0.95])[0],
             "never": np.full(len(weights), np.nan),
         }
 
