@@ -14,7 +14,8 @@ from cascade.pair import Pair
 from cascade.policy import Policy
 from cascade.records import Header
 from cascade.replay.bootstrap import Interval, intervals
-from cascade.replay.figures import Figures
+from cascade.replay.figures import UNITS, Figures
+from cascade.replay.times import times
 from cascade.rows import Bools
 from cascade.tune import Aim, Observed, keeps, observe
 
@@ -69,7 +70,8 @@ def replay(
 
     Arguments:
         rows: usable rows; ``check_fits`` says whether the policy may judge them.
-        replicates: bootstrap resamples by document; 0 for none.
+        replicates: bootstrap resamples by document; 0 for none. Quantiles of time have intervals
+            of their own.
         deadline_s: what a promise on deadlines is about; the certificate does not say.
 
     Raises:
@@ -95,7 +97,10 @@ def replay(
         n=len(rows),
         accepted=int(accepted.sum()),
         documents=int(documents.max()) + 1,
-        figures=intervals(of_rows, documents, replicates=replicates, seed=seed),
+        figures=_in_order(
+            intervals(of_rows, documents, replicates=replicates, seed=seed)
+            | times(rows, accepted, documents)
+        ),
         promises=tuple(_checked(promise, rows, accepted, deadline_s) for promise in promises),
         diagram=reliability(confidence, rows.correct),
     )
@@ -130,6 +135,11 @@ def check_fits(policy: Policy, header: Header, rows: Pair) -> None:
 
 def _asked(task: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in task.items() if name != "task_id"}
+
+
+def _in_order(figures: dict[str, Interval]) -> dict[str, Interval]:
+    named = {name: figures[name] for name in UNITS if name in figures}
+    return named | figures
 
 
 def _checked(

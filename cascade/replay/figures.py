@@ -7,7 +7,7 @@ The tests hold them to ``cascade.metrics`` on rows that are really repeated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,9 +58,10 @@ UNITS: Final[dict[str, str]] = {
     "cloud_tokens_saved_per_byte": "tokens/B",
     "wasted_local_tokens": "tokens",
 }
-"""Every figure but ``handoff_to_match.TIER``, with its unit; costs, bytes and tokens are means over
-all requests. ``escalated_cloud_only`` is the time of the same requests had they been sent at once;
-``wasted_local_tokens`` are those decoded for requests that then escalated."""
+"""Every figure but ``handoff_to_match.TIER``, with its unit; those in seconds are in ``times``.
+Costs, bytes and tokens are means over all requests. ``escalated_cloud_only`` is the time of the
+same requests had they been sent at once; ``wasted_local_tokens`` are those decoded for requests
+that then escalated."""
 
 _CPTS: Final = {"cpt_50": 0.5, "cpt_80": 0.8}
 _BINS: Final = 10
@@ -73,7 +74,7 @@ class _Averages:
     """Columns to be averaged, all at once: one product of matrices.
 
     Arguments:
-        values: shape ``[rows, columns]``; 0 where a number is missing.
+        values: shape ``[columns, rows]``; 0 where a number is missing.
         known: where it is not, for the columns that miss some: by their places.
     """
 
@@ -83,16 +84,18 @@ class _Averages:
 
     @classmethod
     def of(cls, columns: Mapping[str, Floats]) -> _Averages:
-        values = np.stack(list(columns.values()), axis=1)
-        missing = np.isnan(values)
-        some = np.flatnonzero(missing.any(axis=0)).tolist()
-        known = {place: (~missing[:, place]).astype(np.float64) for place in some}
-        values[missing] = 0.0
+        values = np.stack(list(columns.values()))
+        known = {}
+        for place, column in enumerate(values):
+            missing = np.isnan(column)
+            if missing.any():
+                known[place] = (~missing).astype(np.float64)
+                column[missing] = 0.0
         return cls(tuple(columns), values, known)
 
     def under(self, heavy: Floats) -> dict[str, Floats]:
         """Each column's mean over the rows that have it, shapes ``[weightings]``."""
-        sums, total = heavy @ self.values, heavy.sum(axis=1)
+        sums, total = heavy @ self.values.T, heavy.sum(axis=1)
         return {
             name: _over(sums[:, i], heavy @ self.known[i] if i in self.known else total)
             for i, name in enumerate(self.names)
@@ -188,7 +191,6 @@ class Figures:
         self._matches = tuple(matches or ())
         self._usd: Floats | None = None
         self._harmonic = np.zeros(1)
-        self._times: dict[str, tuple[Floats, NDArray[np.int64]]] = {}
         # What is averaged over rows; names with a blank are not figures themselves.
         averaged = {
             "coverage": accepted.astype(np.float64),
@@ -233,22 +235,16 @@ class Figures:
         if "cloud_tokens" in found and "bytes_up" in found:
             saved = found["cloud_only_cloud_tokens"] - found["cloud_tokens"]
             found["cloud_tokens_saved_per_byte"] = _over(saved, found["bytes_up"])
-        for name, (rising, order) in self._times.items():
-            found[f"{name}p50_s"], found[f"{name}p95_s"] = weighted_quantiles(
-                rising, weights[:, order], (0.5, 0.95)
-            )
         handoffs = [name for name in found if name.startswith(_HANDOFF)]
         return {name: found[name] for name in (*UNITS, *handoffs) if name in found}
 
     def _uses(self, rows: Pair, up: Bools) -> dict[str, Floats]:
-        """Columns of what requests take; sets up the times and the costs, too."""
+        """Columns of what requests take; sets up the costs of escalating, too."""
         found: dict[str, Floats] = {}
         wrote = rows.column(rows.local, "completion_tokens")
         if wrote is not None:
             found["wasted_local_tokens"] = np.where(up, wrote, 0.0)
-        local_s = rows.column(rows.local, "latency_s")
         if rows.cloud is None:
-            self._time("", local_s)
             return found
         for name in ("cost_usd", "bytes_up"):
             cloud, local = rows.column(rows.cloud, name), rows.column(rows.local, name)
@@ -264,21 +260,7 @@ class Figures:
         if read is not None and wrote is not None:
             found["cloud_tokens"] = np.where(up, read + wrote, 0.0)
             found["cloud_only_cloud_tokens"] = read + wrote
-        cloud_s = rows.column(rows.cloud, "latency_s")
-        self._time("cloud_only_", cloud_s)
-        self._time("escalated_cloud_only_", cloud_s, only=up)
-        if local_s is not None and cloud_s is not None:
-            self._time("", np.where(up, local_s + cloud_s, local_s))
-            self._time("escalated_", local_s + cloud_s, only=up)
         return found
-
-    def _time(self, name: str, seconds: Floats | None, *, only: Bools | None = None) -> None:
-        if seconds is None:
-            return
-        known = ~np.isnan(seconds) if only is None else ~np.isnan(seconds) & only
-        places = np.flatnonzero(known)
-        order = places[np.argsort(seconds[places])]
-        self._times[name] = seconds[order], order
 
     def _grouped(self, values: Floats) -> Floats:
         """Sums over rows of equal confidence, shape ``[weightings, distinct confidences]``."""
@@ -354,24 +336,3 @@ def _auroc(group: Floats, group_right: Floats) -> Floats:
     wrong = group - group_right
     below = np.cumsum(wrong, axis=1) - wrong / 2
     return _over(np.sum(group_right * below, axis=1), group_right.sum(axis=1) * wrong.sum(axis=1))
-
-
-def weighted_quantiles(rising: Floats, weights: Weights, shares: Sequence[float]) -> list[Floats]:
-    """Quantiles of sorted values under weights in the same order, shapes ``[weightings]``."""
-    counts = np.cumsum(weights, axis=1)
-    return [np.array([_quantile(rising, each, share) for each in counts]) for share in shares]
-
-
-def _quantile(rising: Floats, counts: NDArray[np.int64], share: float) -> float:
-    """As ``numpy.percentile`` of the values, each as often as it counts.
-
-    Arguments:
-        counts: running sums of how often.
-    """
-    n = int(counts[-1]) if len(counts) else 0
-    if not n:
-        return float("nan")
-    place = (n - 1) * share
-    low = int(place)
-    first, second = np.searchsorted(counts, [low, min(low + 1, n - 1)], side="right")
-    return float(rising[first] + (rising[second] - rising[first]) * (place - low))

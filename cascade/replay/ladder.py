@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cascade.ladder import LadderPolicy, LadderRows
 from cascade.replay.bootstrap import Interval, intervals
-from cascade.replay.figures import Weights, weighted_mean, weighted_quantiles
+from cascade.replay.figures import Weights, weighted_mean
+from cascade.replay.times import quantiles
 from cascade.rows import Floats
 
 LADDER_UNITS: Final = {
@@ -30,17 +31,11 @@ class _Columns:
     """One number a request of each figure; ``of`` averages them."""
 
     means: dict[str, Floats]
-    seconds: Floats
 
     def of(self, weights: Weights) -> dict[str, Floats]:
+        """See ``Weighted``."""
         heavy = weights.astype(np.float64)
-        found = {name: weighted_mean(heavy, values) for name, values in self.means.items()}
-        order = np.argsort(self.seconds, kind="stable")
-        order = order[~np.isnan(self.seconds[order])]
-        found["p50"], found["p95"] = weighted_quantiles(
-            self.seconds[order], weights[:, order], (0.5, 0.95)
-        )
-        return found
+        return {name: weighted_mean(heavy, values) for name, values in self.means.items()}
 
 
 def replay_ladder(
@@ -69,9 +64,11 @@ def replay_ladder(
         f"answered.{tier}": (taken.place == place).astype(np.float64)
         for place, tier in enumerate(rows.tiers)
     }
-    seconds = taken.latency_s(rows)
 
     def of_rows(places: NDArray[np.int64]) -> _Columns:
-        return _Columns({name: each[places] for name, each in means.items()}, seconds[places])
+        return _Columns({name: each[places] for name, each in means.items()})
 
-    return intervals(of_rows, documents, replicates=replicates, seed=seed)
+    found = intervals(of_rows, documents, replicates=replicates, seed=seed)
+    for name, each in quantiles("", taken.latency_s(rows), documents).items():
+        found[name.removesuffix("_s")] = each
+    return found

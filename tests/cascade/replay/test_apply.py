@@ -12,7 +12,7 @@ from cascade.errors import InvalidInput
 from cascade.pair import Pair, pair
 from cascade.policy import Policy
 from cascade.records import Header, RecordSet
-from cascade.replay import check_fits, replay
+from cascade.replay import UNITS, check_fits, replay
 from cascade.task import generic
 from cascade.tune import Aim, tune
 from tests.cascade.drawn_records import BASE, OPTIONS, drawn, header
@@ -41,6 +41,18 @@ def test_everything_is_found_with_intervals_around_it() -> None:
     assert found.figures["handoff_to_match.tier1"].value > 0
     (checked,) = found.promises
     assert (checked.violated, checked.refuted) == (False, False)
+    own_s, cloud_s = (rows.records.column(tier, "latency_s") for tier in ("device", "tier1"))
+    for name, seconds in {
+        "p95_s": np.where(kept, own_s, own_s + cloud_s),
+        "cloud_only_p95_s": cloud_s,
+        "escalated_p95_s": (own_s + cloud_s)[~kept],
+        "escalated_cloud_only_p95_s": cloud_s[~kept],
+    }.items():
+        late = found.figures[name]
+        assert late.value == pytest.approx(np.percentile(seconds, 95))
+        assert late.low is not None
+        assert late.high is not None
+        assert late.low < late.value < late.high
     assert sum(bar.count for bar in found.diagram) == 1500
     again = replay(policy, rows, replicates=200)
     assert again.figures == found.figures
@@ -64,7 +76,9 @@ def test_inputs_of_another_kind_refute_a_promise() -> None:
     found = replay(tuned(Aim("selective_risk", 0.2)), other(drawn(2000, seed=4)), replicates=0)
     (checked,) = found.promises
     assert (checked.violated, checked.refuted) == (True, True)
-    assert all(each.low is None for each in found.figures.values())
+    # Nothing was resampled; quantiles of time need no resamples.
+    for name, each in found.figures.items():
+        assert (each.low is None) == (UNITS.get(name) != "s")
 
 
 def test_promises_on_deadlines_need_the_deadline() -> None:

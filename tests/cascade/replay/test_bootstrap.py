@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from cascade.errors import InvalidInput
 from cascade.replay import intervals
 from cascade.replay.bootstrap import WHOLE
-from cascade.replay.figures import weighted_mean, weighted_quantiles
+from cascade.replay.figures import weighted_mean
+from cascade.replay.times import quantile_interval
 from cascade.rows import Floats
 
 
@@ -20,10 +21,8 @@ class Columns:
     values: Floats
 
     def of(self, weights: NDArray[np.int64]) -> dict[str, Floats]:
-        order = np.argsort(self.values)
         return {
             "mean": weighted_mean(weights.astype(np.float64), self.values),
-            "p95": weighted_quantiles(self.values[order], weights[:, order], [0.95])[0],
             "never": np.full(len(weights), np.nan),
         }
 
@@ -41,8 +40,6 @@ def test_little_bags_are_as_wide_as_theory_says() -> None:
     assert n > WHOLE
     found = widths(values, documents)
     assert found["mean"] == pytest.approx(2 * 1.96 / np.sqrt(n), rel=0.1)
-    # Standard error of a quantile: √(p (1 - p) / n) / density, which is 1 - p here.
-    assert found["p95"] == pytest.approx(2 * 1.96 * np.sqrt(0.95 * 0.05 / n) / 0.05, rel=0.15)
 
 
 def test_documents_are_drawn_whole() -> None:
@@ -91,3 +88,31 @@ def test_a_seed_is_a_result() -> None:
     one, same, other = (widths(values, np.arange(300), seed=seed) for seed in (1, 1, 2))
     assert one == same
     assert one["mean"] != other["mean"]
+
+
+def test_quantiles_have_the_width_of_theory() -> None:
+    rng = np.random.default_rng(6)
+    n = 100_000
+    values = rng.exponential(size=n)
+    found = quantile_interval(values, np.arange(n), 0.95)
+    assert found.value == pytest.approx(np.quantile(values, 0.95))
+    assert found.low is not None
+    assert found.high is not None
+    # Standard error of a quantile: √(p (1 - p) / n) / density, which is 1 - p here.
+    expected = 2 * 1.96 * np.sqrt(0.95 * 0.05 / n) / 0.05
+    assert found.high - found.low == pytest.approx(expected, rel=0.12)
+    again = quantile_interval(np.repeat(values, 5), np.repeat(np.arange(n), 5), 0.95)
+    assert (again.low, again.high) == pytest.approx((found.low, found.high), rel=1e-3)
+
+
+def test_intervals_of_quantiles_cover_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(7)
+    truth, hits = -np.log(0.05), 0
+    for _ in range(400):
+        found = quantile_interval(rng.exponential(size=400), np.arange(400), 0.95)
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= truth <= found.high
+    assert 0.90 <= hits / 400 <= 0.98
+    assert np.isnan(quantile_interval(np.zeros(0), np.zeros(0, np.int64), 0.5).value)
+    assert quantile_interval(np.ones(3), np.zeros(3, np.int64), 0.5).low is None
