@@ -154,7 +154,7 @@ def right_or_wrong(tier: str, grades: Floats) -> Bools:
     Raises:
         InvalidInput: one lies between 0 and 1.
     """
-    between = ~np.isin(grades, (0.0, 1.0))
+    between = (grades != 0) & (grades != 1)
     if between.any():
         raise InvalidInput(
             "records",

@@ -301,7 +301,7 @@ def observe(target: Target, accepted: Bools) -> Observed:
     if not n:
         return Observed(target.kind, target.alpha, 0, None, None)
     mean = float(losses.mean())
-    if np.isin(losses, (0.0, 1.0)).all() and target.low == 0:
+    if target.low == 0 and ((losses == 0) | (losses == 1)).all():
         interval = clopper_pearson_interval(int(losses.sum()), n)
     else:
         half = 1.96 * float(losses.std()) / math.sqrt(n)

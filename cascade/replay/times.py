@@ -63,7 +63,7 @@ def quantile_interval(
         return Interval(math.nan, None, None)
     value = float(np.quantile(values, share))
     excess = np.bincount(documents, weights=(values <= value) - share)
-    many = len(np.unique(documents))
+    many = int(np.count_nonzero(np.bincount(documents)))
     if many < 2:
         return Interval(value, None, None)
     error = math.sqrt(float(excess @ excess) * many / (many - 1)) / len(values)
