@@ -66,7 +66,7 @@ that then escalated."""
 _CPTS: Final = {"cpt_50": 0.5, "cpt_80": 0.8}
 _BINS: Final = 10
 _HANDOFF: Final = "handoff_to_match."
-_SETTINGS: Final = np.linspace(0.0, 1.0, 101)  # escalation shares at which AIQ takes its points
+_SETTINGS: Final = np.linspace(0.0, 1.0, 51)  # escalation shares at which AIQ takes its points
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class _Curve:
         return np.where(self.weak >= wanted - 1e-12, 0.0, share)
 
     def aiq(self, base: Floats, spent: Floats) -> Floats:
-        """AIQ of the settings "escalate 0, 1 … 100 %".
+        """AIQ of the settings "escalate 0, 2 … 100 %".
 
         Arguments:
             base: mean cost where nothing is escalated, shape ``[weightings]``.

@@ -44,8 +44,10 @@ def times(rows: Pair, accepted: Bools, documents: NDArray[np.int64]) -> dict[str
 def quantiles(name: str, seconds: Floats, documents: NDArray[np.int64]) -> dict[str, Interval]:
     """Both quantiles of the values that are known."""
     known = ~np.isnan(seconds)
+    if not known.all():
+        seconds, documents = seconds[known], documents[known]
     return {
-        f"{name}p{percent}_s": quantile_interval(seconds[known], documents[known], percent / 100)
+        f"{name}p{percent}_s": quantile_interval(seconds, documents, percent / 100)
         for percent in PERCENTS
     }
 
@@ -61,12 +63,21 @@ def quantile_interval(
     """
     if not len(values):
         return Interval(math.nan, None, None)
-    value = float(np.quantile(values, share))
+    rising = np.sort(values)
+    value = _at(rising, share)
     excess = np.bincount(documents, weights=(values <= value) - share)
     many = int(np.count_nonzero(np.bincount(documents)))
     if many < 2:
         return Interval(value, None, None)
     error = math.sqrt(float(excess @ excess) * many / (many - 1)) / len(values)
     half = NormalDist().inv_cdf((1 + level) / 2) * error
-    low, high = np.quantile(values, [max(0.0, share - half), min(1.0, share + half)])
-    return Interval(value, float(low), float(high))
+    low, high = (_at(rising, min(1.0, max(0.0, share + each))) for each in (-half, half))
+    return Interval(value, low, high)
+
+
+def _at(rising: Floats, share: float) -> float:
+    """As ``numpy.quantile``, of sorted values."""
+    place = (len(rising) - 1) * share
+    low = int(place)
+    first, second = rising[low], rising[min(low + 1, len(rising) - 1)]
+    return float(first + (second - first) * (place - low))
