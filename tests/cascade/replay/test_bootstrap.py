@@ -9,11 +9,13 @@ import pytest
 from numpy.typing import NDArray
 
 from cascade.errors import InvalidInput
-from cascade.replay import intervals
+from cascade.pair import pair
+from cascade.replay import Figures, bootstrap, intervals
 from cascade.replay.bootstrap import WHOLE
 from cascade.replay.figures import weighted_mean
 from cascade.replay.times import quantile_interval
 from cascade.rows import Floats
+from tests.cascade.drawn_records import drawn
 
 
 @dataclass(frozen=True)
@@ -116,3 +118,27 @@ def test_intervals_of_quantiles_cover_the_truth_as_often_as_they_say() -> None:
     assert 0.90 <= hits / 400 <= 0.98
     assert np.isnan(quantile_interval(np.zeros(0), np.zeros(0, np.int64), 0.5).value)
     assert quantile_interval(np.ones(3), np.zeros(3, np.int64), 0.5).low is None
+
+
+def test_little_bags_say_what_resampling_all_documents_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = pair(drawn(6000, seed=21))
+    accepted = rows.score > 0.7
+
+    def of_rows(places: NDArray[np.int64]) -> Figures:
+        return Figures(rows.take(places), rows.score[places], accepted[places])
+
+    bags = intervals(of_rows, rows.documents(), replicates=1000)
+    monkeypatch.setattr(bootstrap, "WHOLE", len(rows))
+    whole = intervals(of_rows, rows.documents(), replicates=300)
+    for name in ("coverage", "accuracy", "auroc", "aurc", "brier", "deferral_auc", "apgr", "aiq"):
+        one, two = bags[name], whole[name]
+        assert one.value == two.value
+        assert one.low is not None
+        assert one.high is not None
+        assert two.low is not None
+        assert two.high is not None
+        width = two.high - two.low
+        assert one.high - one.low == pytest.approx(width, rel=0.3), name
+        assert one.low + one.high == pytest.approx(two.low + two.high, abs=0.4 * width), name
