@@ -17,12 +17,13 @@ from numpy.typing import ArrayLike
 
 from cascade.binomial import check_counts, check_level, clopper_pearson_interval
 from cascade.errors import InvalidInput
-from cascade.rows import Bools, Floats, labelled, outcomes, same_length
+from cascade.rows import Bools, Floats, labelled, numbers, outcomes, same_length
 
 __all__ = [
     "Bin",
     "DeferralCurve",
     "PairedDifference",
+    "aiq",
     "aurc",
     "auroc",
     "brier",
@@ -135,6 +136,40 @@ class DeferralCurve:
         if best - chance < 1e-12:
             return None
         return (self.auc - chance) / (best - chance)
+
+    @property
+    def gap_recovered(self) -> Floats | None:
+        """PGR at every share: (accuracy - weak) / (strong - weak), the share of the gap between the
+        two models that is won back (RouteLLM: Ong et al. 2024, arXiv 2406.18665).
+
+        Above 1 where the cascade is better than the strong model. None where that is no better than
+        the weak one: then there is no gap.
+        """
+        gap = self.accuracy[-1] - self.accuracy[0]
+        if gap < 1e-12:
+            return None
+        recovered: Floats = (self.accuracy - self.accuracy[0]) / gap
+        return recovered
+
+    @property
+    def apgr(self) -> float | None:
+        """Area under PGR over share 0 … 1 (arXiv 2406.18665); 0.5 for random order."""
+        recovered = self.gap_recovered
+        return None if recovered is None else _area(recovered, self.share)
+
+    def call_share(self, recovered: float) -> float | None:
+        """CPT: the smallest share to escalate at which PGR reaches ``recovered``, e.g. 0.5.
+
+        The first crossing, not an interpolation: the curve need not rise. None without a gap, and
+        for more than the curve ever reaches.
+        """
+        curve = self.gap_recovered
+        return None if curve is None else _first_reaching(curve, self.share, recovered)
+
+    def share_to_match(self, accuracy: float) -> float | None:
+        """Handoff-to-match: the smallest share to escalate at which the cascade is as accurate as a
+        named model, whose ``accuracy`` on the same rows this is; None if it never is."""
+        return _first_reaching(self.accuracy, self.share, accuracy)
 
 
 def deferral_curve(
@@ -259,6 +294,40 @@ def brier(confidence: ArrayLike, correct: ArrayLike) -> float:
     return float(np.mean((floats - right) ** 2))
 
 
+def aiq(cost: ArrayLike, performance: ArrayLike, max_cost: float | None = None) -> float | None:
+    """Average improvement in quality of a router with several settings (RouterBench: Hu et al.
+    2024, arXiv 2403.12031).
+
+    The area under the non-decreasing convex hull of (cost, performance), from the cheapest setting
+    to ``max_cost``, beyond the last point flat; over ``max_cost``. RouterBench divides by the range
+    of costs instead, which is the same where the cheapest setting is free.
+
+    Arguments:
+        cost: of each setting, ≥ 0, in one unit, shape ``[settings]``.
+        performance: of each, shape ``[settings]``.
+        max_cost: common to the systems that are compared, at least every cost; by default the
+            largest cost here.
+
+    Returns:
+        None where the largest cost is 0: there is no axis.
+
+    Raises:
+        InvalidInput: bad shapes, NaN, a negative cost, or one above ``max_cost``.
+    """
+    costs, quality = numbers("cost", cost), numbers("performance", performance)
+    same_length("cost", costs, "performance", quality)
+    if not (np.isfinite(costs).all() and np.isfinite(quality).all() and costs.min() >= 0):
+        raise InvalidInput("cost", "and performance must be finite, and no cost below 0")
+    end = float(costs.max()) if max_cost is None else max_cost
+    if costs.max() > end:
+        raise InvalidInput("max_cost", f"{end:g} is below a cost, {costs.max():g}")
+    if end <= 0:
+        return None
+    x, y = _upper_hull(costs, quality)
+    area = float(np.trapezoid(y, x)) + float(y[-1]) * (end - float(x[-1]))
+    return area / end
+
+
 def percentile(values: ArrayLike, percent: float) -> float:
     """The value below which ``percent`` % lie, interpolated between neighbours, in their own unit.
 
@@ -308,6 +377,29 @@ def _ordered_by(key: Floats, values: Floats) -> Floats:
     _, place, counts = np.unique(key, return_inverse=True, return_counts=True)
     means = np.bincount(place, weights=values) / counts
     return np.repeat(means, counts)
+
+
+def _first_reaching(height: Floats, share: Floats, wanted: float) -> float | None:
+    reached = height >= wanted - 1e-12
+    return float(share[np.argmax(reached)]) if reached.any() else None
+
+
+def _upper_hull(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """The upper convex hull, by rising x (Andrew 1979), cut at its highest point."""
+    hull: list[tuple[float, float]] = []
+    order = np.lexsort((-y, x))
+    for c in zip(x[order].tolist(), y[order].tolist(), strict=True):
+        if hull and c[0] == hull[-1][0]:
+            continue  # the best of one cost came first
+        while len(hull) >= 2:
+            a, b = hull[-2:]
+            if (b[0] - a[0]) * (c[1] - a[1]) < (b[1] - a[1]) * (c[0] - a[0]):
+                break  # a right turn: b stays
+            hull.pop()
+        hull.append(c)
+    top = max(range(len(hull)), key=lambda i: hull[i][1])
+    xs, ys = zip(*hull[: top + 1], strict=True)
+    return np.array(xs), np.array(ys)
 
 
 def _area(height: Floats, share: Floats) -> float:

@@ -15,7 +15,7 @@ from typing import Self
 
 from cascade.certificate import Certificate
 from cascade.confidence import ConfidenceModel
-from cascade.errors import InvalidInput, PolicyMismatch
+from cascade.errors import InvalidInput
 from cascade.files import write_whole
 from cascade.local import LocalAnswer, ModelInfo
 from cascade.request import Constraints, DataClass
@@ -294,33 +294,12 @@ class PolicyStore:
         policy = self._loaded[str(path)]
         return policy if policy.adapter_digest == model.adapter_digest else None
 
-    def require(self, task_id: str, model: ModelInfo) -> Policy:
-        """The policy for ``task_id`` on ``model``, for those who cannot do without it.
-
-        Raises:
-            PolicyMismatch: there is none for this base, or it is for another adapter.
-            Tampered, UnknownPublisher, InvalidInput: there is one that must not be used.
-        """
-        policy = self.find(task_id, model)
-        if policy is not None:
-            return policy
-        held = self._loaded.get(str(self._path(model.base_digest, task_id)))
-        if held is None:
-            raise PolicyMismatch(
-                f"no policy for the task {task_id!r} is valid for the base "
-                f"{model.base_digest[:12]}…; install one that was certified for it"
-            )
-        raise PolicyMismatch(
-            f"the policy for the task {task_id!r} is valid for "
-            f"{_adapter(held.adapter_digest)}, not for {_adapter(model.adapter_digest)}; "
-            "certify it anew"
-        )
-
     def _path(self, base_digest: str, task_id: str) -> Path:
-        if not _TASK_ID.fullmatch(task_id):
-            raise InvalidInput("task", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+        check_task_id(task_id)
         return self._folder / base_digest / f"{task_id}.json"
 
 
-def _adapter(digest: str) -> str:
-    return f"the adapter {digest[:12]}…" if digest else "no adapter"
+def check_task_id(task_id: str) -> None:
+    """Raise ``InvalidInput`` unless ``task_id`` can name a policy."""
+    if not _TASK_ID.fullmatch(task_id):
+        raise InvalidInput("task", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")

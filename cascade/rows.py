@@ -37,7 +37,7 @@ def outcomes(field: str, values: ArrayLike) -> Bools:
         InvalidInput: not one-dimensional, empty, or anything other than false/true or 0/1.
     """
     array = numbers(field, values)
-    if not np.isin(array, (0.0, 1.0)).all():
+    if not ((array == 0) | (array == 1)).all():
         raise InvalidInput(field, "must hold only false/true or 0/1")
     return array.astype(np.bool_)
 

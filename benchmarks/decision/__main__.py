@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks.decision import coverage, deciding, drift, pii, violations
+from benchmarks.decision import coverage, deciding, drift, pii, violations, workbench
 from benchmarks.hardware import describe
 from benchmarks.rows import Row
 from benchmarks.run import Run, main
@@ -16,6 +16,7 @@ GROUPS: Mapping[str, Callable[[None, Run], Iterator[Row]]] = {
     "drift": drift.rows,
     "deciding": deciding.rows,
     "pii": pii.rows,
+    "workbench": workbench.rows,
 }
 
 if __name__ == "__main__":

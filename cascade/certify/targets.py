@@ -279,7 +279,9 @@ def _grades(field: str, values: ArrayLike, method: Method) -> Floats:
 
 
 def _check_exact(field: str, method: Method, *losses: Floats) -> None:
-    if method == "clopper_pearson" and not all(np.isin(loss, (0.0, 1.0)).all() for loss in losses):
+    if method == "clopper_pearson" and not all(
+        ((loss == 0) | (loss == 1)).all() for loss in losses
+    ):
         raise InvalidInput(
             field,
             "must hold only false/true or 0/1 for exact binomial p-values; "

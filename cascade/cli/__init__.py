@@ -25,6 +25,8 @@ _VERBS = {
     "records": "show, convert and split files of records",
     "report": "write one interactive page about a set of records and a policy",
     "suite": "record many data sets, as they are and perturbed, and print the matrix",
+    "tune": "choose a certified threshold from records, and sign the policy",
+    "replay": "apply a policy to records: every figure, with intervals",
     "models": "list and download model files",
     "bundle": "build, inspect and verify device bundles",
     "cluster": "start, show and stop the local cluster",

@@ -75,13 +75,13 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _split(args: argparse.Namespace) -> int:
-    shares = _shares(args.parts)
+    wanted = shares(args.parts)
     outs = {
-        name: args.file.with_name(f"{args.file.stem}-{name}{args.file.suffix}") for name in shares
+        name: args.file.with_name(f"{args.file.stem}-{name}{args.file.suffix}") for name in wanted
     }
     for out in outs.values():
         _refuse_existing(out, force=args.force)
-    parts = split(load(args.file), shares, seed=args.seed, balance=args.balance)
+    parts = split(load(args.file), wanted, seed=args.seed, balance=args.balance)
     check_disjoint(parts)
     for name, part in parts.items():
         save(outs[name], part)
@@ -89,8 +89,13 @@ def _split(args: argparse.Namespace) -> int:
     return 0
 
 
-def _shares(text: str) -> dict[str, float]:
-    shares: dict[str, float] = {}
+def shares(text: str, *, field: str = "parts") -> dict[str, float]:
+    """Parts and their shares, as in ``develop=0.3,test=0.2``.
+
+    Raises:
+        InvalidInput: it is written otherwise, or names a part twice.
+    """
+    found: dict[str, float] = {}
     for item in text.split(","):
         name, equals, share = item.partition("=")
         try:
@@ -99,11 +104,11 @@ def _shares(text: str) -> dict[str, float]:
             value = -1.0
         # The name becomes part of a file's.
         if not (name.replace("-", "").replace("_", "").isalnum() and equals and value > 0):
-            raise InvalidInput("parts", f"{item!r} is not NAME=SHARE, e.g. test=0.2")
-        if name in shares:
-            raise InvalidInput("parts", f"names {name} twice")
-        shares[name] = value
-    return shares
+            raise InvalidInput(field, f"{item!r} is not NAME=SHARE, e.g. test=0.2")
+        if name in found:
+            raise InvalidInput(field, f"names {name} twice")
+        found[name] = value
+    return found
 
 
 def _refuse_existing(path: Path, *, force: bool) -> None:

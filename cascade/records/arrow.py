@@ -38,6 +38,7 @@ class ArrowSource:
         self._data = data  # a pyarrow.Table, or a ParquetFile whose columns are read on demand
         self._numbers: dict[str, Floats] = {}
         self._texts: dict[str, list[str]] = {}
+        self._columns: dict[str, pa.ChunkedArray] = {}
         self._whole: pa.Table | None = None
 
     def __len__(self) -> int:
@@ -118,8 +119,14 @@ class ArrowSource:
         """One column."""
         if self._whole is not None or self._is_table():
             return self.table()[name]
+        # Checking and converting ask for a column several times; lists, which may be large, once.
+        if name in self._columns:
+            return self._columns[name]
         # A group called "a.b" has a column that looks nested in that of "a": pick by name again.
-        return self._data.read(columns=[name])[name]
+        column = self._data.read(columns=[name])[name]
+        if name.rpartition(".")[2] not in LISTS:
+            self._columns[name] = column
+        return column
 
     def _is_table(self) -> bool:
         return isinstance(self._data, arrow_module().Table)

@@ -15,6 +15,7 @@ from sklearn import metrics as reference
 
 from cascade.errors import InvalidInput
 from cascade.metrics import (
+    aiq,
     aurc,
     auroc,
     brier,
@@ -293,3 +294,46 @@ def test_percentiles_interpolate() -> None:
 def test_percentiles_of_nothing_are_refused(values: list[float], percent: float) -> None:
     with pytest.raises(InvalidInput):
         percentile(values, percent)
+
+
+def test_gap_recovered_by_hand() -> None:
+    # Escalated in this order: a gain, nothing, a loss, a gain: accuracy .5 .75 .75 .5 .75
+    curve = deferral_curve([0.1, 0.2, 0.3, 0.4], [0, 1, 1, 0], [1, 1, 0, 1])
+    assert curve.gap_recovered is not None
+    assert curve.gap_recovered.tolist() == [0, 1, 1, 0, 1]
+    assert curve.apgr == pytest.approx((0.5 + 1 + 0.5 + 0.5) / 4)
+    assert curve.call_share(0) == 0
+    assert curve.call_share(0.5) == 0.25  # the first crossing, though the curve falls again
+    assert curve.call_share(1.1) is None
+    assert curve.share_to_match(0.75) == 0.25
+    assert curve.share_to_match(0.8) is None
+    assert curve.share_to_match(0.5) == 0
+
+
+def test_random_order_recovers_half() -> None:
+    rng = np.random.default_rng(5)
+    weak, strong = rng.random(400) < 0.6, rng.random(400) < 0.9
+    tied = deferral_curve(np.full(400, 0.5), weak, strong)  # one tie is random order
+    assert tied.apgr == pytest.approx(0.5)
+    assert tied.call_share(0.5) == pytest.approx(0.5, abs=1 / 400)
+    shuffled = [deferral_curve(rng.random(400), weak, strong).apgr for _ in range(200)]
+    assert np.mean([each for each in shuffled if each is not None]) == pytest.approx(0.5, abs=0.02)
+
+
+def test_without_a_gap_there_is_nothing_to_recover() -> None:
+    curve = deferral_curve([0.1, 0.2], [1, 0], [0, 1])
+    assert (curve.gap_recovered, curve.apgr, curve.call_share(0.5)) == (None, None, None)
+
+
+def test_aiq_by_hand() -> None:
+    # The hull goes 0, 2, 4; the point at 1 lies below it, that at 6 below its top.
+    cost, quality = [0.0, 1, 2, 4, 6], [0.5, 0.5, 0.8, 0.9, 0.7]
+    under = 0.65 * 2 + 0.85 * 2 + 0.9 * 2
+    assert aiq(cost, quality) == pytest.approx(under / 6)
+    assert aiq(cost, quality, max_cost=10) == pytest.approx((under + 0.9 * 4) / 10)
+    assert aiq([2.0], [0.5], max_cost=4) == pytest.approx(0.25)
+    assert aiq([0.0, 0.0], [0.5, 0.7]) is None
+    with pytest.raises(InvalidInput, match="max_cost: 1 is below a cost, 6"):
+        aiq(cost, quality, max_cost=1)
+    with pytest.raises(InvalidInput, match="cost"):
+        aiq([-1.0], [0.5])
