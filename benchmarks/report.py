@@ -19,7 +19,8 @@ _REPEAT = """
 ## Measure it yourself
 ```bash
 python -m benchmarks.edge --json edge.json
-python -m benchmarks.report edge.json
+python -m benchmarks.decision --json decision.json
+python -m benchmarks.report edge.json decision.json
 ```
 Peers are installed, pinned, into environments of their own below `~/.cache/cascade-benchmarks`
 (`CASCADE_BENCH_CACHE` moves it); compiling llama.cpp takes most of the first run. `--quick` takes
