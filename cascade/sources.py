@@ -197,7 +197,7 @@ def fetch_package(file: PackageFile, folder: Path, meter: Meter) -> Path:
                 raise Stopped
     finally:
         _end(process)
-    shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)  # of no use to another try
     if process.returncode:
         raise SourceFailed(_last_words(log, file))
     archive = _intact(arrived, file)
