@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Literal
 from cascade.errors import Cancelled, CascadeError, DeadlineExceeded, InvalidInput, RemoteError
 from cascade.events import DEVICE, Answer, Event, Final, Latency, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, LocalClassifier, LocalModel, Unreadable
+from cascade.monitor import Monitor
+from cascade.monitor.opinion import whole_answer
 from cascade.policy import (
     Decision,
     Policy,
@@ -44,6 +47,7 @@ class Controller:
             the cluster.
         remote: the cluster; ``None`` keeps everything on the device.
         policies: where to find the policy of a request's task; ``None`` for no task at all.
+        monitor: audits accepted answers and withdraws policies that fail; closed with this.
     """
 
     def __init__(
@@ -51,12 +55,14 @@ class Controller:
         local: LocalModel | LocalClassifier | None,
         remote: Remote | None,
         policies: PolicyStore | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         if local is None and remote is None:
             raise InvalidInput("local", "is None and so is remote; give at least one of them")
         self._local = local
         self._remote = remote
         self._policies = policies
+        self._monitor = monitor
 
     async def run(self, request: Request, *, show: Show = "final") -> AsyncGenerator[Event, None]:
         """Answer ``request``. Closing the iterator cancels whatever is under way.
@@ -94,11 +100,16 @@ class Controller:
             if state.answer is not None:
                 yield Final(state.answer)
                 return
-        for event in self._answer_locally(state, decision):
-            yield event
+        try:
+            for event in self._answer_locally(state, decision):
+                yield event
+        finally:  # behind the last event, also where the reader leaves with it
+            self._audit(state, policy, decision, obstacle)
 
     async def close(self) -> None:
-        """Close the connection to the cluster."""
+        """Close the connection to the cluster, and the monitor."""
+        if self._monitor is not None:
+            await self._monitor.close()
         if self._remote is not None:
             await self._remote.close()
 
@@ -166,7 +177,14 @@ class Controller:
 
     def _judge(self, state: _State, policy: Policy | None, obstacle: Reason | None) -> Decision:
         if state.local is not None:
-            return decide(policy, state.local, obstacle)
+            if self._monitor is None or policy is None:
+                return decide(policy, state.local, obstacle)
+            demoted = self._monitor.demoted(policy)
+            decision = decide(policy, state.local, obstacle, demoted=demoted)
+            if Reason.UNCERTIFIED_MODE not in decision.reasons:  # other scores than the policy's
+                score = state.local.raw_score
+                self._monitor.answered(policy, score=score, accepted=decision.accept)
+            return decision
         if obstacle is not None:
             if state.local_problem is not None:
                 raise state.local_problem
@@ -179,6 +197,26 @@ class Controller:
                 "constraints", f"forbid escalation ({obstacle}), and the device is not to answer"
             )
         return Decision(False, True, None, tuple(state.reasons))
+
+    def _audit(
+        self, state: _State, policy: Policy | None, decision: Decision, obstacle: Reason | None
+    ) -> None:
+        """Let the monitor audit an accepted answer, by the cluster where the request may leave."""
+        if self._monitor is None or policy is None or state.local is None or not decision.accept:
+            return
+        ask = None
+        if self._remote is not None and obstacle is None:
+            stream = functools.partial(
+                self._remote.answer,
+                _for_cloud(state.request, policy),
+                _report(self._local, state.local, decision),
+                deadline_s=state.request.constraints.deadline_s,
+            )
+
+            async def ask() -> str:
+                return await whole_answer(stream(transfer=Transfer()))
+
+        self._monitor.accepted(policy, state.request, state.local.text, ask)
 
     async def _escalate(
         self, remote: Remote, state: _State, policy: Policy | None, decision: Decision

@@ -52,3 +52,8 @@ def cluster_dir() -> Path:
 def profile_dir() -> Path:
     """What ``cascade bundle bench`` measured on this machine."""
     return home() / "profile"
+
+
+def monitor_dir() -> Path:
+    """States of monitored policies, and the log of how they changed."""
+    return home() / "monitor"

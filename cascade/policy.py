@@ -19,6 +19,7 @@ from cascade.errors import InvalidInput
 from cascade.files import write_whole
 from cascade.local import LocalAnswer, ModelInfo
 from cascade.request import DataClass, Request
+from cascade.score_reference import ScoreReference
 from cascade.signing import SigningKey, TrustStore
 from cascade.strict import Fields
 from cascade.task import Task
@@ -40,6 +41,8 @@ class Reason(StrEnum):
     """No policy is valid for this task on this model, so nothing can be promised."""
     UNCERTIFIED_MODE = "uncertified_mode"
     """The task's policy was fitted to scores of the other mode (exact or search) than these."""
+    POLICY_DEMOTED = "policy_demoted"
+    """The monitor found the risk above what was certified, so nothing is promised any more."""
     NEVER_LEAVE = "never_leave"
     """The data class forbids escalation."""
     NO_TIER_ALLOWED = "no_tier_allowed"
@@ -82,6 +85,7 @@ class Policy:
         threshold: the lowest confidence that is accepted, or ``None`` where no threshold could be
             certified: then nothing is accepted.
         certificate: the evidence for ``threshold``; ``None`` exactly when ``threshold`` is.
+        scores: raw scores of the certify part, for the monitor; ``None`` leaves inputs unwatched.
     """
 
     task: Task
@@ -90,6 +94,7 @@ class Policy:
     confidence: ConfidenceModel
     threshold: float | None
     certificate: Certificate | None
+    scores: ScoreReference | None = None
 
     def covers(self, options: tuple[str, ...], model: ModelInfo) -> bool:
         """Whether this policy may judge answers among ``options`` by ``model``."""
@@ -101,7 +106,7 @@ class Policy:
 
     def to_bytes(self) -> bytes:
         """The bytes that are signed."""
-        value = {
+        value: dict[str, object] = {
             "format_version": FORMAT_VERSION,
             "task": self.task.to_json(),
             "base_digest": self.base_digest,
@@ -110,6 +115,8 @@ class Policy:
             "threshold": self.threshold,
             "certificate": self.certificate.to_json() if self.certificate else None,
         }
+        if self.scores is not None:
+            value["scores"] = self.scores.to_json()
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -127,6 +134,7 @@ class Policy:
         if fields.number("format_version") != FORMAT_VERSION:
             raise InvalidInput("policy.format_version", f"is not {FORMAT_VERSION}; tune it again")
         certificate = fields.take("certificate")
+        scores = fields.take("scores") if "scores" in value else None
         policy = cls(
             task=Task.from_json(fields.take("task"), where="policy.task"),
             base_digest=fields.text("base_digest"),
@@ -134,6 +142,7 @@ class Policy:
             confidence=ConfidenceModel.from_json(fields.take("confidence")),
             threshold=fields.number_or_none("threshold", 0.0, 1.0),
             certificate=None if certificate is None else Certificate.from_json(certificate),
+            scores=None if scores is None else ScoreReference.from_json(scores),
         )
         fields.end()
         if (policy.threshold is None) != (policy.certificate is None):
@@ -141,18 +150,23 @@ class Policy:
         return policy
 
 
-def decide(policy: Policy | None, answer: LocalAnswer, obstacle: Reason | None) -> Decision:
+def decide(
+    policy: Policy | None, answer: LocalAnswer, obstacle: Reason | None, *, demoted: bool = False
+) -> Decision:
     """Judge a local answer.
 
     Arguments:
         policy: a policy that covers the request and the model, or ``None``.
         obstacle: why the request may not leave the device, from ``obstacle_to_escalation``, or
             ``None`` when it may.
+        demoted: the monitor withdrew the policy: its confidence is worth no more than none.
     """
     confidence = None
     # The adapter may have been swapped between finding the policy and computing the answer.
     if policy is None or policy.adapter_digest != answer.adapter_digest:
         reason = Reason.UNCERTIFIED_TASK
+    elif demoted:
+        reason = Reason.POLICY_DEMOTED
     elif answer.options is not None and answer.options.mode != policy.confidence.mode:
         reason = Reason.UNCERTIFIED_MODE
     else:

@@ -10,6 +10,7 @@ Example:
 from cascade.errors import CascadeError
 from cascade.events import Answer, Event, Final, Latency, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, LocalModel, ModelInfo
+from cascade.monitor import Monitor
 from cascade.policy import Policy, PolicyStore
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.sampling import Sampling
@@ -51,6 +52,7 @@ __all__ = [
     "Manifest",
     "Message",
     "ModelInfo",
+    "Monitor",
     "OnnxClassifier",
     "OnnxModel",
     "OptionScores",

@@ -20,6 +20,7 @@ from cascade.controller import Controller, Show
 from cascade.errors import InvalidInput, NotFound
 from cascade.events import Answer, Event, Final
 from cascade.local import ModelInfo
+from cascade.monitor import Monitor
 from cascade.policy import PolicyStore
 from cascade.remote import Remote
 from cascade.request import Constraints, Message, Request
@@ -54,9 +55,11 @@ class AsyncDevice:
         model: OnnxModel | OnnxClassifier | None,
         remote: Remote | None = None,
         policies: PolicyStore | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         self._model = model
-        self._controller = Controller(model, remote, policies)
+        self._monitor = monitor
+        self._controller = Controller(model, remote, policies, monitor)
 
     @classmethod
     def open(
@@ -66,6 +69,7 @@ class AsyncDevice:
         cloud: ClientProfile | None = None,
         trust: TrustStore | None = None,
         policies: PolicyStore | None = None,
+        monitor: Monitor | None = None,
         threads: int | None = None,
     ) -> Self:
         """Verify and load a bundle.
@@ -76,6 +80,9 @@ class AsyncDevice:
             cloud: address, certificate authority and key of a cluster; ``None`` works offline.
             trust: pinned publisher keys; by default those under ``CASCADE_HOME``.
             policies: installed policies; by default those under ``CASCADE_HOME``.
+            monitor: audits accepted answers, ``Monitor.open(…)``; closed with the device. By
+                default nothing is audited, and policies that a monitor under ``CASCADE_HOME``
+                withdrew stay withdrawn.
             threads: threads of the local model, ≥ 1; by default what this machine's profile
                 recommends (``cascade bundle bench``), or 1 without one.
 
@@ -88,7 +95,8 @@ class AsyncDevice:
         if threads is None:
             threads = recommended_threads(verified.manifest.name)
         model = load_model(verified, threads=threads)
-        return cls(model, remote_to(cloud), policies or PolicyStore(home.policies_dir(), trust))
+        policies = policies or PolicyStore(home.policies_dir(), trust)
+        return cls(model, remote_to(cloud), policies, monitor or Monitor.obeying())
 
     @property
     def info(self) -> ModelInfo | None:
@@ -291,8 +299,21 @@ class AsyncDevice:
         """
         await asyncio.to_thread(self._own_model().unload_adapter, digest)
 
+    async def feedback(self, request_id: str, *, correct: bool) -> None:
+        """Tell the monitor what a user says of a recent answer that this device kept.
+
+        Arguments:
+            request_id: of the answer, ``Answer.request_id``.
+
+        Raises:
+            NotFound: there is no monitor, or no such answer is remembered.
+        """
+        if self._monitor is None:
+            raise NotFound("this device has no monitor; open it with monitor=Monitor.open(…)")
+        self._monitor.feedback(request_id, correct=correct)
+
     async def close(self) -> None:
-        """Close the connection to the cluster."""
+        """Close the connection to the cluster, and the monitor with its audits under way."""
         await self._controller.close()
 
     def _own_model(self) -> OnnxModel:

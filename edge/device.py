@@ -15,6 +15,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 from cascade.controller import Show
 from cascade.events import Event
 from cascade.local import ModelInfo
+from cascade.monitor import Monitor
 from cascade.policy import PolicyStore
 from cascade.request import Constraints
 from cascade.sampling import GREEDY, Sampling
@@ -79,13 +80,19 @@ class Device:
         cloud: ClientProfile | None = None,
         trust: TrustStore | None = None,
         policies: PolicyStore | None = None,
+        monitor: Monitor | None = None,
         threads: int | None = None,
     ) -> Self:
         """Verify and load a bundle; see ``AsyncDevice.open``."""
 
         async def open_inside() -> AsyncDevice:
             return AsyncDevice.open(
-                bundle, cloud=cloud, trust=trust, policies=policies, threads=threads
+                bundle,
+                cloud=cloud,
+                trust=trust,
+                policies=policies,
+                monitor=monitor,
+                threads=threads,
             )
 
         portal = Portal()
@@ -102,11 +109,12 @@ class Device:
         *,
         cloud: ClientProfile | None = None,
         policies: PolicyStore | None = None,
+        monitor: Monitor | None = None,
     ) -> Self:
         """A device around a model that is loaded already; several may share it."""
 
         async def open_inside() -> AsyncDevice:
-            return AsyncDevice(model, remote_to(cloud), policies)
+            return AsyncDevice(model, remote_to(cloud), policies, monitor)
 
         portal = Portal()
         return cls(portal, portal.call(open_inside()))
@@ -128,6 +136,7 @@ class Device:
     use_adapter = _waits(AsyncDevice.use_adapter)
     unload_adapter = _waits(AsyncDevice.unload_adapter)
     classify = _waits(AsyncDevice.classify)
+    feedback = _waits(AsyncDevice.feedback)
 
     def conversation(
         self,

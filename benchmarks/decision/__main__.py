@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks.decision import coverage, violations
+from benchmarks.decision import coverage, drift, violations
 from benchmarks.hardware import describe
 from benchmarks.rows import Row
 from benchmarks.run import Run, main
@@ -13,6 +13,7 @@ from benchmarks.run import Run, main
 GROUPS: Mapping[str, Callable[[None, Run], Iterator[Row]]] = {
     "violations": violations.rows,
     "coverage": coverage.rows,
+    "drift": drift.rows,
 }
 
 if __name__ == "__main__":

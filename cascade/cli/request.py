@@ -26,6 +26,7 @@ _WHY: dict[str, str] = {
     Reason.TARGET_INFEASIBLE: "no threshold could be certified for this task",
     Reason.UNCERTIFIED_TASK: "no policy certifies this task on this model",
     Reason.UNCERTIFIED_MODE: "its policy was fitted to the other scoring mode",
+    Reason.POLICY_DEMOTED: "the monitor withdrew this task's policy (cascade monitor status)",
     Reason.NEVER_LEAVE: "the data class forbids escalation",
     Reason.NO_TIER_ALLOWED: "the limits of the request allow no tier",
     Reason.NO_CLUSTER: "no cluster was given (--cloud)",

@@ -9,6 +9,7 @@ import pytest
 
 from cascade.errors import InvalidInput, Tampered, UnknownPublisher
 from cascade.policy import Policy, PolicyStore
+from cascade.score_reference import ScoreReference
 from cascade.signing import SigningKey, TrustStore
 from tests.cascade.test_controller import INFO, policy
 
@@ -28,6 +29,17 @@ def store(tmp_path, key):
 @pytest.mark.parametrize("threshold", [0.8, None])
 def test_a_policy_survives_its_file(threshold):
     assert Policy.from_bytes(policy(threshold).to_bytes()) == policy(threshold)
+
+
+def test_the_scores_of_the_certify_part_are_signed_with_it():
+    scores = ScoreReference.of([0.5, 0.7, 0.7, 0.9])
+    watched = replace(policy(0.8), scores=scores)
+    assert Policy.from_bytes(watched.to_bytes()) == watched
+    assert b"scores" not in policy(0.8).to_bytes()
+    value = json.loads(watched.to_bytes())
+    value["scores"]["rows"] = 0
+    with pytest.raises(InvalidInput, match=r"score_reference\.rows"):
+        Policy.from_bytes(json.dumps(value).encode())
 
 
 @pytest.mark.parametrize(

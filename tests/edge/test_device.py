@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 
@@ -11,7 +12,7 @@ from cascade.errors import InvalidInput, NotFound, UnknownPublisher
 from cascade.policy import PolicyStore, Reason
 from cascade.request import Constraints
 from cascade.signing import TrustStore
-from edge import AsyncDevice, Device, Final, Token
+from edge import AsyncDevice, Device, Final, Monitor, Token
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +109,20 @@ def test_closing_twice_is_fine(bundle, trust, tmp_path):
     device = Device.open(bundle.path, trust=trust, policies=PolicyStore(tmp_path, trust))
     device.close()
     device.close()
+
+
+def test_feedback_reaches_the_monitor_and_is_refused_without_one(device, tiny, tmp_path):
+    with pytest.raises(NotFound, match="has no monitor"):
+        device.feedback("some-request", correct=True)
+    policies = PolicyStore(tmp_path / "policies", tiny.trust)
+    own = dataclasses.replace(tiny, policies=policies)
+    own.install_policy("topics", ("good", "bad"), threshold=0.0)
+    monitor = Monitor.open(tmp_path / "monitor.sqlite", tier_error=0.0)
+    with Device.open(tiny.path, trust=tiny.trust, policies=policies, monitor=monitor) as watched:
+        answer = watched.choose("What a day.", ["good", "bad"], task="topics")
+        assert answer.verified
+        watched.feedback(answer.request_id, correct=False)
+        (kept,) = monitor.kept()
+        with pytest.raises(NotFound, match="reported already"):
+            watched.feedback(answer.request_id, correct=False)
+    assert (kept.health.accepted.labels, kept.health.accepted.errors) == (1, 1)

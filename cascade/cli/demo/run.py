@@ -39,6 +39,7 @@ from cascade.cli.models import pull_with_progress
 from cascade.cli.progress import ProgressLine
 from cascade.errors import BundleError, InfeasibleTarget, NotFound
 from cascade.policy import Policy, PolicyStore
+from cascade.score_reference import ScoreReference
 from cascade.signing import SigningKey, TrustStore
 from cascade.wire import ClientProfile
 
@@ -169,6 +170,7 @@ def _certify(
         confidence=confidence,
         threshold=certificate.threshold if certificate else None,
         certificate=certificate,
+        scores=ScoreReference.of(certify_scores),
     )
     return policy, CertificateResult(
         alpha=ALPHA,
