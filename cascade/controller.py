@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cascade.early_stop import StopWatch
 from cascade.errors import Cancelled, CascadeError, DeadlineExceeded, InvalidInput, RemoteError
 from cascade.events import DEVICE, Answer, Event, Final, Latency, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, LocalClassifier, LocalModel, Unreadable
@@ -100,6 +101,9 @@ class Controller:
             if state.answer is not None:
                 yield Final(state.answer)
                 return
+        if state.stopped and self._local is not None:
+            async for event in self._finish_locally(self._local, state, policy):
+                yield event
         try:
             for event in self._answer_locally(state, decision):
                 yield event
@@ -140,8 +144,19 @@ class Controller:
         def on_text(text: str) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, text)
 
+        # Only where somebody else is to answer instead.
+        rule = policy.early_stop if policy is not None and not alone else None
+        state.watch = rule.watch(state.request.max_tokens) if rule is not None else None
         decode = asyncio.create_task(
-            asyncio.to_thread(_decode, local, state.request, policy, on_text, cancel)
+            asyncio.to_thread(
+                _decode,
+                local,
+                state.request,
+                policy,
+                on_text=on_text,
+                watch=state.watch,
+                cancel=cancel,
+            )
         )
         decode.add_done_callback(lambda _: pieces.put_nowait(None))
         expiry = loop.call_later(max(0.0, state.remaining_s()), cancel.cancel)
@@ -175,7 +190,26 @@ class Controller:
                 with contextlib.suppress(CascadeError):
                     await asyncio.shield(decode)
 
+    async def _finish_locally(
+        self, local: LocalModel | LocalClassifier, state: _State, policy: Policy | None
+    ) -> AsyncGenerator[Event, None]:
+        """Write the whole answer after all, where the cluster did not come to replace it."""
+        if state.shown == DEVICE:
+            state.shown = None
+            yield Superseded(DEVICE)
+        cut_off, watch = state.local, state.watch
+        try:
+            async with contextlib.aclosing(
+                self._try_locally(local, state, None, "final", alone=False)
+            ) as pieces:
+                async for event in pieces:
+                    yield event
+        except DeadlineExceeded:
+            state.local, state.watch = cut_off, watch
+
     def _judge(self, state: _State, policy: Policy | None, obstacle: Reason | None) -> Decision:
+        if state.local is not None and state.stopped and obstacle is None:
+            return Decision(False, True, None, (Reason.STOPPED_EARLY,))
         if state.local is not None:
             if self._monitor is None or policy is None:
                 return decide(policy, state.local, obstacle)
@@ -288,11 +322,22 @@ class _State:
     reasons: list[Reason] = field(default_factory=list)
     local: LocalAnswer | None = None
     local_problem: InvalidInput | None = None
+    watch: StopWatch | None = None
     transfer: Transfer = field(default_factory=Transfer)
     remote_s: float = 0.0
     remote_error: RemoteError | None = None
     shown: str | None = None  # source of the text that the application holds
     answer: Answer | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the local decode was stopped early, and not finished since."""
+        return self.watch is not None and self.watch.fired
+
+    @property
+    def raw_score(self) -> float | None:
+        """Of a whole local answer."""
+        return self.local.raw_score if self.local and not self.stopped else None
 
     def remaining_s(self) -> float:
         return self.request.constraints.deadline_s - (time.perf_counter() - self.started)
@@ -315,7 +360,7 @@ class _State:
             source=finished.tier,
             model=finished.model or model,
             confidence=finished.confidence,
-            raw_score=self.local.raw_score if self.local else None,
+            raw_score=self.raw_score,
             verified=True,
             reasons=(*decision.reasons, *finished.reasons),
             latency=self.latency(),
@@ -329,6 +374,8 @@ class _State:
             device_confidence=decision.confidence,
             finish=finished.reason,
             bounds=self.bounds(),
+            expected_gain=decision.gain,
+            local_tokens_saved=self.watch.saved if self.watch else None,
         )
 
     def local_answer(
@@ -345,7 +392,7 @@ class _State:
             source=DEVICE,
             model=model.info.name if model else "",
             confidence=decision.confidence,
-            raw_score=local.raw_score,
+            raw_score=self.raw_score,
             verified=decision.accept,
             reasons=reasons,
             latency=self.latency(),
@@ -356,8 +403,9 @@ class _State:
             device_confidence=decision.confidence,
             remote_error=error.message if error else None,
             remote_status=error.status if error else None,
-            finish="length" if local.finish == "length" else "stop",
+            finish="length" if local.finish in ("length", "callback") else "stop",
             bounds=self.bounds(),
+            expected_gain=decision.gain,
         )
 
 
@@ -365,7 +413,9 @@ def _decode(
     local: LocalModel | LocalClassifier,
     request: Request,
     policy: Policy | None,
+    *,
     on_text: Callable[[str], None],
+    watch: StopWatch | None,
     cancel: CancelToken,
 ) -> LocalAnswer:
     """Runs in a worker thread."""
@@ -386,6 +436,7 @@ def _decode(
             json_schema=request.json_schema,
             regex=request.regex,
             on_text=on_text,
+            on_token=watch,
             cancel=cancel,
         )
     task = policy.task if policy else generic(request.options)

@@ -15,8 +15,10 @@ from typing import Self
 
 from cascade.certificate import Certificate
 from cascade.confidence import ConfidenceModel
+from cascade.early_stop import EarlyStop
 from cascade.errors import InvalidInput
 from cascade.files import write_whole
+from cascade.gain import GainModel
 from cascade.local import LocalAnswer, ModelInfo
 from cascade.request import DataClass, Request
 from cascade.score_reference import ScoreReference
@@ -43,6 +45,12 @@ class Reason(StrEnum):
     """The task's policy was fitted to scores of the other mode (exact or search) than these."""
     POLICY_DEMOTED = "policy_demoted"
     """The monitor found the risk above what was certified, so nothing is promised any more."""
+    UNMEASURED = "unmeasured"
+    """A signal that the task's confidence needs was not measured, e.g. of an empty answer."""
+    STOPPED_EARLY = "stopped_early"
+    """The device stopped writing: its answer would hardly have been kept."""
+    LITTLE_GAIN = "little_gain"
+    """The cluster is not expected to do better by as much as the policy asks for."""
     NEVER_LEAVE = "never_leave"
     """The data class forbids escalation."""
     NO_TIER_ALLOWED = "no_tier_allowed"
@@ -68,12 +76,14 @@ class Decision:
         escalate: ask the cluster. Neither: return it unverified.
         confidence: calibrated P(right), or ``None`` without a valid policy.
         reasons: in the order of deciding.
+        gain: expected P(next tier right) - P(this right); ``None`` where the policy cannot tell.
     """
 
     accept: bool
     escalate: bool
     confidence: float | None
     reasons: tuple[Reason, ...]
+    gain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,10 @@ class Policy:
             certified: then nothing is accepted.
         certificate: the evidence for ``threshold``; ``None`` exactly when ``threshold`` is.
         scores: raw scores of the certify part, for the monitor; ``None`` leaves inputs unwatched.
+        gain: what escalating is expected to gain; ``None`` where that was not fitted.
+        min_gain: an answer below ``threshold`` is escalated where ``gain`` is at least this, and
+            stays, unverified, where it is less; ``None`` escalates all of them.
+        early_stop: when to stop writing an answer that will not be kept; ``None`` never does.
     """
 
     task: Task
@@ -95,6 +109,9 @@ class Policy:
     threshold: float | None
     certificate: Certificate | None
     scores: ScoreReference | None = None
+    gain: GainModel | None = None
+    min_gain: float | None = None
+    early_stop: EarlyStop | None = None
 
     def covers(self, options: tuple[str, ...], model: ModelInfo) -> bool:
         """Whether this policy may judge answers among ``options`` by ``model``."""
@@ -104,8 +121,22 @@ class Policy:
             and self.adapter_digest == model.adapter_digest
         )
 
+    def check_early_stop(self) -> None:
+        """Raise ``InvalidInput`` unless ``early_stop`` fits this task and threshold."""
+        if self.early_stop is None:
+            return
+        if self.task.options:
+            raise InvalidInput("policy.early_stop", "is for free answers, not for a closed set")
+        if self.threshold is None or self.threshold < self.early_stop.threshold:
+            raise InvalidInput(
+                "policy.early_stop.threshold",
+                f"{self.early_stop.threshold} is above the policy's threshold, {self.threshold}: "
+                "answers would be stopped that may be kept",
+            )
+
     def to_bytes(self) -> bytes:
         """The bytes that are signed."""
+        self.check_early_stop()
         value: dict[str, object] = {
             "format_version": FORMAT_VERSION,
             "task": self.task.to_json(),
@@ -117,6 +148,10 @@ class Policy:
         }
         if self.scores is not None:
             value["scores"] = self.scores.to_json()
+        if self.gain is not None:
+            value |= {"gain": self.gain.to_json(), "min_gain": self.min_gain}
+        if self.early_stop is not None:
+            value["early_stop"] = self.early_stop.to_json()
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -135,6 +170,8 @@ class Policy:
             raise InvalidInput("policy.format_version", f"is not {FORMAT_VERSION}; tune it again")
         certificate = fields.take("certificate")
         scores = fields.take("scores") if "scores" in value else None
+        gain = fields.take("gain") if "gain" in value else None
+        early_stop = fields.take("early_stop") if "early_stop" in value else None
         policy = cls(
             task=Task.from_json(fields.take("task"), where="policy.task"),
             base_digest=fields.text("base_digest"),
@@ -143,10 +180,14 @@ class Policy:
             threshold=fields.number_or_none("threshold", 0.0, 1.0),
             certificate=None if certificate is None else Certificate.from_json(certificate),
             scores=None if scores is None else ScoreReference.from_json(scores),
+            gain=None if gain is None else GainModel.from_json(gain, "policy.gain"),
+            min_gain=None if gain is None else fields.number_or_none("min_gain", -1.0, 1.0),
+            early_stop=None if early_stop is None else EarlyStop.from_json(early_stop),
         )
         fields.end()
         if (policy.threshold is None) != (policy.certificate is None):
             raise InvalidInput("policy.certificate", "must be present exactly when threshold is")
+        policy.check_early_stop()
         return policy
 
 
@@ -161,7 +202,7 @@ def decide(
             ``None`` when it may.
         demoted: the monitor withdrew the policy: its confidence is worth no more than none.
     """
-    confidence = None
+    confidence = gain = None
     # The adapter may have been swapped between finding the policy and computing the answer.
     if policy is None or policy.adapter_digest != answer.adapter_digest:
         reason = Reason.UNCERTIFIED_TASK
@@ -170,16 +211,25 @@ def decide(
     elif answer.options is not None and answer.options.mode != policy.confidence.mode:
         reason = Reason.UNCERTIFIED_MODE
     else:
-        confidence = policy.confidence(answer.raw_score)
-        if policy.threshold is None:
+        confidence = policy.confidence.of(answer)
+        gain = policy.gain.of(answer) if policy.gain is not None else None
+        if confidence is None:
+            reason = Reason.UNMEASURED
+        elif policy.threshold is None:
             reason = Reason.TARGET_INFEASIBLE
         elif confidence >= policy.threshold:
-            return Decision(True, False, confidence, (Reason.CONFIDENT,))
+            return Decision(True, False, confidence, (Reason.CONFIDENT,), gain)
         else:
             reason = Reason.UNSURE
     if obstacle is not None:
-        return Decision(False, False, confidence, (reason, obstacle))
-    return Decision(False, True, confidence, (reason,))
+        return Decision(False, False, confidence, (reason, obstacle), gain)
+    if gain is not None and policy is not None and gain < _least(policy):
+        return Decision(False, False, confidence, (reason, Reason.LITTLE_GAIN), gain)
+    return Decision(False, True, confidence, (reason,), gain)
+
+
+def _least(policy: Policy) -> float:
+    return -1.0 if policy.min_gain is None else policy.min_gain
 
 
 def obstacle_to_escalation(request: Request, *, cluster: bool) -> Reason | None:
