@@ -27,7 +27,7 @@ NAMES = ("raw_score", "first_entropy")
 def mixed(n: int, seed: int = 0) -> tuple[Features, Bools, Bools]:
     """Three kinds of question: both tiers do well, neither does, and the next tier alone does.
 
-    The score is lowest for the second kind, where there is nothing to gain. Entropy tells the third.
+    The score is lowest for the second kind, where nothing is to be gained; entropy tells the third.
     """
     rng = np.random.default_rng(seed)
     kind = rng.integers(0, 3, n)
