@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cascade.certificate import Certificate
 from cascade.confidence import ConfidenceModel
-from cascade.errors import CascadeError, InvalidInput
+from cascade.errors import CascadeError, InfeasibleTarget, InvalidInput
 from cascade.rows import Bools, Floats, outcomes, unit_floats
 from cascade.strict import Fields
 
@@ -427,7 +427,8 @@ def certify_early_stop(
 
     Arguments:
         develop, fresh: signals and confidences of each part; no labels.
-        epsilon: largest share of the stopped answers that would have been kept, in (0, 1).
+        epsilon: largest share of the stopped answers that would have been kept, in (0, 1); see
+            ``plan_epsilon``.
         delta: probability of exceeding it, over the draw of ``fresh``, in (0, 1).
 
     Raises:
@@ -446,7 +447,16 @@ def certify_early_stop(
     unkept = rule.unkept(new)
     grid = plan_grid(rule.unkept(old), old_right, rows=len(new), alpha=epsilon, delta=delta)
     grid = grid[grid > 0]  # at 0 everything would be stopped, answers without a token too
-    certificate = certify(unkept, right, alpha=epsilon, delta=delta, grid=grid)
+    try:
+        certificate = certify(unkept, right, alpha=epsilon, delta=delta, grid=grid)
+    except InfeasibleTarget as problem:
+        needed = problem.labels_needed
+        how = f"about {needed} fresh answers would be needed" if needed else "none was seen to"
+        raise InfeasibleTarget(
+            f"no cutoff is certain to stop at most {epsilon:g} of answers that would be kept, on "
+            f"{len(right)} answers; {how}",
+            needed,
+        ) from None
     return EarlyStop(
         rule.threshold,
         rule.lowest_score,
@@ -454,6 +464,24 @@ def certify_early_stop(
         _cutoff(certificate.threshold),
         certificate,
     )
+
+
+def plan_epsilon(coverage: float, *, lost: float = 0.05, most: float = 0.05) -> float:
+    """The epsilon at which stopping loses at most a share ``lost`` of the answers that are kept.
+
+    Of a request, ε · P(stopped) is lost and ``coverage`` kept, and at most what is not kept, or
+    hardly more, is stopped: so ε = lost · coverage / (1 − coverage), but not above ``most``.
+
+    Arguments:
+        coverage: share of the develop part that is kept, strictly between 0 and 1.
+
+    Raises:
+        InvalidInput: a number is out of range.
+    """
+    for name, value in (("coverage", coverage), ("lost", lost), ("most", most)):
+        if not 0 < value < 1:
+            raise InvalidInput(name, f"{value} is not between 0 and 1")
+    return min(most, lost * coverage / (1 - coverage))
 
 
 def bound_alone(rule: StopRule) -> EarlyStop:

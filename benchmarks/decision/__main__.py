@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks.decision import coverage, drift, violations
+from benchmarks.decision import coverage, drift, early_stop, violations
 from benchmarks.hardware import describe
 from benchmarks.rows import Row
 from benchmarks.run import Run, main
@@ -14,6 +14,7 @@ GROUPS: Mapping[str, Callable[[None, Run], Iterator[Row]]] = {
     "violations": violations.rows,
     "coverage": coverage.rows,
     "drift": drift.rows,
+    "early_stop": early_stop.rows,
 }
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ sentence says, capitals, sums and orders of words.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -132,3 +133,7 @@ def write_questions(path: Path, count: int, seed: int = 0) -> None:
     """The rows as JSON lines."""
     lines = (json.dumps(row, ensure_ascii=False) for row in questions(count, seed))
     write_whole(path, ("\n".join(lines) + "\n").encode())
+
+
+if __name__ == "__main__":
+    write_questions(Path(sys.argv[1]), 1000)

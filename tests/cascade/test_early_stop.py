@@ -23,6 +23,7 @@ from cascade.early_stop import (
     certify_early_stop,
     fit_early_stop,
     mask,
+    plan_epsilon,
     plan_threshold,
     savings,
 )
@@ -168,7 +169,7 @@ def test_a_rule_that_stops_what_it_likes_is_caught(
     rule: StopRule, develop: Decoded, model: ConfidenceModel
 ) -> None:
     blind = tuple(replace(point, weights=(0.0,) * 6, offset=-50.0) for point in rule.checkpoints)
-    with pytest.raises(InfeasibleTarget):
+    with pytest.raises(InfeasibleTarget, match="no cutoff is certain to stop"):
         certified(replace(rule, checkpoints=blind), develop, draw(PLAIN, 1000, seed=2), model)
 
 
@@ -286,6 +287,26 @@ def test_records_give_the_signals_of_their_tokens() -> None:
     assert running.tolist() == [[-2, -3, 2, 3, 0.5, 0.5]]
     with pytest.raises(InvalidInput, match="no signals"):
         TokenLists.of(RecordSet.of(header("device"), [record("b")]), "device")
+
+
+def test_epsilon_is_planned_for_the_coverage_that_it_may_cost() -> None:
+    assert plan_epsilon(0.2) == pytest.approx(0.0125)
+    assert plan_epsilon(0.9) == 0.05
+    assert plan_epsilon(0.5, lost=0.02) == pytest.approx(0.02)
+    with pytest.raises(InvalidInput, match="coverage"):
+        plan_epsilon(1.0)
+
+
+def test_a_planned_threshold_is_one_that_certificates_may_reach() -> None:
+    develop = draw(PLAIN, 600, seed=1)
+    plan = {
+        rows: plan_threshold(develop.score, develop.correct, rows=rows, alpha=0.2, delta=0.1)
+        for rows in (200, 2000, 20_000)
+    }
+    assert None not in plan.values()
+    assert plan[200] > plan[2000] >= plan[20_000]
+    # Nothing passes where all is wrong; nothing is to be stopped where all is kept.
+    assert plan_threshold([0.5] * 40, [0] * 40, rows=100, alpha=0.2, delta=0.1) is None
 
 
 def test_a_watch_says_what_it_saved() -> None:

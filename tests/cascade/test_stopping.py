@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 
 from cascade.controller import Controller
-from cascade.early_stop import Checkpoint, EarlyStop
+from cascade.early_stop import Checkpoint, EarlyStop, TokenLists
 from cascade.errors import RemoteError
 from cascade.events import Event, Final, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt, TokenSignals
 from cascade.policy import PolicyStore, Reason
+from cascade.records.outcome import kept
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import Signals
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import free
+from cascade.testing import TinyBundle
+from edge import OnnxModel
 from tests.cascade.test_controller import INFO, ScriptedCluster, gather, policy
 
 
@@ -173,3 +176,29 @@ async def test_without_time_for_the_rest_the_part_comes_back_as_cut_off(policies
     assert (answer.source, answer.text, answer.verified) == ("device", "w0 w1 w2 ", False)
     assert answer.finish == "length"
     assert answer.raw_score is None
+
+
+def test_an_engine_stops_where_the_signals_of_its_whole_answer_say(tiny: TinyBundle) -> None:
+    model = OnnxModel(tiny.bundle)
+    stopped = 0
+    for prompt in ("one", "two words", "and three more", "a fourth"):
+        whole = model.generate(prompt, max_tokens=24)
+        signals = kept(whole.signals)
+        assert signals is not None
+        lists = TokenLists(
+            *(
+                np.asarray(each, np.float64)
+                for each in (signals.logprobs, signals.entropies, signals.margins)
+            ),
+            np.array([0, len(signals)]),
+        )
+        for cutoff in (-1e9, float(lists.running(6)[1][0, 0])):
+            rule = EarlyStop(
+                0.5, None, tuple(replace(RULE.checkpoints[0], tokens=n) for n in (2, 6)), cutoff
+            )
+            watch = rule.watch(24)
+            answer = model.generate(prompt, max_tokens=24, on_token=watch)
+            expected = int(rule.stops_at(lists, 24)[0])
+            assert (answer.tokens, watch.fired) == (expected or 24, expected > 0)
+            stopped += watch.fired
+    assert stopped == 4
