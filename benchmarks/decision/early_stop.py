@@ -16,6 +16,7 @@ from benchmarks.timing import Estimate
 from cascade.binomial import clopper_pearson_interval
 from cascade.calibrate import fit_platt
 from cascade.certify import certify, plan_grid
+from cascade.confidence import ConfidenceModel
 from cascade.early_stop import (
     EarlyStop,
     TokenLists,
@@ -28,6 +29,8 @@ from cascade.early_stop import (
     savings,
 )
 from cascade.errors import InfeasibleTarget
+from cascade.estimators import fit_estimator
+from cascade.features import of_records
 from cascade.records import load
 from cascade.rows import Bools, Floats
 
@@ -71,7 +74,9 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
         found = []
         for repeat in range(repeats):
             parts = [draw(shape, size, 10 * repeat + k) for k, size in enumerate(_PARTS)]
-            outcome = stopped(parts, _ALPHA, MAX_TOKENS)
+            model = fit_platt(parts[0].score, parts[0].correct)
+            confidence = [model.batch(part.score) for part in parts]
+            outcome = stopped(parts, confidence, model, alpha=_ALPHA, max_tokens=MAX_TOKENS)
             if outcome is not None:
                 found.append(outcome)
         sizes = ", ".join(map(str, _PARTS[:3]))
@@ -84,12 +89,21 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
     yield from _real(run, repeats)
 
 
-def stopped(parts: list[Decoded], alpha: float, max_tokens: int) -> Outcome | None:
+def stopped(
+    parts: list[Decoded],
+    confidence: list[Floats],
+    model: ConfidenceModel,
+    *,
+    alpha: float,
+    max_tokens: int,
+) -> Outcome | None:
     """Fit on the first part, certify the stop on the second and the policy on the third, judge on
-    the fourth; ``None`` where the policy cannot be certified without a stop."""
+    the fourth; ``None`` where the policy cannot be certified without a stop.
+
+    Arguments:
+        confidence: of each part, by ``model``, which was fitted to the first.
+    """
     develop, fresh, certify_part, test = parts
-    model = fit_platt(develop.score, develop.correct)
-    confidence = [model.batch(part.score) for part in parts]
     rows = len(certify_part.score)
     grid = plan_grid(confidence[0], develop.correct, rows=rows, alpha=alpha, delta=DELTA)
     plan = plan_threshold(confidence[0], develop.correct, rows=rows, alpha=alpha, delta=DELTA)
@@ -202,22 +216,24 @@ def _real(run: Run, repeats: int) -> Iterator[Row]:
     run.say(f"early stop, {_REAL}")
     records = load(RECORDS)
     signals, score = TokenLists.of(records, "device"), records.column("device", "raw_score")
+    features = of_records(records, "device").complete()
     correct = records.correct("device") == 1
     ends = np.cumsum(np.array(_REAL_PARTS[:-1]) * len(score)).astype(np.int64)
     found = []
     for repeat in range(repeats):
         order = np.random.default_rng(repeat).permutation(len(score))
-        parts = [
-            Decoded(_take(signals, rows), score[rows], correct[rows])
-            for rows in np.split(order, ends)
-        ]
-        outcome = stopped(parts, _REAL_ALPHA, _REAL_MAX_TOKENS)
+        split = np.split(order, ends)
+        parts = [Decoded(_take(signals, rows), score[rows], correct[rows]) for rows in split]
+        model = fit_estimator(features.take(split[0]), correct[split[0]])
+        confidence = [model.of_features(features.take(rows)) for rows in split]
+        outcome = stopped(parts, confidence, model, alpha=_REAL_ALPHA, max_tokens=_REAL_MAX_TOKENS)
         if outcome is not None:
             found.append(outcome)
     drawn = (
         f"{len(found)} of {repeats} random splits of {len(score)} answers that could be certified; "
         f"shares {', '.join(f'{share:g}' for share in _REAL_PARTS)} to develop, stop, certify and "
-        f"judge; {correct.mean():.0%} right; at most {_REAL_MAX_TOKENS} tokens; alpha "
+        f"judge; {correct.mean():.0%} right; at most {_REAL_MAX_TOKENS} tokens; "
+        f"confidence by logistic regression over {len(features.names)} features; alpha "
         f"{_REAL_ALPHA:g}, delta {DELTA:g}, epsilon at most .05 and for at most .05 of the coverage"
     )
     yield from _rows(run, _REAL, found, _REAL_ALPHA, drawn)
