@@ -49,6 +49,12 @@ RUNNING: Final = (
     "max_entropy",
     "mean_margin",
     "min_margin",
+    "first_logprob",
+    "first_entropy",
+    "first_margin",
+    "last_logprob",
+    "last_entropy",
+    "last_margin",
 )
 """What a checkpoint looks at: of the tokens so far, in nats and probabilities; see ``Signals``."""
 
@@ -59,7 +65,8 @@ MIN_ROWS: Final = 20
 """A checkpoint that fewer answers reach, or of either kind fewer than a quarter of this, is left
 out."""
 
-_CHANCE: Final = 0.25
+_CHANCE: Final = 0.1
+_SHARES: Final = tuple(place / 100 for place in range(1, 101))  # of answers, to be stopped
 _DECIMALS: Final = 5  # as records keep signals
 _MOST_TOKENS: Final = 1 << 20
 _SLACK: Final = 1e-4  # a token's rounding, float32 and five decimals, in nats
@@ -198,6 +205,7 @@ class StopWatch:
         self._least_sum = -math.inf if lowest is None else _least_sum(lowest, max_tokens)
         self._tokens = 0
         self._sums = [0.0, 0.0, 0.0]
+        self._first = (0.0, 0.0, 0.0)
         self._min_logprob, self._max_entropy, self._min_margin = math.inf, -math.inf, math.inf
         self.fired = False
         self.saved: float | None = None
@@ -210,6 +218,8 @@ class StopWatch:
             _as_kept(value) for value in (token.logprob, token.entropy, token.margin)
         )
         self._tokens += 1
+        if self._tokens == 1:
+            self._first = (logprob, entropy, margin)
         sums = self._sums
         sums[0] += logprob
         sums[1] += entropy
@@ -227,6 +237,10 @@ class StopWatch:
                 self._max_entropy,
                 sums[2] / n,
                 self._min_margin,
+                *self._first,
+                logprob,
+                entropy,
+                margin,
             )
             if checkpoint.logit(running) <= self._rule.cutoff:
                 self.fired, self.saved = True, checkpoint.remaining
@@ -267,6 +281,14 @@ class TokenLists:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def take(self, rows: Ints) -> Self:
+        """Those of these rows, in this order."""
+        lengths = self.tokens[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        columns = (self.logprobs, self.entropies, self.margins)
+        return type(self)(*(values[places] for values in columns), offsets)
+
     @property
     def tokens(self) -> Ints:
         """Tokens of each answer, shape ``[rows]``."""
@@ -274,7 +296,7 @@ class TokenLists:
 
     def running(self, tokens: int) -> tuple[Ints, Floats]:
         """The rows that have so many tokens, and ``RUNNING`` of their first ones, shape
-        ``[those rows, 6]``."""
+        ``[those rows, 12]``."""
         rows = np.flatnonzero(self.tokens >= tokens)
         places = self.offsets[rows][:, None] + np.arange(tokens)
         columns: list[Floats] = []
@@ -284,6 +306,8 @@ class TokenLists:
             some = values[places]
             # Added one after the other, as a watch does: ``mean`` would round otherwise.
             columns += [np.cumsum(some, axis=1)[:, -1] / tokens, extreme(some, axis=1)]
+        for place in (places[:, 0], places[:, -1]):
+            columns += [values[place] for values in each]
         return rows, np.stack(columns, axis=1)
 
     def first_below(self, least_sum: float) -> Ints:
@@ -302,11 +326,11 @@ def plan_threshold(
     confidence: ArrayLike, correct: ArrayLike, *, rows: int, alpha: float, delta: float
 ) -> float | None:
     """The lowest threshold that a certificate of the selective risk has a fair chance to end at,
-    from the develop part: about one in four.
+    from the develop part: about one in ten.
 
     Too low a threshold stops less than it could; below one that is too high the certificate cannot
     go. Were the certify part just like develop, thresholds whose p-value is ``delta`` would pass
-    every other time; one time in four those do whose p-value is 0.67 standard deviations above.
+    every other time; one time in ten those do whose p-value is 1.28 standard deviations above.
 
     Arguments:
         confidence, correct: of the develop part, shape ``[develop rows]``.
@@ -380,35 +404,12 @@ def fit_early_stop(
         InvalidInput: bad shapes or numbers out of range.
         CascadeError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise CascadeError(
-            "fitting an early stop needs scikit-learn: pip install 'edge-cloud-cascade[tune]'"
-        ) from None
     if not 0 < threshold <= 1:
         raise InvalidInput("threshold", f"{threshold} is not above 0 and at most 1")
     if list(at) != sorted(set(at)) or any(not 1 <= tokens <= _MOST_TOKENS for tokens in at):
         raise InvalidInput("at", "must be rising numbers of tokens, each at least 1")
     kept = _of_rows(signals, confidence) >= threshold
-    checkpoints = []
-    for tokens in at:
-        rows, running = signals.running(tokens)
-        target = kept[rows]
-        if len(rows) < MIN_ROWS or min(target.sum(), (~target).sum()) < MIN_ROWS / 4:
-            continue
-        center, scale = running.mean(axis=0), np.maximum(running.std(axis=0), 1e-9)
-        fitted = LogisticRegression(max_iter=1000).fit((running - center) / scale, target)
-        weights = fitted.coef_[0] / scale
-        checkpoints.append(
-            Checkpoint(
-                tokens,
-                tuple(map(float, weights)),
-                float(fitted.intercept_[0] - weights @ center),
-                float(np.mean(signals.tokens[rows] - tokens)),
-            )
-        )
-    return StopRule(threshold, model.lowest_score(threshold), tuple(checkpoints))
+    return StopRule(threshold, model.lowest_score(threshold), _regressions(signals, kept, at))
 
 
 def certify_early_stop(
@@ -437,16 +438,12 @@ def certify_early_stop(
         InvalidInput: bad shapes, or numbers out of range.
         CascadeError: scipy is not installed.
     """
-    from cascade.certify import certify, plan_grid
+    from cascade.certify import certify
 
-    if not rule.checkpoints:
-        raise InvalidInput("rule", "has no checkpoint: too few answers of one kind; add records")
-    (old, old_confidence), (new, new_confidence) = develop, fresh
-    old_right = _of_rows(old, old_confidence) < rule.threshold
+    new, new_confidence = fresh
     right = _of_rows(new, new_confidence) < rule.threshold
+    grid = plan_cutoffs(rule, *develop, rows=len(new), epsilon=epsilon, delta=delta)
     unkept = rule.unkept(new)
-    grid = plan_grid(rule.unkept(old), old_right, rows=len(new), alpha=epsilon, delta=delta)
-    grid = grid[grid > 0]  # at 0 everything would be stopped, answers without a token too
     try:
         certificate = certify(unkept, right, alpha=epsilon, delta=delta, grid=grid)
     except InfeasibleTarget as problem:
@@ -464,6 +461,45 @@ def certify_early_stop(
         _cutoff(certificate.threshold),
         certificate,
     )
+
+
+def plan_cutoffs(
+    rule: StopRule,
+    signals: TokenLists,
+    confidence: ArrayLike,
+    *,
+    rows: int,
+    epsilon: float,
+    delta: float,
+) -> Floats:
+    """Cutoffs in the order of test, planned on the develop part; see ``certify_early_stop``.
+
+    Arguments:
+        rows: size of the part to come, ≥ 1.
+
+    Returns:
+        on the scale of ``StopRule.unkept``, above 0, strictly falling, shape ``[cutoffs]``.
+
+    Raises:
+        InvalidInput, CascadeError: as ``certify_early_stop``.
+    """
+    from cascade.certify import plan_grid
+
+    if not rule.checkpoints:
+        raise InvalidInput("rule", "has no checkpoint: too few answers of one kind; add records")
+    kept = _of_rows(signals, confidence) >= rule.threshold
+    grid = plan_grid(
+        _unseen(rule, signals, kept),
+        ~kept,
+        rows=rows,
+        alpha=epsilon,
+        delta=delta,
+        coverages=_SHARES,
+    )
+    above = grid[grid > 0]  # at 0 everything would be stopped, answers without a token too
+    if not len(above):
+        raise InfeasibleTarget("no answer reaches a checkpoint; there is nothing to stop", None)
+    return above
 
 
 def plan_epsilon(coverage: float, *, lost: float = 0.05, most: float = 0.05) -> float:
@@ -541,6 +577,45 @@ def savings(stops: Ints, tokens: Ints, kept: Bools) -> Savings:
         wasted_tokens=int(tokens[~kept].sum()),
         saved_tokens=int(saved.sum()),
     )
+
+
+def _regressions(signals: TokenLists, kept: Bools, at: Sequence[int]) -> tuple[Checkpoint, ...]:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise CascadeError(
+            "fitting an early stop needs scikit-learn: pip install 'edge-cloud-cascade[tune]'"
+        ) from None
+    checkpoints = []
+    for tokens in at:
+        rows, running = signals.running(tokens)
+        target = kept[rows]
+        if len(rows) < MIN_ROWS or min(target.sum(), (~target).sum()) < MIN_ROWS / 4:
+            continue
+        center, scale = running.mean(axis=0), np.maximum(running.std(axis=0), 1e-9)
+        fitted = LogisticRegression(max_iter=1000).fit((running - center) / scale, target)
+        weights = fitted.coef_[0] / scale
+        checkpoints.append(
+            Checkpoint(
+                tokens,
+                tuple(map(float, weights)),
+                float(fitted.intercept_[0] - weights @ center),
+                float(np.mean(signals.tokens[rows] - tokens)),
+            )
+        )
+    return tuple(checkpoints)
+
+
+def _unseen(rule: StopRule, signals: TokenLists, kept: Bools) -> Floats:
+    """``StopRule.unkept`` of each develop row by regressions of the other half: what the rule will
+    show on rows that it was not fitted to, or nearly."""
+    at = [checkpoint.tokens for checkpoint in rule.checkpoints]
+    halves = [np.arange(first, len(signals), 2) for first in (0, 1)]
+    scores = np.zeros(len(signals))
+    for half, other in (halves, halves[::-1]):
+        checkpoints = _regressions(signals.take(half), kept[half], at)
+        scores[other] = StopRule(rule.threshold, None, checkpoints).unkept(signals.take(other))
+    return scores if scores.any() else rule.unkept(signals)
 
 
 def _logits(checkpoint: Checkpoint, running: Floats) -> Floats:

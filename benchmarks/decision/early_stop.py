@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.decision.decoded import MAX_TOKENS, SHAPES, Decoded, draw
 from benchmarks.rows import Row
@@ -39,8 +38,8 @@ RECORDS = Path(__file__).parent / "data" / "free_answers.parquet"
 """Made by ``python -m benchmarks.decision.questions FILE`` and ``cascade record FILE --tiers device
 --grader regex --group kind --max-tokens 48``, with the default bundle."""
 
-_ALPHA, _PARTS = 0.2, (600, 1000, 1500, 5000)
-_REAL_ALPHA, _REAL_PARTS, _REAL_MAX_TOKENS = 0.3, (0.25, 0.3, 0.3, 0.15), 48
+_ALPHA, _PARTS = 0.2, (600, 2000, 1500, 5000)
+_REAL_ALPHA, _REAL_PARTS, _REAL_MAX_TOKENS = 0.3, (0.2, 0.45, 0.25, 0.1), 48
 _REACH, _COVERAGE = 0.4, 0.95
 
 
@@ -223,7 +222,7 @@ def _real(run: Run, repeats: int) -> Iterator[Row]:
     for repeat in range(repeats):
         order = np.random.default_rng(repeat).permutation(len(score))
         split = np.split(order, ends)
-        parts = [Decoded(_take(signals, rows), score[rows], correct[rows]) for rows in split]
+        parts = [Decoded(signals.take(rows), score[rows], correct[rows]) for rows in split]
         model = fit_estimator(features.take(split[0]), correct[split[0]])
         confidence = [model.of_features(features.take(rows)) for rows in split]
         outcome = stopped(parts, confidence, model, alpha=_REAL_ALPHA, max_tokens=_REAL_MAX_TOKENS)
@@ -237,15 +236,6 @@ def _real(run: Run, repeats: int) -> Iterator[Row]:
         f"{_REAL_ALPHA:g}, delta {DELTA:g}, epsilon at most .05 and for at most .05 of the coverage"
     )
     yield from _rows(run, _REAL, found, _REAL_ALPHA, drawn)
-
-
-def _take(signals: TokenLists, rows: NDArray[np.int64]) -> TokenLists:
-    lengths = signals.tokens[rows]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    places = np.repeat(signals.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return TokenLists(
-        signals.logprobs[places], signals.entropies[places], signals.margins[places], offsets
-    )
 
 
 def _mean(values: Floats) -> Estimate:

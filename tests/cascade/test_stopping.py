@@ -87,7 +87,7 @@ class Writer:
 RULE = EarlyStop(
     0.5,
     None,
-    (Checkpoint(3, (1.0, 0.0, 0.0, 0.0, 0.0, 0.0), 0.0, 6.5),),
+    (Checkpoint(3, (1.0, *[0.0] * 11), 0.0, 6.5),),
     cutoff=-1.0,
     certificate=policy(0.5).certificate,
 )
