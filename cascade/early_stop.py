@@ -286,8 +286,9 @@ class TokenLists:
         lengths = self.tokens[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         places = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        columns = (self.logprobs, self.entropies, self.margins)
-        return type(self)(*(values[places] for values in columns), offsets)
+        return type(self)(
+            self.logprobs[places], self.entropies[places], self.margins[places], offsets
+        )
 
     @property
     def tokens(self) -> Ints:
