@@ -203,8 +203,8 @@ def _rows(run: Run, where: str, found: list[Outcome], alpha: float, drawn: str) 
             f"{name}, {where}",
             Estimate(count / len(found), len(found), clopper_pearson_interval(count, len(found))),
             "share",
-            "of draws, by what the answers to judge by show: where these are few, as of the recorded "
-            f"ones, they stray from the truth both ways; exact 95 % interval; {drawn}",
+            "of draws, by what the answers to judge by show; where these are few, as recorded ones "
+            f"are, that strays from the truth both ways; exact 95 % interval; {drawn}",
             reach=level if where != _REAL else None,
         )
 
