@@ -262,3 +262,26 @@ def test_a_model_of_other_features_is_refused() -> None:
         ConfidenceModel.from_json({k: v for k, v in value.items() if k != "features_version"})
     with pytest.raises(InvalidInput, match="features_version"):
         ConfidenceModel.from_json({k: v for k, v in value.items() if k != "scorer"})
+
+
+def test_a_device_that_cannot_measure_what_a_model_needs_escalates_without_a_confidence() -> None:
+    from dataclasses import replace
+
+    from cascade.features import of_answer
+    from cascade.local import LocalAnswer
+    from cascade.policy import Policy, Reason, decide
+    from cascade.signals import EMPTY_SIGNALS
+    from cascade.task import free
+    from tests.cascade.test_controller import SIGNALS, policy
+
+    model = fit_estimator(*rows(300))
+    judge = replace(policy(0.01), task=free("talk"), confidence=model)
+    assert Policy.from_bytes(judge.to_bytes()) == judge
+    whole = LocalAnswer("a b", SIGNALS, None, 5, 2, 0.0, 0.0, "stop")
+    decision = decide(judge, whole, None)
+    assert decision.accept
+    assert decision.confidence == float(model.of_features(of_answer(whole))[0])
+    silent = replace(whole, text="", signals=EMPTY_SIGNALS, tokens=0)
+    unmeasured = decide(judge, silent, None)
+    assert (unmeasured.accept, unmeasured.escalate, unmeasured.confidence) == (False, True, None)
+    assert unmeasured.reasons == (Reason.UNMEASURED,)
