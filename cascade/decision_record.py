@@ -123,11 +123,7 @@ class DecisionRecord:
         Raises:
             InvalidInput: a field is missing, unknown or unusable; it is named.
         """
-        try:
-            value = json.loads(data)
-        except ValueError as problem:
-            raise InvalidInput("decision", f"is not JSON ({problem})") from None
-        fields = Fields(value, "decision")
+        fields = Fields.from_bytes(data, "decision")
         if fields.number("format_version") != FORMAT_VERSION:
             raise InvalidInput("decision.format_version", f"is not {FORMAT_VERSION}")
         situation = fields.take("situation")

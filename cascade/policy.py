@@ -143,15 +143,11 @@ class Policy:
         Raises:
             InvalidInput: a field is missing, unknown or unusable; it is named.
         """
-        try:
-            value = json.loads(data)
-        except ValueError as problem:
-            raise InvalidInput("policy", f"is not JSON ({problem})") from None
-        fields = Fields(value, "policy")
+        fields = Fields.from_bytes(data, "policy")
         if fields.number("format_version") != FORMAT_VERSION:
             raise InvalidInput("policy.format_version", f"is not {FORMAT_VERSION}; tune it again")
         certificate = fields.take("certificate")
-        scores = fields.take("scores") if "scores" in value else None
+        scores = fields.take("scores") if fields.given("scores") else None
         policy = cls(
             task=Task.from_json(fields.take("task"), where="policy.task"),
             base_digest=fields.text("base_digest"),

@@ -5,8 +5,10 @@ Only the reading lives here; which fields exist is said by the class that is rea
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection
+from typing import Self
 
 from cascade.errors import InvalidInput
 
@@ -28,6 +30,19 @@ class Fields:
             raise InvalidInput(where, "must be a JSON object")
         self._left: dict[object, object] = dict(value)
         self._where = where
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Self:
+        """The fields of one JSON object in UTF-8.
+
+        Raises:
+            InvalidInput: ``data`` is not JSON, or no object.
+        """
+        try:
+            value = json.loads(data)
+        except ValueError as problem:
+            raise InvalidInput(where, f"is not JSON ({problem})") from None
+        return cls(value, where)
 
     def path(self, name: str) -> str:
         """The field's name as messages show it, e.g. ``"policy.threshold"``."""

@@ -265,11 +265,7 @@ class LadderPolicy:
         Raises:
             InvalidInput: a field is missing, unknown or unusable; it is named.
         """
-        try:
-            value = json.loads(data)
-        except ValueError as problem:
-            raise InvalidInput("ladder", f"is not JSON ({problem})") from None
-        fields = Fields(value, "ladder")
+        fields = Fields.from_bytes(data, "ladder")
         if fields.take("format") != FORMAT or fields.take("version") != VERSION:
             raise InvalidInput("ladder.format", f"is not {FORMAT} {VERSION}; tune it again")
         models = fields.take("confidence")
