@@ -53,7 +53,7 @@ class Cusum:
 def threshold(
     alpha: float, q: float, *, audits: int, false_alarm: float, streams: int, seed: int
 ) -> float:
-    """The sum that a share ``false_alarm`` of streams of risk ``alpha`` reaches in so many audits."""
+    """The sum that a share ``false_alarm`` of streams of risk ``alpha`` reaches by then."""
     rng = np.random.default_rng(seed)
     cusum, highest = Cusum.new(alpha, q, streams), np.zeros(streams)
     for _ in range(audits):
