@@ -267,9 +267,11 @@ class AsyncDevice:
         return await self._answer(request)
 
     async def _answer(self, request: Request) -> Answer:
-        async for event in self.run(request):
-            if isinstance(event, Final):
-                return event.answer
+        # Closed at once, so that an audit of the answer has begun before its reader goes on.
+        async with contextlib.aclosing(self.run(request)) as events:
+            async for event in events:
+                if isinstance(event, Final):
+                    return event.answer
         raise AssertionError("a request ended without Final")  # the controller's promise
 
     def conversation(
@@ -348,13 +350,42 @@ class AsyncDevice:
         Raises:
             NotFound: there is no monitor, or no such answer is remembered.
         """
-        if self._monitor is None:
-            raise NotFound("this device has no monitor; open it with monitor=Monitor.open(…)")
-        self._monitor.feedback(request_id, correct=correct)
+        self._own_monitor().feedback(request_id, correct=correct)
+
+    async def to_grade(self) -> list[str]:
+        """Request ids of answers that were drawn for a grader of yours, oldest first; see
+        ``Monitor.to_grade``.
+
+        Raises:
+            NotFound: there is no monitor.
+        """
+        return self._own_monitor().to_grade()
+
+    async def grade(self, request_id: str, *, correct: bool) -> None:
+        """Tell the monitor what a grader, who knows the truth, says of an answer of ``to_grade``.
+
+        Raises:
+            NotFound: there is no monitor, or the answer does not wait for a grader.
+        """
+        self._own_monitor().grade(request_id, correct=correct)
+
+    async def audited(self) -> None:
+        """Wait until the audits under way have ended; ``close`` cancels them. One takes at most
+        the deadline of its request.
+
+        Raises:
+            NotFound: there is no monitor.
+        """
+        await self._own_monitor().settled()
 
     async def close(self) -> None:
         """Close the connection to the cluster, and the monitor with its audits under way."""
         await self._controller.close()
+
+    def _own_monitor(self) -> Monitor:
+        if self._monitor is None:
+            raise NotFound("this device has no monitor; open it with monitor=Monitor.open(…)")
+        return self._monitor
 
     def _own_model(self) -> OnnxModel:
         if self._model is None:

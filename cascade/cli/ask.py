@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from cascade.cli.limits import asked_for
 from cascade.cli.request import add_request_options, constraints, open_device, report
 from cascade.errors import InvalidInput
-from cascade.events import DEVICE, Final, Superseded, Token
+from cascade.events import DEVICE, Answer, Event, Final, Superseded, Token
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInput("prompt", "is empty; write what you want to ask")
     schema = _schema_text(args.json_schema)
     with open_device(args) as device:
-        for event in device.ask(
+        events = device.ask(
             prompt,
             max_tokens=args.max_tokens,
             stop=args.stop,
@@ -68,17 +69,26 @@ def run(args: argparse.Namespace) -> int:
             show=args.show,
             prefer=args.prefer,
             checks=asked_for(args),
-        ):
-            match event:
-                case Token(text) if not args.json:
-                    print(text, end="", flush=True)
-                case Superseded(source) if not args.json:
-                    print(f"\n[{_who(source)} answers instead]", flush=True)
-                case Final(answer):
-                    if not args.json:
-                        print()
-                    return report(answer, as_json=args.json)
-    raise AssertionError("a request ended without Final")
+        )
+        return report(_shown(events, quiet=args.json), as_json=args.json)
+
+
+def _shown(events: Iterator[Event], *, quiet: bool) -> Answer:
+    """Print the text as it comes; the answer at the end of it."""
+    answer: Answer | None = None
+    for event in events:
+        match event:
+            case Token(text) if not quiet:
+                print(text, end="", flush=True)
+            case Superseded(source) if not quiet:
+                print(f"\n[{_who(source)} answers instead]", flush=True)
+            case Final(found):
+                answer = found
+    if answer is None:
+        raise AssertionError("a request ended without Final")
+    if not quiet:
+        print()
+    return answer
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

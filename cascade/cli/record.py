@@ -19,7 +19,7 @@ from cascade.cli.records import print_summary
 from cascade.cli.request import add_cluster_options, client_profile
 from cascade.errors import InvalidInput, NotFound, RemoteError
 from cascade.events import DEVICE
-from cascade.graders import Grader, grader
+from cascade.graders import SPECS, Grader, grader
 from cascade.policy import PolicyStore
 from cascade.records.ask import CloudTier, DeviceTier, Tier
 from cascade.records.dataset import Dataset, Item, read_dataset
@@ -71,8 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grader",
         metavar="SPEC",
-        help="exact, choice, numeric[:TOLERANCE], regex[:EXPRESSION], python:MODULE:FUNCTION, "
-        "judge:TIER or none (default: choice for closed sets)",
+        help=f"{SPECS} or none (default: choice for closed sets)",
     )
     parser.add_argument(
         "--group", action="append", default=[], metavar="COLUMN", help="keep it as a group"

@@ -7,10 +7,12 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cascade.cli import limits
+from cascade.cli import audits, limits
 from cascade.cli.interrupt import loading
 from cascade.events import DEVICE, Answer
 from cascade.policy import Reason
@@ -83,6 +85,7 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     limits.add_limit_options(parser)
+    audits.add_audit_options(parser)
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
@@ -115,20 +118,25 @@ def constraints(args: argparse.Namespace) -> Constraints:
     )
 
 
-def open_device(args: argparse.Namespace) -> Device:
-    """The device that the options name."""
+@contextmanager
+def open_device(args: argparse.Namespace) -> Iterator[Device]:
+    """The device that the options name, until the audit of its answer has ended."""
     with loading():
         from edge import Device
 
-    profile = client_profile(args)
-    return Device.open(
+    profile, monitor = client_profile(args), audits.monitor(args)
+    with Device.open(
         args.bundle,
         cloud=profile,
+        monitor=monitor,
         threads=args.threads,
         egress=limits.egress(args, profile.address if profile else ""),
         checks=limits.checks(args),
         on_decision=limits.decision_log(args),
-    )
+    ) as device:
+        yield device
+        if monitor is not None:
+            device.audited()
 
 
 def client_profile(args: argparse.Namespace) -> ClientProfile | None:
