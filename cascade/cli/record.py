@@ -16,7 +16,12 @@ from cascade import home
 from cascade.cli.interrupt import loading
 from cascade.cli.progress import ProgressLine
 from cascade.cli.records import print_summary
-from cascade.cli.request import add_cluster_options, client_profile
+from cascade.cli.request import (
+    add_answering_options,
+    add_data_class,
+    add_length,
+    client_profile,
+)
 from cascade.errors import InvalidInput, NotFound, RemoteError
 from cascade.events import DEVICE
 from cascade.graders import SPECS, Grader, grader
@@ -103,9 +108,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default="tokens",
         help="keep the device's signals of each token (default), or of the whole answer alone",
     )
-    parser.add_argument(
-        "--max-tokens", type=int, default=256, metavar="N", help="longest free answer (default 256)"
-    )
+    add_length(parser)
     parser.add_argument(
         "--mode", choices=get_args(ScoreMode), help="how the device scores a closed set"
     )
@@ -119,22 +122,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="TIER=IN,OUT",
         help="dollars per million tokens, in place of what the cluster charges",
     )
-    add_cluster_options(parser)
-    parser.add_argument(
-        "--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)"
-    )
-    parser.add_argument(
-        "--deadline", type=float, default=60.0, metavar="S", help="seconds for one answer (60)"
-    )
-    parser.add_argument(
-        "--data-class",
-        choices=[value.value for value in DataClass if value is not DataClass.NEVER_LEAVE],
-        default=DataClass.PERSONAL.value,
-        help="how sensitive the inputs are (default personal)",
-    )
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="local threads (as bundle bench recommends, or 1)"
-    )
+    add_answering_options(parser)
+    sent = [value for value in DataClass if value is not DataClass.NEVER_LEAVE]
+    add_data_class(parser, sent, "how sensitive the inputs are")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,21 +58,10 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="task whose policy judges the answer, e.g. sentiment",
     )
-    add_cluster_options(parser)
-    parser.add_argument(
-        "--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)"
-    )
-    parser.add_argument(
-        "--deadline", type=float, default=60.0, metavar="S", help="seconds until the answer (60)"
-    )
+    add_answering_options(parser)
+    add_data_class(parser, tuple(DataClass), "never_leave keeps the request on the device")
     parser.add_argument(
         "--tier", action="append", metavar="NAME", help="allow only this tier; may be repeated"
-    )
-    parser.add_argument(
-        "--data-class",
-        choices=[value.value for value in DataClass],
-        default=DataClass.PERSONAL.value,
-        help="never_leave keeps the request on the device (default personal)",
     )
     parser.add_argument(
         "--prefer",
@@ -80,12 +69,42 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         default="device",
         help="cloud: ask the cluster at once, without a local attempt",
     )
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="local threads (as bundle bench recommends, or 1)"
-    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     limits.add_limit_options(parser)
     audits.add_audit_options(parser)
+
+
+def add_answering_options(parser: argparse.ArgumentParser) -> None:
+    """Who answers, on the device and in the cluster, and how long it may take."""
+    add_cluster_options(parser)
+    parser.add_argument(
+        "--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)"
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="local threads (as bundle bench recommends, or 1)"
+    )
+    parser.add_argument(
+        "--deadline", type=float, default=60.0, metavar="S", help="seconds for an answer (60)"
+    )
+
+
+def add_data_class(
+    parser: argparse.ArgumentParser, classes: Sequence[DataClass], meaning: str
+) -> None:
+    """How sensitive the input is: one of ``classes``."""
+    parser.add_argument(
+        "--data-class",
+        choices=[value.value for value in classes],
+        default=DataClass.PERSONAL.value,
+        help=f"{meaning} (default personal)",
+    )
+
+
+def add_length(parser: argparse.ArgumentParser) -> None:
+    """How long free text may be."""
+    parser.add_argument(
+        "--max-tokens", type=int, default=256, metavar="N", help="longest free answer (256)"
+    )
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
