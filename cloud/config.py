@@ -139,7 +139,7 @@ class TierConfig(_Strict):
 
     @model_validator(mode="after")
     def _within_the_licence(self) -> Self:
-        known = _catalogued(self.model)
+        known = self.catalogued
         if self.commercial_use and known is not None and not known.commercial_use:
             raise ValueError(
                 f"commercial_use is true, but {known.licence}, the licence of {known.name}, "
@@ -153,8 +153,13 @@ class TierConfig(_Strict):
         what the catalog says. Of a model that nobody has said it of, it is taken not to."""
         if self.commercial_use is not None:
             return self.commercial_use
-        known = _catalogued(self.model)
+        known = self.catalogued
         return known is not None and known.commercial_use
+
+    @property
+    def catalogued(self) -> Entry | None:
+        """The model in the catalog, or ``None`` where it is a file, a bundle or unknown."""
+        return next((entry for entry in entries() if entry.name == self.model), None)
 
     @property
     def model_name(self) -> str:
@@ -218,6 +223,12 @@ def default_yaml() -> str:
     return resources.files("cloud").joinpath("default.yaml").read_text()
 
 
+def json_schema() -> dict[str, object]:
+    """JSON Schema (2020-12) of the file, for editors; what goes beyond it, ``load_config`` says."""
+    schema: dict[str, object] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return schema | ClusterConfig.model_json_schema()
+
+
 def load_config(path: Path | None = None) -> ClusterConfig:
     """Read a configuration file; the default one without a path. Relative paths in it are taken
     from its own folder.
@@ -265,10 +276,6 @@ def parse_config(text: str, source: str) -> ClusterConfig:
 def is_model_path(model: str) -> bool:
     """Whether a tier's ``model`` is a file or folder, and not the name of a model or bundle."""
     return "/" in model or model.endswith(".gguf")
-
-
-def _catalogued(model: str) -> Entry | None:
-    return next((entry for entry in entries() if entry.name == model), None)
 
 
 def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:

@@ -44,10 +44,11 @@ def model_files(config: ClusterConfig) -> dict[str, Path]:
     Raises:
         ClusterError: one is not there; the message says how to get it.
     """
-    return {tier.name: _model_file(tier) for tier in config.tiers}
+    return {tier.name: model_file(tier) for tier in config.tiers}
 
 
-def _model_file(tier: TierConfig) -> Path:
+def model_file(tier: TierConfig) -> Path:
+    """The model of one tier on this machine; see ``model_files``."""
     if tier.engine == "onnx_classifier":
         from cloud.engines.onnx_classifier import bundle_folder
 
