@@ -20,7 +20,8 @@ from cascade.catalog import Entry, entries
 from cascade.errors import NotFound
 from cloud.errors import ConfigError
 
-EngineName = Literal["llama_cpp", "onnx", "onnx_classifier"]
+EngineName = Literal["llama_cpp", "onnx", "onnx_classifier", "openai", "anthropic"]
+_PROVIDERS: Final = ("openai", "anthropic")
 Input = Literal["text", "tensors"]
 # One gRPC message carries 4 MiB, the rest of the request included.
 _MOST_TENSOR_BYTES: Final = 4_000_000
@@ -89,6 +90,34 @@ class PriceList(_Strict):
         ) / 1e6
 
 
+class ProviderConfig(_Strict):
+    """How a tier asks somebody else's API. Keys are never written here: they come from a variable
+    of the environment, or from a file, which is read anew for each request."""
+
+    base_url: str | None = None
+    api_key_env: str | None = Field(default=None, min_length=1)
+    api_key_file: Path | None = Field(default=None, strict=False)
+    timeout_s: float = Field(default=60.0, gt=0, le=3600)
+    logprobs: bool = False
+    sampling: bool = True
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+    @field_validator("base_url")
+    @classmethod
+    def _web(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", url):
+            raise ValueError("must be an http or https address without a user name or key")
+        return url
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ValueError("give api_key_env or api_key_file, not both")
+        if self.base_url is None and self.api_key_env is None and self.api_key_file is None:
+            raise ValueError("name where the key is: api_key_env or api_key_file")
+        return self
+
+
 class Autoscaling(_Strict):
     """Bounds on the number of replicas."""
 
@@ -117,6 +146,7 @@ class TierConfig(_Strict):
     )
     region: str = ""
     commercial_use: bool | None = None
+    provider: ProviderConfig | None = None
     price: PriceList = PriceList()
     autoscaling: Autoscaling = Autoscaling()
     max_ongoing_requests: int | None = Field(default=None, ge=1)
@@ -136,6 +166,15 @@ class TierConfig(_Strict):
         if not classes:
             raise ValueError("is empty; name public, personal or both")
         return classes
+
+    @model_validator(mode="after")
+    def _asked_somewhere(self) -> Self:
+        theirs = self.engine in _PROVIDERS
+        if theirs and self.provider is None:
+            raise ValueError(f"provider is missing; {self.engine} needs to know where the key is")
+        if not theirs and self.provider is not None:
+            raise ValueError(f"provider is for {' and '.join(_PROVIDERS)}, not for {self.engine}")
+        return self
 
     @model_validator(mode="after")
     def _within_the_licence(self) -> Self:
@@ -158,18 +197,28 @@ class TierConfig(_Strict):
 
     @property
     def catalogued(self) -> Entry | None:
-        """The model in the catalog, or ``None`` where it is a file, a bundle or unknown."""
+        """The model in the catalog, or ``None`` where it is a file, a bundle, unknown or a
+        provider's."""
+        if self.provider is not None:
+            return None
         return next((entry for entry in entries() if entry.name == self.model), None)
 
     @property
     def model_name(self) -> str:
         """What answers are signed with: the name in the catalog, of the bundle or of the file."""
-        return Path(self.model).name if is_model_path(self.model) else self.model
+        if self.provider is None and is_model_path(self.model):
+            return Path(self.model).name
+        return self.model
 
     @property
     def reads(self) -> Input:
         """What this tier can be asked with."""
         return "tensors" if self.engine == "onnx_classifier" else "text"
+
+    @property
+    def keeps_regex(self) -> bool:
+        """Whether its answers can be made to keep a regular expression."""
+        return self.provider is None
 
     @property
     def ongoing_requests(self) -> int:
@@ -294,12 +343,22 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
         }
     )
     tiers = tuple(
-        tier.model_copy(update={"model": str(anchor(Path(tier.model)))})
+        _anchored_provider(tier, folder)
+        if tier.provider is not None
+        else tier.model_copy(update={"model": str(anchor(Path(tier.model)))})
         if is_model_path(tier.model)
         else tier
         for tier in config.tiers
     )
     return config.model_copy(update={"gateway": gateway, "tiers": tiers})
+
+
+def _anchored_provider(tier: TierConfig, folder: Path) -> TierConfig:
+    provider = tier.provider
+    if provider is None or provider.api_key_file is None:
+        return tier
+    path = folder / provider.api_key_file.expanduser()
+    return tier.model_copy(update={"provider": provider.model_copy(update={"api_key_file": path})})
 
 
 def _problem(place: Sequence[int | str], kind: str, text: str, value: object) -> str:

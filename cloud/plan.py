@@ -14,6 +14,9 @@ from typing import Final
 from cascade.download import cached
 from cascade.errors import ClusterError
 from cloud.config import ClusterConfig, TierConfig
+from cloud.engines import make_engine
+from cloud.engines.provider import Key
+from cloud.errors import ModelUnusable
 from cloud.startup import model_file
 
 _PROMPT_SHARE: Final = 0.75
@@ -28,6 +31,7 @@ class TierPlan:
         licence: SPDX identifier of a model of the catalog, else empty.
         commercial_use: whether the licence, or the operator, allows it.
         model_bytes: size of the model on this machine; ``None`` where it is not there.
+        asks: whose API has the model; empty where this cluster computes it.
         problem: what keeps this tier from starting here, or empty.
         replicas: fewest and most.
         threads: that compute when it is at its largest.
@@ -42,6 +46,7 @@ class TierPlan:
     licence: str
     commercial_use: bool
     model_bytes: int | None
+    asks: str
     problem: str
     replicas: tuple[int, int]
     threads: int
@@ -99,7 +104,13 @@ def plan_cluster(config: ClusterConfig, *, cores: int | None = None) -> Plan:
 def _tier(tier: TierConfig) -> TierPlan:
     size, problem = None, ""
     try:
-        size = _size(model_file(tier))
+        if tier.provider is not None:
+            make_engine(tier, "")
+            Key(tier.provider)
+        else:
+            size = _size(model_file(tier))
+    except ModelUnusable as missing:
+        problem = f"tier {tier.name}: {missing}"
     except ClusterError as missing:
         # `up` downloads what the catalog has.
         problem = "" if tier.catalogued else str(missing)
@@ -113,6 +124,7 @@ def _tier(tier: TierConfig) -> TierPlan:
         licence=entry.licence if entry else "",
         commercial_use=tier.allows_commercial_use,
         model_bytes=size,
+        asks=(tier.provider.base_url or tier.engine) if tier.provider else "",
         problem=problem,
         replicas=(tier.autoscaling.min_replicas, most),
         threads=tier.threads * most,

@@ -92,6 +92,8 @@ def _row(tier: TierPlan) -> tuple[str, ...]:
 def _details(tier: TierPlan) -> list[str]:
     size = "not here" if tier.model_bytes is None else f"{tier.model_bytes / 1e6:.0f} MB"
     licence = tier.licence or "licence not in the catalog"
+    if tier.asks:
+        size, licence = f"at {tier.asks}", "under the provider's terms"
     region = f" · region {tier.region}" if tier.region else ""
     return [
         f"{tier.name:<8} {tier.model} · {size} · {licence} · prices {tier.price_label}",
