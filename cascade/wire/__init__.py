@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cascade.wire.access import ApiKeyInterceptor, KeyRing, caller, new_key
-    from cascade.wire.client import API_KEY_HEADER, GrpcRemote
+    from cascade.wire.client import GrpcRemote
+    from cascade.wire.connection import API_KEY_HEADER
     from cascade.wire.convert import OpenRequest
     from cascade.wire.profile import ClientProfile, check_address, profile_path
     from cascade.wire.server import INFERENCE_SERVICE, Answerer, CallRecord, add_answerer
 
 _HOMES = {
-    "API_KEY_HEADER": "cascade.wire.client",
+    "API_KEY_HEADER": "cascade.wire.connection",
     "Answerer": "cascade.wire.server",
     "ApiKeyInterceptor": "cascade.wire.access",
     "CallRecord": "cascade.wire.server",
