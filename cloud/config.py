@@ -59,6 +59,7 @@ class GatewayConfig(_Strict):
     port: int = Field(default=7443, ge=1, le=65535)
     tls: TlsFiles = TlsFiles()
     api_keys_file: Path | None = Field(default=None, strict=False)
+    registry: str | None = Field(default=None, min_length=1)
     max_concurrent_requests: int = Field(default=64, ge=1)
     max_prompt_chars: int = Field(default=32_000, ge=1)
     max_tensor_bytes: int = Field(default=1_000_000, ge=1, le=_MOST_TENSOR_BYTES)
@@ -340,6 +341,7 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
                 ca=anchor(tls.ca),
             ),
             "api_keys_file": anchor(config.gateway.api_keys_file),
+            "registry": _anchored_url(config.gateway.registry, folder),
         }
     )
     tiers = tuple(
@@ -351,6 +353,10 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
         for tier in config.tiers
     )
     return config.model_copy(update={"gateway": gateway, "tiers": tiers})
+
+
+def _anchored_url(url: str | None, folder: Path) -> str | None:
+    return url if url is None or "://" in url else str(folder / Path(url).expanduser())
 
 
 def _anchored_provider(tier: TierConfig, folder: Path) -> TierConfig:

@@ -90,7 +90,7 @@ class Variant:
     def release_for(self, device: Device, channel: str) -> Release:
         """What this device gets. The same device gets the same until the percentage changes, and
         one that is a canary at 5 % is one at 10 %."""
-        if self.canary and _place(device.device_id, channel) < self.percent:
+        if self.canary and device.device_id and _place(device.device_id, channel) < self.percent:
             return self.canary
         return self.stable
 

@@ -11,7 +11,7 @@ import base64
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -160,7 +160,7 @@ class Registry:
         except FileNotFoundError:
             raise NotFound(f"the registry has no file {sha256[:12]}…") from None
 
-    def chunks(self, sha256: str, offset: int) -> Iterator[bytes]:
+    def chunks(self, sha256: str, offset: int) -> Generator[bytes]:
         """A file from ``offset`` on, in pieces of at most ``CHUNK`` bytes."""
         with self._files.open(self._at(f"files/{sha256}"), "rb") as file:
             file.seek(offset)
