@@ -36,6 +36,7 @@ from edge.adapter import Adapter
 from edge.bundle import Bundle
 from edge.classifier import OnnxClassifier
 from edge.conversation import AsyncConversation, Overflow
+from edge.delivery import Delivered
 from edge.model import OnnxModel
 from edge.profile import recommended_threads
 
@@ -87,8 +88,9 @@ class AsyncDevice:
         """Verify and load a bundle.
 
         Arguments:
-            bundle: a bundle's folder, or the name of one under ``CASCADE_HOME``; by default the
-                one that ``cascade bundle build`` makes.
+            bundle: a bundle's folder, or the name of one under ``CASCADE_HOME``; by default what
+                ``cascade setup`` got, adapter included, or else the one that ``cascade bundle
+                build`` makes.
             cloud: address, certificate authority and key of a cluster; ``None`` works offline.
             trust: pinned publisher keys; by default those under ``CASCADE_HOME``.
             policies: installed policies; by default those under ``CASCADE_HOME``.
@@ -119,6 +121,11 @@ class AsyncDevice:
         if threads is None:
             threads = recommended_threads(verified.manifest.name)
         model = load_model(verified, threads=threads)
+        adapter = Delivered.load().adapter if bundle is None else ""
+        if adapter and isinstance(model, OnnxModel):
+            model.use_adapter(
+                model.load_adapter(Adapter.open(home.adapters_dir() / adapter, trust))
+            )
         return cls(
             model,
             remote_to(cloud),
@@ -430,7 +437,7 @@ def bundle_path(bundle: str | Path | None = None) -> Path:
     """Folder of a bundle given by path, by name under ``CASCADE_HOME``, or by default."""
     if isinstance(bundle, Path):
         return bundle
-    name = bundle or DEFAULT_BUNDLE
+    name = bundle or Delivered.load().bundle or DEFAULT_BUNDLE
     if "/" in name or name.startswith("."):
         return Path(name).expanduser()
     return home.bundles_dir() / name
