@@ -41,10 +41,11 @@ RECORDS = Path(__file__).parent / "data" / "free_answers.parquet"
 --grader regex --group kind --max-tokens 48``, with the default bundle."""
 
 _ALPHA, _PARTS, _MANY = 0.2, (600, 2000, 1500, 4000), 10_000
-_REAL_PARTS, _REAL_MAX_TOKENS = (0.3, 0.3, 0.3, 0.1), 48
-_REAL = (("all four kinds", "", 0.3), ("reading", "reading", 0.25), ("capitals", "capitals", 0.35))
-"""Name, kind and alpha. Words and sums are no tasks of their own: less than a third of the answers
-is right, and no threshold is certified."""
+_REAL_PARTS, _REAL_MAX_TOKENS = (0.25, 0.4, 0.25, 0.1), 48
+_REAL = (("all four kinds", "", 0.3), ("capitals alone", "capitals", 0.35))
+"""Name, kind and alpha. The other kinds are no tasks to look at alone: of sums and words less
+than a third is right, and no threshold is certified; of what a sentence says four fifths are, and
+with so few answers either nothing is certified or all is kept."""
 _REACH, _COVERAGE = 0.4, 0.95
 
 
@@ -219,7 +220,8 @@ def broken(lowest: Floats, kept: Bools, *, draws: int, size: int) -> tuple[int, 
         except InfeasibleTarget:
             certified = -np.inf
         for place, cutoff in enumerate((certified, naive_cutoff(some))):
-            found[place] += np.searchsorted(truth, cutoff, side="right") / len(truth) > LOST
+            stopped_of_kept = int(np.searchsorted(truth, cutoff, side="right"))
+            found[place] += int(stopped_of_kept > LOST * len(truth))
     return found[0], found[1]
 
 
@@ -294,7 +296,7 @@ def _rows(
         _mean(values["lost"]),
         "share",
         f"of the test answers at or above the planned threshold; mean over {drawn}",
-        reach=LOST,
+        reach=None if real else LOST,
     )
     count = int((values["risk"] > alpha).sum())
     level = DELTA + 2 * float(np.sqrt(DELTA * (1 - DELTA) / len(found)))

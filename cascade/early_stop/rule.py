@@ -63,7 +63,8 @@ class EarlyStop:
 
     Arguments:
         threshold: the confidence from which an answer counts as kept, in (0, 1]. A policy with a
-            lower one keeps answers of which nothing was promised, and is refused.
+            higher one loses no more requests: at most ``lost`` of those kept at this one. A lower
+            one keeps answers of which nothing was promised, and is refused.
         lowest_score: the raw score below which no answer is kept, for the bound; ``None`` where
             there is none.
         checkpoints: by rising tokens; empty stops by the bound alone.
