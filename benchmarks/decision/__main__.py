@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks.decision import coverage, deciding, drift, pii, violations, workbench
+from benchmarks.decision import coverage, deciding, drift, early_stop, pii, violations, workbench
 from benchmarks.hardware import describe
 from benchmarks.rows import Row
 from benchmarks.run import Run, main
@@ -15,6 +15,7 @@ GROUPS: Mapping[str, Callable[[None, Run], Iterator[Row]]] = {
     "coverage": coverage.rows,
     "drift": drift.rows,
     "deciding": deciding.rows,
+    "early_stop": early_stop.rows,
     "pii": pii.rows,
     "workbench": workbench.rows,
 }
