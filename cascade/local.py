@@ -101,6 +101,11 @@ class LocalAnswer:
     adapter_digest: str = ""
 
     @property
+    def whole(self) -> bool:
+        """Whether it ended by itself or at its greatest length, and not because it was stopped."""
+        return self.finish in ("stop", "length")
+
+    @property
     def raw_score(self) -> float:
         """Uncalibrated score in [0, 1]: maximum probability over the set (its lower bound where the
         set was searched), or the geometric mean of the token probabilities of a free answer."""
