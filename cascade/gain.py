@@ -49,6 +49,11 @@ class GainModel:
         return None if local is None or remote is None else self._of(local, remote)
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features that are needed."""
+        return tuple(dict.fromkeys((*self.local.features, *self.remote.features)))
+
+    @property
     def features_needed(self) -> bool:
         """Whether more than the raw score is looked at."""
         return self.local.scorer is not None or self.remote.scorer is not None

@@ -20,6 +20,8 @@ from cascade.local import (
 )
 from cascade.policy import Policy
 from cascade.request import Request
+from cascade.request_state import RETURN_MARGIN_S
+from cascade.self_check import self_checked
 from cascade.task import generic
 
 
@@ -77,9 +79,12 @@ class LocalDecode:
         def on_text(text: str) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, text)
 
-        decode = asyncio.create_task(asyncio.to_thread(self._decode, on_text, cancel))
+        enough = CancelToken()
+        decode = asyncio.create_task(asyncio.to_thread(self._answer, on_text, cancel, enough))
         decode.add_done_callback(lambda _: pieces.put_nowait(None))
         expiry = loop.call_later(max(0.0, remaining_s), cancel.cancel)
+        # An answer that time does not allow to check is an answer still.
+        patience = loop.call_later(max(0.0, remaining_s - RETURN_MARGIN_S), enough.cancel)
         try:
             while (text := await pieces.get()) is not None:
                 yield text
@@ -94,15 +99,35 @@ class LocalDecode:
                 "device had an answer; allow more time"
             ) from None
         finally:
-            expiry.cancel()
-            cancel.cancel()
+            for timer, token in ((expiry, cancel), (patience, enough)):
+                timer.cancel()
+                token.cancel()
             if not decode.done():
                 # The thread ends within one token; wait so that no decode outlives its request.
                 with contextlib.suppress(CascadeError):
                     await asyncio.shield(decode)
 
+    def _answer(
+        self, on_text: Callable[[str], None], cancel: CancelToken, enough: CancelToken
+    ) -> LocalAnswer:
+        """Runs in a worker thread. ``enough`` ends the checks of an answer, not the answer."""
+        answer, request = self._decode(on_text, cancel), self._request
+        checks = self._policy.self_checks if self._policy is not None else ()
+        if not checks or not answer.whole or not isinstance(self._model, LocalModel):
+            return answer
+        bare = not (request.options or request.json_schema or request.regex)
+        return self_checked(
+            self._model,
+            answer,
+            checks,
+            question=request.text,
+            prompt=request.messages if bare else None,
+            max_tokens=request.max_tokens,
+            stop=request.stop,
+            cancel=enough,
+        )
+
     def _decode(self, on_text: Callable[[str], None], cancel: CancelToken) -> LocalAnswer:
-        """Runs in a worker thread."""
         model, request = self._model, self._request
         if request.tensors:
             if not isinstance(model, LocalClassifier):

@@ -17,6 +17,7 @@ from cascade.certificate import Certificate
 from cascade.confidence import ConfidenceModel
 from cascade.early_stop import EarlyStop
 from cascade.errors import InvalidInput
+from cascade.features import SELF_CHECKS
 from cascade.files import write_whole
 from cascade.gain import GainModel
 from cascade.local import LocalAnswer, ModelInfo
@@ -140,6 +141,19 @@ class Policy:
             and self.adapter_digest == model.adapter_digest
         )
 
+    @property
+    def self_checks(self) -> tuple[str, ...]:
+        """Those of ``SELF_CHECKS`` that confidence or gain need of each answer."""
+        needed = {*self.confidence.features, *(self.gain.features if self.gain else ())}
+        return tuple(name for name in SELF_CHECKS if name in needed)
+
+    def check_self_checks(self) -> None:
+        """Raise ``InvalidInput`` where a check is needed that this task's answers cannot have."""
+        if self.task.options and "agreement" in self.self_checks:
+            raise InvalidInput(
+                "policy.confidence", "needs agreement, which is of free answers; tune without it"
+            )
+
     def check_early_stop(self) -> None:
         """Raise ``InvalidInput`` unless ``early_stop`` fits this task and threshold."""
         if self.early_stop is None:
@@ -161,6 +175,7 @@ class Policy:
     def to_bytes(self) -> bytes:
         """The bytes that are signed."""
         self.check_early_stop()
+        self.check_self_checks()
         value: dict[str, object] = {
             "format_version": FORMAT_VERSION,
             "task": self.task.to_json(),
@@ -208,6 +223,7 @@ class Policy:
         if (policy.threshold is None) != (policy.certificate is None):
             raise InvalidInput("policy.certificate", "must be present exactly when threshold is")
         policy.check_early_stop()
+        policy.check_self_checks()
         return policy
 
 

@@ -143,7 +143,8 @@ class RequestState:
         return Latency(time.perf_counter() - self.started, prefill_s, decode_s, self.remote_s)
 
     def _local_tokens(self) -> int:
-        return self.thrown_away + (self.local.tokens if self.local else 0)
+        written = self.local.tokens + self.local.check_tokens if self.local else 0
+        return self.thrown_away + written
 
     def _bounds(self) -> ScoreBounds | None:
         return self.local.options.bounds if self.local and self.local.options else None
