@@ -30,11 +30,15 @@ _WHY: dict[str, str] = {
     Reason.UNCERTIFIED_TASK: "no policy certifies this task on this model",
     Reason.UNCERTIFIED_MODE: "its policy was fitted to the other scoring mode",
     Reason.POLICY_DEMOTED: "the monitor withdrew this task's policy (cascade monitor status)",
+    Reason.UNMEASURED: "nothing was measured that its confidence could be computed from",
+    Reason.STOPPED_EARLY: "the device's answer would hardly have been kept, by its beginning",
+    Reason.LITTLE_GAIN: "the cluster is not expected to do better by enough",
     Reason.NEVER_LEAVE: "the data class forbids escalation",
     Reason.NO_TIER_ALLOWED: "the limits of the request allow no tier",
     Reason.NO_CLUSTER: "no cluster was given (--cloud)",
     Reason.REMOTE_FAILED: "the cluster did not answer",
     Reason.CLOUD_PREFERRED: "you asked for the cluster",
+    Reason.NO_LOCAL_MODEL: "there is no model on this device",
     Reason.LOCAL_FAILED: "the device could not read the request",
     Reason.OFFLINE: "there is no connection",
     Reason.METERED: "the connection is metered",
@@ -199,11 +203,18 @@ def _lines(answer: Answer) -> list[str]:
         f"source      {where} · {answer.model}{'' if answer.verified else ' · unverified'}",
         f"confidence  {_confidence(answer)}",
         *([f"scored      {_scored(answer.bounds)}"] if answer.bounds else []),
+        *(
+            [f"gain        {_gain(answer.expected_gain)}"]
+            if answer.expected_gain is not None
+            else []
+        ),
         f"because     {'; '.join(_explained(reason) for reason in answer.reasons)}",
         f"time        {answer.latency.total_s * 1e3:.0f} ms"
         + (f" · {rate:.1f} tokens/s" if rate else "")
         + (f" · cluster {answer.latency.remote_s * 1e3:.0f} ms" if answer.latency.remote_s else ""),
     ]
+    if answer.local_tokens and (not answer.local or answer.local_tokens > answer.tokens):
+        lines.append(f"device      {_spent(answer)}")
     if answer.bytes_up:
         lines.append(
             f"cost        ${answer.cost_usd:.7f} by the tier's price list · "
@@ -211,7 +222,12 @@ def _lines(answer: Answer) -> list[str]:
             f"{answer.cloud_prompt_tokens + answer.cloud_completion_tokens} cloud tokens"
         )
     if answer.finish == "length":
-        lines.append("warning     the answer is cut off at its greatest length (--max-tokens)")
+        cut = (
+            "where time ran out"
+            if _out_of_time(answer)
+            else "at its greatest length (--max-tokens)"
+        )
+        lines.append(f"warning     the answer is cut off {cut}")
     if answer.remote_error:
         lines.append(f"warning     {answer.remote_status}: {answer.remote_error}")
     return lines
@@ -232,6 +248,23 @@ def _confidence(answer: Answer) -> str:
     if answer.raw_score is not None:
         return f"none · raw score {answer.raw_score:.2f}, not calibrated"
     return "none"
+
+
+def _gain(expected: float) -> str:
+    return f"{expected:+.2f} expected from the next tier, in P(right)"
+
+
+def _spent(answer: Answer) -> str:
+    """Of what the device decoded and nobody reads."""
+    text = f"{answer.local_tokens} tokens decoded"
+    if answer.local_tokens_saved is not None:
+        text += f" · about {answer.local_tokens_saved:.0f} saved by stopping early"
+    return text
+
+
+def _out_of_time(answer: Answer) -> bool:
+    """Whether the device had to give back a part: only that has no score."""
+    return answer.local and answer.raw_score is None
 
 
 def _scored(bounds: ScoreBounds) -> str:
