@@ -326,7 +326,9 @@ async def test_every_way_of_stopping_is_made_again_from_its_record(policies) -> 
 async def test_the_monitor_sees_scores_of_answers_that_the_rule_lets_be(tmp_path) -> None:
     watched = replace(TALK, scores=ScoreReference.of([0.85, 0.9, 0.95]))
     store = shelf(tmp_path, watched)
-    monitor = Monitor.open(tmp_path / "monitor.sqlite", tier_error=0.0, share=1.0, seed=1)
+    monitor = Monitor.open(
+        tmp_path / "monitor.sqlite", tier_error=0.0, share=1.0, seed=1, grader="exact"
+    )
     cluster = ScriptedCluster((Accepted("tier1", "large"), Chunk("w", 1), FINISHED))
     for device, remote in (
         (Writer(), cluster),
