@@ -199,6 +199,7 @@ def _record(
 
     def keep(record: Record) -> None:
         nonlocal failed
+        journal.know({tier.info.name: tier.info.model for tier in plan.tiers})
         journal.append(record)
         failed += any(outcome.failed for outcome in record.outcomes.values())
         line.update(len(journal.done), f"{failed} with a failure" if failed else "")
