@@ -21,6 +21,7 @@ from cascade.decision_record import DecisionRecord
 from cascade.egress import Egress, Passage
 from cascade.errors import Cancelled, CascadeError, DeadlineExceeded, InvalidInput, RemoteError
 from cascade.events import DEVICE, Answer, Event, Final, Latency, Superseded, Token
+from cascade.ladder.device import climbing, laddered
 from cascade.local import CancelToken, LocalAnswer, LocalClassifier, LocalModel, Unreadable
 from cascade.monitor import Monitor
 from cascade.policy import (
@@ -117,7 +118,7 @@ class Controller:
         decision, passage = await self._judge(state, policy)
         if passage is not None and decision.escalate and self._remote is not None:
             async with contextlib.aclosing(
-                self._escalate(self._remote, passage, state, decision)
+                self._escalate(self._remote, passage, state, policy, decision)
             ) as events:
                 async for event in events:
                     yield event
@@ -218,8 +219,9 @@ class Controller:
 
         decision, passage = judged(()), None
         if not decision.accept:
+            judged_by = None if decision.confidence is None else local
             passage = await self._egress.prepare(
-                _for_cloud(request, policy),
+                climbing(_for_cloud(request, policy), policy, judged_by),
                 remaining_s=state.remote_deadline_s(),
                 cluster=self._remote is not None,
             )
@@ -292,20 +294,27 @@ class Controller:
         return text
 
     async def _escalate(
-        self, remote: Remote, passage: Passage, state: _State, decision: Decision
+        self,
+        remote: Remote,
+        passage: Passage,
+        state: _State,
+        policy: Policy | None,
+        decision: Decision,
     ) -> AsyncGenerator[Event, None]:
         """Stream the cluster's answer; sets ``state.answer`` when it is complete."""
         started = time.perf_counter()
         deadline_s = state.remote_deadline_s()
         source, model = "", ""
         text: list[str] = []
+        written, calls = 0, 0
+        report = _report(self._local, state.local, decision)
         try:
             if deadline_s <= 0:
                 raise RemoteError("DEADLINE_EXCEEDED", "no time was left to ask the cluster")
             stream = self._egress.answer(
                 remote,
                 passage,
-                _report(self._local, state.local, decision),
+                laddered(report, policy, state.local, decision),
                 deadline_s=deadline_s,
                 transfer=state.transfer,
             )
@@ -317,14 +326,28 @@ class Controller:
                                 state.shown = None
                                 yield Superseded(tier)
                             source, model, text = tier, name, []
-                        case Chunk(piece, _):
+                            written, calls = 0, calls + 1
+                        case Chunk(piece, count):
                             state.shown = source
+                            written += count
                             text.append(piece)
                             yield Token(piece, source, provisional=False)
                         case Finished():
                             state.remote_s = time.perf_counter() - started
+                            if event.tier == DEVICE and state.local is not None:
+                                for shown in state.show_locally(state.local.text):
+                                    yield shown
+                                text, model = [state.local.text], _name(self._local)
+                                written, calls = state.local.tokens, 2
+                            elif event.tier == DEVICE:
+                                continue
                             state.answer = state.remote_answer(
-                                "".join(text), event, decision, model
+                                "".join(text),
+                                event,
+                                decision,
+                                model,
+                                # Of several tiers, the cluster counts the tokens together.
+                                tokens=written if calls > 1 else event.completion_tokens,
                             )
         except RemoteError as problem:
             state.remote_s = time.perf_counter() - started
@@ -343,11 +366,7 @@ class Controller:
         reasons: tuple[str, ...] = tuple(decision.reasons)
         if state.remote_error is not None:
             reasons += (Reason.REMOTE_FAILED,)
-        events: list[Event] = []
-        if state.shown not in (None, DEVICE):  # a broken remote answer
-            events.append(Superseded(DEVICE))
-        if state.shown != DEVICE and local.text:
-            events.append(Token(local.text, DEVICE, provisional=False))
+        events = state.show_locally(local.text)
         events.append(Final(state.local_answer(local, decision, reasons, self._local)))
         return events
 
@@ -380,11 +399,21 @@ class _State:
         )
         return Latency(time.perf_counter() - self.started, prefill_s, decode_s, self.remote_s)
 
+    def show_locally(self, text: str) -> list[Event]:
+        """What brings the device's own text to the application, where it does not hold it yet."""
+        events: list[Event] = []
+        if self.shown not in (None, DEVICE):  # a broken remote answer
+            events.append(Superseded(DEVICE))
+        if self.shown != DEVICE and text:
+            events.append(Token(text, DEVICE, provisional=False))
+        self.shown = DEVICE
+        return events
+
     def bounds(self) -> ScoreBounds | None:
         return self.local.options.bounds if self.local and self.local.options else None
 
     def remote_answer(
-        self, text: str, finished: Finished, decision: Decision, model: str
+        self, text: str, finished: Finished, decision: Decision, model: str, *, tokens: int
     ) -> Answer:
         return Answer(
             request_id=self.request.request_id,
@@ -396,7 +425,7 @@ class _State:
             verified=True,
             reasons=(*decision.reasons, *finished.reasons),
             latency=self.latency(),
-            tokens=finished.completion_tokens,
+            tokens=tokens,
             local_tokens=self.local.tokens if self.local else 0,
             cloud_prompt_tokens=finished.prompt_tokens,
             cloud_completion_tokens=finished.completion_tokens,
@@ -420,7 +449,7 @@ class _State:
             request_id=self.request.request_id,
             text=local.text,
             source=DEVICE,
-            model=model.info.name if model else "",
+            model=_name(model),
             confidence=decision.confidence,
             raw_score=local.raw_score,
             verified=decision.accept,
@@ -436,6 +465,10 @@ class _State:
             finish="length" if local.finish == "length" else "stop",
             bounds=self.bounds(),
         )
+
+
+def _name(model: LocalModel | LocalClassifier | None) -> str:
+    return model.info.name if model else ""
 
 
 def _decode(

@@ -253,7 +253,8 @@ def obstacles_to_escalation(limits: Constraints, *, cluster: bool) -> tuple[Reas
 
 
 class PolicyStore:
-    """Signed policies in a folder: ``<base digest>/<task id>.json`` beside ``.sig``.
+    """Signed policies, of two sides or ladders, in a folder: ``<base digest>/<task id>.json`` beside
+    ``.sig``.
 
     Policies are read once each and checked against the pinned publisher keys before use.
     """
@@ -286,13 +287,23 @@ class PolicyStore:
             except FileNotFoundError:
                 return None
             self._trust.verify(data, signature, what=f"policy {task_id}")
-            self._loaded[str(path)] = Policy.from_bytes(data)
+            self._loaded[str(path)] = _read(data)
         policy = self._loaded[str(path)]
         return policy if policy.adapter_digest == model.adapter_digest else None
 
     def _path(self, base_digest: str, task_id: str) -> Path:
         check_task_id(task_id)
         return self._folder / base_digest / f"{task_id}.json"
+
+
+def _read(data: bytes) -> Policy:
+    # Ladders build on policies, and few devices follow one.
+    from cascade.ladder.device import DeviceRung
+    from cascade.ladder.policy import LadderPolicy, is_ladder
+
+    return (
+        DeviceRung.of(LadderPolicy.from_bytes(data)) if is_ladder(data) else Policy.from_bytes(data)
+    )
 
 
 def check_task_id(task_id: str) -> None:

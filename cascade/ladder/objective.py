@@ -14,7 +14,7 @@ import numpy as np
 
 from cascade.certify import p_values
 from cascade.errors import InvalidInput
-from cascade.ladder.policy import Taken
+from cascade.ladder.rungs import Taken
 from cascade.ladder.rows import LadderRows
 from cascade.rows import Floats
 
