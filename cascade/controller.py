@@ -304,9 +304,7 @@ class Controller:
         """Stream the cluster's answer; sets ``state.answer`` when it is complete."""
         started = time.perf_counter()
         deadline_s = state.remote_deadline_s()
-        source, model = "", ""
-        text: list[str] = []
-        written, calls = 0, 0
+        reply = _Reply()
         report = _report(self._local, state.local, decision)
         try:
             if deadline_s <= 0:
@@ -325,30 +323,15 @@ class Controller:
                             if state.shown is not None:
                                 state.shown = None
                                 yield Superseded(tier)
-                            source, model, text = tier, name, []
-                            written, calls = 0, calls + 1
+                            reply = _Reply(tier, name, calls=reply.calls + 1)
                         case Chunk(piece, count):
-                            state.shown = source
-                            written += count
-                            text.append(piece)
-                            yield Token(piece, source, provisional=False)
+                            state.shown = reply.source
+                            reply.add(piece, count)
+                            yield Token(piece, reply.source, provisional=False)
                         case Finished():
                             state.remote_s = time.perf_counter() - started
-                            if event.tier == DEVICE and state.local is not None:
-                                for shown in state.show_locally(state.local.text):
-                                    yield shown
-                                text, model = [state.local.text], _name(self._local)
-                                written, calls = state.local.tokens, 2
-                            elif event.tier == DEVICE:
-                                continue
-                            state.answer = state.remote_answer(
-                                "".join(text),
-                                event,
-                                decision,
-                                model,
-                                # Of several tiers, the cluster counts the tokens together.
-                                tokens=written if calls > 1 else event.completion_tokens,
-                            )
+                            for shown in state.finish(reply, event, decision, self._local):
+                                yield shown
         except RemoteError as problem:
             state.remote_s = time.perf_counter() - started
             if state.local is None:
@@ -369,6 +352,26 @@ class Controller:
         events = state.show_locally(local.text)
         events.append(Final(state.local_answer(local, decision, reasons, self._local)))
         return events
+
+
+@dataclass(slots=True)
+class _Reply:
+    """What the cluster has said of the answer that it is at; ``calls`` counts the tiers so far."""
+
+    source: str = ""
+    model: str = ""
+    text: list[str] = field(default_factory=list)
+    tokens: int = 0
+    calls: int = 0
+
+    @classmethod
+    def of(cls, local: LocalAnswer, model: str) -> _Reply:
+        """The device's own answer, which the cluster said is the one to take."""
+        return cls(DEVICE, model, [local.text], local.tokens, calls=2)
+
+    def add(self, piece: str, count: int) -> None:
+        self.text.append(piece)
+        self.tokens += count
 
 
 @dataclass(slots=True)
@@ -399,6 +402,24 @@ class _State:
         )
         return Latency(time.perf_counter() - self.started, prefill_s, decode_s, self.remote_s)
 
+    def finish(
+        self,
+        reply: _Reply,
+        finished: Finished,
+        decision: Decision,
+        model: LocalModel | LocalClassifier | None,
+    ) -> list[Event]:
+        """Set ``answer``; the events before it, where it is the device's own that is to be taken.
+        Such a one that the device does not have is no answer."""
+        shown: list[Event] = []
+        if finished.tier == DEVICE:
+            if self.local is None:
+                return shown
+            reply = _Reply.of(self.local, _name(model))
+            shown = self.show_locally(self.local.text)
+        self.answer = self.remote_answer(reply, finished, decision)
+        return shown
+
     def show_locally(self, text: str) -> list[Event]:
         """What brings the device's own text to the application, where it does not hold it yet."""
         events: list[Event] = []
@@ -412,20 +433,19 @@ class _State:
     def bounds(self) -> ScoreBounds | None:
         return self.local.options.bounds if self.local and self.local.options else None
 
-    def remote_answer(
-        self, text: str, finished: Finished, decision: Decision, model: str, *, tokens: int
-    ) -> Answer:
+    def remote_answer(self, reply: _Reply, finished: Finished, decision: Decision) -> Answer:
         return Answer(
             request_id=self.request.request_id,
-            text=text,
+            text="".join(reply.text),
             source=finished.tier,
-            model=finished.model or model,
+            model=finished.model or reply.model,
             confidence=finished.confidence,
             raw_score=self.local.raw_score if self.local else None,
             verified=True,
             reasons=(*decision.reasons, *finished.reasons),
             latency=self.latency(),
-            tokens=tokens,
+            # Of several tiers, the cluster counts the tokens together.
+            tokens=reply.tokens if reply.calls > 1 else finished.completion_tokens,
             local_tokens=self.local.tokens if self.local else 0,
             cloud_prompt_tokens=finished.prompt_tokens,
             cloud_completion_tokens=finished.completion_tokens,

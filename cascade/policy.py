@@ -253,8 +253,7 @@ def obstacles_to_escalation(limits: Constraints, *, cluster: bool) -> tuple[Reas
 
 
 class PolicyStore:
-    """Signed policies, of two sides or ladders, in a folder: ``<base digest>/<task id>.json`` beside
-    ``.sig``.
+    """Signed policies and ladders in a folder: ``<base digest>/<task id>.json`` beside ``.sig``.
 
     Policies are read once each and checked against the pinned publisher keys before use.
     """

@@ -53,18 +53,16 @@ def next_step(policy: LadderPolicy, heard: Mapping[str, Heard]) -> Step:
     """
     ladder = policy.ladder
     known = [heard.get(tier, Heard()) for tier in ladder.tiers]
-    confidence = np.array(
-        [
-            [np.nan if (sure := confidence_in(policy, tier, each)) is None else sure]
-            for tier, each in zip(ladder.tiers, known, strict=True)
-        ]
-    )
+    confidence = [
+        np.array([np.nan if (sure := confidence_in(policy, tier, each)) is None else sure])
+        for tier, each in zip(ladder.tiers, known, strict=True)
+    ]
     agreed = len(known) > 1 and known[0].answer is not None and known[0].answer == known[1].answer
     position, reasons = 0, list[str]()
     while ladder.tiers[position] in heard:
         following = int(ladder.after(position, confidence, np.array([agreed]))[0])
         if known[position].answer is not None:
-            reasons += _words(policy, position, following, float(confidence[position, 0]), agreed)
+            reasons += _words(policy, position, following, float(confidence[position][0]), agreed)
         if following <= position:
             return Step(ladder.tiers[following], False, tuple(reasons))
         position = following

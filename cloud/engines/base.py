@@ -66,8 +66,8 @@ class Done:
         reason: ``"stop"`` at an end token, stop string or complete option, else ``"length"``.
         cached_tokens: prompt tokens that were not computed, because an earlier prompt began alike.
         raw_score: how sure the model is, uncalibrated, in [0, 1]: the largest probability of an
-            option within its set, or the geometric mean probability of the answer's tokens; ``None``
-            where it was not asked for or cannot be told.
+            option within its set, or the geometric mean probability of the answer's tokens;
+            ``None`` where it was not asked for or cannot be told.
     """
 
     reason: Literal["stop", "length"]
