@@ -1,4 +1,4 @@
-"""Requests climb a ladder in the cluster: real servers on the loopback, tiers that follow scripts."""
+"""Requests climb in the cluster: a real server on the loopback, tiers that follow scripts."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ async def climb(
     policy: LadderPolicy,
     scripts: Mapping[str, Script],
     request: Request | None = None,
+    *,
     report: DeviceReport | None = None,
     config: ClusterConfig = CONFIG,
     deadline_s: float = 30.0,
