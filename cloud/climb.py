@@ -35,7 +35,10 @@ class Climb:
         self._device = followed.device
         self._heard: dict[str, Heard] = {}
         if followed.device is not None:
-            self._heard[followed.device] = followed.said
+            said = {followed.device: followed.said}
+            # It asks because it is not sure. That it is can only be a defect of one of the two.
+            sure = not next_step(followed.policy, said).ask
+            self._heard = {followed.device: Heard()} if sure else said
         self._answers: dict[str, Attempt] = {}
         self._reasons: list[str] = []
         self._words = 0
@@ -73,9 +76,6 @@ class Climb:
         own = {f"{self._device}:{word}" for word in ("confident", "unsure", "no_score")}
         self._reasons += [word for word in step.reasons[self._words :] if word not in own]
         self._words = len(step.reasons)
-        if not step.ask and step.tier == self._device and len(self._heard) == 1:
-            # It asks because it is not sure: that it is can only be a defect of one of the two.
-            return Step(self._policy.ladder.tiers[1], True, step.reasons)
         return step
 
     async def _ask(self, tier: TierConfig) -> AsyncGenerator[RemoteEvent]:

@@ -48,7 +48,7 @@ class Ladders:
         """The ladder that ``request`` climbs; ``None`` where there is none for its task, or where
         it asks about other answers than the ladder was tuned for."""
         policy, digest = self._policies.get(request.task_id, (None, ""))
-        if policy is None or request.tensors:
+        if policy is None:
             return None
         options = policy.wording.options if policy.wording else ()
         if set(options) != set(request.options):

@@ -145,6 +145,14 @@ async def test_the_least_sure_go_to_the_last_tier_at_once() -> None:
     assert asked["tier1"] == 1
 
 
+async def test_a_device_that_asks_is_taken_to_be_unsure() -> None:
+    policy = ladder(*THREE, at=(0.8, 0.8))
+    sure = told(policy, "good", 0.9)
+    events, asked = await climb(policy, {"tier1": Script("bad", score=0.9)}, report=sure)
+    assert (final(events).tier, final(events).reasons) == ("tier1", ("tier1:confident",))
+    assert asked == {"tier1": 1, "tier2": 0, "tier3": 0}
+
+
 async def test_a_vote_that_agrees_takes_the_devices_answer() -> None:
     policy = ladder(*THREE, way="vote", at=(0.8,))
     events, asked = await climb(policy, {"tier1": Script("good")}, report=told(policy, "good", 0.6))
