@@ -21,7 +21,6 @@ from cascade.decision_record import DecisionRecord
 from cascade.egress import Egress, Passage
 from cascade.errors import Cancelled, CascadeError, DeadlineExceeded, InvalidInput, RemoteError
 from cascade.events import DEVICE, Answer, Event, Final, Latency, Superseded, Token
-from cascade.ladder.device import climbing, laddered
 from cascade.local import CancelToken, LocalAnswer, LocalClassifier, LocalModel, Unreadable
 from cascade.monitor import Monitor
 from cascade.policy import (
@@ -220,8 +219,9 @@ class Controller:
         decision, passage = judged(()), None
         if not decision.accept:
             judged_by = None if decision.confidence is None else local
+            sent = _for_cloud(request, policy)
             passage = await self._egress.prepare(
-                climbing(_for_cloud(request, policy), policy, judged_by),
+                policy.onward(sent, judged_by) if policy else sent,
                 remaining_s=state.remote_deadline_s(),
                 cluster=self._remote is not None,
             )
@@ -306,13 +306,15 @@ class Controller:
         deadline_s = state.remote_deadline_s()
         reply = _Reply()
         report = _report(self._local, state.local, decision)
+        if policy is not None:
+            report = policy.reported(report, state.local, decision)
         try:
             if deadline_s <= 0:
                 raise RemoteError("DEADLINE_EXCEEDED", "no time was left to ask the cluster")
             stream = self._egress.answer(
                 remote,
                 passage,
-                laddered(report, policy, state.local, decision),
+                report,
                 deadline_s=deadline_s,
                 transfer=state.transfer,
             )

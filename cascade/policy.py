@@ -18,7 +18,8 @@ from cascade.confidence import ConfidenceModel
 from cascade.errors import InvalidInput
 from cascade.files import write_whole
 from cascade.local import LocalAnswer, ModelInfo
-from cascade.request import Constraints, DataClass
+from cascade.remote import DeviceReport
+from cascade.request import Constraints, DataClass, Request
 from cascade.score_reference import ScoreReference
 from cascade.signing import SigningKey, TrustStore
 from cascade.strict import Fields
@@ -120,6 +121,20 @@ class Policy:
             and self.base_digest == model.base_digest
             and self.adapter_digest == model.adapter_digest
         )
+
+    def onward(self, request: Request, answer: LocalAnswer | None) -> Request:
+        """A request as it escalates; a ladder names the tiers that it would still ask.
+
+        Arguments:
+            answer: the device's, unless this policy may not judge it.
+        """
+        return request
+
+    def reported(
+        self, report: DeviceReport, answer: LocalAnswer | None, decision: Decision
+    ) -> DeviceReport:
+        """What the cluster is told; by a ladder, what it takes to go on from there."""
+        return report
 
     def to_bytes(self) -> bytes:
         """The bytes that are signed."""

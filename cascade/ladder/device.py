@@ -64,38 +64,30 @@ class DeviceRung(Policy):
         """The bytes of the ladder, which are signed."""
         return b"" if self.ladder is None else self.ladder.to_bytes()
 
+    def onward(self, request: Request, answer: LocalAnswer | None) -> Request:
+        """The same for the tiers alone that the ladder would still ask; as it is where the request
+        allows none of them. See ``Policy.onward``."""
+        if self.ladder is None:
+            return request
+        tiers = self.ladder.ladder.tiers
+        said = Heard("", answer.raw_score) if answer else Heard()
+        step = next_step(self.ladder, {tiers[0]: said})
+        left = frozenset(tiers[tiers.index(step.tier) if step.ask else 1 :])
+        allowed = request.constraints.allowed_tiers
+        left = left if allowed is None else left & allowed
+        if not left:
+            return request
+        constraints = dataclasses.replace(request.constraints, allowed_tiers=left)
+        return dataclasses.replace(request, constraints=constraints)
 
-def climbing(request: Request, policy: Policy | None, answer: LocalAnswer | None) -> Request:
-    """The same request for the tiers alone that the ladder would still ask; as it is where there is
-    no ladder, or where the request allows none of them.
-
-    Arguments:
-        answer: the device's, unless it may not be judged by this policy.
-    """
-    if not isinstance(policy, DeviceRung) or policy.ladder is None:
-        return request
-    tiers = policy.ladder.ladder.tiers
-    said = Heard("", answer.raw_score) if answer else Heard()
-    step = next_step(policy.ladder, {tiers[0]: said})
-    left = frozenset(tiers[tiers.index(step.tier) if step.ask else 1 :])
-    allowed = request.constraints.allowed_tiers
-    left = left if allowed is None else left & allowed
-    if not left:
-        return request
-    constraints = dataclasses.replace(request.constraints, allowed_tiers=left)
-    return dataclasses.replace(request, constraints=constraints)
-
-
-def laddered(
-    report: DeviceReport, policy: Policy | None, answer: LocalAnswer | None, decision: Decision
-) -> DeviceReport:
-    """The report with the device's answer as a rung, where it was merely not sure enough: one that
-    failed a check, or was judged by nothing, is not to be compared or taken."""
-    if not isinstance(policy, DeviceRung):
-        return report
-    counts = answer is not None and decision.reasons == (Reason.UNSURE,)
-    return dataclasses.replace(
-        report,
-        ladder_digest=policy.digest,
-        answer_sha256=sha256_bytes(answer.text.encode()) if answer and counts else "",
-    )
+    def reported(
+        self, report: DeviceReport, answer: LocalAnswer | None, decision: Decision
+    ) -> DeviceReport:
+        """The report with the device's answer as a rung, where it was merely not sure enough: one
+        that failed a check, or was judged by nothing, is not to be compared or taken."""
+        counts = decision.reasons == (Reason.UNSURE,)
+        return dataclasses.replace(
+            report,
+            ladder_digest=self.digest,
+            answer_sha256=sha256_bytes(answer.text.encode()) if answer and counts else "",
+        )
