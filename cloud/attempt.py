@@ -94,7 +94,7 @@ class Attempt:
     def _note(self, event: EngineEvent) -> None:
         match event:
             case Started():
-                self._begun, self._prompt_tokens = True, event.prompt_tokens
+                self._begun, self._prompt_tokens = True, event.prompt_tokens or 0
             case Piece():
                 self._pieces.append(event)
             case Done():
