@@ -20,8 +20,10 @@ from cloud.engines import ChatRequest, Done, EngineEvent, Piece
 from cloud.hedge import hedged
 from cloud.ladder import max_cost_usd, max_output_tokens, obstacle_to
 
-MARGIN_S: Final = 0.1
-"""Kept back from the deadline where there is an answer that can be given instead."""
+# Kept back from the deadline where there is an answer that can be given instead: for the way to the
+# device, and for a busy machine.
+_MARGIN_SHARE: Final = 0.1
+_MOST_MARGIN_S: Final = 0.5
 
 
 class Asking:
@@ -54,6 +56,11 @@ class Asking:
     def remaining_s(self) -> float:
         """What is left of the deadline."""
         return self.request.constraints.deadline_s - self._elapsed_s
+
+    @property
+    def margin_s(self) -> float:
+        """What is kept back of the deadline where an answer is at hand."""
+        return min(_MOST_MARGIN_S, _MARGIN_SHARE * self.request.constraints.deadline_s)
 
     def tier(self, name: str) -> TierConfig:
         """The tier of that name."""

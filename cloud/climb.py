@@ -13,7 +13,7 @@ from cascade.events import DEVICE
 from cascade.files import sha256_bytes
 from cascade.ladder import Heard, Step, confidence_in, next_step
 from cascade.remote import Accepted, Chunk, Finished, RemoteEvent
-from cloud.asking import MARGIN_S, Asking
+from cloud.asking import Asking
 from cloud.attempt import Attempt
 from cloud.config import TierConfig
 from cloud.engines import EngineEvent, Piece, Started
@@ -189,7 +189,9 @@ class Climb:
         all but a margin where an answer is at hand; ``None`` where it is the only hope."""
         if above:
             return self._asking.remaining_s / (above + 1)
-        return max(0.0, self._asking.remaining_s - MARGIN_S) if self._answers else None
+        if not self._answers:
+            return None
+        return max(0.0, self._asking.remaining_s - self._asking.margin_s)
 
     def _hedge(self, tier: TierConfig) -> TierConfig | None:
         """Who is asked too where ``tier`` is slow: of the ladder, and not below it."""
