@@ -6,7 +6,8 @@ how it travels is decided elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -75,6 +76,13 @@ class Done:
     completion_tokens: int
     cached_tokens: int
     raw_score: float | None = None
+
+
+def geometric_mean(logprobs: Sequence[float]) -> float | None:
+    """The raw score of a free answer by the log probabilities of its tokens; ``None`` without."""
+    if not logprobs:
+        return None
+    return min(1.0, math.exp(math.fsum(logprobs) / len(logprobs)))
 
 
 EngineEvent = Started | Piece | Done

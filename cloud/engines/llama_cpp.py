@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import os
 import secrets
 import tempfile
@@ -21,7 +20,15 @@ from typing import Any, Final
 import xllamacpp
 
 from cascade.errors import InvalidInput
-from cloud.engines.base import Capabilities, ChatRequest, Done, EngineEvent, Piece, Started
+from cloud.engines.base import (
+    Capabilities,
+    ChatRequest,
+    Done,
+    EngineEvent,
+    Piece,
+    Started,
+    geometric_mean,
+)
 from cloud.engines.grammar import options_grammar, structured_grammar
 from cloud.engines.llama_prompt import ConversationTokens
 from cloud.errors import EngineFailed, ModelUnusable
@@ -282,9 +289,7 @@ class _Reader:
             prompt_tokens=int(self._usage["prompt_tokens"]),
             completion_tokens=int(self._usage["completion_tokens"]),
             cached_tokens=int(self._usage["prompt_tokens_details"]["cached_tokens"]),
-            raw_score=min(1.0, math.exp(math.fsum(self._logprobs) / len(self._logprobs)))
-            if self._logprobs
-            else None,
+            raw_score=geometric_mean(self._logprobs),
         )
 
     def _error(self, error: dict[str, Any]) -> Exception:

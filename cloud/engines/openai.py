@@ -11,7 +11,15 @@ import openai
 from openai import AsyncOpenAI
 
 from cloud.config import ProviderConfig
-from cloud.engines.base import Capabilities, ChatRequest, Done, EngineEvent, Piece, Started
+from cloud.engines.base import (
+    Capabilities,
+    ChatRequest,
+    Done,
+    EngineEvent,
+    Piece,
+    Started,
+    geometric_mean,
+)
 from cloud.engines.provider import (
     Key,
     Wanted,
