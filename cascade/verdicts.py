@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 
@@ -52,6 +52,16 @@ class Verdicts:
     little_gain: Bools
     gain: Floats | None
     stops: Ints | None
+
+    def take(self, rows: Ints) -> Self:
+        """Those of these rows, in this order."""
+        return type(self)(
+            self.confidence[rows],
+            self.accepted[rows],
+            self.little_gain[rows],
+            None if self.gain is None else self.gain[rows],
+            None if self.stops is None else self.stops[rows],
+        )
 
     @property
     def unverified(self) -> Bools:
@@ -111,11 +121,12 @@ def confidences(model: ConfidenceModel, records: RecordSet, tier: str) -> Floats
     """
     if model.scorer is None:
         scores = records.column(tier, "raw_score")
-        return _where_measured(~np.isnan(scores), lambda rows: model.batch(scores[rows]))
+        missing = np.isnan(scores)
+        if not missing.any():
+            return model.batch(scores)
+        return _where_measured(~missing, lambda rows: model.batch(scores[rows]))
     features = of_records(records, tier, model.features)
-    return _where_measured(
-        measured(features), lambda rows: model.of_features(features.take(rows)), _BLOCK
-    )
+    return _where_measured(measured(features), lambda rows: model.of_features(features.take(rows)))
 
 
 def gains(model: GainModel, records: RecordSet, tier: str) -> Floats:
@@ -126,9 +137,7 @@ def gains(model: GainModel, records: RecordSet, tier: str) -> Floats:
     """
     names = tuple(dict.fromkeys((*model.local.features, *model.remote.features)))
     features = of_records(records, tier, names)
-    return _where_measured(
-        measured(features), lambda rows: model.of_features(features.take(rows)), _BLOCK
-    )
+    return _where_measured(measured(features), lambda rows: model.of_features(features.take(rows)))
 
 
 def stops_at(rule: EarlyStop, records: RecordSet, tier: str) -> Ints:
@@ -155,8 +164,7 @@ def ranked(confidence: Floats) -> Floats:
 
 def measured(features: Features) -> Bools:
     """On which rows every feature was measured, shape ``[rows]``."""
-    found: Bools = np.isfinite(features.values).all(axis=1)
-    return found
+    return np.asarray(np.isfinite(features.values).all(axis=1))
 
 
 def unmeasured(names: Sequence[str], records: RecordSet, tier: str) -> dict[str, int]:
@@ -167,16 +175,11 @@ def unmeasured(names: Sequence[str], records: RecordSet, tier: str) -> dict[str,
     return {name: count for name, count in zip(names, counts, strict=True) if count}
 
 
-def _where_measured(
-    known: Bools, of_rows: Callable[[Ints | slice], Floats], block: int | None = None
-) -> Floats:
-    """Numbers of the rows that are known, NaN for the others; ``block`` rows at a time."""
-    if block is None and known.all() and len(known):
-        return of_rows(slice(None))
+def _where_measured(known: Bools, of_rows: Callable[[Ints], Floats]) -> Floats:
+    """Numbers of the rows that are known, a block at a time; NaN for the others."""
     values = np.full(len(known), np.nan)
     places = np.flatnonzero(known)
-    step = block or max(1, len(places))
-    for start in range(0, len(places), step):
-        rows = places[start : start + step]
+    for start in range(0, len(places), _BLOCK):
+        rows = places[start : start + _BLOCK]
         values[rows] = of_rows(rows)
     return values

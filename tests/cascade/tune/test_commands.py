@@ -260,7 +260,7 @@ def without(head: Header, **changes: object) -> RecordSet:
 def test_records_to_which_no_policy_can_be_bound_are_refused(run: Run, tmp_path: Path) -> None:
     head = header("device", "tier1")
     for name, records, problem in (
-        ("free", without(head, wording=None), "have no wording of a closed set"),
+        ("unworded", without(head, wording=None), "have options but no wording of them"),
         ("nobody", without(header("device", "tier1", base="")), "do not say which model device"),
         ("nameless", without(head, task_id=""), "task: is not named by the records; give --task"),
     ):

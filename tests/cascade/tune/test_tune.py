@@ -85,7 +85,13 @@ def test_a_target_that_cannot_be_had_escalates_everything_and_says_why() -> None
 def test_several_targets_hold_together(calibrator: str) -> None:
     rows = pair(drawn(4000, seed=3))
     aims = [Aim("excess_error", 0.15), Aim("escalation_share", 0.7)]
-    tuned = tune(*parts(rows, 1000, 3000), aims, delta=0.1, task=TASK, modelling=Modelling(calibrator=calibrator))
+    tuned = tune(
+        *parts(rows, 1000, 3000),
+        aims,
+        delta=0.1,
+        task=TASK,
+        modelling=Modelling(calibrator=calibrator),
+    )
     assert tuned.policy.certificate is not None
     promises = tuned.policy.certificate.promises
     assert [promise.kind for promise in promises] == ["excess_error", "escalation_share"]
