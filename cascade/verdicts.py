@@ -15,7 +15,7 @@ from typing import Final, Self
 import numpy as np
 
 from cascade.confidence import ConfidenceModel
-from cascade.early_stop import EarlyStop, TokenLists
+from cascade.early_stop import EarlyStop, Savings, TokenLists, savings
 from cascade.early_stop.token_lists import Ints
 from cascade.errors import InvalidInput
 from cascade.features import Features, of_records
@@ -154,6 +154,19 @@ def stops_at(rule: EarlyStop, records: RecordSet, tier: str) -> Ints:
             "records", "do not say how long an answer may be (max_tokens); an early stop needs it"
         )
     return rule.stops_at(TokenLists.of(records, tier), most)
+
+
+def saved(policy: Policy, records: RecordSet, tier: str, seen: Verdicts) -> Savings | None:
+    """What a policy's early stop saves on a tier's answers; ``None`` without one.
+
+    Arguments:
+        seen: its verdicts on them.
+    """
+    if seen.stops is None or policy.threshold is None:
+        return None
+    whole = ranked(confidences(policy.confidence, records, tier))
+    tokens = TokenLists.of(records, tier).tokens
+    return savings(seen.stops, tokens, whole >= policy.threshold)
 
 
 def ranked(confidence: Floats) -> Floats:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cascade.confidence import ConfidenceModel, Platt
+from cascade.confidence import ConfidenceModel
 from cascade.early_stop import Savings
 from cascade.pair import Pair
 from cascade.records import RecordSet
-from cascade.scorer import Trees
+from cascade.report.made_of import made_of
 from cascade.tune import AIMS, Observed, Stopping, Tested, Tuned
 from cascade.verdicts import unmeasured
 
@@ -195,24 +195,6 @@ def _test_lines(test: Tested) -> list[str]:
     return lines
 
 
-def made_of(model: ConfidenceModel) -> str:
-    """What a confidence is computed from, in words."""
-    if model.scorer is None:
-        what = "the raw score"
-    else:
-        names = ", ".join(model.features[:_NAMED])
-        if len(model.features) > _NAMED:
-            names += f" and {len(model.features) - _NAMED} more features"
-        kind = (
-            f"{len(model.scorer.roots)} trees over"
-            if isinstance(model.scorer, Trees)
-            else "a logistic regression of"
-        )
-        what = f"{kind} {names}" if len(model.features) > 1 else f"{kind} {names} alone"
-    how = "Platt" if isinstance(model.calibrator, Platt) else "isotonic"
-    return f"{what}, calibrated ({how})"
-
-
 def missing_line(model: ConfidenceModel, records: RecordSet, tier: str) -> str:
     """Which features were not measured, and on how many rows."""
     return _listed(unmeasured(model.features, records, tier))
@@ -233,7 +215,13 @@ def _missing(model: ConfidenceModel, part: Pair) -> dict[str, int]:
 
 
 def _listed(missing: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} on {count} rows" for name, count in missing.items())
+    """Features by the number of rows that lack them, e.g. ``11 rows lack a, b``."""
+    words = []
+    for count in sorted(set(missing.values()), reverse=True):
+        names = [name for name, number in missing.items() if number == count]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        words.append(f"{count} rows lack {', '.join(names[:_NAMED])}{more}")
+    return ", ".join(words)
 
 
 def _min_gain(least: float | None) -> str:

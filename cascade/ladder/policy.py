@@ -284,6 +284,12 @@ class LadderPolicy:
             certificate=None if certificate is None else _certificate(certificate),
         )
         fields.end()
+        for tier, model in policy.confidence.items():
+            if model.scorer is not None:
+                raise InvalidInput(
+                    f"ladder.confidence.{tier}",
+                    "is of features; tiers of a ladder have scores alone",
+                )
         return policy
 
 

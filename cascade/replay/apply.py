@@ -21,8 +21,8 @@ from cascade.replay.gain import WithGain
 from cascade.replay.times import times
 from cascade.rows import Floats
 from cascade.task import free
-from cascade.tune import Aim, Observed, observe, saved, settled
-from cascade.verdicts import Verdicts, judge
+from cascade.tune import Aim, Observed, observe, settled
+from cascade.verdicts import Verdicts, judge, saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def replay(
         unverified=int(seen.unverified.sum()),
         unmeasured=int(seen.unmeasured.sum()),
         documents=int(documents.max()) + 1,
-        saved=saved(policy, rows, seen),
+        saved=saved(policy, rows.records, rows.local, seen),
         figures=_in_order(
             intervals(of_rows, documents, replicates=replicates, seed=seed)
             | times(rows, ~seen.escalated, documents)

@@ -7,7 +7,7 @@ before anything is tuned is ``cascade.compare``.
 """
 
 from cascade.tune.aims import AIMS, Aim, Observed, goes_up, observe, settled
-from cascade.tune.examining import Tested, examine, keeps, saved
+from cascade.tune.examining import Tested, examine, keeps
 from cascade.tune.modelling import Fitted, Modelling, estimator_named, features_of, fit
 from cascade.tune.stopping import Stopping
 from cascade.tune.tuning import Tuned, tune, tune_groups
@@ -28,7 +28,6 @@ __all__ = [
     "goes_up",
     "keeps",
     "observe",
-    "saved",
     "settled",
     "tune",
     "tune_groups",

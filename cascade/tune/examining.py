@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cascade.early_stop import Savings, TokenLists, savings
+from cascade.early_stop import Savings
 from cascade.pair import Pair
 from cascade.policy import Policy
 from cascade.rows import Bools
 from cascade.tune.aims import Aim, Observed, observe, settled
-from cascade.verdicts import Verdicts, confidences, judge, ranked
+from cascade.verdicts import judge, saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +66,10 @@ def examine(rows: Pair, aims: Sequence[Aim], policy: Policy) -> Tested:
         local_accuracy=float(rows.correct.mean()),
         accuracy=None if mine is None else float(mine.mean()),
         cloud_accuracy=None if cloud is None else float(cloud.mean()),
-        saved=saved(policy, rows, seen),
+        saved=saved(policy, rows.records, rows.local, seen),
     )
 
 
 def keeps(policy: Policy, rows: Pair) -> Bools:
     """Which local answers a policy accepts, shape ``[rows]``."""
     return judge(policy, rows.records, rows.local).accepted
-
-
-def saved(policy: Policy, rows: Pair, seen: Verdicts) -> Savings | None:
-    """What a policy's early stop saves on rows; ``None`` without one.
-
-    Arguments:
-        seen: its verdicts on them.
-    """
-    if seen.stops is None or policy.threshold is None:
-        return None
-    whole = ranked(confidences(policy.confidence, rows.records, rows.local))
-    tokens = TokenLists.of(rows.records, rows.local).tokens
-    return savings(seen.stops, tokens, whole >= policy.threshold)

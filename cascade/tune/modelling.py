@@ -87,11 +87,13 @@ class Fitted:
         model: of the confidence.
         confidence: of the develop rows, as fits say that had not seen them; NaN where a feature was
             not measured. A calibrator of the raw score alone, two numbers, has seen them.
+        own: of the same rows by ``model`` itself, which has seen them.
         gain: ``None`` where it was not wanted.
     """
 
     model: ConfidenceModel
     confidence: Floats
+    own: Floats
     gain: GainModel | None
 
 
@@ -177,7 +179,8 @@ def _of_score(develop: Pair, how: Modelling, feature: Feature) -> Fitted:
     gain = None
     if how.gain and develop.cloud_correct is not None:
         gain = fit_gain(develop.score, develop.correct, develop.cloud_correct, feature=feature)
-    return Fitted(model, model.batch(develop.score), gain)
+    confidence = model.batch(develop.score)
+    return Fitted(model, confidence, confidence, gain)
 
 
 def _of_features(develop: Pair, how: Modelling, feature: Feature) -> Fitted:
@@ -193,8 +196,8 @@ def _of_features(develop: Pair, how: Modelling, feature: Feature) -> Fitted:
         feature=feature,
         documents=documents,
     )
-    confidence = np.full(len(develop), np.nan)
-    confidence[rows] = unseen
+    confidence, own = np.full((2, len(develop)), np.nan)
+    confidence[rows], own[rows] = unseen, model.of_features(known)
     gain = None
     if how.gain and develop.cloud_correct is not None:
         gain = fit_gain(
@@ -205,7 +208,7 @@ def _of_features(develop: Pair, how: Modelling, feature: Feature) -> Fitted:
             feature=feature,
             documents=documents,
         )
-    return Fitted(model, confidence, gain)
+    return Fitted(model, confidence, own, gain)
 
 
 def _documents(develop: Pair, rows: Bools) -> list[str] | None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from cascade.certificate import Certificate, Refusal
 from cascade.certify import Target, certify_groups, certify_targets, plan_targets
+from cascade.early_stop.token_lists import Ints
 from cascade.errors import InfeasibleTarget, InvalidInput
 from cascade.pair import Pair
 from cascade.policy import Policy
@@ -70,12 +71,10 @@ def tune(
     fitted = _fitted(develop, fresh, modelling)
     draft = _draft(develop, task, fitted, modelling)
     targets = _planned(develop, aims, draft)
-    grid = _above_none(
-        plan_targets(
-            ranked(fitted.confidence), targets, rows=len(fresh), delta=delta, rising=goes_up(aims)
-        ),
-        draft,
+    grid = plan_targets(
+        ranked(fitted.confidence), targets, rows=len(fresh), delta=delta, rising=goes_up(aims)
     )
+    grid = _reachable(grid, fitted)
     stopping = None
     if stop is not None:
         alphas = [aim.alpha for aim in aims if aim.kind == "selective_risk"]
@@ -140,7 +139,7 @@ def tune_groups(
             delta=delta / len(counts),
             rising=goes_up(aims),
         )
-        grids[name] = _above_none(grid, draft)
+        grids[name] = _reachable(grid, fitted, mine)
     seen = judge(draft, fresh.records, fresh.local)
     found = certify_groups(
         ranked(seen.confidence),
@@ -196,11 +195,23 @@ def _planned(develop: Pair, aims: Sequence[Aim], draft: Policy) -> list[Target]:
     return [settled(aim.target(develop), little) for aim in aims]
 
 
-def _above_none(grid: Floats, draft: Policy) -> Floats:
-    """The grid without 0, at which rows without a confidence would seem to be accepted."""
-    if draft.confidence.scorer is None:
+def _reachable(grid: Floats, fitted: Fitted, rows: Ints | slice = slice(None)) -> Floats:
+    """A grid that was planned by confidences of cross-fits, for the model that was fitted to all.
+
+    Where a model saturates, that of one fold may go a hair higher than the final one ever does, and
+    nothing would reach the first threshold. So each threshold is at most the one that keeps as many
+    develop rows by the model's own confidences. Those are too high in the middle, where the
+    thresholds of the cross-fits are lower and stay. 0, at which rows without a confidence would
+    seem to be accepted, becomes ``LEAST``.
+
+    Arguments:
+        rows: of develop, by which the grid was planned.
+    """
+    if fitted.model.scorer is None:
         return grid
-    kept = np.unique(np.maximum(grid, LEAST))
+    planned, own = (np.sort(ranked(each[rows])) for each in (fitted.confidence, fitted.own))
+    place = np.minimum(np.searchsorted(planned, grid), len(own) - 1)
+    kept = np.unique(np.maximum(np.minimum(grid, own[place]), LEAST))
     return kept if grid[0] < grid[-1] else kept[::-1].copy()
 
 
