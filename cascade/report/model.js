@@ -93,7 +93,7 @@ function summarise(rows, compared, steps) {
     // What comes of not keeping a row: some stay on the device all the same, unverified.
     const up = row => !(rows.stays && rows.stays[row]);
     summary.strongRight = runningSums(n, row => (up(row) ? strong : device).right[row]);
-    summary.strongAlone = runningSums(n, row => strong.right[row])[n];
+    summary.strongAll = runningSums(n, row => strong.right[row]);
     summary.staying = runningSums(n, row => up(row) ? 0 : 1);
     summary.cost = strong.cost && runningSums(n, row => up(row) ? strong.cost[row] : 0);
   }
@@ -182,6 +182,12 @@ function oracleAt(summary, escalated) {
   const { better, worse } = summary.gains;
   const lost = Math.max(0, escalated - (n - worse));
   return (summary.right[n] + Math.min(escalated, better) - lost) / n;
+}
+
+// Accuracy by the share escalated if all that is not kept were.
+function orderCurve(summary) {
+  const { n, right, strongAll } = summary;
+  return summary.shown.map(kept => [1 - kept / n, (right[kept] + strongAll[n] - strongAll[kept]) / n]).reverse();
 }
 
 // Accuracy by the share escalated, the largest gains first; ties are straight.

@@ -131,7 +131,7 @@ function showFigures(point) {
       : `bound ${percent(bound)}, at ${percent(1 - data.delta, 0)}, for this threshold alone`);
   byId("risk").dataset.bound = bound;
   if (!data.compared) return;
-  const difference = point.accuracy - summary.strongAlone / point.n;
+  const difference = point.accuracy - summary.strongAll[point.n] / point.n;
   if (data.stays) byId("kept").lastChild.textContent += `; ${percent(point.unverified)} more stay unverified`;
   put("accuracy", point.accuracy, percent(point.accuracy),
     `${span(wilson(point.correct, point.n))}; ${points(difference)} from ${strong} alone`);
@@ -175,7 +175,8 @@ function makeCharts() {
   const add = (id, legend) => { charts[id] = new Chart(byId(id), legend, pick); };
   const name = data.score_name;
   if (data.compared) {
-    add("deferral", [["curve", `lowest ${name} first`],
+    add("deferral", [["curve", data.stays ? "the policy at every threshold" : `lowest ${name} first`],
+      ...(data.stays ? [["order", `lowest ${name} first, whatever there is to gain`]] : []),
       ...(data.gain_order ? [["gain", "largest expected gain first"]] : []), ["oracle", "oracle: who is right is known"], ["random", "at random"], HERE]);
   }
   add("coverage", [["curve", "observed"],
@@ -198,7 +199,7 @@ function padded(values, low = -Infinity, high = Infinity) {
 function drawDeferral(points, here) {
   const curve = points.map(point => [point.escalated, point.accuracy]).reverse();
   const byGain = summary.rows.gainOrder ? gainCurve(summary) : [];
-  const ends = [summary.right[summary.n] / summary.n, summary.strongAlone / summary.n];
+  const ends = [summary.right[summary.n] / summary.n, summary.strongAll[summary.n] / summary.n];
   const oracle = Array.from({ length: 201 }, (_, i) => [i / 200, oracleAt(summary, i / 200 * summary.n)]);
   const interval = wilson(here.correct, here.n);
   charts.deferral.draw({
@@ -208,6 +209,7 @@ function drawDeferral(points, here) {
     x: { name: `share answered by ${strong}`, low: 0, high: 1, show: wholePercent },
     y: { ...padded([...curve.map(at => at[1]), ...oracle.map(at => at[1]), ...byGain.map(at => at[1]), ...interval], 0, 1), show: wholePercent },
     lines: [{ kind: "random", points: [[0, ends[0]], [1, ends[1]]] }, { kind: "oracle", points: oracle },
+      ...(data.stays ? [{ kind: "order", points: orderCurve(summary) }] : []),
       ...(byGain.length ? [{ kind: "gain", points: byGain }] : []), { kind: "curve", points: curve }],
     marks: [{ kind: "here", at: [here.escalated, here.accuracy], span: interval }],
     readings: points.slice().reverse().map(point => ({

@@ -35,7 +35,11 @@ _WHO = {
     "neither": "both wrong",
 }
 _POINTS = ("gain_device", "gain_strong")
-_PLAIN = ("auroc", "aurc", "ece", "brier", "deferral_auc", "deferral_auc_normalised")
+_DEFERRAL = ("deferral_auc", "deferral_auc_by_gain")
+_PLAIN = (
+    *("auroc", "aurc", "ece", "brier"),
+    *(f"{name}{scale}" for name in _DEFERRAL for scale in ("", "_normalised")),
+)
 
 
 def html_page(rows: Evaluated, figures: Figures, notices: Iterable[Notice]) -> str:
