@@ -379,7 +379,7 @@ def test_free_answers_with_features_gain_and_an_early_stop(run: Run, tmp_path: P
 
 
 def test_confidences_are_compared_on_develop_alone(run: Run, tmp_path: Path) -> None:
-    records = talk(900)
+    records = talk(500)
     one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
     save(one, records)
     parts = split(records, {"develop": 0.3, "certify": 0.5, "test": 0.2}, seed="1")
