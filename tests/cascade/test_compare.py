@@ -61,8 +61,14 @@ def test_a_leaky_judgement_is_told_from_this_one() -> None:
     honest = unseen(rows, Candidate("forest", FOREST), fold_of(rows.documents(), 5, 0))
     by_row = np.random.default_rng(0).permutation(600) % 5  # copies on both sides: a leak
     leaky = unseen(rows, Candidate("forest", FOREST), by_row)
-    assert auroc(leaky, noise) > 0.9
-    assert abs(auroc(honest, noise) - 0.5) < 0.12
+
+    # Calibrated by document, each fit has found nothing and may have turned the order round.
+    def skill(order: np.ndarray, dealt: np.ndarray) -> float:
+        folds = [dealt == fold for fold in range(5)]
+        return float(np.mean([abs(auroc(order[each], noise[each]) - 0.5) for each in folds]))
+
+    assert skill(leaky, by_row) > 0.35
+    assert skill(honest, fold_of(rows.documents(), 5, 0)) < 0.25
 
 
 def test_documents_are_dealt_whole() -> None:
