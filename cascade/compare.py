@@ -96,7 +96,7 @@ def candidates(develop: Pair, chosen: Modelling | None = None) -> tuple[Candidat
         *(
             Candidate(f"--feature {name}", Modelling("features", (name,)))
             for name in _SINGLE
-            if name in features.names and np.ptp(features.select([name]).values[:, 0]) > 0
+            if name in features.names and np.nanstd(features.select([name]).values) > 0
         ),
     ]
     if develop.cloud is not None:
