@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cascade.cli.tune_arguments import default_split
 from cascade.cli.tune_files import install, read_parts, refuse_existing, sign
 from cascade.errors import InfeasibleTarget, InvalidInput
 from cascade.ladder import (
@@ -39,11 +40,23 @@ def run(args: argparse.Namespace) -> int:
             raise InvalidInput(
                 option.replace("_", "-"), "is not for ladders; say it in --objective"
             )
+    for option in ("gain", "early_stop", "compare", "feature", "params", "min_gain"):
+        if getattr(args, option):
+            raise InvalidInput(
+                option.replace("_", "-"), "is not for ladders, which go by scores alone"
+            )
+    if args.confidence not in (None, "score"):
+        raise InvalidInput(
+            "confidence",
+            f"{args.confidence} is not for ladders: their tiers are compared by calibrated scores",
+        )
     if args.objective is None:
         raise InvalidInput("objective", "is missing, e.g. --objective 'min cost s.t. risk<=0.1'")
     objective = read_objective(args.objective)
     refuse_existing(args.out, force=args.force)
-    parts = read_parts(args.records, args.split, args.seed, allow_leak=args.allow_leak)
+    parts = read_parts(
+        args.records, args.split or default_split(args), args.seed, allow_leak=args.allow_leak
+    )
     tiers = [name.strip() for name in args.ladder.split(",")]
     rows = {name: ladder_rows(part, tiers) for name, part in parts.items()}
     header = parts["develop"].header

@@ -158,6 +158,12 @@ class LadderPolicy:
         )
         fields.end()
         policy.check()
+        for tier, model in policy.confidence.items():
+            if model.scorer is not None:
+                raise InvalidInput(
+                    f"ladder.confidence.{tier}",
+                    "is of features; tiers of a ladder have scores alone",
+                )
         return policy
 
     def check(self) -> None:

@@ -27,7 +27,7 @@ from cascade.pair import Pair, pair
 from cascade.policy import Policy
 from cascade.records import RecordSet, from_columns, input_sha256
 from cascade.task import generic
-from cascade.tune import Aim, examine, goes_up, observe, tune, tune_groups
+from cascade.tune import Aim, Modelling, examine, goes_up, observe, tune, tune_groups
 from tests.cascade.drawn_records import OPTIONS, drawn, header
 
 TASK = dataclasses.replace(generic(OPTIONS), task_id="mood")
@@ -85,7 +85,13 @@ def test_a_target_that_cannot_be_had_escalates_everything_and_says_why() -> None
 def test_several_targets_hold_together(calibrator: str) -> None:
     rows = pair(drawn(4000, seed=3))
     aims = [Aim("excess_error", 0.15), Aim("escalation_share", 0.7)]
-    tuned = tune(*parts(rows, 1000, 3000), aims, delta=0.1, task=TASK, calibrator=calibrator)
+    tuned = tune(
+        *parts(rows, 1000, 3000),
+        aims,
+        delta=0.1,
+        task=TASK,
+        modelling=Modelling(calibrator=calibrator),
+    )
     assert tuned.policy.certificate is not None
     promises = tuned.policy.certificate.promises
     assert [promise.kind for promise in promises] == ["excess_error", "escalation_share"]
