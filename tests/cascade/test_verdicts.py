@@ -105,7 +105,7 @@ def test_little_gain_keeps_requests_on_the_device_unverified(fresh: RecordSet) -
 
 
 def test_a_stopped_answer_has_no_confidence_and_goes_up(fresh: RecordSet) -> None:
-    policy = tuned(Modelling(gain=True, min_gain=1.0), stop=talk(1500, seed=2))
+    policy = tuned(Modelling(gain=True), stop=talk(1500, seed=2))
     assert policy.early_stop is not None
     seen = judge(policy, fresh, "device")
     assert seen.stopped.sum() > 100

@@ -384,7 +384,7 @@ def test_free_answers_with_features_gain_and_an_early_stop(run: Run, tmp_path: P
     policy = Policy.from_bytes(out.read_bytes())
     assert policy.task == free("talk")
     assert policy.confidence.features == ("mean_logprob",)
-    assert policy.min_gain == 0.3
+    assert policy.gain is not None
     assert policy.early_stop is not None
     assert policy.early_stop.threshold <= policy.threshold
     assert shown["early_stop"]["certificate"]["lost"] == 0.05
@@ -395,15 +395,27 @@ def test_free_answers_with_features_gain_and_an_early_stop(run: Run, tmp_path: P
     found = json.loads(stdout, parse_constant=pytest.fail)
     assert code == 0
     assert found["unmeasured"] == 40
-    shares = [found["figures"][name]["value"] for name in ("coverage", "unverified", "escalated")]
-    assert sum(shares) == pytest.approx(1)
-    assert shares[1] == found["unverified"] / found["n"]
+    assert found["figures"]["coverage"]["value"] < 1
     assert found["early_stop"]["saved_tokens"] > 0
     lead, plain, gain = (
         found["figures"][name]["value"]
         for name in ("deferral_auc_gain_lead", "deferral_auc", "deferral_auc_by_gain")
     )
     assert lead == pytest.approx(gain - plain)
+
+
+def test_what_gains_little_stays_and_is_counted_apart(run: Run, tmp_path: Path) -> None:
+    file, out = tmp_path / "talk.parquet", tmp_path / "policy.json"
+    save(file, talk(4000))
+    code, _, stderr = run("tune", file, "--target", "risk=0.2", "--min-gain", 0.3, "--out", out)
+    assert (code, stderr) == (0, "")
+    assert Policy.from_bytes(out.read_bytes()).min_gain == 0.3
+    code, stdout, _ = run("replay", out, file, "--bootstrap", 20, "--json")
+    found = json.loads(stdout, parse_constant=pytest.fail)
+    assert code == 0
+    shares = [found["figures"][name]["value"] for name in ("coverage", "unverified", "escalated")]
+    assert sum(shares) == pytest.approx(1)
+    assert shares[1] == found["unverified"] / found["n"] > 0
 
 
 def test_confidences_are_compared_on_develop_alone(run: Run, tmp_path: Path) -> None:
