@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks.decision import coverage, deciding, drift, pii, violations, workbench
+from benchmarks.decision import coverage, deciding, drift, peers, pii, violations, workbench
 from benchmarks.hardware import describe
 from benchmarks.rows import Row
 from benchmarks.run import Run, main
@@ -17,6 +17,7 @@ GROUPS: Mapping[str, Callable[[None, Run], Iterator[Row]]] = {
     "deciding": deciding.rows,
     "pii": pii.rows,
     "workbench": workbench.rows,
+    "peers": peers.rows,
 }
 
 if __name__ == "__main__":

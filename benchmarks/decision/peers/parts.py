@@ -1,0 +1,97 @@
+"""One task's records in three parts, with the texts that some peers need beside the signals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cascade.errors import InvalidInput
+from cascade.pair import Pair, pair
+from cascade.records import RecordSet, check_disjoint, split
+from cascade.task import Task, generic
+
+SHARES = {"develop": 0.4, "certify": 0.3, "test": 0.3}
+"""Of the documents. Develop is the largest: the gates that read texts learn on it."""
+
+_SEED = "peers 1"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Rows of one part; every tuple has one text a row.
+
+    Arguments:
+        rows: the device and the tier above it.
+        prompts: what was asked, in the words in which a larger model is asked it.
+        inputs: what the prompts are about, without instructions.
+        answers: the device's.
+    """
+
+    rows: Pair
+    prompts: tuple[str, ...]
+    inputs: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """A task: whatever is fitted is fitted on ``develop``, thresholds are chosen on ``certify``,
+    and figures are of ``test``."""
+
+    name: str
+    develop: Part
+    certify: Part
+    test: Part
+
+
+def parts_of(
+    name: str,
+    records: RecordSet,
+    texts: Mapping[str, str],
+    answers: Mapping[str, str],
+    options: Mapping[str, tuple[str, ...]],
+) -> Parts:
+    """The parts of a record set, split by document.
+
+    Arguments:
+        texts: the input of each record, by id.
+        answers: the device's answer to each record, by id.
+        options: the closed set of each record alone, by id; empty where it has none.
+
+    Raises:
+        InvalidInput: a text or answer is missing, or the records have no tier above the device.
+    """
+    divided = split(records, SHARES, seed=_SEED)
+    check_disjoint(divided)
+    return Parts(name, *(_part(divided[part], texts, answers, options) for part in SHARES))
+
+
+def _part(
+    records: RecordSet,
+    texts: Mapping[str, str],
+    answers: Mapping[str, str],
+    options: Mapping[str, tuple[str, ...]],
+) -> Part:
+    rows = pair(records)
+    if rows.cloud is None:
+        raise InvalidInput("records", "have no tier above the device")
+    ids = rows.records.ids
+    for what, given in (("text", texts), ("answer", answers)):
+        if missing := [each for each in ids if each not in given]:
+            raise InvalidInput(what, f"is missing for {len(missing)} records, e.g. {missing[0]!r}")
+    shared = records.header.wording
+    inputs = tuple(texts[each] for each in ids)
+    return Part(
+        rows,
+        prompts=tuple(
+            _prompt(shared or (generic(options[name]) if options[name] else None), text)
+            for name, text in zip(ids, inputs, strict=True)
+        ),
+        inputs=inputs,
+        answers=tuple(answers[each] for each in ids),
+    )
+
+
+def _prompt(wording: Task | None, text: str) -> str:
+    """The user's message; earlier turns of a wording are examples, and not part of the question."""
+    return text if wording is None else wording.for_cloud(text)[-1].content
