@@ -1,9 +1,9 @@
 """cascadeflow on drafts that were made elsewhere: ``python -m benchmarks.peers.cascadeflow``.
 
-Its estimator and its validator are called as its own providers and cascade call them, and its whole
-agent runs against a server on this machine that speaks OpenAI's protocol and replays the drafts with
-their token log probabilities. Everything is at its defaults, except the temperature: the drafts are
-greedy, and it is told so.
+Its estimator and its validator are called as its own providers and cascade call them, and its
+whole agent runs against a server on this machine that speaks OpenAI's protocol and replays the
+drafts with their token log probabilities. Everything is at its defaults, except the temperature:
+the drafts are greedy, and it is told so.
 """
 
 from __future__ import annotations

@@ -18,12 +18,12 @@ from cascade.signals import Signals
 from cascade.task import generic
 
 OPTIONS = ("positive", "negative")
-_WORDS = "lamp door film paper shop night river glass table queen".split()
+_WORDS = ["lamp", "door", "film", "paper", "shop", "night", "river", "glass", "table", "queen"]
 
 
 def drawn_records(rows: int, seed: int = 1) -> tuple[RecordSet, dict[str, str]]:
-    """Records and their texts. Of an "easy" text the device knows the answer nine times of ten, of a
-    "hard" one one time of three; tier1 always does. Signals know a little more than chance."""
+    """Records and their texts. The device is right on nine of ten "easy" texts and on one of three
+    "hard" ones; tier1 always is. Signals know a little more than chance."""
     rng = np.random.default_rng(seed)
     records, texts = [], {}
     for place in range(rows):
@@ -67,4 +67,4 @@ def drawn_parts(rows: int, seed: int = 1) -> Parts:
     """The same as parts."""
     records, texts = drawn_records(rows, seed)
     answers = dict(zip(records.ids, records.texts("device", "answer"), strict=True))
-    return parts_of("drawn", records, texts, answers, {name: () for name in texts})
+    return parts_of("drawn", records, texts, answers, dict.fromkeys(texts, ()))

@@ -1,4 +1,4 @@
-"""Peers on the same records: what is compared is what it says, and nothing is fitted on the test."""
+"""Peers on the same records: what is compared is what it says, and the test part fits nothing."""
 
 from __future__ import annotations
 

@@ -89,8 +89,8 @@ def of_task(parts: Parts, run: Run, tally: Tally, ask: Ask) -> Iterator[Row]:
 def of_tally(tally: Tally, run: Run) -> Iterator[Row]:
     """Wins, ties and losses against each peer; how often each rule kept to its target."""
     how = (
-        "a win or a loss is a paired 95 % interval of the difference (AUROC, or normalised deferral "
-        "AUC) that excludes 0, a tie one that does not; every task and both figures count"
+        "a win or a loss is a paired 95 % interval of the difference that excludes 0, a tie one "
+        "that does not; AUROC and normalised deferral AUC on every task count"
     )
     for peer, counts in tally.verdicts.items():
         n = sum(counts.values())
@@ -124,9 +124,9 @@ def _ranked(parts: Parts, rankings: dict[str, Scores], run: Run, tally: Tally) -
     found = compare(parts.test.rows, scores, OURS, replicates=replicates)
     n, documents = len(parts.test.rows), int(parts.test.rows.documents().max()) + 1
     how = (
-        f"test part: {n} rows of {documents} documents; fitted on {len(parts.develop.rows)} others; "
-        f"{parts.test.rows.cloud} is the strong side; 95 % interval by {replicates} resamples of "
-        "documents"
+        f"test part, {n} rows of {documents} documents; fitted on {len(parts.develop.rows)} other "
+        f"rows; {parts.test.rows.cloud} is the strong side; 95 % interval by {replicates} "
+        "resamples of documents"
     )
     for figure in FIGURES:
         for name in rankings:

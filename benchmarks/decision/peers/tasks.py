@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from benchmarks.decision import datasets
+from benchmarks.decision import datasets, shipped
 from benchmarks.decision.datasets.dataset import Row
 from benchmarks.decision.peers.parts import Parts, parts_of
 from cascade.errors import InvalidInput
@@ -26,7 +26,7 @@ def parts_of_task(name: str) -> Parts:
         DownloadError: the texts could not be fetched.
         InvalidInput: texts or answers are not those that were recorded.
     """
-    records, rows = datasets.records(name), {row.id: row for row in datasets.dataset(name).rows()}
+    records, rows = shipped.records(name), {row.id: row for row in datasets.dataset(name).rows()}
     return parts_of(
         name,
         records,
