@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.decision.peers import keeping, table
+from benchmarks.decision.peers import answers, keeping, table
 from benchmarks.decision.peers.cascadeflow import (
     ESTIMATORS,
     PEER,
@@ -18,12 +18,17 @@ from benchmarks.decision.peers.cascadeflow import (
     drafts,
 )
 from benchmarks.decision.peers.paired import compare
+from benchmarks.decision.peers.parts import parts_of
 from benchmarks.decision.peers.ranking import OURS, Scores, bounds, gain, of_signals, ours
 from benchmarks.decision.peers.text_gates import WINS, fit, text_gates
 from benchmarks.peers import PeerUnavailable
 from benchmarks.run import Run
 from cascade.errors import InvalidInput
+from cascade.files import sha256_bytes
 from cascade.metrics import auroc, deferral_curve
+from cascade.records import Header, Outcome, Record, RecordSet, TierInfo, input_sha256, save
+from cascade.records import Scores as Scored
+from cascade.signals import Signals
 from tests.benchmarks.drawn_task import drawn_parts, drawn_records
 
 RUN = Run(quick=True, hardware="a test")
@@ -45,6 +50,10 @@ def test_parts_share_no_document_and_have_every_row(parts):
         not documents[0] & documents[1] | documents[0] & documents[2] | documents[1] & documents[2]
     )
     assert sum(len(p.rows) for p in (parts.develop, parts.certify, parts.test)) == 800
+    both = [*parts.certify.rows.records.ids, *parts.test.rows.records.ids]
+    assert parts.held.rows.records.ids == both
+    scores = ours(parts)
+    assert (scores.held == np.concatenate([scores.certify, scores.test])).all()
 
 
 def test_values_and_paired_differences_are_those_of_the_metrics(parts):
@@ -231,7 +240,37 @@ def test_an_absent_cascadeflow_is_a_row_without_a_value_that_says_why(parts):
 
 def test_texts_or_answers_that_are_missing_are_named():
     records, texts = drawn_records(60)
-    from benchmarks.decision.peers.parts import parts_of
-
     with pytest.raises(InvalidInput, match="text: is missing for"):
         parts_of("drawn", records, {}, texts, {})
+
+
+def test_answers_come_back_from_options_and_from_beside_the_records(tmp_path):
+    signals = Signals(*(np.array([each], np.float32) for each in (-0.5, 0.1, 0.9)))
+    scores = Scored(*(np.array(each, np.float32) for each in ([-2, -1], [0, 0], [0.3, 0.7])))
+    outcomes = {
+        "shared": Outcome(answer="yes", correct=1.0),
+        "own": Outcome(answer_sha256=sha256_bytes(b"a door"), correct=1.0, scores=scores),
+        "free": Outcome(answer_sha256=sha256_bytes(b"It is Oslo."), correct=1.0, signals=signals),
+    }
+    header = Header(tiers=(TierInfo("device", "small", "device"),))
+    records = RecordSet.of(
+        header,
+        [Record(each, each, input_sha256(each), {"device": o}) for each, o in outcomes.items()],
+    )
+    told = RecordSet.of(
+        header,
+        [Record("free", "free", input_sha256("free"), {"device": Outcome(answer="It is Oslo.")})],
+    )
+    save(tmp_path / "told.jsonl", told)
+    file = tmp_path / "free.json"
+    assert answers.main([str(tmp_path / "told.jsonl"), str(file)]) == 0
+    options, free = {"own": ("a lamp", "a door")}, answers.free_answers(file)
+    assert answers.device_answers(records, options, free) == {
+        "shared": "yes",
+        "own": "a door",
+        "free": "It is Oslo.",
+    }
+    for wrong_options, wrong_free in (({"own": ("a door", "a lamp")}, free), (options, {})):
+        with pytest.raises(InvalidInput, match="another than was recorded"):
+            answers.device_answers(records, wrong_options, wrong_free)
+    assert answers.free_answers(tmp_path / "none.json") == {}

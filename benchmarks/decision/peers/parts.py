@@ -11,7 +11,7 @@ from cascade.records import RecordSet, check_disjoint, split
 from cascade.task import Task, generic
 
 SHARES = {"develop": 0.4, "certify": 0.3, "test": 0.3}
-"""Of the documents. Develop is the largest: the gates that read texts learn on it."""
+"""Of the documents. Develop is the largest: gates that read texts have many numbers to learn."""
 
 _SEED = "peers 1"
 
@@ -35,13 +35,21 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
-    """A task: whatever is fitted is fitted on ``develop``, thresholds are chosen on ``certify``,
-    and figures are of ``test``."""
+    """A task in parts, split by document.
+
+    Arguments:
+        develop: on which everything is fitted that is fitted.
+        certify: on which thresholds are chosen, and nothing else.
+        test: on which thresholds are judged.
+        held: certify and test, in this order: on which rankings are judged, for of them nothing is
+            chosen on certify.
+    """
 
     name: str
     develop: Part
     certify: Part
     test: Part
+    held: Part
 
 
 def parts_of(
@@ -63,7 +71,10 @@ def parts_of(
     """
     divided = split(records, SHARES, seed=_SEED)
     check_disjoint(divided)
-    return Parts(name, *(_part(divided[part], texts, answers, options) for part in SHARES))
+    place = {each: row for row, each in enumerate(records.ids)}
+    held = [place[each] for part in ("certify", "test") for each in divided[part].ids]
+    parts = (*(divided[part] for part in SHARES), records.take(held))
+    return Parts(name, *(_part(part, texts, answers, options) for part in parts))
 
 
 def _part(

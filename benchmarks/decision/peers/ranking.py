@@ -36,6 +36,11 @@ class Scores:
         """Score each part alike."""
         return cls(*(score(part) for part in (parts.develop, parts.certify, parts.test)))
 
+    @property
+    def held(self) -> Floats:
+        """Those of certify and test."""
+        return np.concatenate([self.certify, self.test])
+
 
 def ours(parts: Parts) -> Scores:
     """The product's confidence: the raw score through Platt's map."""

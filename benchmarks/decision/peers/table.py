@@ -27,7 +27,7 @@ ALPHAS = (0.1, 0.2)
 CALL_SHARE = 0.5
 """Share of calls to the strong model that RouteLLM's rule is asked for."""
 
-_REPLICATES, _REPLICATES_QUICK = 2000, 200
+_REPLICATES, _REPLICATES_QUICK = 1000, 200
 _BEST = PREFIX + "best estimator"
 _VERDICTS: tuple[Verdict, ...] = ("win", "tie", "loss")
 _PLURAL = {"win": "wins", "tie": "ties", "loss": "losses"}
@@ -120,13 +120,14 @@ def of_tally(tally: Tally, run: Run) -> Iterator[Row]:
 
 def _ranked(parts: Parts, rankings: dict[str, Scores], run: Run, tally: Tally) -> Iterator[Row]:
     replicates = _REPLICATES_QUICK if run.quick else _REPLICATES
-    scores = {name: each.test for name, each in rankings.items()}
-    found = compare(parts.test.rows, scores, OURS, replicates=replicates)
-    n, documents = len(parts.test.rows), int(parts.test.rows.documents().max()) + 1
+    held = parts.held.rows
+    scores = {name: each.held for name, each in rankings.items()}
+    found = compare(held, scores, OURS, replicates=replicates)
+    n, documents = len(held), int(held.documents().max()) + 1
     how = (
-        f"test part, {n} rows of {documents} documents; fitted on {len(parts.develop.rows)} other "
-        f"rows; {parts.test.rows.cloud} is the strong side; 95 % interval by {replicates} "
-        "resamples of documents"
+        f"{n} rows of {documents} documents; what is fitted is fitted on {len(parts.develop.rows)} "
+        f"others; {held.cloud} is the strong side; 95 % interval by {replicates} resamples of "
+        "documents"
     )
     for figure in FIGURES:
         for name in rankings:
@@ -157,7 +158,7 @@ def _ranked(parts: Parts, rankings: dict[str, Scores], run: Run, tally: Tally) -
 
 
 def _best(figure: str, found: dict[tuple[str, str], Paired]) -> str | None:
-    """cascadeflow's estimator that does best on the test part itself: its best case."""
+    """cascadeflow's estimator that does best on the very rows that are compared: its best case."""
     names = [PREFIX + name for name in ESTIMATORS if (figure, PREFIX + name) in found]
     return max(names, key=lambda name: found[figure, name].value.value, default=None)
 
@@ -180,14 +181,13 @@ def _kept(
         ):
             yield from _rule(parts, f"{rule}, α = {alpha:g}", kept, where, run)
             tally.targets.setdefault(rule, []).append(Kept.of(kept, parts.test).keeps(alpha))
-    share = f"threshold by call share, {CALL_SHARE:g}"
-    by_share = keeping.by_call_share(rankings[WINS], CALL_SHARE)
     fixed: dict[str, tuple[Bools, str]] = {
-        f"{share}, {WINS}": (
-            by_share,
-            "RouteLLM's rule, threshold at the quantile of the certify part's scores; it aims at a "
-            "share of calls and at no risk",
+        f"call share {CALL_SHARE:g}, {name}": (
+            keeping.by_call_share(rankings[name], CALL_SHARE),
+            "RouteLLM's rule on the named score: the threshold at the quantile of the certify "
+            "part's scores; it aims at a share of calls and at no risk",
         )
+        for name in (WINS, OURS)
     }
     if theirs:
         direct = float(theirs.direct.mean())
