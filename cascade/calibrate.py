@@ -13,8 +13,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cascade.confidence import ConfidenceModel, Feature, Isotonic, Platt, logit, sigmoid
+from cascade.confidence import ConfidenceModel, Feature, Isotonic, Platt
 from cascade.errors import CascadeError, InvalidInput
+from cascade.logistic import logit, sigmoid
 from cascade.rows import Bools, Floats, labelled
 
 MIN_ROWS = 20

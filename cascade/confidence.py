@@ -1,8 +1,9 @@
 """The calibrated confidence of a local answer, as a device evaluates it: numpy and nothing else.
 
-A model here maps the raw score of an answer (``LocalAnswer.raw_score``: the maximum probability
-over the options) to P(answer is right). Fitting one is ``cascade.calibrate``; choosing the
-threshold above which an answer is kept is ``cascade.certify``.
+A model here maps a score of an answer to P(answer is right): the raw score
+(``LocalAnswer.raw_score``: the maximum probability over the options), or what a ``cascade.scorer``
+makes of many features. Fitting one is ``cascade.calibrate`` and ``cascade.estimators``; choosing
+the threshold above which an answer is kept is ``cascade.certify``.
 """
 
 from __future__ import annotations
@@ -14,26 +15,28 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cascade.errors import InvalidInput
+from cascade.features import FEATURES_VERSION, Features, of_answer
+from cascade.local import LocalAnswer
+from cascade.logistic import logit, sigmoid
 from cascade.rows import Floats, unit_floats
+from cascade.scorer import Linear, Trees, read_scorer
 from cascade.signals import ScoreMode
 from cascade.strict import Fields
 
 Feature = Literal["raw_score", "search_bound"]
-
-LOGIT_CLIP = 1e-9
-"""Scores are moved this far from 0 and 1 before the logit, so that it stays finite (±20.7)."""
 
 _SCORE_ROUNDING = 1e-6  # a softmax may sum to a hair above 1
 
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceModel:
-    """P(answer is right | raw score).
+    """P(answer is right | what was measured).
 
     Arguments:
-        calibrator: the fitted map.
-        feature: what the score is: ``"raw_score"``, every answer of the set scored, or
+        calibrator: the fitted map from a score.
+        feature: how answers were scored: ``"raw_score"``, every answer of the set scored, or
             ``"search_bound"``, the lower bound of a search of ``SEARCH_TOLERANCE``.
+        scorer: makes the score of an answer's features; ``None`` takes the raw score itself.
 
     Example:
         >>> model = ConfidenceModel(Platt(a=1.0, b=0.0))
@@ -43,14 +46,20 @@ class ConfidenceModel:
 
     calibrator: Platt | Isotonic
     feature: Feature = "raw_score"
+    scorer: Linear | Trees | None = None
 
     @property
     def mode(self) -> ScoreMode:
         """How the answers must have been scored for this to hold."""
         return "search" if self.feature == "search_bound" else "exact"
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features that are needed."""
+        return ("raw_score",) if self.scorer is None else self.scorer.features
+
     def __call__(self, score: float) -> float:
-        """The confidence, in [0, 1], for one raw score in [0, 1].
+        """The confidence, in [0, 1], for one score in [0, 1]: the raw score, or the scorer's.
 
         Raises:
             InvalidInput: the score is NaN or out of range.
@@ -60,16 +69,64 @@ class ConfidenceModel:
         return float(self.calibrator.map(np.array([min(max(score, 0.0), 1.0)]))[0])
 
     def batch(self, scores: ArrayLike) -> Floats:
-        """Confidences for raw scores, both float64 of shape ``[rows]`` and in [0, 1].
+        """Confidences for scores, both float64 of shape ``[rows]`` and in [0, 1].
 
         Raises:
             InvalidInput: the scores are empty, not one-dimensional, NaN or out of range.
         """
         return self.calibrator.map(unit_floats("scores", scores))
 
+    def of(self, answer: LocalAnswer) -> float | None:
+        """The confidence of one answer, or ``None`` where a feature that it needs was not measured:
+        an answer without a token has no log probabilities."""
+        if self.scorer is None:
+            return self(answer.raw_score)
+        features = of_answer(answer, self.scorer.features)
+        if not np.isfinite(features.values).all():
+            return None
+        return float(self.of_features(features)[0])
+
+    def of_features(self, features: Features) -> Floats:
+        """Confidences of answers, shape ``[rows]``; equal to those that the device computes.
+
+        Raises:
+            InvalidInput: there are no rows, or a feature was not measured on some; it is named.
+            NotFound: a feature is not there; it is named.
+        """
+        needed = features.select(self.features)
+        check_measured(needed)
+        if self.scorer is None:
+            return self.batch(needed.values[:, 0])
+        return self.calibrator.map(self.scorer.map(needed.values))
+
+    def lowest_score(self, threshold: float) -> float | None:
+        """A raw score below which no confidence reaches ``threshold``; ``None`` where there is none
+        to tell, because the confidence is made of features or falls as the score rises.
+
+        At most 2⁻⁴⁰ below the lowest such score; 1 where none reaches it.
+        """
+        if self.scorer is not None or (
+            isinstance(self.calibrator, Platt) and self.calibrator.a < 0
+        ):
+            return None
+        if self(0.0) >= threshold:
+            return 0.0
+        low, high = 0.0, 1.0
+        while high - low > 2**-40:
+            middle = (low + high) / 2
+            low, high = (middle, high) if self(middle) < threshold else (low, middle)
+        return 1.0 if self(1.0) < threshold else low
+
     def to_json(self) -> dict[str, object]:
         """A plain dict for ``json.dumps``; ``from_json`` gives back an equal model."""
-        return {"feature": self.feature, "calibrator": self.calibrator.to_json()}
+        value: dict[str, object] = {
+            "feature": self.feature,
+            "calibrator": self.calibrator.to_json(),
+        }
+        if self.scorer is not None:
+            value["features_version"] = FEATURES_VERSION
+            value["scorer"] = self.scorer.to_json()
+        return value
 
     @classmethod
     def from_json(cls, data: object, where: str = "confidence") -> ConfidenceModel:
@@ -85,8 +142,29 @@ class ConfidenceModel:
         fields = Fields(data, where)
         feature = fields.choice("feature", get_args(Feature))
         calibrator = _calibrator(fields.take("calibrator"), fields.path("calibrator"))
+        scorer = None
+        if fields.given("scorer"):
+            scorer = read_scorer(fields.take("scorer"), fields.path("scorer"))
+            if fields.number("features_version") != FEATURES_VERSION:
+                raise InvalidInput(
+                    fields.path("features_version"), f"is not {FEATURES_VERSION}; tune it again"
+                )
         fields.end()
-        return cls(calibrator, "search_bound" if feature == "search_bound" else "raw_score")
+        return cls(calibrator, "search_bound" if feature == "search_bound" else "raw_score", scorer)
+
+
+def check_measured(features: Features) -> None:
+    """Raise ``InvalidInput`` unless there are rows and every feature was measured on each."""
+    if not len(features):
+        raise InvalidInput("features", "is empty; give at least one row")
+    finite = np.isfinite(features.values)
+    if not finite.all():
+        place = int(np.argmin(finite.all(axis=0)))
+        raise InvalidInput(
+            f"features.{features.names[place]}",
+            f"was not measured on {int((~finite[:, place]).sum())} of {len(features)} rows; "
+            "leave these rows out, or the feature",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +218,6 @@ class Isotonic:
     def to_json(self) -> dict[str, object]:
         """A plain dict."""
         return {"kind": "isotonic", "x": list(self.x), "y": list(self.y)}
-
-
-def logit(scores: Floats) -> Floats:
-    """ln(p / (1 - p)) with p clipped to [LOGIT_CLIP, 1 - LOGIT_CLIP], elementwise."""
-    # np.clip takes nearly twice as long on one score, and a device asks for one.
-    clipped = np.minimum(np.maximum(scores, LOGIT_CLIP), 1 - LOGIT_CLIP)
-    logits: Floats = np.log(clipped) - np.log1p(-clipped)
-    return logits
-
-
-def sigmoid(logits: Floats) -> Floats:
-    """1 / (1 + exp(-x)), elementwise, without overflow."""
-    decay = np.exp(-np.abs(logits))
-    probabilities: Floats = np.where(logits >= 0, 1.0, decay) / (1.0 + decay)
-    return probabilities
 
 
 def _calibrator(data: object, where: str) -> Platt | Isotonic:

@@ -68,6 +68,11 @@ class Answer:
         tokens: tokens of the answer; ``local_tokens`` were decoded on the device, kept or not.
         remote_error: why the cluster did not answer, one line, or ``None``.
         remote_status: the gRPC status name of that error, or ``None``.
+        expected_gain: P(the next tier is right) - P(the device is), as far as the device can tell;
+            ``None`` where its policy cannot.
+        local_tokens_saved: tokens that stopping the local decode early saved, by what was still to
+            come at that point in the records; ``None`` where it was not stopped, or that is not
+            known.
         bounds: how the device scored a closed set and what is proven of ``raw_score``, or ``None``
             for a free answer and where it did not try.
     """
@@ -93,6 +98,8 @@ class Answer:
     remote_status: str | None = None
     finish: Literal["stop", "length"] = "stop"
     bounds: ScoreBounds | None = None
+    expected_gain: float | None = None
+    local_tokens_saved: float | None = None
 
     @property
     def local(self) -> bool:

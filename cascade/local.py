@@ -42,6 +42,25 @@ class CancelToken:
         return self._event.is_set()
 
 
+class TokenSignals(Protocol):
+    """What is measured of one token; see ``cascade.signals.Signals``."""
+
+    @property
+    def logprob(self) -> float:
+        """Natural log probability, ≤ 0."""
+        ...
+
+    @property
+    def entropy(self) -> float:
+        """Of its distribution, in nats, ≥ 0."""
+        ...
+
+    @property
+    def margin(self) -> float:
+        """Difference of the two largest probabilities, in [0, 1]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What answers on the device. Digests are hex sha256, ``adapter_digest`` may be empty."""
@@ -146,6 +165,7 @@ class LocalModel(Protocol):
         json_schema: str | None = None,
         regex: str | None = None,
         on_text: Callable[[str], bool | None] | None = None,
+        on_token: Callable[[TokenSignals], bool | None] | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
         """Answer freely, or within a grammar.
@@ -154,6 +174,7 @@ class LocalModel(Protocol):
             json_schema, regex: what the answer has to keep; at most one of them, see
                 ``cascade.structured``, and no ``stop`` beside it.
             on_text: called with each new piece of text; returning true ends the answer behind it.
+            on_token: called with each token before its text, likewise.
 
         Raises:
             InvalidInput: the prompt is empty or longer than the context, or an argument is out of

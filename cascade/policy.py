@@ -15,8 +15,10 @@ from typing import Self
 
 from cascade.certificate import Certificate
 from cascade.confidence import ConfidenceModel
+from cascade.early_stop import EarlyStop
 from cascade.errors import InvalidInput
 from cascade.files import write_whole
+from cascade.gain import GainModel
 from cascade.local import LocalAnswer, ModelInfo
 from cascade.request import Constraints, DataClass
 from cascade.score_reference import ScoreReference
@@ -43,6 +45,12 @@ class Reason(StrEnum):
     """The task's policy was fitted to scores of the other mode (exact or search) than these."""
     POLICY_DEMOTED = "policy_demoted"
     """The monitor found the risk above what was certified, so nothing is promised any more."""
+    UNMEASURED = "unmeasured"
+    """A signal that the task's confidence needs was not measured, e.g. of an empty answer."""
+    STOPPED_EARLY = "stopped_early"
+    """The device stopped writing: its answer would hardly have been kept."""
+    LITTLE_GAIN = "little_gain"
+    """The cluster is not expected to do better by as much as the policy asks for."""
     NEVER_LEAVE = "never_leave"
     """The data class forbids escalation."""
     NO_TIER_ALLOWED = "no_tier_allowed"
@@ -85,12 +93,14 @@ class Decision:
         confidence: calibrated P(right), or ``None`` without a valid policy.
         reasons: all of them in the order of deciding: words of ``Reason``, ``veto:NAME`` for a
             check that the answer failed, ``pii:KIND`` for what was found in it and may not leave.
+        gain: expected P(next tier right) - P(this right); ``None`` where the policy cannot tell.
     """
 
     accept: bool
     escalate: bool
     confidence: float | None
     reasons: tuple[str, ...]
+    gain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +113,10 @@ class Policy:
             certified: then nothing is accepted.
         certificate: the evidence for ``threshold``; ``None`` exactly when ``threshold`` is.
         scores: raw scores of the certify part, for the monitor; ``None`` leaves inputs unwatched.
+        gain: what escalating is expected to gain; ``None`` where that was not fitted.
+        min_gain: an answer below ``threshold`` is escalated where ``gain`` is at least this, and
+            stays, unverified, where it is less; ``None`` escalates all of them.
+        early_stop: when to stop writing an answer that will not be kept; ``None`` never does.
     """
 
     task: Task
@@ -112,6 +126,9 @@ class Policy:
     threshold: float | None
     certificate: Certificate | None
     scores: ScoreReference | None = None
+    gain: GainModel | None = None
+    min_gain: float | None = None
+    early_stop: EarlyStop | None = None
 
     def covers(self, options: tuple[str, ...], model: ModelInfo) -> bool:
         """Whether this policy may judge answers among ``options`` by ``model``."""
@@ -121,8 +138,22 @@ class Policy:
             and self.adapter_digest == model.adapter_digest
         )
 
+    def check_early_stop(self) -> None:
+        """Raise ``InvalidInput`` unless ``early_stop`` fits this task and threshold."""
+        if self.early_stop is None:
+            return
+        if self.task.options:
+            raise InvalidInput("policy.early_stop", "is for free answers, not for a closed set")
+        if self.threshold is None or self.threshold < self.early_stop.threshold:
+            raise InvalidInput(
+                "policy.early_stop.threshold",
+                f"{self.early_stop.threshold} is above the policy's threshold, {self.threshold}: "
+                "answers would be stopped that may be kept",
+            )
+
     def to_bytes(self) -> bytes:
         """The bytes that are signed."""
+        self.check_early_stop()
         value: dict[str, object] = {
             "format_version": FORMAT_VERSION,
             "task": self.task.to_json(),
@@ -134,6 +165,10 @@ class Policy:
         }
         if self.scores is not None:
             value["scores"] = self.scores.to_json()
+        if self.gain is not None:
+            value |= {"gain": self.gain.to_json(), "min_gain": self.min_gain}
+        if self.early_stop is not None:
+            value["early_stop"] = self.early_stop.to_json()
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -148,6 +183,8 @@ class Policy:
             raise InvalidInput("policy.format_version", f"is not {FORMAT_VERSION}; tune it again")
         certificate = fields.take("certificate")
         scores = fields.take("scores") if fields.given("scores") else None
+        gain = fields.take("gain") if fields.given("gain") else None
+        early_stop = fields.take("early_stop") if fields.given("early_stop") else None
         policy = cls(
             task=Task.from_json(fields.take("task"), where="policy.task"),
             base_digest=fields.text("base_digest"),
@@ -156,10 +193,14 @@ class Policy:
             threshold=fields.number_or_none("threshold", 0.0, 1.0),
             certificate=None if certificate is None else Certificate.from_json(certificate),
             scores=None if scores is None else ScoreReference.from_json(scores),
+            gain=None if gain is None else GainModel.from_json(gain, "policy.gain"),
+            min_gain=None if gain is None else fields.number_or_none("min_gain", -1.0, 1.0),
+            early_stop=None if early_stop is None else EarlyStop.from_json(early_stop),
         )
         fields.end()
         if (policy.threshold is None) != (policy.certificate is None):
             raise InvalidInput("policy.certificate", "must be present exactly when threshold is")
+        policy.check_early_stop()
         return policy
 
 
@@ -188,9 +229,10 @@ def decide(
         return conclude(first, None, vetoes, obstacles)
     if answer.options is not None and answer.options.mode != policy.confidence.mode:
         return conclude((Reason.UNCERTIFIED_MODE,), None, vetoes, obstacles)
-    confidence = policy.confidence(answer.raw_score)
+    confidence = policy.confidence.of(answer)
+    gain = policy.gain.of(answer) if policy.gain is not None else None
     first = first_reason(confidence, policy.threshold, policy=True)
-    return conclude(first, confidence, vetoes, obstacles)
+    return conclude(first, confidence, vetoes, obstacles, gain=gain, min_gain=policy.min_gain)
 
 
 def first_reason(
@@ -204,6 +246,7 @@ def first_reason(
     """What the numbers alone say of an answer.
 
     Arguments:
+        confidence: ``None`` where something that it needs was not measured.
         policy: whether a policy covers the request and the model.
         same_mode: whether the answer was scored as the policy's calibration was.
         demoted: whether the monitor withdrew the policy.
@@ -212,8 +255,10 @@ def first_reason(
         return (Reason.UNCERTIFIED_TASK,)
     if demoted:
         return (Reason.POLICY_DEMOTED,)
-    if not same_mode or confidence is None:
+    if not same_mode:
         return (Reason.UNCERTIFIED_MODE,)
+    if confidence is None:
+        return (Reason.UNMEASURED,)
     if threshold is None:
         return (Reason.TARGET_INFEASIBLE,)
     return (Reason.CONFIDENT if confidence >= threshold else Reason.UNSURE,)
@@ -224,12 +269,20 @@ def conclude(
     confidence: float | None,
     vetoes: tuple[str, ...] = (),
     obstacles: tuple[str, ...] = (),
+    *,
+    gain: float | None = None,
+    min_gain: float | None = None,
 ) -> Decision:
     """The verdict: accepted where the numbers say so and nothing vetoes, else escalated where
-    nothing stands in the way."""
+    nothing stands in the way and there is enough to gain. What a vetoed answer leaves to gain, no
+    model was fitted to."""
     if first == (Reason.CONFIDENT,) and not vetoes:
-        return Decision(True, False, confidence, first)
-    return Decision(False, not obstacles, confidence, (*first, *vetoes, *obstacles))
+        return Decision(True, False, confidence, first, gain)
+    little: tuple[str, ...] = ()
+    if gain is not None and min_gain is not None and gain < min_gain and not vetoes:
+        little = (Reason.LITTLE_GAIN,)
+    reasons = (*first, *vetoes, *little, *obstacles)
+    return Decision(False, not little and not obstacles, confidence, reasons, gain)
 
 
 def obstacles_to_escalation(limits: Constraints, *, cluster: bool) -> tuple[Reason, ...]:

@@ -31,7 +31,7 @@ class Task:
 
     Arguments:
         task_id: short name, e.g. ``"sentiment"``.
-        options: the allowed answers, in a fixed order.
+        options: the allowed answers, in a fixed order; empty for free text, see ``free``.
         device_prompt: completion prompt for the device; ``{input}`` stands for the input.
         option_prefix: what precedes an answer in that completion, e.g. ``" "``.
         cloud_prompt: user message for larger models; ``{input}`` stands for the input.
@@ -99,7 +99,10 @@ class Task:
             examples=_examples(fields.take("examples"), fields.path("examples")),
         )
         fields.end()
-        check_options(task.options)
+        if task.options:
+            check_options(task.options)
+        elif task != free(task.task_id):
+            raise InvalidInput(f"{where}.options", "are missing; free text has no wording either")
         for name in ("device_prompt", "cloud_prompt"):
             if _INPUT not in getattr(task, name):
                 raise InvalidInput(f"{where}.{name}", f"does not contain {_INPUT}")
@@ -131,6 +134,18 @@ def of_labels(task_id: str, labels: tuple[str, ...]) -> Task:
     return Task(
         task_id=task_id,
         options=labels,
+        device_prompt=_INPUT,
+        option_prefix="",
+        cloud_prompt=_INPUT,
+        prior_correction=False,
+    )
+
+
+def free(task_id: str) -> Task:
+    """The task of free text under one task id: asked as the request says, so not worded."""
+    return Task(
+        task_id=task_id,
+        options=(),
         device_prompt=_INPUT,
         option_prefix="",
         cloud_prompt=_INPUT,

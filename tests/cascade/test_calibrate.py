@@ -11,8 +11,9 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from cascade.calibrate import MIN_ROWS, fit_isotonic, fit_platt
-from cascade.confidence import ConfidenceModel, Isotonic, Platt, logit, sigmoid
+from cascade.confidence import ConfidenceModel, Isotonic, Platt
 from cascade.errors import InvalidInput
+from cascade.logistic import logit, sigmoid
 from cascade.metrics import ece
 
 Rows = tuple[NDArray[np.float64], NDArray[np.bool_]]

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.confidence import ConfidenceModel, Isotonic, Platt, logit, sigmoid
+from cascade.confidence import ConfidenceModel, Isotonic, Platt
 from cascade.errors import InvalidInput
+from cascade.logistic import logit, sigmoid
 
 PLATT = ConfidenceModel(Platt(a=0.8, b=-0.3))
 SEARCHED = ConfidenceModel(Platt(a=0.8, b=-0.3), "search_bound")

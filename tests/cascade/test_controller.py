@@ -16,7 +16,7 @@ from cascade.confidence import ConfidenceModel, Feature, Platt
 from cascade.controller import Controller
 from cascade.errors import Cancelled, DeadlineExceeded, InvalidInput, RemoteError
 from cascade.events import Answer, Event, Final, Superseded, Token
-from cascade.local import CancelToken, Finish, LocalAnswer, ModelInfo, Prompt
+from cascade.local import CancelToken, Finish, LocalAnswer, ModelInfo, Prompt, TokenSignals
 from cascade.policy import Policy, PolicyStore, Reason
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Constraints, DataClass, Message, Request
@@ -61,6 +61,7 @@ class ScriptedModel:
         json_schema: str | None = None,
         regex: str | None = None,
         on_text: Callable[[str], bool | None] | None = None,
+        on_token: Callable[[TokenSignals], bool | None] | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
         self._wait(prompt, cancel)

@@ -6,7 +6,7 @@ import pytest
 
 from cascade.errors import InvalidInput
 from cascade.request import Message
-from cascade.task import Example, Task, generic
+from cascade.task import Example, Task, free, generic
 
 MOOD = Task(
     task_id="mood",
@@ -62,3 +62,10 @@ def test_an_unusable_field_is_named(change, message):
 def test_without_a_task_the_options_are_in_the_clusters_prompt():
     (message,) = generic(("yes", "no")).for_cloud("Is it?")
     assert message == Message("user", "Is it?\n\nAnswer with one of: yes, no.")
+
+
+def test_free_text_is_a_task_without_options_or_wording() -> None:
+    assert Task.from_json(free("talk").to_json()) == free("talk")
+    worded = free("talk").to_json() | {"device_prompt": "Say: {input}"}
+    with pytest.raises(InvalidInput, match=r"task\.options"):
+        Task.from_json(worded)
