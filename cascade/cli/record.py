@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from cascade import home
-from cascade.cli.interrupt import loading
+from cascade.cli.interrupt import loading, terminable
 from cascade.cli.progress import ProgressLine
 from cascade.cli.records import print_summary
 from cascade.cli.request import add_cluster_options, client_profile
@@ -199,6 +199,7 @@ def _record(
 
     def keep(record: Record) -> None:
         nonlocal failed
+        journal.know({tier.info.name: tier.info.model for tier in plan.tiers})
         journal.append(record)
         failed += any(outcome.failed for outcome in record.outcomes.values())
         line.update(len(journal.done), f"{failed} with a failure" if failed else "")
@@ -234,15 +235,16 @@ async def _ask(
     jobs: int,
     keep: Callable[[Record], None],
 ) -> None:
-    try:
-        asked = [*plan.tiers, *([plan.judge] if plan.judge else [])]
-        for tier in asked:
-            if remote is not None and tier.info.kind == "cloud":
-                await _check_tier(remote, tier.info.name)
-        await run_plan(plan, items, done=done, jobs=jobs, on_record=keep)
-    finally:
-        if remote is not None:
-            await remote.close()
+    with terminable():
+        try:
+            asked = [*plan.tiers, *([plan.judge] if plan.judge else [])]
+            for tier in asked:
+                if remote is not None and tier.info.kind == "cloud":
+                    await _check_tier(remote, tier.info.name)
+            await run_plan(plan, items, done=done, jobs=jobs, on_record=keep)
+        finally:
+            if remote is not None:
+                await remote.close()
 
 
 async def _check_tier(remote: GrpcRemote, name: str) -> None:
