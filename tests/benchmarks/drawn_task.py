@@ -67,4 +67,4 @@ def drawn_parts(rows: int, seed: int = 1) -> Parts:
     """The same as parts."""
     records, texts = drawn_records(rows, seed)
     answers = dict(zip(records.ids, records.texts("device", "answer"), strict=True))
-    return parts_of("drawn", records, texts, answers, dict.fromkeys(texts, ()))
+    return parts_of("drawn", records, texts, answers)

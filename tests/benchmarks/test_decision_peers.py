@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,15 +24,16 @@ from benchmarks.decision.peers.parts import parts_of
 from benchmarks.decision.peers.ranking import OURS, Scores, bounds, gain, of_signals, ours
 from benchmarks.decision.peers.text_gates import WINS, fit, text_gates
 from benchmarks.peers import PeerUnavailable
+from benchmarks.rows import read_rows
 from benchmarks.run import Run
+from cascade.cli.demo.setting import SENTENCES
 from cascade.errors import InvalidInput
 from cascade.files import sha256_bytes
 from cascade.metrics import auroc, deferral_curve
 from cascade.records import Header, Outcome, Record, RecordSet, TierInfo, input_sha256, save
-from cascade.records import Scores as Scored
-from cascade.signals import Signals
 from tests.benchmarks.drawn_task import drawn_parts, drawn_records
 
+ROOT = Path(__file__).parents[2]
 RUN = Run(quick=True, hardware="a test")
 
 
@@ -168,14 +171,6 @@ def test_cascadeflow_gets_the_drafts_as_they_were(parts):
     assert set(given[7]) == {"prompt", "input", "answer", "logprobs", "finish"}  # no label
 
 
-def test_our_process_does_not_import_cascadeflow():
-    code = (
-        "import sys, benchmarks.decision.peers\n"
-        "assert 'cascadeflow' not in sys.modules, sys.modules['cascadeflow']"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_a_share_rule_keeps_its_share(parts, gates):
     kept = keeping.Kept.of(keeping.by_call_share(gates[WINS], 0.5), parts.test)
     assert kept.coverage == pytest.approx(0.5, abs=0.1)
@@ -241,36 +236,50 @@ def test_an_absent_cascadeflow_is_a_row_without_a_value_that_says_why(parts):
 def test_texts_or_answers_that_are_missing_are_named():
     records, texts = drawn_records(60)
     with pytest.raises(InvalidInput, match="text: is missing for"):
-        parts_of("drawn", records, {}, texts, {})
+        parts_of("drawn", records, {}, texts)
 
 
-def test_answers_come_back_from_options_and_from_beside_the_records(tmp_path):
-    signals = Signals(*(np.array([each], np.float32) for each in (-0.5, 0.1, 0.9)))
-    scores = Scored(*(np.array(each, np.float32) for each in ([-2, -1], [0, 0], [0.3, 0.7])))
-    outcomes = {
-        "shared": Outcome(answer="yes", correct=1.0),
-        "own": Outcome(answer_sha256=sha256_bytes(b"a door"), correct=1.0, scores=scores),
-        "free": Outcome(answer_sha256=sha256_bytes(b"It is Oslo."), correct=1.0, signals=signals),
-    }
-    header = Header(tiers=(TierInfo("device", "small", "device"),))
-    records = RecordSet.of(
-        header,
-        [Record(each, each, input_sha256(each), {"device": o}) for each, o in outcomes.items()],
-    )
-    told = RecordSet.of(
-        header,
-        [Record("free", "free", input_sha256("free"), {"device": Outcome(answer="It is Oslo.")})],
-    )
-    save(tmp_path / "told.jsonl", told)
+def test_free_answers_come_from_beside_the_records_and_are_held_against_their_hashes(tmp_path):
+    def records(outcomes):
+        header = Header(tiers=(TierInfo("device", "small", "device"),))
+        rows = [Record(each, each, input_sha256(each), {"device": o}) for each, o in outcomes]
+        return RecordSet.of(header, rows)
+
+    hashed = Outcome(answer_sha256=sha256_bytes(b"It is Oslo."))
+    recorded = records([("closed", Outcome(answer="yes")), ("free", hashed)])
+    save(tmp_path / "told.jsonl", records([("free", Outcome(answer="It is Oslo."))]))
     file = tmp_path / "free.json"
     assert answers.main([str(tmp_path / "told.jsonl"), str(file)]) == 0
-    options, free = {"own": ("a lamp", "a door")}, answers.free_answers(file)
-    assert answers.device_answers(records, options, free) == {
-        "shared": "yes",
-        "own": "a door",
-        "free": "It is Oslo.",
-    }
-    for wrong_options, wrong_free in (({"own": ("a door", "a lamp")}, free), (options, {})):
-        with pytest.raises(InvalidInput, match="another than was recorded"):
-            answers.device_answers(records, wrong_options, wrong_free)
+    free = answers.free_answers(file)
+    assert answers.device_answers(recorded, free) == {"closed": "yes", "free": "It is Oslo."}
+    for wrong in ({}, {"free": "It is Bergen."}):
+        with pytest.raises(InvalidInput, match="another than was recorded, for 'free'"):
+            answers.device_answers(recorded, wrong)
     assert answers.free_answers(tmp_path / "none.json") == {}
+    assert answers.main([str(tmp_path / "nothing.jsonl"), str(file)]) == 1
+
+
+@pytest.mark.models
+def test_a_quick_run_of_the_group_writes_rows(model_path, tmp_path):
+    home = tmp_path / "home"
+    (home / "models").mkdir(parents=True)
+    sentences = model_path(SENTENCES)
+    (home / "models" / sentences.name).symlink_to(sentences)
+    file = tmp_path / "rows.json"
+    words = ["--quick", "--only", "peers", "--json", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.decision", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "CASCADE_HOME": str(home)},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row.figure: row for row in read_rows(file)}
+    assert 0.5 < rows["AUROC, sentiment, ours"].value < 1
+    over = rows["AUROC, sentiment, ours minus random"]
+    assert over.ci[0] < over.value < over.ci[1]
+    absent = rows[f"losses against {PREFIX}best estimator"]
+    assert (absent.value, absent.peer) == (None, PEER)
+    assert "left out of quick runs" in absent.how

@@ -1,10 +1,9 @@
-"""What the device answered, as text. Records keep free answers, and answers of a row's own options,
-as hashes alone; peers that judge an answer by its words need the words.
+"""What the device answered, as text. Records keep free answers as hashes alone; peers that judge an
+answer by its words need the words.
 
-An answer of a row's options is found again by its probability. Free answers are our own model's
-outputs and lie beside the records, in ``NAME.answers.json``; ``python -m
+They are our own model's outputs, and lie beside the records in ``NAME.answers.json``; ``python -m
 benchmarks.decision.peers.answers RECORDS FILE`` writes that from a run of ``cascade record --text
-keep`` over the same rows. Either is held against the hash that the record has.
+keep`` over the same rows. Each is held against the hash that the record has.
 """
 
 from __future__ import annotations
@@ -15,39 +14,26 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from cascade.errors import CascadeError, InvalidInput
 from cascade.files import sha256_bytes, write_whole
 from cascade.records import RecordSet, load
 
 
-def device_answers(
-    records: RecordSet, options: Mapping[str, tuple[str, ...]], free: Mapping[str, str]
-) -> dict[str, str]:
+def device_answers(records: RecordSet, free: Mapping[str, str]) -> dict[str, str]:
     """The answer of each record's lowest tier, by id.
 
     Arguments:
-        options: the closed set of each record alone, by id; empty where it has none.
-        free: free answers, by id.
+        free: answers that the records keep as hashes, by id.
 
     Raises:
-        InvalidInput: a record's answer cannot be told, or is another one than was recorded.
+        InvalidInput: one is missing, or is another one than was recorded.
     """
     device = records.tiers[0]
     kept, hashes = records.texts(device, "answer"), records.texts(device, "answer_sha256")
-    probabilities = records.lists(device, "option_probabilities")
     answers = {}
-    for place, name in enumerate(records.ids):
-        answers[name] = kept[place]
-        if not hashes[place]:
-            continue
-        own = options.get(name, ())
-        if len(own) == len(probabilities[place]) > 0:
-            answers[name] = own[int(np.argmax(probabilities[place]))]
-        else:
-            answers[name] = free.get(name, "")
-        if sha256_bytes(answers[name].encode()) != hashes[place]:
+    for name, text, sha256 in zip(records.ids, kept, hashes, strict=True):
+        answers[name] = free.get(name, "") if sha256 else text
+        if sha256 and sha256_bytes(answers[name].encode()) != sha256:
             raise InvalidInput("answers", f"has none, or another than was recorded, for {name!r}")
     return answers
 

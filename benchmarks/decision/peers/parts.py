@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from cascade.errors import InvalidInput
 from cascade.pair import Pair, pair
 from cascade.records import RecordSet, check_disjoint, split
-from cascade.task import Task, generic
 
 SHARES = {"develop": 0.4, "certify": 0.3, "test": 0.3}
 """Of the documents. Develop is the largest: gates that read texts have many numbers to learn."""
@@ -57,14 +56,12 @@ def parts_of(
     records: RecordSet,
     texts: Mapping[str, str],
     answers: Mapping[str, str],
-    options: Mapping[str, tuple[str, ...]],
 ) -> Parts:
     """The parts of a record set, split by document.
 
     Arguments:
         texts: the input of each record, by id.
         answers: the device's answer to each record, by id.
-        options: the closed set of each record alone, by id; empty where it has none.
 
     Raises:
         InvalidInput: a text or answer is missing, or the records have no tier above the device.
@@ -74,14 +71,13 @@ def parts_of(
     place = {each: row for row, each in enumerate(records.ids)}
     held = [place[each] for part in ("certify", "test") for each in divided[part].ids]
     parts = (*(divided[part] for part in SHARES), records.take(held))
-    return Parts(name, *(_part(part, texts, answers, options) for part in parts))
+    return Parts(name, *(_part(part, texts, answers) for part in parts))
 
 
 def _part(
     records: RecordSet,
     texts: Mapping[str, str],
     answers: Mapping[str, str],
-    options: Mapping[str, tuple[str, ...]],
 ) -> Part:
     rows = pair(records)
     if rows.cloud is None:
@@ -90,19 +86,14 @@ def _part(
     for what, given in (("text", texts), ("answer", answers)):
         if missing := [each for each in ids if each not in given]:
             raise InvalidInput(what, f"is missing for {len(missing)} records, e.g. {missing[0]!r}")
-    shared = records.header.wording
+    wording = records.header.wording
     inputs = tuple(texts[each] for each in ids)
     return Part(
         rows,
-        prompts=tuple(
-            _prompt(shared or (generic(options[name]) if options[name] else None), text)
-            for name, text in zip(ids, inputs, strict=True)
-        ),
+        # The user's message; earlier turns of a wording are examples and no part of the question.
+        prompts=inputs
+        if wording is None
+        else tuple(wording.for_cloud(text)[-1].content for text in inputs),
         inputs=inputs,
         answers=tuple(answers[each] for each in ids),
     )
-
-
-def _prompt(wording: Task | None, text: str) -> str:
-    """The user's message; earlier turns of a wording are examples, and not part of the question."""
-    return text if wording is None else wording.for_cloud(text)[-1].content

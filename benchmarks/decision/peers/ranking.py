@@ -13,9 +13,14 @@ import numpy as np
 
 from benchmarks.decision.peers.parts import Part, Parts
 from cascade.calibrate import fit_platt
+from cascade.estimators import fit_estimator
+from cascade.features import Features, of_records
+from cascade.gain import fit_gain
 from cascade.rows import Floats
 
 OURS = "ours"
+FEATURES = "ours, features"
+GAIN = "ours, expected gain"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +53,27 @@ def ours(parts: Parts) -> Scores:
     return Scores.of(parts, lambda part: model.batch(part.rows.score))
 
 
+def of_features(parts: Parts) -> dict[str, Scores]:
+    """What the product offers beside its default: a logistic regression over all features, and the
+    gain that it expects from escalating."""
+    develop = parts.develop.rows
+    cloud = develop.cloud_correct
+    assert cloud is not None  # parts have one
+    seen = _features(parts.develop)
+    documents = develop.records.documents
+    confidence = fit_estimator(seen, develop.correct, documents=documents)
+    expected = fit_gain(seen, develop.correct, cloud, documents=documents)
+
+    def sure(part: Part) -> Floats:
+        return confidence.of_features(_features(part).select(seen.names))
+
+    def gainless(part: Part) -> Floats:
+        found: Floats = (1 - expected.of_features(_features(part).select(seen.names))) / 2
+        return found
+
+    return {FEATURES: Scores.of(parts, sure), GAIN: Scores.of(parts, gainless)}
+
+
 def of_signals(parts: Parts) -> dict[str, Scores]:
     """Plain thresholds on what the device measured, each mapped into [0, 1] by exp."""
 
@@ -78,6 +104,11 @@ def gain(part: Part) -> Floats:
     cloud = part.rows.cloud_correct
     assert cloud is not None  # parts have one
     return cloud.astype(np.float64) - part.rows.correct.astype(np.float64)
+
+
+def _features(part: Part) -> Features:
+    """Those that every row has."""
+    return of_records(part.rows.records, part.rows.local).complete()
 
 
 def _exp(part: Part, name: str, sign: float) -> Floats:

@@ -11,7 +11,7 @@ from benchmarks.decision.peers.cascadeflow import ESTIMATORS, PEER, PREFIX, Casc
 from benchmarks.decision.peers.keeping import Kept
 from benchmarks.decision.peers.paired import FIGURES, Paired, Verdict, compare
 from benchmarks.decision.peers.parts import Parts
-from benchmarks.decision.peers.ranking import OURS, Scores, bounds, of_signals, ours
+from benchmarks.decision.peers.ranking import OURS, Scores, bounds, of_features, of_signals, ours
 from benchmarks.decision.peers.tasks import TASKS, parts_of_task
 from benchmarks.decision.peers.text_gates import WINS, text_gates
 from benchmarks.peers import PeerUnavailable
@@ -77,6 +77,7 @@ def of_task(parts: Parts, run: Run, tally: Tally, ask: Ask) -> Iterator[Row]:
         tally.absent = str(problem)
     rankings = {
         OURS: ours(parts),
+        **of_features(parts),
         **of_signals(parts),
         **text_gates(parts),
         **(theirs.scores if theirs else {}),
@@ -144,7 +145,8 @@ def _ranked(parts: Parts, rankings: dict[str, Scores], run: Run, tally: Tally) -
             if name == OURS or name.startswith("oracle"):
                 continue
             each = found[figure, name]
-            tally.judge(name, each.verdict)
+            if _peer(name) is not None:
+                tally.judge(name, each.verdict)
             yield run.row(
                 f"{figure}, {parts.name}, ours minus {name}",
                 _estimate(each.difference, n),
@@ -230,7 +232,8 @@ def _estimate(interval: Interval, n: int) -> Estimate:
 
 
 def _peer(ranking: str) -> str | None:
-    if ranking == OURS:
+    """Whose ranking it is; ``None`` for ours, all three of them."""
+    if ranking.startswith(OURS):
         return None
     return PEER if ranking.startswith(PREFIX) else ranking
 

@@ -6,9 +6,9 @@ from benchmarks.decision import datasets, shipped
 from benchmarks.decision.peers.answers import device_answers, free_answers
 from benchmarks.decision.peers.parts import Parts, parts_of
 
-# Fixed before any peer was run: all data sets whose records are shipped, which were themselves
-# chosen before any answer was looked at. A shared closed set, of two options and of fifteen; a
-# closed set of each row's own; free text. All are reported, whatever comes out.
+# Fixed before any peer was run: all data sets whose records are shipped, which were chosen before
+# any answer was looked at; closed sets of two, fifteen and five options, and free text. All are
+# reported, whatever comes out.
 TASKS = ("sentiment", "commands", "commonsense", "questions")
 
 
@@ -21,6 +21,5 @@ def parts_of_task(name: str) -> Parts:
     """
     records, rows = shipped.records(name), {row.id: row for row in datasets.dataset(name).rows()}
     texts = datasets.matched(records, rows)
-    options = {each: rows[each].options for each in texts}
     free = free_answers(shipped.FOLDER / f"{name}.answers.json")
-    return parts_of(name, records, texts, device_answers(records, options, free), options)
+    return parts_of(name, records, texts, device_answers(records, free))
