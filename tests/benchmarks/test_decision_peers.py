@@ -21,7 +21,15 @@ from benchmarks.decision.peers.cascadeflow import (
 )
 from benchmarks.decision.peers.paired import compare
 from benchmarks.decision.peers.parts import parts_of
-from benchmarks.decision.peers.ranking import OURS, Scores, bounds, gain, of_signals, ours
+from benchmarks.decision.peers.ranking import (
+    OURS,
+    Scores,
+    bounds,
+    gain,
+    of_signals,
+    other_ours,
+    ours,
+)
 from benchmarks.decision.peers.text_gates import WINS, fit, text_gates
 from benchmarks.peers import PeerUnavailable
 from benchmarks.rows import read_rows
@@ -152,8 +160,13 @@ def test_text_gates_of_a_strong_model_that_is_always_right_agree(parts, gates):
 def test_rankings_do_not_look_at_the_test_labels(parts, gates):
     rows = parts.test.rows
     other = replace(parts, test=replace(parts.test, rows=replace(rows, correct=~rows.correct)))
-    made = {OURS: ours(parts), **of_signals(parts), **gates}
-    again = {OURS: ours(other), **of_signals(other), **text_gates(other)}
+    made = {OURS: ours(parts), **other_ours(parts), **of_signals(parts), **gates}
+    again = {
+        OURS: ours(other),
+        **other_ours(other),
+        **of_signals(other),
+        **text_gates(other),
+    }
     for name, scores in made.items():
         assert (again[name].test == scores.test).all(), name
 

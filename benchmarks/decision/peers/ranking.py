@@ -13,13 +13,13 @@ import numpy as np
 
 from benchmarks.decision.peers.parts import Part, Parts
 from cascade.calibrate import fit_platt
-from cascade.estimators import fit_estimator
 from cascade.features import Features, of_records
 from cascade.gain import fit_gain
 from cascade.rows import Floats
+from cascade.selection import select_confidence
 
 OURS = "ours"
-FEATURES = "ours, features"
+RAW = "ours, raw score"
 GAIN = "ours, expected gain"
 
 
@@ -48,30 +48,32 @@ class Scores:
 
 
 def ours(parts: Parts) -> Scores:
-    """The product's confidence: the raw score through Platt's map."""
-    model = fit_platt(parts.develop.rows.score, parts.develop.rows.correct)
-    return Scores.of(parts, lambda part: model.batch(part.rows.score))
+    """The product's confidence: of the raw score or of all features, as the develop part bears
+    out (``cascade.selection``)."""
+    develop = parts.develop.rows
+    seen, documents = _features(parts.develop), develop.records.documents
+    model = select_confidence(seen, develop.correct, documents=documents).model
+    return Scores.of(parts, lambda part: model.of_features(_features(part)))
 
 
-def of_features(parts: Parts) -> dict[str, Scores]:
-    """What the product offers beside its default: a logistic regression over all features, and the
-    gain that it expects from escalating."""
+def other_ours(parts: Parts) -> dict[str, Scores]:
+    """What the product has beside it: the raw score through Platt's map, which is what ``cascade
+    tune`` fits, and the gain that is expected from escalating."""
     develop = parts.develop.rows
     cloud = develop.cloud_correct
     assert cloud is not None  # parts have one
-    seen = _features(parts.develop)
-    documents = develop.records.documents
-    confidence = fit_estimator(seen, develop.correct, documents=documents)
+    raw = fit_platt(develop.score, develop.correct)
+    seen, documents = _features(parts.develop), develop.records.documents
     expected = fit_gain(seen, develop.correct, cloud, documents=documents)
 
-    def sure(part: Part) -> Floats:
-        return confidence.of_features(_features(part).select(seen.names))
-
     def gainless(part: Part) -> Floats:
-        found: Floats = (1 - expected.of_features(_features(part).select(seen.names))) / 2
+        found: Floats = (1 - expected.of_features(_features(part))) / 2
         return found
 
-    return {FEATURES: Scores.of(parts, sure), GAIN: Scores.of(parts, gainless)}
+    return {
+        RAW: Scores.of(parts, lambda part: raw.batch(part.rows.score)),
+        GAIN: Scores.of(parts, gainless),
+    }
 
 
 def of_signals(parts: Parts) -> dict[str, Scores]:
@@ -107,7 +109,7 @@ def gain(part: Part) -> Floats:
 
 
 def _features(part: Part) -> Features:
-    """Those that every row has."""
+    """Those that every row of the part has."""
     return of_records(part.rows.records, part.rows.local).complete()
 
 

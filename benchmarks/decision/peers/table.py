@@ -11,7 +11,7 @@ from benchmarks.decision.peers.cascadeflow import ESTIMATORS, PEER, PREFIX, Casc
 from benchmarks.decision.peers.keeping import Kept
 from benchmarks.decision.peers.paired import FIGURES, Paired, Verdict, compare
 from benchmarks.decision.peers.parts import Parts
-from benchmarks.decision.peers.ranking import OURS, Scores, bounds, of_features, of_signals, ours
+from benchmarks.decision.peers.ranking import OURS, Scores, bounds, of_signals, other_ours, ours
 from benchmarks.decision.peers.tasks import TASKS, parts_of_task
 from benchmarks.decision.peers.text_gates import WINS, text_gates
 from benchmarks.peers import PeerUnavailable
@@ -77,7 +77,7 @@ def of_task(parts: Parts, run: Run, tally: Tally, ask: Ask) -> Iterator[Row]:
         tally.absent = str(problem)
     rankings = {
         OURS: ours(parts),
-        **of_features(parts),
+        **other_ours(parts),
         **of_signals(parts),
         **text_gates(parts),
         **(theirs.scores if theirs else {}),
