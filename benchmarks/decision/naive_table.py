@@ -1,4 +1,4 @@
-"""``python -m benchmarks.decision.naive_table [SET …]``: naive and certified thresholds side by side.
+"""``python -m benchmarks.decision.naive_table [SET …]``: naive thresholds beside certified ones.
 
 A Markdown table for people. The same draws as in the groups ``violations`` and ``coverage``, at
 other alphas: those around the device's own error, where a threshold has something to choose.
