@@ -9,19 +9,22 @@ the threshold above which an answer is kept is ``cascade.certify``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from cascade.errors import InvalidInput
-from cascade.features import FEATURES_VERSION, Features, of_answer
+from cascade.features import FEATURES_VERSION, Features, of_answer, of_records
 from cascade.local import LocalAnswer
 from cascade.logistic import logit, sigmoid
 from cascade.rows import Floats, unit_floats
 from cascade.scorer import Linear, Trees, read_scorer
 from cascade.signals import ScoreMode
 from cascade.strict import Fields
+
+if TYPE_CHECKING:  # the device reads no records
+    from cascade.records import RecordSet
 
 Feature = Literal["raw_score", "search_bound"]
 
@@ -116,6 +119,16 @@ class ConfidenceModel:
             middle = (low + high) / 2
             low, high = (middle, high) if self(middle) < threshold else (low, middle)
         return 1.0 if self(1.0) < threshold else low
+
+    def of_records(self, records: RecordSet, tier: str) -> Floats:
+        """The confidence that a device would have in each recorded answer of a tier, shape
+        ``[records]``.
+
+        Raises:
+            InvalidInput: see ``of_features``.
+            NotFound: there is no such tier.
+        """
+        return self.of_features(of_records(records, tier, self.features))
 
     def to_json(self) -> dict[str, object]:
         """A plain dict for ``json.dumps``; ``from_json`` gives back an equal model."""

@@ -21,13 +21,16 @@ from cascade.certificate import Certificate, Kind, Method, Refusal
 from cascade.certify import Target, certify_groups, certify_targets, plan_targets
 from cascade.confidence import ConfidenceModel, Feature
 from cascade.errors import InfeasibleTarget, InvalidInput
+from cascade.features import of_records
 from cascade.metrics import clopper_pearson_interval
 from cascade.pair import Pair
 from cascade.policy import Policy
 from cascade.rows import Bools, Floats
+from cascade.selection import select_confidence
 from cascade.task import Task
 
-Calibrator = Literal["platt", "isotonic"]
+Calibrator = Literal["platt", "isotonic", "best"]
+"""A map of the raw score; or ``best``: Platt's map or all features, see ``cascade.selection``."""
 
 AIMS: Final[dict[str, Kind]] = {
     "risk": "selective_risk",
@@ -195,13 +198,16 @@ def tune(
         CascadeError: scipy or scikit-learn is missing.
     """
     model = _calibrated(develop, fresh, calibrator)
-    confidence = model.batch(develop.score)
+    confidence = model.of_records(develop.records, develop.local)
     targets = [aim.target(develop) for aim in aims]
     grid = plan_targets(confidence, targets, rows=len(fresh), delta=delta, rising=goes_up(aims))
     certificate, refusal = None, None
     try:
         certificate = certify_targets(
-            model.batch(fresh.score), [aim.target(fresh) for aim in aims], delta=delta, grid=grid
+            model.of_records(fresh.records, fresh.local),
+            [aim.target(fresh) for aim in aims],
+            delta=delta,
+            grid=grid,
         )
     except InfeasibleTarget as problem:
         refusal = Refusal(str(problem), problem.labels_needed)
@@ -228,7 +234,7 @@ def tune_groups(
         InvalidInput, CascadeError: as for ``tune``.
     """
     model = _calibrated(develop, fresh, calibrator)
-    confidence = model.batch(develop.score)
+    confidence = model.of_records(develop.records, develop.local)
     planned, names = np.asarray(develop.records.group(group)), fresh.records.group(group)
     counts = dict(
         zip(*(each.tolist() for each in np.unique(names, return_counts=True)), strict=True)
@@ -247,7 +253,7 @@ def tune_groups(
             rising=goes_up(aims),
         )
     found = certify_groups(
-        model.batch(fresh.score),
+        model.of_records(fresh.records, fresh.local),
         [aim.target(fresh) for aim in aims],
         names,
         delta=delta,
@@ -286,7 +292,7 @@ def keeps(policy: Policy, rows: Pair) -> Bools:
     """Which local answers a policy accepts, shape ``[rows]``."""
     if policy.threshold is None:
         return np.zeros(len(rows), np.bool_)
-    accepted: Bools = policy.confidence.batch(rows.score) >= policy.threshold
+    accepted: Bools = policy.confidence.of_records(rows.records, rows.local) >= policy.threshold
     return accepted
 
 
@@ -321,9 +327,15 @@ def _calibrated(develop: Pair, fresh: Pair, calibrator: Calibrator) -> Confidenc
             "records",
             f"develop has {develop.mode()} scores, certify {fresh.mode()}; record both alike",
         )
-    fit = fit_platt if calibrator == "platt" else fit_isotonic
+    fit = fit_isotonic if calibrator == "isotonic" else fit_platt
     feature: Feature = "search_bound" if develop.mode() == "search" else "raw_score"
     try:
+        if calibrator == "best":
+            documents = develop.records.documents
+            features = of_records(develop.records, develop.local).complete()
+            return select_confidence(
+                features, develop.correct, feature=feature, documents=documents
+            ).model
         return fit(develop.score, develop.correct, feature=feature)
     except InvalidInput as problem:
         raise InvalidInput(f"develop.{problem.field}", problem.problem) from None

@@ -77,7 +77,7 @@ def replay(
     Raises:
         InvalidInput: an option is out of range.
     """
-    confidence = policy.confidence.batch(rows.score)
+    confidence = policy.confidence.of_records(rows.records, rows.local)
     accepted = keeps(policy, rows)
     documents = rows.documents()
     matches = {

@@ -119,14 +119,15 @@ def evaluate(
     rows = records.take(used)
     if policy is not None:
         _check_policy(policy, rows, device)
-    scores = rows.column(device, "raw_score")
     columns = [_columns(rows, name) for name in (*names, *_others(rows, names))]
     return Evaluated(
         header=records.header,
         policy=policy,
         total=len(records),
         left_out=left_out,
-        score=policy.confidence.batch(scores) if policy else scores,
+        score=policy.confidence.of_records(rows, device)
+        if policy
+        else rows.column(device, "raw_score"),
         device=columns[0],
         strong=columns[1] if len(names) > 1 else None,
         others=tuple(columns[len(names) :]),

@@ -53,7 +53,7 @@ def ours(parts: Parts) -> Scores:
     develop = parts.develop.rows
     seen, documents = _features(parts.develop), develop.records.documents
     model = select_confidence(seen, develop.correct, documents=documents).model
-    return Scores.of(parts, lambda part: model.of_features(_features(part)))
+    return Scores.of(parts, lambda part: model.of_records(part.rows.records, part.rows.local))
 
 
 def other_ours(parts: Parts) -> dict[str, Scores]:
