@@ -222,9 +222,16 @@ def test_rows_say_what_they_are_and_the_tally_adds_up(parts):
     assert theirs.value == pytest.approx(0.5)
     assert over.value == pytest.approx(mine.value - theirs.value)
     assert (mine.peer, theirs.peer) == (None, PEER)
-    counts = [rows[f"{word} against {PREFIX}estimator"] for word in ("wins", "ties", "losses")]
+    counts = [
+        rows[f"{word} of ours against {PREFIX}estimator"] for word in ("wins", "ties", "losses")
+    ]
     assert sum(row.value for row in counts) == counts[0].n == 2
     assert (counts[2].reach, counts[2].sense, counts[2].reached) == (0, "<=", True)
+    by_gain = [
+        rows[f"{word} of ours, expected gain against {PREFIX}estimator"].value
+        for word in ("wins", "ties", "losses")
+    ]
+    assert sum(by_gain) == 1
     accepting = rows[f"selective risk, drawn, {PREFIX}accept or reject"]
     assert accepting.value == pytest.approx(1 - parts.test.rows.correct.mean())
     assert rows[f"coverage, drawn, {PREFIX}accept or reject"].value == 1
@@ -293,6 +300,6 @@ def test_a_quick_run_of_the_group_writes_rows(model_path, tmp_path):
     assert 0.5 < rows["AUROC, sentiment, ours"].value < 1
     over = rows["AUROC, sentiment, ours minus random"]
     assert over.ci[0] < over.value < over.ci[1]
-    absent = rows[f"losses against {PREFIX}best estimator"]
+    absent = rows[f"losses of ours against {PREFIX}best estimator"]
     assert (absent.value, absent.peer) == (None, PEER)
     assert "left out of quick runs" in absent.how

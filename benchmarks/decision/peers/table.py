@@ -11,7 +11,15 @@ from benchmarks.decision.peers.cascadeflow import ESTIMATORS, PEER, PREFIX, Casc
 from benchmarks.decision.peers.keeping import Kept
 from benchmarks.decision.peers.paired import FIGURES, Paired, Verdict, compare
 from benchmarks.decision.peers.parts import Parts
-from benchmarks.decision.peers.ranking import OURS, Scores, bounds, of_signals, other_ours, ours
+from benchmarks.decision.peers.ranking import (
+    GAIN,
+    OURS,
+    Scores,
+    bounds,
+    of_signals,
+    other_ours,
+    ours,
+)
 from benchmarks.decision.peers.tasks import TASKS, parts_of_task
 from benchmarks.decision.peers.text_gates import WINS, text_gates
 from benchmarks.peers import PeerUnavailable
@@ -40,18 +48,18 @@ class Tally:
     """What is counted over all tasks.
 
     Arguments:
-        verdicts: of ours against each peer.
+        verdicts: by our ranking and the peer's.
         targets: how often each rule was to keep to a risk on the test part, and did.
         absent: why cascadeflow could not be asked; empty where it was.
     """
 
-    verdicts: dict[str, Counter[Verdict]] = field(default_factory=dict)
+    verdicts: dict[tuple[str, str], Counter[Verdict]] = field(default_factory=dict)
     targets: dict[str, list[bool]] = field(default_factory=dict)
     absent: str = ""
 
-    def judge(self, peer: str, verdict: Verdict) -> None:
-        """Count a verdict."""
-        self.verdicts.setdefault(peer, Counter())[verdict] += 1
+    def judge(self, side: str, peer: str, verdict: Verdict) -> None:
+        """Count a verdict of one of our rankings against one of theirs."""
+        self.verdicts.setdefault((side, peer), Counter())[verdict] += 1
 
 
 def rows(subject: None, run: Run) -> Iterator[Row]:
@@ -91,13 +99,14 @@ def of_tally(tally: Tally, run: Run) -> Iterator[Row]:
     """Wins, ties and losses against each peer; how often each rule kept to its target."""
     how = (
         "a win or a loss is a paired 95 % interval of the difference that excludes 0, a tie one "
-        "that does not; AUROC and normalised deferral AUC on every task count"
+        "that does not; on every task AUROC and normalised deferral AUC of the confidence count, "
+        "and the latter of the expected gain"
     )
-    for peer, counts in tally.verdicts.items():
+    for (side, peer), counts in tally.verdicts.items():
         n = sum(counts.values())
         for verdict in _VERDICTS:
             yield run.row(
-                f"{_PLURAL[verdict]} against {peer}",
+                f"{_PLURAL[verdict]} of {side} against {peer}",
                 Estimate(counts[verdict], n),
                 f"of {n}",
                 how,
@@ -106,7 +115,9 @@ def of_tally(tally: Tally, run: Run) -> Iterator[Row]:
                 peer=_peer(peer),
             )
     if tally.absent:
-        yield run.row(f"losses against {_BEST}", None, "", tally.absent, reach=0, peer=PEER)
+        yield run.row(
+            f"losses of {OURS} against {_BEST}", None, "", tally.absent, reach=0, peer=PEER
+        )
     for rule, kept in tally.targets.items():
         yield run.row(
             f"risk targets kept on the test part, {rule}",
@@ -132,31 +143,37 @@ def _ranked(parts: Parts, rankings: dict[str, Scores], run: Run, tally: Tally) -
     )
     for figure in FIGURES:
         for name in rankings:
-            each = found[figure, name]
             yield run.row(
                 f"{figure}, {parts.name}, {name}",
-                _estimate(each.value, n),
+                _estimate(found[figure, name].value, n),
                 "",
                 how,
                 sense=">=",
                 peer=_peer(name),
             )
+    # The confidence is judged by both figures. The expected gain is made for one of them.
+    by_gain = compare(held, scores, GAIN, replicates=replicates)
+    for figure, side, beside in (
+        ("AUROC", OURS, found),
+        ("deferral AUC", OURS, found),
+        ("deferral AUC", GAIN, by_gain),
+    ):
         for name in rankings:
-            if name == OURS or name.startswith("oracle"):
+            if name == side or name.startswith("oracle"):
                 continue
-            each = found[figure, name]
+            each = beside[figure, name]
             if _peer(name) is not None:
-                tally.judge(name, each.verdict)
+                tally.judge(side, name, each.verdict)
             yield run.row(
-                f"{figure}, {parts.name}, ours minus {name}",
+                f"{figure}, {parts.name}, {side} minus {name}",
                 _estimate(each.difference, n),
                 "",
                 f"{how}, the same ones for both",
                 sense=">=",
                 peer=_peer(name),
             )
-        if best := _best(figure, found):
-            tally.judge(_BEST, found[figure, best].verdict)
+        if best := _best(figure, beside):
+            tally.judge(side, _BEST, beside[figure, best].verdict)
 
 
 def _best(figure: str, found: dict[tuple[str, str], Paired]) -> str | None:
