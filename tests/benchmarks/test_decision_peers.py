@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.decision.peers import answers, keeping, table
+from benchmarks.decision import answers
+from benchmarks.decision.peers import keeping, table
 from benchmarks.decision.peers.cascadeflow import (
     ESTIMATORS,
     PEER,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.decision import datasets, shipped
-from benchmarks.decision.peers.answers import device_answers, free_answers
+from benchmarks.decision.answers import device_answers, free_answers
 from benchmarks.decision.peers.parts import Parts, parts_of
 
 # Fixed before any peer was run: all data sets whose records are shipped, which were chosen before

@@ -2,7 +2,7 @@
 answer by its words need the words.
 
 They are our own model's outputs, and lie beside the records in ``NAME.answers.json``; ``python -m
-benchmarks.decision.peers.answers RECORDS FILE`` writes that from a run of ``cascade record --text
+benchmarks.decision.answers RECORDS FILE`` writes that from a run of ``cascade record --text
 keep`` over the same rows. Each is held against the hash that the record has.
 """
 
@@ -55,7 +55,7 @@ def write_answers(records: RecordSet, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the answers of a record file; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decision.peers.answers")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decision.answers")
     parser.add_argument("records", type=Path, metavar="RECORDS")
     parser.add_argument("file", type=Path, metavar="FILE")
     args = parser.parse_args(arguments)
