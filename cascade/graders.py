@@ -3,6 +3,7 @@
 | spec | an answer is right where |
 |---|---|
 | ``exact`` | it is the reference, outer white space aside |
+| ``normalised`` | it has the reference's letters and digits, case and all else aside |
 | ``choice`` | it names the reference and no other option, case and punctuation aside |
 | ``numeric``, ``numeric:0.01`` | its last number is the reference's, at most so far away |
 | ``regex``, ``regex:EXPRESSION`` | the reference, or the expression, is found in it |
@@ -35,9 +36,12 @@ two files judged by one model can be compared."""
 
 JUDGE_OPTIONS: Final = ("yes", "no")
 
-_KNOWN = (
-    "exact, choice, numeric[:TOLERANCE], regex[:EXPRESSION], python:MODULE:FUNCTION, judge:TIER"
+SPECS: Final = (
+    "exact, normalised, choice, numeric[:TOLERANCE], regex[:EXPRESSION], python:MODULE:FUNCTION, "
+    "judge:TIER"
 )
+"""Every spec, for messages and help."""
+
 # A sign belongs to a number only where nothing is in front of it: 3-4 holds 3 and 4. Groups of
 # three digits may be parted by commas.
 _NUMBER = re.compile(
@@ -109,10 +113,12 @@ def grader(spec: str) -> Grader:
     """
     name, colon, rest = spec.partition(":")
     if colon and not rest:
-        raise InvalidInput("grader", f"{spec!r} has nothing behind the colon; known are {_KNOWN}")
+        raise InvalidInput("grader", f"{spec!r} has nothing behind the colon; known are {SPECS}")
     match name:
         case "exact" if not rest:
             return Grader(spec, exact)
+        case "normalised" if not rest:
+            return Grader(spec, normalised)
         case "choice" if not rest:
             return Grader(spec, choice)
         case "numeric":
@@ -126,12 +132,18 @@ def grader(spec: str) -> Grader:
             return Grader(spec, _from_python(rest), needs_reference=False, pure=False)
         case "judge" if rest:
             return Grader(spec, None, judge=rest, pure=False)
-    raise InvalidInput("grader", f"{spec!r} is not known; known are {_KNOWN}")
+    raise InvalidInput("grader", f"{spec!r} is not known; known are {SPECS}")
 
 
 def exact(answered: Answered) -> float:
     """1 where the answer is the reference, outer white space aside."""
     return float(answered.answer.strip() == _reference(answered).strip())
+
+
+def normalised(answered: Answered) -> float:
+    """1 where answer and reference are the same by ``cascade.records.text_key``: letters and digits
+    by words, case folded."""
+    return float(text_key(answered.answer.strip()) == text_key(_reference(answered).strip()))
 
 
 def choice(answered: Answered) -> float:

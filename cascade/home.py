@@ -34,6 +34,16 @@ def policies_dir() -> Path:
     return home() / "policies"
 
 
+def adapters_dir() -> Path:
+    """Adapters that were delivered, one folder each, named by digest."""
+    return home() / "adapters"
+
+
+def delivery_path() -> Path:
+    """What a cluster gave this device to run."""
+    return home() / "delivery.json"
+
+
 def trust_dir() -> Path:
     """Pinned publisher keys, one ``.pub`` file each; outside of every bundle."""
     return home() / "trust"

@@ -6,9 +6,7 @@ reason, never guessed at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +61,7 @@ class Pair:
 
     def documents(self) -> NDArray[np.int64]:
         """The number of each row's document, from 0, in the order in which they first occur."""
-        return numbered(self.records.documents)
+        return self.records.document_numbers()
 
     def mode(self) -> ScoreMode:
         """How the local tier scored its options; ``"exact"`` where the file does not say.
@@ -140,12 +138,6 @@ def pair(
         else right_or_wrong(strong, strong_grade[usable]),
         left_out,
     )
-
-
-def numbered(names: Sequence[str]) -> NDArray[np.int64]:
-    """A number for each name, from 0, in the order in which they first occur."""
-    place = dict(zip(dict.fromkeys(names), count(), strict=False))
-    return np.fromiter(map(place.__getitem__, names), np.int64, len(names))
 
 
 def right_or_wrong(tier: str, grades: Floats) -> Bools:

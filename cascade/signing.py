@@ -78,12 +78,7 @@ class SigningKey:
 
     def sign(self, data: bytes) -> bytes:
         """A detached signature file (JSON) over the exact bytes of ``data``."""
-        signature = {
-            "algorithm": "ed25519",
-            "key_id": self.public.key_id,
-            "signature": self._private.sign(data).hex(),
-        }
-        return (json.dumps(signature, indent=2) + "\n").encode()
+        return _signature_file(self.public, self._private.sign(data))
 
 
 class TrustStore:
@@ -116,6 +111,25 @@ class TrustStore:
             for path in sorted(self._folder.glob("*.pub"))
         }
 
+    def signature_file(self, data: bytes, raw: bytes, *, what: str) -> bytes:
+        """The signature file for a bare signature of 64 bytes, by whichever pinned key made it.
+
+        Arguments:
+            what: name of what was signed, for messages.
+
+        Raises:
+            UnknownPublisher: no pinned key did.
+        """
+        for key in self.keys().values():
+            try:
+                Ed25519PublicKey.from_public_bytes(key.raw).verify(raw, data)
+            except InvalidSignature:
+                continue
+            return _signature_file(key, raw)
+        raise UnknownPublisher(
+            f"{what} is signed by none of the publishers that are pinned in {self._folder}"
+        )
+
     def verify(self, data: bytes, signature: bytes, *, what: str) -> str:
         """Name of the pinned publisher that signed ``data``.
 
@@ -147,3 +161,8 @@ class TrustStore:
             f"{what} is signed by the unknown publisher {key_id[:16]}…; "
             f"if you trust them, put their key into {self._folder}"
         )
+
+
+def _signature_file(key: PublicKey, raw: bytes) -> bytes:
+    signature = {"algorithm": "ed25519", "key_id": key.key_id, "signature": raw.hex()}
+    return (json.dumps(signature, indent=2) + "\n").encode()

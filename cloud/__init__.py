@@ -9,7 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloud.config import ClusterConfig, default_config, default_yaml, load_config
+    from cloud.config import (
+        ClusterConfig,
+        default_config,
+        default_yaml,
+        json_schema,
+        load_config,
+    )
     from cloud.control import (
         ClusterStatus,
         TierStatus,
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
         Overloaded,
         TierUnavailable,
     )
+    from cloud.plan import Plan, TierPlan, plan_cluster
 
 _HOMES = {
     "ClusterConfig": "cloud.config",
@@ -36,12 +43,16 @@ _HOMES = {
     "ModelUnusable": "cloud.errors",
     "NoTierAllowed": "cloud.errors",
     "Overloaded": "cloud.errors",
+    "Plan": "cloud.plan",
+    "TierPlan": "cloud.plan",
     "TierStatus": "cloud.control",
     "TierUnavailable": "cloud.errors",
     "default_config": "cloud.config",
     "default_yaml": "cloud.config",
     "down": "cloud.control",
+    "json_schema": "cloud.config",
     "load_config": "cloud.config",
+    "plan_cluster": "cloud.plan",
     "reset_prefix_caches": "cloud.control",
     "status": "cloud.control",
     "up": "cloud.control",
@@ -56,12 +67,16 @@ __all__ = [
     "ModelUnusable",
     "NoTierAllowed",
     "Overloaded",
+    "Plan",
+    "TierPlan",
     "TierStatus",
     "TierUnavailable",
     "default_config",
     "default_yaml",
     "down",
+    "json_schema",
     "load_config",
+    "plan_cluster",
     "reset_prefix_caches",
     "status",
     "up",

@@ -32,10 +32,12 @@ def build_app(
 
     Arguments:
         files: what the gateway reads and writes.
-        model_files: the model file of each tier, by the tier's name.
+        model_files: the model file of each tier that has one, by the tier's name.
     """
     tiers = {
-        tier.name: _deployment(tier, config.gateway.drain_s).bind(tier, str(model_files[tier.name]))
+        tier.name: _deployment(tier, config.gateway.drain_s).bind(
+            tier, str(model_files.get(tier.name, ""))
+        )
         for tier in config.tiers
     }
     gateway = serve.deployment(

@@ -20,7 +20,8 @@ from cascade.catalog import Entry, entries
 from cascade.errors import NotFound
 from cloud.errors import ConfigError
 
-EngineName = Literal["llama_cpp", "onnx", "onnx_classifier"]
+EngineName = Literal["llama_cpp", "onnx", "onnx_classifier", "openai", "anthropic"]
+_PROVIDERS: Final = ("openai", "anthropic")
 Input = Literal["text", "tensors"]
 # One gRPC message carries 4 MiB, the rest of the request included.
 _MOST_TENSOR_BYTES: Final = 4_000_000
@@ -58,6 +59,7 @@ class GatewayConfig(_Strict):
     port: int = Field(default=7443, ge=1, le=65535)
     tls: TlsFiles = TlsFiles()
     api_keys_file: Path | None = Field(default=None, strict=False)
+    registry: str | None = Field(default=None, min_length=1)
     max_concurrent_requests: int = Field(default=64, ge=1)
     max_prompt_chars: int = Field(default=32_000, ge=1)
     max_tensor_bytes: int = Field(default=1_000_000, ge=1, le=_MOST_TENSOR_BYTES)
@@ -89,6 +91,34 @@ class PriceList(_Strict):
         ) / 1e6
 
 
+class ProviderConfig(_Strict):
+    """How a tier asks somebody else's API. Keys are never written here: they come from a variable
+    of the environment, or from a file, which is read anew for each request."""
+
+    base_url: str | None = None
+    api_key_env: str | None = Field(default=None, min_length=1)
+    api_key_file: Path | None = Field(default=None, strict=False)
+    timeout_s: float = Field(default=60.0, gt=0, le=3600)
+    logprobs: bool = False
+    sampling: bool = True
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+    @field_validator("base_url")
+    @classmethod
+    def _web(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", url):
+            raise ValueError("must be an http or https address without a user name or key")
+        return url
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ValueError("give api_key_env or api_key_file, not both")
+        if self.base_url is None and self.api_key_env is None and self.api_key_file is None:
+            raise ValueError("name where the key is: api_key_env or api_key_file")
+        return self
+
+
 class Autoscaling(_Strict):
     """Bounds on the number of replicas."""
 
@@ -117,6 +147,7 @@ class TierConfig(_Strict):
     )
     region: str = ""
     commercial_use: bool | None = None
+    provider: ProviderConfig | None = None
     price: PriceList = PriceList()
     autoscaling: Autoscaling = Autoscaling()
     max_ongoing_requests: int | None = Field(default=None, ge=1)
@@ -138,8 +169,17 @@ class TierConfig(_Strict):
         return classes
 
     @model_validator(mode="after")
+    def _asked_somewhere(self) -> Self:
+        theirs = self.engine in _PROVIDERS
+        if theirs and self.provider is None:
+            raise ValueError(f"provider is missing; {self.engine} needs to know where the key is")
+        if not theirs and self.provider is not None:
+            raise ValueError(f"provider is for {' and '.join(_PROVIDERS)}, not for {self.engine}")
+        return self
+
+    @model_validator(mode="after")
     def _within_the_licence(self) -> Self:
-        known = _catalogued(self.model)
+        known = self.catalogued
         if self.commercial_use and known is not None and not known.commercial_use:
             raise ValueError(
                 f"commercial_use is true, but {known.licence}, the licence of {known.name}, "
@@ -153,18 +193,33 @@ class TierConfig(_Strict):
         what the catalog says. Of a model that nobody has said it of, it is taken not to."""
         if self.commercial_use is not None:
             return self.commercial_use
-        known = _catalogued(self.model)
+        known = self.catalogued
         return known is not None and known.commercial_use
+
+    @property
+    def catalogued(self) -> Entry | None:
+        """The model in the catalog, or ``None`` where it is a file, a bundle, unknown or a
+        provider's."""
+        if self.provider is not None:
+            return None
+        return next((entry for entry in entries() if entry.name == self.model), None)
 
     @property
     def model_name(self) -> str:
         """What answers are signed with: the name in the catalog, of the bundle or of the file."""
-        return Path(self.model).name if is_model_path(self.model) else self.model
+        if self.provider is None and is_model_path(self.model):
+            return Path(self.model).name
+        return self.model
 
     @property
     def reads(self) -> Input:
         """What this tier can be asked with."""
         return "tensors" if self.engine == "onnx_classifier" else "text"
+
+    @property
+    def keeps_regex(self) -> bool:
+        """Whether its answers can be made to keep a regular expression."""
+        return self.provider is None
 
     @property
     def ongoing_requests(self) -> int:
@@ -218,6 +273,12 @@ def default_yaml() -> str:
     return resources.files("cloud").joinpath("default.yaml").read_text()
 
 
+def json_schema() -> dict[str, object]:
+    """JSON Schema (2020-12) of the file, for editors; what goes beyond it, ``load_config`` says."""
+    schema: dict[str, object] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return schema | ClusterConfig.model_json_schema()
+
+
 def load_config(path: Path | None = None) -> ClusterConfig:
     """Read a configuration file; the default one without a path. Relative paths in it are taken
     from its own folder.
@@ -267,10 +328,6 @@ def is_model_path(model: str) -> bool:
     return "/" in model or model.endswith(".gguf")
 
 
-def _catalogued(model: str) -> Entry | None:
-    return next((entry for entry in entries() if entry.name == model), None)
-
-
 def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
     def anchor(path: Path | None) -> Path | None:
         return None if path is None else folder / path.expanduser()
@@ -284,15 +341,30 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
                 ca=anchor(tls.ca),
             ),
             "api_keys_file": anchor(config.gateway.api_keys_file),
+            "registry": _anchored_url(config.gateway.registry, folder),
         }
     )
     tiers = tuple(
-        tier.model_copy(update={"model": str(anchor(Path(tier.model)))})
+        _anchored_provider(tier, folder)
+        if tier.provider is not None
+        else tier.model_copy(update={"model": str(anchor(Path(tier.model)))})
         if is_model_path(tier.model)
         else tier
         for tier in config.tiers
     )
     return config.model_copy(update={"gateway": gateway, "tiers": tiers})
+
+
+def _anchored_url(url: str | None, folder: Path) -> str | None:
+    return url if url is None or "://" in url else str(folder / Path(url).expanduser())
+
+
+def _anchored_provider(tier: TierConfig, folder: Path) -> TierConfig:
+    provider = tier.provider
+    if provider is None or provider.api_key_file is None:
+        return tier
+    path = folder / provider.api_key_file.expanduser()
+    return tier.model_copy(update={"provider": provider.model_copy(update={"api_key_file": path})})
 
 
 def _problem(place: Sequence[int | str], kind: str, text: str, value: object) -> str:

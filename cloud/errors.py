@@ -39,6 +39,13 @@ class TierUnavailable(RemoteError):
         super().__init__("UNAVAILABLE", f"{tier} lost the replica that was answering; try again")
 
 
+class ProviderUnavailable(RemoteError):
+    """The provider behind a tier does not answer, or not us; its operator finds why in the log."""
+
+    def __init__(self) -> None:
+        super().__init__("UNAVAILABLE", "the provider behind this tier does not answer now")
+
+
 class EngineFailed(RemoteError):
     """The engine broke; its operator finds the cause in the replica's log."""
 
@@ -52,5 +59,6 @@ __all__ = [
     "ModelUnusable",
     "NoTierAllowed",
     "Overloaded",
+    "ProviderUnavailable",
     "TierUnavailable",
 ]

@@ -20,12 +20,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cascade.wire import (
+    ARTIFACT_SERVICE,
     INFERENCE_SERVICE,
     Answerer,
     ApiKeyInterceptor,
+    ArtifactSource,
     CallRecord,
     KeyRing,
     add_answerer,
+    add_artifacts,
 )
 
 _LOG_BYTES: Final = 10_000_000
@@ -59,6 +62,7 @@ class FrontDoor:
     Arguments:
         address: ``host:port`` to listen on; port 0 takes a free one.
         max_deadline_s: longer deadlines are cut to this.
+        artifacts: what devices are given to run; ``None`` has no artifact service.
         on_call: told about every call when it has ended; by default it is logged.
     """
 
@@ -69,6 +73,7 @@ class FrontDoor:
         *,
         address: str,
         max_deadline_s: float = 600.0,
+        artifacts: ArtifactSource | None = None,
         on_call: Callable[[CallRecord], None] | None = None,
     ) -> None:
         self._health = health.aio.HealthServicer()
@@ -81,9 +86,12 @@ class FrontDoor:
             max_deadline_s=max_deadline_s,
             on_call=on_call or _request_log(files.request_log),
         )
+        names = [INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if artifacts is not None:
+            add_artifacts(self._server, artifacts)
+            names.append(ARTIFACT_SERVICE)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflection.enable_server_reflection(tuple(names), self._server)
         self._port = self._server.add_secure_port(address, _credentials(files))
 
     @property

@@ -25,6 +25,7 @@ from cloud.config import ClusterConfig
 from cloud.engines import ChatRequest
 from cloud.errors import Overloaded, TierUnavailable
 from cloud.front_door import FrontDoor, GatewayFiles
+from cloud.registry import Delivery, Registry
 from cloud.routing import RETRY_AFTER_S, Router, TierStream
 from cloud.tier import TierMessage
 
@@ -54,6 +55,7 @@ class Gateway:
             files,
             address=f"{gateway.host}:{gateway.port}",
             max_deadline_s=gateway.max_deadline_s,
+            artifacts=Delivery(Registry(gateway.registry)) if gateway.registry else None,
         )
         await self._watch_once(_nothing_runs)
         await self._door.open()

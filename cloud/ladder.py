@@ -27,8 +27,9 @@ class Choice:
     Arguments:
         reasons: fixed words in the order of the decision: for every lower tier that was passed
             over ``NAME:reads_text`` or ``NAME:reads_tensors`` (and nothing else),
-            ``NAME:not_allowed``, ``NAME:data_class``, ``NAME:residency``, ``NAME:licence`` or
-            ``NAME:cost``, then ``lowest_tier`` or ``lowest_allowed_tier``.
+            ``NAME:regex`` (keeps none), ``NAME:not_allowed``, ``NAME:data_class``,
+            ``NAME:residency``, ``NAME:licence`` or ``NAME:cost``, then ``lowest_tier`` or
+            ``lowest_allowed_tier``.
     """
 
     tier: TierConfig
@@ -101,6 +102,8 @@ def _obstacle(tier: TierConfig, request: OpenRequest) -> str | None:
     limits = request.constraints
     if tier.reads != _kind(request):
         return f"reads_{tier.reads}"
+    if request.regex is not None and not tier.keeps_regex:
+        return "regex"
     if limits.allowed_tiers is not None and tier.name not in limits.allowed_tiers:
         return "not_allowed"
     if limits.data_class.value not in tier.data_classes:

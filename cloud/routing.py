@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Final, Protocol
 
-from cascade.errors import InvalidInput
+from cascade.errors import InvalidInput, RemoteError
 from cascade.remote import Accepted, Chunk, Finished, RemoteEvent
 from cascade.tensor import total_bytes
 from cascade.wire import OpenRequest
@@ -129,4 +129,6 @@ def _chat_request(tier: TierConfig, request: OpenRequest) -> ChatRequest:
 
 
 def _refusal(message: Refused) -> Exception:
-    return InvalidInput(message.field, message.problem) if message.field else EngineFailed()
+    if message.field:
+        return InvalidInput(message.field, message.problem)
+    return RemoteError(message.status, message.problem, message.retry_after_s)

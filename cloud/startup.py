@@ -39,15 +39,17 @@ _KEY_NAME: Final = "local"
 
 
 def model_files(config: ClusterConfig) -> dict[str, Path]:
-    """The model of each tier on this machine: a GGUF file or a bundle's folder.
+    """The model of each tier on this machine: a GGUF file or a bundle's folder. Tiers that ask a
+    provider have none.
 
     Raises:
         ClusterError: one is not there; the message says how to get it.
     """
-    return {tier.name: _model_file(tier) for tier in config.tiers}
+    return {tier.name: model_file(tier) for tier in config.tiers if tier.provider is None}
 
 
-def _model_file(tier: TierConfig) -> Path:
+def model_file(tier: TierConfig) -> Path:
+    """The model of one tier on this machine; see ``model_files``."""
     if tier.engine == "onnx_classifier":
         from cloud.engines.onnx_classifier import bundle_folder
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from cascade.errors import InvalidInput
+from cascade.errors import InvalidInput, RemoteError
 from cloud.config import TierConfig
 from cloud.engines import ChatRequest, Engine, EngineEvent, make_engine
 from cloud.errors import EngineFailed
@@ -21,11 +21,18 @@ _log = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The request cannot be answered; ``field`` names what is wrong with it, and is empty where the
-    engine failed."""
+    """The request cannot be answered.
+
+    Arguments:
+        field: what is wrong with it; empty where something else is.
+        problem: safe to show.
+        status: the gRPC status name, where ``field`` is empty.
+    """
 
     field: str
     problem: str
+    status: str = "INTERNAL"
+    retry_after_s: float | None = None
 
 
 TierMessage = list[EngineEvent] | Refused
@@ -71,8 +78,9 @@ async def messages(engine: Engine, request: ChatRequest) -> AsyncGenerator[TierM
                 yield batch
     except InvalidInput as error:
         yield Refused(error.field, error.problem)
-    except EngineFailed as error:
-        yield Refused("", error.message)
+    except RemoteError as error:
+        yield Refused("", error.message, error.status, error.retry_after_s)
     except Exception:
         _log.exception("the engine broke")
-        yield Refused("", "")
+        failed = EngineFailed()
+        yield Refused("", failed.message, failed.status)

@@ -29,6 +29,7 @@ from edge.bundle import Bundle, Manifest
 from edge.classifier import OnnxClassifier
 from edge.classifier_spec import ClassifierSpec, InputSpec
 from edge.conversation import AsyncConversation, Conversation
+from edge.delivery import Delivered, set_up
 from edge.device import Device
 from edge.generate import Step
 from edge.model import OnnxModel
@@ -51,6 +52,7 @@ __all__ = [
     "Conversation",
     "DataClass",
     "DecisionRecord",
+    "Delivered",
     "Device",
     "Egress",
     "Event",
@@ -82,4 +84,5 @@ __all__ = [
     "TrustStore",
     "bundle_path",
     "load_model",
+    "set_up",
 ]

@@ -36,6 +36,7 @@ from edge.adapter import Adapter
 from edge.bundle import Bundle
 from edge.classifier import OnnxClassifier
 from edge.conversation import AsyncConversation, Overflow
+from edge.delivery import Delivered
 from edge.model import OnnxModel
 from edge.profile import recommended_threads
 
@@ -87,8 +88,9 @@ class AsyncDevice:
         """Verify and load a bundle.
 
         Arguments:
-            bundle: a bundle's folder, or the name of one under ``CASCADE_HOME``; by default the
-                one that ``cascade bundle build`` makes.
+            bundle: a bundle's folder, or the name of one under ``CASCADE_HOME``; by default what
+                ``cascade setup`` got, adapter included, or else the one that ``cascade bundle
+                build`` makes.
             cloud: address, certificate authority and key of a cluster; ``None`` works offline.
             trust: pinned publisher keys; by default those under ``CASCADE_HOME``.
             policies: installed policies; by default those under ``CASCADE_HOME``.
@@ -119,6 +121,11 @@ class AsyncDevice:
         if threads is None:
             threads = recommended_threads(verified.manifest.name)
         model = load_model(verified, threads=threads)
+        adapter = Delivered.load().adapter if bundle is None else ""
+        if adapter and isinstance(model, OnnxModel):
+            model.use_adapter(
+                model.load_adapter(Adapter.open(home.adapters_dir() / adapter, trust))
+            )
         return cls(
             model,
             remote_to(cloud),
@@ -267,9 +274,11 @@ class AsyncDevice:
         return await self._answer(request)
 
     async def _answer(self, request: Request) -> Answer:
-        async for event in self.run(request):
-            if isinstance(event, Final):
-                return event.answer
+        # Closed at once, so that an audit of the answer has begun before its reader goes on.
+        async with contextlib.aclosing(self.run(request)) as events:
+            async for event in events:
+                if isinstance(event, Final):
+                    return event.answer
         raise AssertionError("a request ended without Final")  # the controller's promise
 
     def conversation(
@@ -348,13 +357,42 @@ class AsyncDevice:
         Raises:
             NotFound: there is no monitor, or no such answer is remembered.
         """
-        if self._monitor is None:
-            raise NotFound("this device has no monitor; open it with monitor=Monitor.open(…)")
-        self._monitor.feedback(request_id, correct=correct)
+        self._own_monitor().feedback(request_id, correct=correct)
+
+    async def to_grade(self) -> list[str]:
+        """Request ids of answers that were drawn for a grader of yours, oldest first; see
+        ``Monitor.to_grade``.
+
+        Raises:
+            NotFound: there is no monitor.
+        """
+        return self._own_monitor().to_grade()
+
+    async def grade(self, request_id: str, *, correct: bool) -> None:
+        """Tell the monitor what a grader, who knows the truth, says of an answer of ``to_grade``.
+
+        Raises:
+            NotFound: there is no monitor, or the answer does not wait for a grader.
+        """
+        self._own_monitor().grade(request_id, correct=correct)
+
+    async def audited(self) -> None:
+        """Wait until the audits under way have ended; ``close`` cancels them. One takes at most
+        the deadline of its request.
+
+        Raises:
+            NotFound: there is no monitor.
+        """
+        await self._own_monitor().settled()
 
     async def close(self) -> None:
         """Close the connection to the cluster, and the monitor with its audits under way."""
         await self._controller.close()
+
+    def _own_monitor(self) -> Monitor:
+        if self._monitor is None:
+            raise NotFound("this device has no monitor; open it with monitor=Monitor.open(…)")
+        return self._monitor
 
     def _own_model(self) -> OnnxModel:
         if self._model is None:
@@ -399,7 +437,7 @@ def bundle_path(bundle: str | Path | None = None) -> Path:
     """Folder of a bundle given by path, by name under ``CASCADE_HOME``, or by default."""
     if isinstance(bundle, Path):
         return bundle
-    name = bundle or DEFAULT_BUNDLE
+    name = bundle or Delivered.load().bundle or DEFAULT_BUNDLE
     if "/" in name or name.startswith("."):
         return Path(name).expanduser()
     return home.bundles_dir() / name

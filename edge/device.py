@@ -157,6 +157,9 @@ class Device:
     unload_adapter = _waits(AsyncDevice.unload_adapter)
     classify = _waits(AsyncDevice.classify)
     feedback = _waits(AsyncDevice.feedback)
+    to_grade = _waits(AsyncDevice.to_grade)
+    grade = _waits(AsyncDevice.grade)
+    audited = _waits(AsyncDevice.audited)
 
     def conversation(
         self,

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import browser_names
 import phase
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,8 +28,6 @@ STAMP = VENV / "installed.json"
 NODE_STAMP = ROOT / "node_modules" / ".installed"
 MIN_PYTHON = (3, 11)
 MIN_NODE = 18
-# The same as in tests/browser.py, which cannot import this.
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def main() -> int:
@@ -114,7 +113,7 @@ def _browser() -> int:
     named = os.environ.get("CHROMIUM")
     if named:
         return 0 if shutil.which(named) else _missing(f"CHROMIUM={named} (it is no program)")
-    if any(map(shutil.which, BROWSERS)):
+    if any(map(shutil.which, browser_names.NAMES)):
         return 0
     if os.geteuid() == 0 and _is_debian() and shutil.which("apt-get"):
         install = ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,9 @@ from typing import Any
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Those that scripts/environment.py installs or finds; its folder is no package.
+_NAMES_FILE = Path(__file__).parents[1] / "scripts" / "browser_names.py"
+NAMES: tuple[str, ...] = runpy.run_path(str(_NAMES_FILE))["NAMES"]
 FLAGS = (
     "--headless",
     "--no-sandbox",

@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.decision.draws import (
     ALPHAS,
+    DELTA,
     DEVELOP,
     KNOWN_START,
     OTHERS,
@@ -16,6 +17,7 @@ from benchmarks.decision.draws import (
     Study,
     shared_study,
 )
+from benchmarks.decision.most_kept import most_kept
 from benchmarks.rows import Row
 from benchmarks.run import Run
 from benchmarks.timing import Estimate
@@ -72,6 +74,15 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
                         "share",
                         "a limit, not a method: the fixed sequence on the same draws, from the "
                         "start that keeps most on average on other draws from the pool",
+                        sense=">=",
+                    )
+                    yield run.row(
+                        f"coverage that no valid method can exceed, {where}",
+                        Estimate(most_kept(pool, alpha, n, DELTA), 1),
+                        "share",
+                        "computed, not measured: an upper bound of the mean over certify parts, "
+                        "from the power of the best exact test of level delta at each share kept "
+                        "(Neyman and Pearson)",
                         sense=">=",
                     )
                 yield from _beside(kept, where, study, run, judged=not bound)

@@ -30,6 +30,8 @@ _VERBS = {
     "models": "list and download model files",
     "bundle": "build, inspect and verify device bundles",
     "cluster": "start, show and stop the local cluster",
+    "setup": "install what a cluster's channel has for this device, or update it",
+    "registry": "publish what devices run, promote it and roll it back",
     "monitor": "show which policies still hold, and why not",
     "demo": "device, cascade and cloud side by side on real sentences",
 }

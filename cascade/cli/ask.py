@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from cascade.cli.limits import asked_for
-from cascade.cli.request import add_request_options, constraints, open_device, report
+from cascade.cli.request import (
+    add_length,
+    add_request_options,
+    constraints,
+    open_device,
+    report,
+)
 from cascade.errors import InvalidInput
-from cascade.events import DEVICE, Final, Superseded, Token
+from cascade.events import DEVICE, Answer, Event, Final, Superseded, Token
+
+_SAMPLING: tuple[tuple[str, float, str, str], ...] = (
+    ("--temperature", 0.0, "T", "0 is greedy (default); up to 2"),
+    ("--top-p", 1.0, "P", "keep the fewest tokens with this share of the probability (1: all)"),
+    ("--top-k", 0, "N", "keep the N most probable tokens (0: all)"),
+    ("--min-p", 0.0, "P", "keep tokens with this share of the largest probability (0: all)"),
+    ("--repetition-penalty", 1.0, "X", "above 1 makes tokens rarer that occurred already (1: off)"),
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.add_argument("prompt", help="the question; - reads standard input")
-    parser.add_argument(
-        "--max-tokens", type=int, default=256, metavar="N", help="longest answer (default 256)"
-    )
+    add_length(parser)
     parser.add_argument(
         "--stop",
         action="append",
@@ -51,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInput("prompt", "is empty; write what you want to ask")
     schema = _schema_text(args.json_schema)
     with open_device(args) as device:
-        for event in device.ask(
+        events = device.ask(
             prompt,
             max_tokens=args.max_tokens,
             stop=args.stop,
@@ -68,47 +81,33 @@ def run(args: argparse.Namespace) -> int:
             show=args.show,
             prefer=args.prefer,
             checks=asked_for(args),
-        ):
-            match event:
-                case Token(text) if not args.json:
-                    print(text, end="", flush=True)
-                case Superseded(source) if not args.json:
-                    print(f"\n[{_who(source)} answers instead]", flush=True)
-                case Final(answer):
-                    if not args.json:
-                        print()
-                    return report(answer, as_json=args.json)
-    raise AssertionError("a request ended without Final")
+        )
+        return report(_shown(events, quiet=args.json), as_json=args.json)
+
+
+def _shown(events: Iterator[Event], *, quiet: bool) -> Answer:
+    """Print the text as it comes; the answer at the end of it."""
+    answer: Answer | None = None
+    for event in events:
+        match event:
+            case Token(text) if not quiet:
+                print(text, end="", flush=True)
+            case Superseded(source) if not quiet:
+                print(f"\n[{_who(source)} answers instead]", flush=True)
+            case Final(found):
+                answer = found
+    if answer is None:
+        raise AssertionError("a request ended without Final")
+    if not quiet:
+        print()
+    return answer
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default); up to 2"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="keep the fewest tokens with this share of the probability (1: all)",
-    )
-    parser.add_argument(
-        "--top-k", type=int, default=0, metavar="N", help="keep the N most probable tokens (0: all)"
-    )
-    parser.add_argument(
-        "--min-p",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="keep tokens with this share of the largest probability (0: all)",
-    )
-    parser.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="above 1 makes tokens rarer that occurred already (1: off)",
-    )
+    for name, default, metavar, meaning in _SAMPLING:
+        parser.add_argument(
+            name, type=type(default), default=default, metavar=metavar, help=meaning
+        )
     parser.add_argument("--seed", type=int, metavar="N", help="draw the same tokens every time")
 
 

@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
             mode=args.mode,
             checks=asked_for(args),
         )
-    if not args.json:
-        print(answer.text)
-    return report(answer, as_json=args.json)
+        if not args.json:
+            print(answer.text)
+        return report(answer, as_json=args.json)
 
 
 def _options(args: argparse.Namespace) -> tuple[str, ...]:

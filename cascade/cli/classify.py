@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
             prefer=args.prefer,
             checks=asked_for(args),
         )
-    if not args.json:
-        print(answer.text)
-    return report(answer, as_json=args.json)
+        if not args.json:
+            print(answer.text)
+        return report(answer, as_json=args.json)
 
 
 def _read(text: str) -> tuple[str, NDArray[np.generic]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade import catalog
+from cascade.cli import cluster_check
 from cascade.cli.interrupt import loading
 from cascade.cli.models import pull_with_progress
 from cascade.errors import NotFound
@@ -33,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     status.set_defaults(run=_status)
     down = actions.add_parser("down", help="stop it and wait until it is gone")
     down.set_defaults(run=_down)
+    cluster_check.configure(actions)
 
 
 def prepare_config(path: Path | None, port: int | None = None) -> ClusterConfig:

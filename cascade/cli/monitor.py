@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from cascade.errors import InvalidInput, NotFound
 from cascade.monitor import Entry, Kept, MonitorStore
 from cascade.monitor.evidence import evidence, reset
-from cascade.monitor.monitor import default_path
+from cascade.monitor.ledger import default_path
 
 _STEPS = frozenset({"opened", "recertified", "watch", "cleared", "demoted", "reset"})
 _HEAD = ("task", "state", "since", "audits", "wrong", "risk (95 %)", "promised", "wealth", "policy")
@@ -41,7 +41,7 @@ def _status(args: argparse.Namespace) -> int:
         print(json.dumps([_as_json(kept) for kept in found]))
         return 0
     if not found:
-        print("no policy is monitored; open a device with monitor=Monitor.open(…)")
+        print("no policy is monitored; ask with --audit, or open a device with a Monitor")
         return 0
     _table(_HEAD, [_row(kept) for kept in found])
     return 0

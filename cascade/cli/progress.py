@@ -24,6 +24,11 @@ class ProgressLine:
         self._said_at = self._started if not self._moving else 0.0
         self._width = 0
 
+    @property
+    def total(self) -> int:
+        """How many units there are; 0 where that is not known."""
+        return self._total
+
     def update(self, done: int, note: str = "") -> None:
         """Say how far it is; more often than useful is fine."""
         now = time.perf_counter()

@@ -16,10 +16,15 @@ from cascade import home
 from cascade.cli.interrupt import loading, terminable
 from cascade.cli.progress import ProgressLine
 from cascade.cli.records import print_summary
-from cascade.cli.request import add_cluster_options, client_profile
+from cascade.cli.request import (
+    add_answering_options,
+    add_data_class,
+    add_length,
+    client_profile,
+)
 from cascade.errors import InvalidInput, NotFound, RemoteError
 from cascade.events import DEVICE
-from cascade.graders import Grader, grader
+from cascade.graders import SPECS, Grader, grader
 from cascade.policy import PolicyStore
 from cascade.records.ask import CloudTier, DeviceTier, Tier
 from cascade.records.dataset import Dataset, Item, read_dataset
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from edge import OnnxModel
 
 _MOST_PROBLEMS = 3
+_SELF_CHECKS = {"verification": "self_verification", "agreement": "agreement"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,8 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grader",
         metavar="SPEC",
-        help="exact, choice, numeric[:TOLERANCE], regex[:EXPRESSION], python:MODULE:FUNCTION, "
-        "judge:TIER or none (default: choice for closed sets)",
+        help=f"{SPECS} or none (default: choice for closed sets)",
     )
     parser.add_argument(
         "--group", action="append", default=[], metavar="COLUMN", help="keep it as a group"
@@ -105,8 +110,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="keep the device's signals of each token (default), or of the whole answer alone",
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=256, metavar="N", help="longest free answer (default 256)"
+        "--self-check",
+        metavar="NAME,…",
+        help="ask the device about each answer of its own: verification, agreement (of free "
+        "answers; five more of them); off by default",
     )
+    add_length(parser)
     parser.add_argument(
         "--mode", choices=get_args(ScoreMode), help="how the device scores a closed set"
     )
@@ -120,22 +129,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="TIER=IN,OUT",
         help="dollars per million tokens, in place of what the cluster charges",
     )
-    add_cluster_options(parser)
-    parser.add_argument(
-        "--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)"
-    )
-    parser.add_argument(
-        "--deadline", type=float, default=60.0, metavar="S", help="seconds for one answer (60)"
-    )
-    parser.add_argument(
-        "--data-class",
-        choices=[value.value for value in DataClass if value is not DataClass.NEVER_LEAVE],
-        default=DataClass.PERSONAL.value,
-        help="how sensitive the inputs are (default personal)",
-    )
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="local threads (as bundle bench recommends, or 1)"
-    )
+    add_answering_options(parser)
+    sent = [value for value in DataClass if value is not DataClass.NEVER_LEAVE]
+    add_data_class(parser, sent, "how sensitive the inputs are")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -168,6 +164,8 @@ def record(args: argparse.Namespace, data: Dataset) -> RecordSet:
         retry=args.retry_errors,
     )
     _check_items(plan, items)
+    if "agreement" in _self_checks(args) and any(map(plan.options, data.items)):
+        raise InvalidInput("self-check", "agreement is of free answers, and there are options")
     header = Header(
         tiers=tuple(tier.info for tier in plan.tiers),
         task_id=args.task or (task.task_id if task else ""),
@@ -364,11 +362,25 @@ def _tiers(
     remote: GrpcRemote | None,
 ) -> list[Tier]:
     return [
-        DeviceTier(model, mode=args.mode, signals=args.signals == "tokens")
+        DeviceTier(
+            model,
+            mode=args.mode,
+            signals=args.signals == "tokens",
+            self_checks=_self_checks(args),
+        )
         if model is not None and name == DEVICE
         else _cloud_tier(args, remote, name)
         for name in names
     ]
+
+
+def _self_checks(args: argparse.Namespace) -> tuple[str, ...]:
+    """The features that ``--self-check`` asks for."""
+    names = tuple(name.strip() for name in (args.self_check or "").split(",") if name.strip())
+    for name in names:
+        if name not in _SELF_CHECKS:
+            raise InvalidInput("self-check", f"{name!r} is not one of {', '.join(_SELF_CHECKS)}")
+    return tuple(_SELF_CHECKS[name] for name in names)
 
 
 def _cloud_tier(args: argparse.Namespace, remote: GrpcRemote | None, name: str) -> Tier:

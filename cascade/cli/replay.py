@@ -13,7 +13,7 @@ from typing import Final
 from cascade import home
 from cascade.errors import NotFound, UnknownPublisher
 from cascade.ladder import LadderPolicy, describe, is_ladder, ladder_rows
-from cascade.pair import Pair, numbered, pair
+from cascade.pair import Pair, pair
 from cascade.policy import Policy
 from cascade.records import load
 from cascade.replay import (
@@ -98,7 +98,7 @@ def _run_ladder(args: argparse.Namespace, policy: LadderPolicy, signed_by: str |
     if not args.anyway:
         policy.check_fits(records.header)
     rows = ladder_rows(records, [tier.name for tier in policy.tiers])
-    documents = numbered(rows.records.documents)
+    documents = rows.records.document_numbers()
     figures = replay_ladder(policy, rows, documents, replicates=args.bootstrap, seed=args.seed)
     units = {name: LADDER_UNITS.get(name, "share") for name in figures}
     if args.json:

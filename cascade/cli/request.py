@@ -7,10 +7,12 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cascade.cli import limits
+from cascade.cli import audits, limits
 from cascade.cli.interrupt import loading
 from cascade.events import DEVICE, Answer
 from cascade.policy import Reason
@@ -28,11 +30,15 @@ _WHY: dict[str, str] = {
     Reason.UNCERTIFIED_TASK: "no policy certifies this task on this model",
     Reason.UNCERTIFIED_MODE: "its policy was fitted to the other scoring mode",
     Reason.POLICY_DEMOTED: "the monitor withdrew this task's policy (cascade monitor status)",
+    Reason.UNMEASURED: "nothing was measured that its confidence could be computed from",
+    Reason.STOPPED_EARLY: "the device's answer would hardly have been kept, by its beginning",
+    Reason.LITTLE_GAIN: "the cluster is not expected to do better by enough",
     Reason.NEVER_LEAVE: "the data class forbids escalation",
     Reason.NO_TIER_ALLOWED: "the limits of the request allow no tier",
     Reason.NO_CLUSTER: "no cluster was given (--cloud)",
     Reason.REMOTE_FAILED: "the cluster did not answer",
     Reason.CLOUD_PREFERRED: "you asked for the cluster",
+    Reason.NO_LOCAL_MODEL: "there is no model on this device",
     Reason.LOCAL_FAILED: "the device could not read the request",
     Reason.OFFLINE: "there is no connection",
     Reason.METERED: "the connection is metered",
@@ -56,21 +62,10 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="task whose policy judges the answer, e.g. sentiment",
     )
-    add_cluster_options(parser)
-    parser.add_argument(
-        "--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)"
-    )
-    parser.add_argument(
-        "--deadline", type=float, default=60.0, metavar="S", help="seconds until the answer (60)"
-    )
+    add_answering_options(parser)
+    add_data_class(parser, tuple(DataClass), "never_leave keeps the request on the device")
     parser.add_argument(
         "--tier", action="append", metavar="NAME", help="allow only this tier; may be repeated"
-    )
-    parser.add_argument(
-        "--data-class",
-        choices=[value.value for value in DataClass],
-        default=DataClass.PERSONAL.value,
-        help="never_leave keeps the request on the device (default personal)",
     )
     parser.add_argument(
         "--prefer",
@@ -78,11 +73,42 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         default="device",
         help="cloud: ask the cluster at once, without a local attempt",
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    limits.add_limit_options(parser)
+    audits.add_audit_options(parser)
+
+
+def add_answering_options(parser: argparse.ArgumentParser) -> None:
+    """Who answers, on the device and in the cluster, and how long it may take."""
+    add_cluster_options(parser)
+    parser.add_argument(
+        "--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)"
+    )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="local threads (as bundle bench recommends, or 1)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    limits.add_limit_options(parser)
+    parser.add_argument(
+        "--deadline", type=float, default=60.0, metavar="S", help="seconds for an answer (60)"
+    )
+
+
+def add_data_class(
+    parser: argparse.ArgumentParser, classes: Sequence[DataClass], meaning: str
+) -> None:
+    """How sensitive the input is: one of ``classes``."""
+    parser.add_argument(
+        "--data-class",
+        choices=[value.value for value in classes],
+        default=DataClass.PERSONAL.value,
+        help=f"{meaning} (default personal)",
+    )
+
+
+def add_length(parser: argparse.ArgumentParser) -> None:
+    """How long free text may be."""
+    parser.add_argument(
+        "--max-tokens", type=int, default=256, metavar="N", help="longest free answer (256)"
+    )
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
@@ -115,20 +141,25 @@ def constraints(args: argparse.Namespace) -> Constraints:
     )
 
 
-def open_device(args: argparse.Namespace) -> Device:
-    """The device that the options name."""
+@contextmanager
+def open_device(args: argparse.Namespace) -> Iterator[Device]:
+    """The device that the options name, until the audit of its answer has ended."""
     with loading():
         from edge import Device
 
-    profile = client_profile(args)
-    return Device.open(
+    profile, monitor = client_profile(args), audits.monitor(args)
+    with Device.open(
         args.bundle,
         cloud=profile,
+        monitor=monitor,
         threads=args.threads,
         egress=limits.egress(args, profile.address if profile else ""),
         checks=limits.checks(args),
         on_decision=limits.decision_log(args),
-    )
+    ) as device:
+        yield device
+        if monitor is not None:
+            device.audited()
 
 
 def client_profile(args: argparse.Namespace) -> ClientProfile | None:
@@ -172,11 +203,18 @@ def _lines(answer: Answer) -> list[str]:
         f"source      {where} · {answer.model}{'' if answer.verified else ' · unverified'}",
         f"confidence  {_confidence(answer)}",
         *([f"scored      {_scored(answer.bounds)}"] if answer.bounds else []),
+        *(
+            [f"gain        {_gain(answer.expected_gain)}"]
+            if answer.expected_gain is not None
+            else []
+        ),
         f"because     {'; '.join(_explained(reason) for reason in answer.reasons)}",
         f"time        {answer.latency.total_s * 1e3:.0f} ms"
         + (f" · {rate:.1f} tokens/s" if rate else "")
         + (f" · cluster {answer.latency.remote_s * 1e3:.0f} ms" if answer.latency.remote_s else ""),
     ]
+    if answer.local_tokens and (not answer.local or answer.local_tokens > answer.tokens):
+        lines.append(f"device      {_spent(answer)}")
     if answer.bytes_up:
         lines.append(
             f"cost        ${answer.cost_usd:.7f} by the tier's price list · "
@@ -184,7 +222,12 @@ def _lines(answer: Answer) -> list[str]:
             f"{answer.cloud_prompt_tokens + answer.cloud_completion_tokens} cloud tokens"
         )
     if answer.finish == "length":
-        lines.append("warning     the answer is cut off at its greatest length (--max-tokens)")
+        cut = (
+            "where time ran out"
+            if _out_of_time(answer)
+            else "at its greatest length (--max-tokens)"
+        )
+        lines.append(f"warning     the answer is cut off {cut}")
     if answer.remote_error:
         lines.append(f"warning     {answer.remote_status}: {answer.remote_error}")
     return lines
@@ -205,6 +248,23 @@ def _confidence(answer: Answer) -> str:
     if answer.raw_score is not None:
         return f"none · raw score {answer.raw_score:.2f}, not calibrated"
     return "none"
+
+
+def _gain(expected: float) -> str:
+    return f"{expected:+.2f} expected from the next tier, in P(right)"
+
+
+def _spent(answer: Answer) -> str:
+    """Of what the device decoded and nobody reads."""
+    text = f"{answer.local_tokens} tokens decoded"
+    if answer.local_tokens_saved is not None:
+        text += f" · about {answer.local_tokens_saved:.0f} saved by stopping early"
+    return text
+
+
+def _out_of_time(answer: Answer) -> bool:
+    """Whether the device had to give back a part: only that has no score."""
+    return answer.local and answer.raw_score is None
 
 
 def _scored(bounds: ScoreBounds) -> str:

@@ -1,7 +1,7 @@
 """Is the certificate still true? Audits, sequential tests, states and their log: docs/monitor.md.
 
-``detector``, ``sequence``, ``scores`` and ``health`` are pure; ``store`` is the file, ``monitor``
-what a device holds.
+``detector``, ``sequence``, ``scores`` and ``health`` are pure; ``store`` is the file, ``ledger``
+what is written into it, ``opinion`` where labels come from, ``monitor`` what a device holds.
 """
 
 from cascade.monitor.detector import ChangeDetector

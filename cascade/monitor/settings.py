@@ -17,7 +17,10 @@ class Settings:
             certificate is about agreement with that tier.
         share: of the accepted answers, those that are audited, in [0, 1].
         watch_share: the same while on watch, in [share, 1].
-        ask_tier: the cluster is asked about them; else they wait for ``Monitor.grade``.
+        ask_tier: they are labelled by themselves, most by asking the cluster; else they wait for
+            ``Monitor.grade``.
+        grader: what compares free text with the tier's, as ``cascade.graders`` names it; without
+            one only answers of closed sets are labelled by themselves.
         false_alarm: P(a policy whose risk is within its certificate is ever demoted by audits).
         seed: makes the draw repeatable; by default nobody can foresee it.
     """
@@ -26,6 +29,7 @@ class Settings:
     share: float = 0.05
     watch_share: float = 0.2
     ask_tier: bool = True
+    grader: str = ""
     false_alarm: float = 0.01
     seed: int | None = None
 

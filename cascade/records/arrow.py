@@ -80,6 +80,17 @@ class ArrowSource:
         result: Bools = equal.to_numpy().astype(np.bool_)
         return result
 
+    def numbered(self, column: str) -> Rows:
+        """See ``Source``."""
+        if column not in self.schema.names or not len(self):
+            return np.zeros(len(self), np.int64)
+        whole = self.column(column).fill_null("").combine_chunks()
+        # More than 2 GiB of text stays in chunks; with one dictionary for all of them.
+        parts = whole.dictionary_encode()
+        parts = parts.unify_dictionaries().chunks if hasattr(parts, "chunks") else [parts]
+        numbers: Rows = np.concatenate([part.indices.to_numpy() for part in parts])
+        return numbers.astype(np.int64)
+
     def lists(self, column: str) -> Lists:
         """See ``Source``."""
         if column not in self.schema.names:
@@ -155,7 +166,8 @@ def checked(header: Header, source: ArrowSource) -> RecordSet:
     for tier in header.tier_names:
         _check_together(source, tier)
         _check_status(source, tier)
-    check_ids(source.texts("id"), f"{source.name}: ")
+    if not len(source) or len(arrow_module("compute").unique(source.column("id"))) < len(source):
+        check_ids(source.texts("id"), f"{source.name}: ")
     return RecordSet(header, source)
 
 
@@ -175,8 +187,11 @@ def _check_texts(source: ArrowSource) -> None:
     for name in ("id", "document"):
         empty = _mask(compute.equal(source.column(name), "").fill_null(True))
         _refuse(source, name, empty, "is empty")
-    sha256 = compute.match_substring_regex(source.column("input_sha256"), "^[0-9a-f]{64}$")
-    bad = ~_mask(sha256)
+    # Five times as fast as an expression: 64 bytes of which trimming hex digits leaves none.
+    texts = source.column("input_sha256")
+    long = compute.equal(compute.binary_length(texts), 64)
+    hex_only = compute.equal(compute.ascii_trim(texts, "0123456789abcdef"), "")
+    bad = ~(_mask(long) & _mask(hex_only))
     _refuse(source, "input_sha256", bad, "must be a lower-case hex sha256")
 
 
@@ -196,8 +211,11 @@ def _check_status(source: ArrowSource, tier: str) -> None:
             raise InvalidInput(f"{source.name}: column {status}", f"is missing; {others[0]} is not")
         return
     column = source.column(status)
-    named = _mask(compute.match_substring_regex(column, STATUS).fill_null(True))
-    _refuse(source, status, ~named, "must be OK or the name of a gRPC status")
+    # A few texts many times over: look at each of them once.
+    different = compute.unique(column).drop_null()
+    unnamed = different.filter(compute.invert(compute.match_substring_regex(different, STATUS)))
+    unknown = _mask(compute.is_in(column, unnamed))
+    _refuse(source, status, unknown, "must be OK or the name of a gRPC status")
     missing = _mask(compute.is_null(column))
     failed = ~missing & ~source.equal(status, OK)
     for name in others:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Final, Protocol, Self, TypeVar
 
 import numpy as np
@@ -80,6 +81,10 @@ class Source(Protocol):
 
     def equal(self, column: str, text: str) -> Bools:
         """Where a column of texts holds ``text``."""
+        ...
+
+    def numbered(self, column: str) -> Rows:
+        """A number for each text of a column, from 0, in the order in which they first occur."""
         ...
 
     def lists(self, column: str) -> Lists:
@@ -165,6 +170,16 @@ class RecordSet:
     def documents(self) -> list[str]:
         """The document of each record."""
         return self._texts("document")
+
+    def document_numbers(self) -> Rows:
+        """The number of each record's document, from 0, in the order in which they first occur."""
+        of_source = self._source.numbered("document")
+        if self._rows is None:
+            return of_source
+        _, first, place = np.unique(of_source[self._rows], return_index=True, return_inverse=True)
+        rank = np.empty(len(first), np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))
+        return rank[place]
 
     @property
     def inputs(self) -> list[str]:
@@ -348,6 +363,12 @@ class InMemory:
     def equal(self, column: str, text: str) -> Bools:
         """See ``Source``."""
         return np.array([value == text for value in self.texts(column)], np.bool_)
+
+    def numbered(self, column: str) -> Rows:
+        """See ``Source``."""
+        texts = self.texts(column)
+        place = dict(zip(dict.fromkeys(texts), count(), strict=False))
+        return np.fromiter(map(place.__getitem__, texts), np.int64, len(texts))
 
     def lists(self, column: str) -> Lists:
         """See ``Source``."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.metrics import aiq
 from cascade.pair import Pair
+from cascade.replay.hull import heights_under_hulls
 from cascade.rows import Bools, Floats
 
 Weights = NDArray[np.int64]
@@ -71,34 +72,32 @@ _SETTINGS: Final = np.linspace(0.0, 1.0, 51)  # escalation shares at which AIQ t
 
 @dataclass(frozen=True, slots=True)
 class _Averages:
-    """Columns to be averaged, all at once: one product of matrices.
+    """Columns to be averaged. Not stacked: of a million rows the copy costs more than the sums.
 
     Arguments:
-        values: shape ``[columns, rows]``; 0 where a number is missing.
-        known: where it is not, for the columns that miss some: by their places.
+        values: by name, shape ``[rows]``; 0 where a number is missing.
+        known: where it is not, for the columns that miss some.
     """
 
-    names: tuple[str, ...]
-    values: Floats
-    known: Mapping[int, Floats]
+    values: Mapping[str, Floats]
+    known: Mapping[str, Floats]
 
     @classmethod
     def of(cls, columns: Mapping[str, Floats]) -> _Averages:
-        values = np.stack(list(columns.values()))
-        known = {}
-        for place, column in enumerate(values):
+        values, known = dict(columns), {}
+        for name, column in columns.items():
             missing = np.isnan(column)
             if missing.any():
-                known[place] = (~missing).astype(np.float64)
-                column[missing] = 0.0
-        return cls(tuple(columns), values, known)
+                known[name] = (~missing).astype(np.float64)
+                values[name] = np.where(missing, 0.0, column)
+        return cls(values, known)
 
     def under(self, heavy: Floats) -> dict[str, Floats]:
         """Each column's mean over the rows that have it, shapes ``[weightings]``."""
-        sums, total = heavy @ self.values.T, heavy.sum(axis=1)
+        total = heavy.sum(axis=1)
         return {
-            name: _over(sums[:, i], heavy @ self.known[i] if i in self.known else total)
-            for i, name in enumerate(self.names)
+            name: _over(heavy @ column, heavy @ self.known[name] if name in self.known else total)
+            for name, column in self.values.items()
         }
 
 
@@ -151,15 +150,12 @@ class _Curve:
         """
         shares = self.escalated / self.escalated[:, -1:]
         cost = base[:, None] + np.cumsum(spent, axis=1) / self.escalated[:, -1:]
-        areas = np.full(len(base), np.nan)
+        costs, quality = np.empty((2, len(base), len(_SETTINGS)))
         for i in range(len(base)):
             share = np.append(0.0, shares[i])
-            area = aiq(
-                np.interp(_SETTINGS, share, np.append(base[i], cost[i])),
-                np.interp(_SETTINGS, share, np.append(self.weak[i], self.after[i])),
-            )
-            areas[i] = np.nan if area is None else area
-        return areas
+            costs[i] = np.interp(_SETTINGS, share, np.append(base[i], cost[i]))
+            quality[i] = np.interp(_SETTINGS, share, np.append(self.weak[i], self.after[i]))
+        return heights_under_hulls(costs, quality)
 
 
 class Figures:
@@ -190,7 +186,6 @@ class Figures:
         self._bins = np.searchsorted(self._rising, edges, side="left").tolist()
         self._matches = tuple(matches or ())
         self._usd: Floats | None = None
-        self._harmonic = np.zeros(1)
         # What is averaged over rows; names with a blank are not figures themselves.
         averaged = {
             "coverage": accepted.astype(np.float64),
@@ -276,16 +271,13 @@ class Figures:
         total = group.sum(axis=1, keepdims=True)
         above = total - np.cumsum(group, axis=1)
         errors = wrong.sum(axis=1, keepdims=True) - np.cumsum(wrong, axis=1)
-        harmonic = self._harmonic_to(int(total.max()))
-        h = harmonic[(above + group).astype(np.int64)] - harmonic[above.astype(np.int64)]
+        # Of each tie's first row from above, and of the last row of all.
+        harmonic = _harmonic(int(total.max()).bit_length())
+        before = harmonic[above.astype(np.int64)]
+        h = np.concatenate([harmonic[total.astype(np.int64)], before[:, :-1]], axis=1) - before
         rate = _over(wrong, group, empty=0.0)
         area: Floats = np.sum(errors * h + rate * (group - above * h), axis=1) / total[:, 0]
         return area
-
-    def _harmonic_to(self, most: int) -> Floats:
-        if len(self._harmonic) <= most:
-            self._harmonic = np.append(0.0, np.cumsum(1 / np.arange(1, most + 1)))
-        return self._harmonic
 
     def _ece(self, sorted_: Floats) -> Floats:
         gap, apart = np.zeros(len(sorted_)), self._right - self._rising
@@ -314,6 +306,12 @@ class Figures:
             found[f"{_HANDOFF}{name}"] = curve.first_share(found[f"match {name}"])
         if self._usd is not None:
             found["aiq"] = curve.aiq(found["local usd"], self._grouped(sorted_ * self._usd))
+
+
+@lru_cache(maxsize=1)
+def _harmonic(bits: int) -> Floats:
+    """H(0) … H(2^bits - 1), at least. Resamples of one file need the same ones."""
+    return np.append(0.0, np.cumsum(1 / np.arange(1, 1 << bits)))
 
 
 def weighted_mean(heavy: Floats, values: Floats) -> Floats:

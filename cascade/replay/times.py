@@ -7,6 +7,7 @@ JASA 47:635) takes that of the share below the quantile, linearised over documen
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -46,10 +47,8 @@ def quantiles(name: str, seconds: Floats, documents: NDArray[np.int64]) -> dict[
     known = ~np.isnan(seconds)
     if not known.all():
         seconds, documents = seconds[known], documents[known]
-    return {
-        f"{name}p{percent}_s": quantile_interval(seconds, documents, percent / 100)
-        for percent in PERCENTS
-    }
+    sample = _Sample.of(seconds, documents)
+    return {f"{name}p{percent}_s": sample.quantile(percent / 100) for percent in PERCENTS}
 
 
 def quantile_interval(
@@ -61,18 +60,39 @@ def quantile_interval(
         values: shape ``[rows]``; ``documents``: the number of each one's document.
         share: of the values below it, in (0, 1).
     """
-    if not len(values):
-        return Interval(math.nan, None, None)
-    rising = np.sort(values)
-    value = _at(rising, share)
-    excess = np.bincount(documents, weights=(values <= value) - share)
-    many = int(np.count_nonzero(np.bincount(documents)))
-    if many < 2:
-        return Interval(value, None, None)
-    error = math.sqrt(float(excess @ excess) * many / (many - 1)) / len(values)
-    half = NormalDist().inv_cdf((1 + level) / 2) * error
-    low, high = (_at(rising, min(1.0, max(0.0, share + each))) for each in (-half, half))
-    return Interval(value, low, high)
+    return _Sample.of(values, documents).quantile(share, level)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sample:
+    """Values of documents, and what every quantile of them needs.
+
+    Arguments:
+        values, documents: of each row; ``rising``: the values, sorted.
+        many: documents that have a value.
+    """
+
+    values: Floats
+    documents: NDArray[np.int64]
+    rising: Floats
+    many: int
+
+    @classmethod
+    def of(cls, values: Floats, documents: NDArray[np.int64]) -> _Sample:
+        many = int(np.count_nonzero(np.bincount(documents)))
+        return cls(values, documents, np.sort(values), many)
+
+    def quantile(self, share: float, level: float = 0.95) -> Interval:
+        if not self.many:
+            return Interval(math.nan, None, None)
+        value = _at(self.rising, share)
+        if self.many < 2:
+            return Interval(value, None, None)
+        excess = np.bincount(self.documents, weights=(self.values <= value) - share)
+        error = math.sqrt(float(excess @ excess) * self.many / (self.many - 1)) / len(self.values)
+        half = NormalDist().inv_cdf((1 + level) / 2) * error
+        low, high = (_at(self.rising, min(1.0, max(0.0, share + each))) for each in (-half, half))
+        return Interval(value, low, high)
 
 
 def _at(rising: Floats, share: float) -> float:

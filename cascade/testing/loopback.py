@@ -16,7 +16,7 @@ from typing import Final
 from cascade.errors import InvalidInput
 from cascade.testing.scripted import Script, ScriptedTier
 from cascade.testing.tiny import TinyBundle
-from cascade.wire import CallRecord, ClientProfile, KeyRing, new_key
+from cascade.wire import ArtifactSource, CallRecord, ClientProfile, KeyRing, new_key
 from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest, Engine
 from cloud.engines.onnx import OnnxBundle
@@ -33,7 +33,10 @@ _DRAIN_S: Final = 0.1
 
 @contextmanager
 def cluster(
-    tiers: Mapping[str, Script | TinyBundle] | None = None, *, config: ClusterConfig | None = None
+    tiers: Mapping[str, Script | TinyBundle] | None = None,
+    *,
+    config: ClusterConfig | None = None,
+    artifacts: ArtifactSource | None = None,
 ) -> Iterator[Cluster]:
     """A cluster that runs until the ``with`` block ends.
 
@@ -42,6 +45,8 @@ def cluster(
             scripted ``"tier1"``.
         config: prices, regions, data classes, limits; its tiers must have the names of ``tiers``.
             Its address, engines and models are not looked at.
+        artifacts: what devices are given to run, e.g. ``cloud.registry.Delivery``; by default
+            nothing.
 
     Raises:
         InvalidInput: ``config`` names other tiers than ``tiers``.
@@ -54,7 +59,7 @@ def cluster(
     if {tier.name for tier in config.tiers} != set(tiers):
         raise InvalidInput("config", f"its tiers are not {', '.join(tiers)}")
     with tempfile.TemporaryDirectory(prefix="cascade-testing-") as folder:
-        running = Cluster(config, tiers, Path(folder))
+        running = Cluster(config, tiers, Path(folder), artifacts)
         try:
             running.start()
             yield running
@@ -66,8 +71,13 @@ class Cluster:
     """A running cluster; made by ``cluster``. Use it from any thread."""
 
     def __init__(
-        self, config: ClusterConfig, tiers: Mapping[str, Script | TinyBundle], folder: Path
+        self,
+        config: ClusterConfig,
+        tiers: Mapping[str, Script | TinyBundle],
+        folder: Path,
+        artifacts: ArtifactSource | None = None,
     ) -> None:
+        self._artifacts = artifacts
         tls = ensure_local_tls(folder, "localhost")
         self._key = new_key()
         self._files = GatewayFiles(tls.certificate, tls.key, folder / "api-keys")
@@ -138,6 +148,7 @@ class Cluster:
             self._router,
             self._files,
             address=f"127.0.0.1:{self._port}",
+            artifacts=self._artifacts,
             on_call=self._records.append,
         )
         await door.set_tiers(dict.fromkeys(self._streams, True))

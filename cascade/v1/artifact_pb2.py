@@ -24,27 +24,29 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x61scade/v1/artifact.proto\x12\ncascade.v1\"L\n\x0eResolveRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12)\n\x06\x64\x65vice\x18\x02 \x01(\x0b\x32\x19.cascade.v1.DeviceProfile\"f\n\rDeviceProfile\x12\x13\n\x0bsdk_version\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cheld_digests\x18\x04 \x03(\t\":\n\x0fResolveResponse\x12\'\n\tartifacts\x18\x01 \x03(\x0b\x32\x14.cascade.v1.Artifact\"W\n\x08\x41rtifact\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.cascade.v1.ArtifactKind\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"E\n\x10\x44ownloadResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04*|\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41RTIFACT_KIND_BUNDLE\x10\x01\x12\x19\n\x15\x41RTIFACT_KIND_ADAPTER\x10\x02\x12\x18\n\x14\x41RTIFACT_KIND_POLICY\x10\x03\x32\x9e\x01\n\x0f\x41rtifactService\x12\x42\n\x07Resolve\x12\x1a.cascade.v1.ResolveRequest\x1a\x1b.cascade.v1.ResolveResponse\x12G\n\x08\x44ownload\x12\x1b.cascade.v1.DownloadRequest\x1a\x1c.cascade.v1.DownloadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x61scade/v1/artifact.proto\x12\ncascade.v1\"L\n\x0eResolveRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12)\n\x06\x64\x65vice\x18\x02 \x01(\x0b\x32\x19.cascade.v1.DeviceProfile\"y\n\rDeviceProfile\x12\x13\n\x0bsdk_version\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cheld_digests\x18\x04 \x03(\t\x12\x11\n\tdevice_id\x18\x05 \x01(\t\"f\n\x0fResolveResponse\x12\'\n\tartifacts\x18\x01 \x03(\x0b\x32\x14.cascade.v1.Artifact\x12*\n\x07release\x18\x02 \x01(\x0b\x32\x19.cascade.v1.SignedRelease\"4\n\rSignedRelease\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"W\n\x08\x41rtifact\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.cascade.v1.ArtifactKind\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"E\n\x10\x44ownloadResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04*|\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41RTIFACT_KIND_BUNDLE\x10\x01\x12\x19\n\x15\x41RTIFACT_KIND_ADAPTER\x10\x02\x12\x18\n\x14\x41RTIFACT_KIND_POLICY\x10\x03\x32\x9e\x01\n\x0f\x41rtifactService\x12\x42\n\x07Resolve\x12\x1a.cascade.v1.ResolveRequest\x1a\x1b.cascade.v1.ResolveResponse\x12G\n\x08\x44ownload\x12\x1b.cascade.v1.DownloadRequest\x1a\x1c.cascade.v1.DownloadResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cascade.v1.artifact_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ARTIFACTKIND']._serialized_start=494
-  _globals['_ARTIFACTKIND']._serialized_end=618
+  _globals['_ARTIFACTKIND']._serialized_start=611
+  _globals['_ARTIFACTKIND']._serialized_end=735
   _globals['_RESOLVEREQUEST']._serialized_start=41
   _globals['_RESOLVEREQUEST']._serialized_end=117
   _globals['_DEVICEPROFILE']._serialized_start=119
-  _globals['_DEVICEPROFILE']._serialized_end=221
-  _globals['_RESOLVERESPONSE']._serialized_start=223
-  _globals['_RESOLVERESPONSE']._serialized_end=281
-  _globals['_ARTIFACT']._serialized_start=283
-  _globals['_ARTIFACT']._serialized_end=370
-  _globals['_DOWNLOADREQUEST']._serialized_start=372
-  _globals['_DOWNLOADREQUEST']._serialized_end=421
-  _globals['_DOWNLOADRESPONSE']._serialized_start=423
-  _globals['_DOWNLOADRESPONSE']._serialized_end=492
-  _globals['_ARTIFACTSERVICE']._serialized_start=621
-  _globals['_ARTIFACTSERVICE']._serialized_end=779
+  _globals['_DEVICEPROFILE']._serialized_end=240
+  _globals['_RESOLVERESPONSE']._serialized_start=242
+  _globals['_RESOLVERESPONSE']._serialized_end=344
+  _globals['_SIGNEDRELEASE']._serialized_start=346
+  _globals['_SIGNEDRELEASE']._serialized_end=398
+  _globals['_ARTIFACT']._serialized_start=400
+  _globals['_ARTIFACT']._serialized_end=487
+  _globals['_DOWNLOADREQUEST']._serialized_start=489
+  _globals['_DOWNLOADREQUEST']._serialized_end=538
+  _globals['_DOWNLOADRESPONSE']._serialized_start=540
+  _globals['_DOWNLOADRESPONSE']._serialized_end=609
+  _globals['_ARTIFACTSERVICE']._serialized_start=738
+  _globals['_ARTIFACTSERVICE']._serialized_end=896
 # @@protoc_insertion_point(module_scope)

@@ -27,22 +27,34 @@ class ResolveRequest(_message.Message):
     def __init__(self, channel: _Optional[str] = ..., device: _Optional[_Union[DeviceProfile, _Mapping]] = ...) -> None: ...
 
 class DeviceProfile(_message.Message):
-    __slots__ = ("sdk_version", "architecture", "memory_bytes", "held_digests")
+    __slots__ = ("sdk_version", "architecture", "memory_bytes", "held_digests", "device_id")
     SDK_VERSION_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     HELD_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     sdk_version: str
     architecture: str
     memory_bytes: int
     held_digests: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, sdk_version: _Optional[str] = ..., architecture: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., held_digests: _Optional[_Iterable[str]] = ...) -> None: ...
+    device_id: str
+    def __init__(self, sdk_version: _Optional[str] = ..., architecture: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., held_digests: _Optional[_Iterable[str]] = ..., device_id: _Optional[str] = ...) -> None: ...
 
 class ResolveResponse(_message.Message):
-    __slots__ = ("artifacts",)
+    __slots__ = ("artifacts", "release")
     ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     artifacts: _containers.RepeatedCompositeFieldContainer[Artifact]
-    def __init__(self, artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ...) -> None: ...
+    release: SignedRelease
+    def __init__(self, artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., release: _Optional[_Union[SignedRelease, _Mapping]] = ...) -> None: ...
+
+class SignedRelease(_message.Message):
+    __slots__ = ("manifest", "signature")
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    manifest: bytes
+    signature: bytes
+    def __init__(self, manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Artifact(_message.Message):
     __slots__ = ("kind", "manifest", "signature")

@@ -12,22 +12,43 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cascade.wire.access import ApiKeyInterceptor, KeyRing, caller, new_key
-    from cascade.wire.client import API_KEY_HEADER, GrpcRemote
+    from cascade.wire.artifacts import (
+        ARTIFACT_SERVICE,
+        ArtifactQuery,
+        ArtifactSource,
+        FilePiece,
+        GrpcArtifacts,
+        Offer,
+        OfferedArtifact,
+        SignedBytes,
+        add_artifacts,
+    )
+    from cascade.wire.client import GrpcRemote
+    from cascade.wire.connection import API_KEY_HEADER
     from cascade.wire.convert import OpenRequest
     from cascade.wire.profile import ClientProfile, check_address, profile_path
     from cascade.wire.server import INFERENCE_SERVICE, Answerer, CallRecord, add_answerer
 
 _HOMES = {
-    "API_KEY_HEADER": "cascade.wire.client",
+    "API_KEY_HEADER": "cascade.wire.connection",
+    "ARTIFACT_SERVICE": "cascade.wire.artifacts",
+    "INFERENCE_SERVICE": "cascade.wire.server",
     "Answerer": "cascade.wire.server",
     "ApiKeyInterceptor": "cascade.wire.access",
+    "ArtifactQuery": "cascade.wire.artifacts",
+    "ArtifactSource": "cascade.wire.artifacts",
     "CallRecord": "cascade.wire.server",
     "ClientProfile": "cascade.wire.profile",
+    "FilePiece": "cascade.wire.artifacts",
+    "GrpcArtifacts": "cascade.wire.artifacts",
     "GrpcRemote": "cascade.wire.client",
-    "INFERENCE_SERVICE": "cascade.wire.server",
     "KeyRing": "cascade.wire.access",
+    "Offer": "cascade.wire.artifacts",
+    "OfferedArtifact": "cascade.wire.artifacts",
     "OpenRequest": "cascade.wire.convert",
+    "SignedBytes": "cascade.wire.artifacts",
     "add_answerer": "cascade.wire.server",
+    "add_artifacts": "cascade.wire.artifacts",
     "caller": "cascade.wire.access",
     "check_address": "cascade.wire.profile",
     "new_key": "cascade.wire.access",
@@ -36,15 +57,24 @@ _HOMES = {
 
 __all__ = [
     "API_KEY_HEADER",
+    "ARTIFACT_SERVICE",
     "INFERENCE_SERVICE",
     "Answerer",
     "ApiKeyInterceptor",
+    "ArtifactQuery",
+    "ArtifactSource",
     "CallRecord",
     "ClientProfile",
+    "FilePiece",
+    "GrpcArtifacts",
     "GrpcRemote",
     "KeyRing",
+    "Offer",
+    "OfferedArtifact",
     "OpenRequest",
+    "SignedBytes",
     "add_answerer",
+    "add_artifacts",
     "caller",
     "check_address",
     "new_key",

@@ -20,7 +20,7 @@ import grpc
 
 from cascade.errors import InvalidInput, RemoteError
 from cascade.files import write_whole
-from cascade.wire.client import API_KEY_HEADER
+from cascade.wire.connection import API_KEY_HEADER
 from cascade.wire.status import status_of
 
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,64})[ \t]+([0-9a-f]{64})")

@@ -21,27 +21,14 @@ from cascade.remote import DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Request
 from cascade.v1 import inference_pb2 as pb
 from cascade.v1 import inference_pb2_grpc
+from cascade.wire.connection import Connection, too_late
 from cascade.wire.convert import open_message, read_event
 from cascade.wire.profile import ClientProfile
-from cascade.wire.status import sent_status
 
-API_KEY_HEADER: Final = "x-api-key"
 _RETRY_PAUSE_S: Final = 0.2
 _ATTEMPTS: Final = 2
 # gRPC's own limit for a message that a server receives.
 _MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
-_CHANNEL_OPTIONS: Final = (
-    # Only the code below retries, so that max_remote_calls is true.
-    ("grpc.enable_retries", 0),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    # Also bounds one attempt to connect: an address that swallows packets fails in 1.5 s.
-    ("grpc.min_reconnect_backoff_ms", 1_500),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    # Two clients in one process must not share a connection, and with it a certificate authority.
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 
 class GrpcRemote:
@@ -52,8 +39,7 @@ class GrpcRemote:
     """
 
     def __init__(self, profile: ClientProfile) -> None:
-        self._profile = profile
-        self._channel: grpc.aio.Channel | None = None
+        self._connection = Connection(profile)
 
     async def answer(
         self, request: Request, report: DeviceReport, *, deadline_s: float, transfer: Transfer
@@ -105,30 +91,28 @@ class GrpcRemote:
         Raises:
             RemoteError: ``UNAVAILABLE`` without a connection, ``NOT_FOUND`` for an unknown service.
         """
-        stub = health_pb2_grpc.HealthStub(self._connected())
+        stub = health_pb2_grpc.HealthStub(self._connection.channel)
         question = health_pb2.HealthCheckRequest(service=service)
         try:
             reply = await cast(Any, stub).Check(
-                question, timeout=deadline_s, metadata=self._metadata
+                question, timeout=deadline_s, metadata=self._connection.metadata
             )
         except grpc.aio.AioRpcError as error:
-            raise self._remote_error(error, deadline_s) from None
+            raise self._connection.error(error, deadline_s) from None
         return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
     async def close(self) -> None:
         """Close the connection. Calls under way end with CANCELLED."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
+        await self._connection.close()
 
     async def _attempt(
         self, opened: pb.AnswerRequest, end: float, deadline_s: float, transfer: Transfer
     ) -> AsyncGenerator[RemoteEvent]:
         remaining_s = end - time.monotonic()
         if remaining_s <= 0:
-            raise _too_late(deadline_s)
-        stub = cast(Any, inference_pb2_grpc).InferenceServiceStub(self._connected())
-        call = stub.Answer(iter((opened,)), timeout=remaining_s, metadata=self._metadata)
+            raise too_late(deadline_s)
+        stub = cast(Any, inference_pb2_grpc).InferenceServiceStub(self._connection.channel)
+        call = stub.Answer(iter((opened,)), timeout=remaining_s, metadata=self._connection.metadata)
         transfer.bytes_up += opened.ByteSize()
         heard = finished = False
         try:
@@ -140,54 +124,18 @@ class GrpcRemote:
                     finished = isinstance(event, Finished)
                     yield event
         except grpc.aio.AioRpcError as error:
-            if not heard and self._connected().get_state() is not grpc.ChannelConnectivity.READY:
+            if (
+                not heard
+                and self._connection.channel.get_state() is not grpc.ChannelConnectivity.READY
+            ):
                 transfer.bytes_up -= opened.ByteSize()  # there was no connection to send it over
-            raise self._remote_error(error, deadline_s) from None
+            raise self._connection.error(error, deadline_s) from None
         except InvalidInput as error:
             raise RemoteError("INTERNAL", f"the cluster broke the contract: {error}") from None
         finally:
             call.cancel()
         if not finished:
             raise RemoteError("INTERNAL", "the cluster ended the answer without a finish event")
-
-    def _connected(self) -> grpc.aio.Channel:
-        if self._channel is None:
-            options: list[tuple[str, Any]] = list(_CHANNEL_OPTIONS)
-            if self._profile.server_name is not None:
-                options.append(("grpc.ssl_target_name_override", self._profile.server_name))
-            self._channel = grpc.aio.secure_channel(
-                self._profile.address,
-                grpc.ssl_channel_credentials(self._profile.ca_pem),
-                options=options,
-            )
-        return self._channel
-
-    @property
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        return ((API_KEY_HEADER, self._profile.api_key),)
-
-    def _remote_error(self, error: grpc.aio.AioRpcError, deadline_s: float) -> RemoteError:
-        code = error.code()
-        sent = sent_status(error)
-        if sent is not None:
-            return RemoteError(code.name, sent.message, sent.retry_after_s)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return _too_late(deadline_s)
-        address = self._profile.address
-        if code is grpc.StatusCode.UNAVAILABLE:
-            reason = error.details() or ""
-            if "handshake" in reason.lower() or "CERTIFICATE" in reason:
-                return RemoteError(
-                    code.name,
-                    f"no trusted connection to {address}: its certificate does not fit this "
-                    "profile; copy the cluster's current client.json",
-                )
-            return RemoteError(
-                code.name,
-                f"no connection to the cluster at {address}; is it running "
-                "(`cascade cluster status`)?",
-            )
-        return RemoteError(code.name, f"the call to {address} failed")
 
 
 def _check_size(opened: pb.AnswerRequest) -> None:
@@ -197,7 +145,3 @@ def _check_size(opened: pb.AnswerRequest) -> None:
             "INVALID_ARGUMENT",
             f"the request has {size:,} bytes; a cluster reads at most {_MAX_MESSAGE_BYTES:,}",
         )
-
-
-def _too_late(deadline_s: float) -> RemoteError:
-    return RemoteError("DEADLINE_EXCEEDED", f"no complete answer within {deadline_s:g} s")

@@ -14,6 +14,7 @@ from cloud.engines.base import (
     Piece,
     Started,
 )
+from cloud.errors import ConfigError, ModelUnusable
 
 __all__ = [
     "Capabilities",
@@ -31,7 +32,8 @@ def make_engine(tier: TierConfig, model_file: str) -> Engine:
     """The engine that ``tier.engine`` names, not yet started.
 
     Arguments:
-        model_file: the model on this machine: a GGUF file, or a bundle's folder.
+        model_file: the model on this machine: a GGUF file, or a bundle's folder. Of no use where a
+            provider has it.
     """
     match tier.engine:
         case "llama_cpp":
@@ -58,3 +60,23 @@ def make_engine(tier: TierConfig, model_file: str) -> Engine:
             from cloud.engines.onnx_classifier import OnnxClassifierEngine
 
             return OnnxClassifierEngine(model_file, threads=tier.threads)
+        case "openai" | "anthropic":
+            return _provider_engine(tier)
+
+
+def _provider_engine(tier: TierConfig) -> Engine:
+    if tier.provider is None:  # the configuration has seen to it that it is there
+        raise ConfigError(f"tier {tier.name} names no provider")
+    try:
+        if tier.engine == "openai":
+            from cloud.engines.openai import OpenAiEngine
+
+            return OpenAiEngine(tier.model, tier.provider, context_tokens=tier.context_tokens)
+        from cloud.engines.anthropic import AnthropicEngine
+
+        return AnthropicEngine(tier.model, tier.provider, context_tokens=tier.context_tokens)
+    except ImportError:
+        raise ModelUnusable(
+            f"the engine {tier.engine} is not installed: "
+            f"pip install 'edge-cloud-cascade[{tier.engine}]'"
+        ) from None

@@ -42,10 +42,10 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The engine took the request and read its prompt length. ``prompt_tokens`` includes the chat
-    template."""
+    """The engine took the request. ``prompt_tokens`` includes the chat template; ``None`` where it
+    is only told at the end."""
 
-    prompt_tokens: int
+    prompt_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,24 @@ EngineEvent = Started | Piece | Done
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can do, beyond free text. ``structured``: whether it keeps JSON Schemas and
-    regular expressions; ``logprobs``: whether it can report them."""
+    """What an engine can do, beyond free text.
+
+    Arguments:
+        options: it answers with one of a closed set.
+        json_schema, regex: its answers keep one.
+        logprobs: it can report them.
+        seeds: a seed fixes its draws.
+        draft_scoring: it can say how far it agrees with a draft.
+        context_tokens: prompt and answer together.
+    """
 
     options: bool
-    structured: bool
+    json_schema: bool
+    regex: bool
     logprobs: bool
+    seeds: bool
     context_tokens: int
+    draft_scoring: bool = False
 
 
 class Engine(Protocol):
@@ -109,6 +120,7 @@ class Engine(Protocol):
         Raises:
             InvalidInput: the prompt does not fit the context, or an option, a schema or an
                 expression cannot be asked for.
+            Overloaded, ProviderUnavailable: somebody else's API does not answer now.
             EngineFailed: anything else; the log has the cause.
         """
         ...

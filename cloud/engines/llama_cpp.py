@@ -63,7 +63,12 @@ class LlamaCpp:
     def capabilities(self) -> Capabilities:
         """Options and structure by grammar; log probabilities are not reported yet."""
         return Capabilities(
-            options=True, structured=True, logprobs=False, context_tokens=self._context_tokens
+            options=True,
+            json_schema=True,
+            regex=True,
+            logprobs=False,
+            seeds=True,
+            context_tokens=self._context_tokens,
         )
 
     async def start(self) -> None:

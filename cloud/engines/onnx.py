@@ -44,7 +44,12 @@ class OnnxBundle:
     def capabilities(self) -> Capabilities:
         """Options by their probabilities; log probabilities are not reported yet."""
         return Capabilities(
-            options=True, structured=True, logprobs=False, context_tokens=self._context_tokens
+            options=True,
+            json_schema=True,
+            regex=True,
+            logprobs=False,
+            seeds=True,
+            context_tokens=self._context_tokens,
         )
 
     async def start(self) -> None:

@@ -39,7 +39,14 @@ class OnnxClassifierEngine:
     @property
     def capabilities(self) -> Capabilities:
         """Labels alone; it has no tokens and no context."""
-        return Capabilities(options=True, structured=False, logprobs=False, context_tokens=0)
+        return Capabilities(
+            options=True,
+            json_schema=False,
+            regex=False,
+            logprobs=False,
+            seeds=False,
+            context_tokens=0,
+        )
 
     async def start(self) -> None:
         """Verify and load the bundle.

@@ -27,3 +27,8 @@ def test_a_quick_run_writes_the_drift_rows(tmp_path):
         assert (delay.reach, delay.sense, delay.unit) == (250.0, "<=", "audits")
         soon = rows[f"drift, alpha {alpha}, risk +0.1 after 500 audits: P(delay ≤ 300)"]
         assert 0 < soon.value <= 1
+        bound = rows[f"drift, alpha {alpha}, risk +0.1: CUSUM, median delay"]
+        assert bound.peer == "CUSUM told the risk after the change"
+        late = rows[f"drift, alpha {alpha}, risk +0.1 after 10,000 audits: median delay"]
+        # Ours is slower after so long a good time, for it promises more.
+        assert bound.value < late.value

@@ -141,7 +141,7 @@ def test_what_cannot_be_told_is_refused(
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", "is not known; known are exact, choice"),
+        ("", "is not known; known are exact, normalised, choice"),
         ("exakt", "'exakt' is not known"),
         ("exact:1", "'exact:1' is not known"),
         ("numeric:", "nothing behind the colon"),

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from cascade.errors import InvalidInput
+from cascade.errors import InvalidInput, RemoteError
 from cascade.remote import Accepted, Chunk, Finished, RemoteEvent
 from cascade.request import Message
 from cascade.sampling import Sampling
@@ -103,9 +103,16 @@ async def test_an_engines_refusal_keeps_its_field() -> None:
 
 
 async def test_a_broken_engine_is_internal() -> None:
-    with pytest.raises(EngineFailed) as failed:
-        await run(Tier([[Started(7)], Refused("", "")]), asking())
+    with pytest.raises(RemoteError) as failed:
+        await run(Tier([[Started(7)], Refused("", EngineFailed().message)]), asking())
     assert failed.value.status == "INTERNAL"
+
+
+async def test_a_busy_provider_tells_when_to_come_back() -> None:
+    busy = Refused("", "the provider is busy", "RESOURCE_EXHAUSTED", 7.0)
+    with pytest.raises(RemoteError) as failed:
+        await run(Tier([busy]), asking())
+    assert (failed.value.status, failed.value.retry_after_s) == ("RESOURCE_EXHAUSTED", 7.0)
 
 
 async def test_a_stream_that_ends_early_is_unavailable_only_before_its_first_event() -> None:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from cascade import testing
 from cascade.errors import InvalidInput, NotFound, UnknownPublisher
 from cascade.policy import PolicyStore, Reason
 from cascade.request import Constraints
@@ -126,3 +127,41 @@ def test_feedback_reaches_the_monitor_and_is_refused_without_one(device, tiny, t
         with pytest.raises(NotFound, match="reported already"):
             watched.feedback(answer.request_id, correct=False)
     assert (kept.health.accepted.labels, kept.health.accepted.errors) == (1, 1)
+
+
+def test_a_grader_of_the_app_judges_what_was_drawn_for_it(device, tiny, tmp_path):
+    for call in (device.to_grade, device.audited, lambda: device.grade("some", correct=True)):
+        with pytest.raises(NotFound, match="has no monitor"):
+            call()
+    policies = PolicyStore(tmp_path / "policies", tiny.trust)
+    own = dataclasses.replace(tiny, policies=policies)
+    own.install_policy("topics", ("good", "bad"), threshold=0.0)
+    monitor = Monitor.open(tmp_path / "monitor.sqlite", tier_error=0.0, share=1, ask_tier=False)
+    with Device.open(tiny.path, trust=tiny.trust, policies=policies, monitor=monitor) as watched:
+        answer = watched.choose("What a day.", ["good", "bad"], task="topics")
+        assert watched.to_grade() == [answer.request_id]
+        watched.grade(answer.request_id, correct=False)
+        assert watched.to_grade() == []
+        with pytest.raises(NotFound, match="does not wait"):
+            watched.grade(answer.request_id, correct=False)
+        watched.audited()
+        (kept,) = monitor.kept()
+    assert (kept.health.audits.labels, kept.health.audits.errors) == (1, 1)
+
+
+def test_an_audit_has_begun_when_the_answer_is_there_and_can_be_waited_for(tiny, tmp_path):
+    policies = PolicyStore(tmp_path / "policies", tiny.trust)
+    own = dataclasses.replace(tiny, policies=policies)
+    own.install_policy("topics", ("good", "bad"), threshold=0.0)
+    monitor = Monitor.open(tmp_path / "monitor.sqlite", tier_error=0.0, share=1)
+    with (
+        testing.cluster({"tier1": testing.Script("good")}) as cluster,
+        Device.open(
+            tiny.path, trust=tiny.trust, policies=policies, cloud=cluster.profile, monitor=monitor
+        ) as watched,
+    ):
+        for _ in range(5):
+            watched.choose("What a day.", ["good", "bad"], task="topics")
+            watched.audited()
+        (kept,) = monitor.kept()
+    assert (kept.health.audits.labels, kept.health.lost) == (5, 0)

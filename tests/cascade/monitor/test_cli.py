@@ -8,7 +8,7 @@ import pytest
 
 from cascade.cli import main
 from cascade.monitor import MonitorStore, State
-from cascade.monitor.monitor import default_path
+from cascade.monitor.ledger import default_path
 from tests.cascade.monitor.test_store import KEY, audit
 
 

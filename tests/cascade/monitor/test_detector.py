@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.decision.cusum import Cusum, threshold
 from benchmarks.decision.drift import Detectors, delays, false_alarms
 from cascade.errors import InvalidInput
 from cascade.monitor import ChangeDetector
@@ -91,6 +92,31 @@ def test_many_streams_at_once_are_the_detector(answers):
     for wrong in answers:
         many = many.after(np.array([wrong]))
     assert many.wealth[0] == pytest.approx(detector_of(answers).wealth, rel=1e-12)
+
+
+@given(labels)
+def test_cusum_is_the_best_likelihood_ratio_of_all_recent_stretches(answers):
+    cusum = Cusum.new(0.1, 0.2, 1)
+    for wrong in answers:
+        cusum = cusum.after(np.array([wrong]))
+    steps = [math.log(2) if wrong else math.log(0.8 / 0.9) for wrong in answers]
+    best = max(sum(steps[start:]) for start in range(len(steps) + 1))
+    assert cusum.sums[0] == pytest.approx(best, abs=1e-9)
+
+
+def test_cusum_has_as_many_false_alarms_as_it_was_calibrated_for():
+    options = {"audits": 500, "streams": 4_000}
+    limit = threshold(0.2, 0.3, false_alarm=0.05, seed=1, **options)
+    rng, cusum, alarmed = (
+        np.random.default_rng(2),
+        Cusum.new(0.2, 0.3, 4_000),
+        np.zeros(4_000, bool),
+    )
+    for _ in range(500):
+        cusum = cusum.after(rng.random(4_000) < 0.2)
+        alarmed |= cusum.sums >= limit
+    # Both simulations have a standard error of .0034.
+    assert alarmed.mean() == pytest.approx(0.05, abs=4 * 0.0034 * math.sqrt(2))
 
 
 @given(labels)

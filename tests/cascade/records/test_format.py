@@ -342,6 +342,8 @@ def test_files_are_known_by_their_names(tmp_path: Path) -> None:
         ("id", ["a", None, "c"], "record 2: column id: is empty"),
         ("document", ["a", "b", ""], "record 3: column document: is empty"),
         ("input_sha256", ["0" * 64, "0" * 63, None], "record 2: column input_sha256: must be"),
+        ("input_sha256", ["0" * 64, "0" * 63 + "G", "0"], "record 2: column input_sha256: must be"),
+        ("input_sha256", ["0" * 64, "0" * 62 + "é", "0"], "record 2: column input_sha256: must be"),
         ("tier.device.status", ["OK", "ok", "OK"], "record 2: column tier.device.status: must be"),
         ("tier.device.status", ["OK", None, "OK"], r"record 2: .*status: is null, tier\.device\."),
         ("tier.tier1.correct", [1.0, 0.0, None], "record 2: .*correct: must be null where the ti"),
@@ -415,6 +417,22 @@ def test_columns_become_a_set_without_objects(tmp_path: Path) -> None:
         from_columns(header, {"id": ["a"], "tier.cloud.raw_score": scores[:1]})
     with pytest.raises(InvalidInput, match=r"^columns"):
         from_columns(header, {"id": ["a", "b"], "input_sha256": ["0" * 64]})
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_documents_are_numbered_as_they_occur(tmp_path: Path, ending: str) -> None:
+    whole = RecordSet.of(
+        drawn.header(),
+        [
+            Record(f"r{i}", document, input_sha256(str(i)), {})
+            for i, document in enumerate(["b", "a", "b", "c", "a", "c"])
+        ],
+    )
+    save(tmp_path / f"a.{ending}", whole)
+    read = load(tmp_path / f"a.{ending}")
+    assert read.document_numbers().tolist() == [0, 1, 0, 2, 1, 2]
+    assert read.take([5, 4, 3, 1]).document_numbers().tolist() == [0, 1, 0, 1]
+    assert read.take([]).document_numbers().tolist() == []
 
 
 def test_columns_cannot_be_written_into(tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""What a configuration would start and cost, told before anything is started.
+
+Pure but for one look at which model files are on this machine and how large they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cascade.download import cached
+from cascade.errors import ClusterError
+from cloud.config import ClusterConfig, TierConfig
+from cloud.engines import make_engine
+from cloud.engines.provider import Key
+from cloud.errors import ModelUnusable
+from cloud.startup import model_file
+
+_PROMPT_SHARE: Final = 0.75
+"""Share of prompt tokens in the mixed price: three of four tokens are read, one is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierPlan:
+    """One tier as it would run.
+
+    Arguments:
+        licence: SPDX identifier of a model of the catalog, else empty.
+        commercial_use: whether the licence, or the operator, allows it.
+        model_bytes: size of the model on this machine; ``None`` where it is not there.
+        asks: whose API has the model; empty where this cluster computes it.
+        problem: what keeps this tier from starting here, or empty.
+        replicas: fewest and most.
+        threads: that compute when it is at its largest.
+        at_once: requests answered at one time then; further ones wait, ``queued`` at most.
+        usd_per_million_tokens: for prompts, for answers, and for three of the one with one of the
+            other.
+    """
+
+    name: str
+    engine: str
+    model: str
+    licence: str
+    commercial_use: bool
+    model_bytes: int | None
+    asks: str
+    problem: str
+    replicas: tuple[int, int]
+    threads: int
+    at_once: int
+    queued: int
+    context_tokens: int
+    data_classes: tuple[str, ...]
+    region: str
+    usd_per_million_tokens: tuple[float, float, float]
+    price_label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole cluster.
+
+    Arguments:
+        cores, threads: of this machine, and what all tiers use at their largest.
+        notes: what an operator may want to know, a line each.
+    """
+
+    address: str
+    tls: str
+    tiers: tuple[TierPlan, ...]
+    cores: int
+    threads: int
+    notes: tuple[str, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What keeps it from starting on this machine, a line each."""
+        return tuple(tier.problem for tier in self.tiers if tier.problem)
+
+
+def plan_cluster(config: ClusterConfig, *, cores: int | None = None) -> Plan:
+    """The plan of a configuration.
+
+    Arguments:
+        cores: of the machine; by default those of this one.
+    """
+    tiers = tuple(_tier(tier) for tier in config.tiers)
+    gateway = config.gateway
+    own = gateway.tls.certificate is None
+    here = cores or os.cpu_count() or 1
+    return Plan(
+        address=f"{gateway.host}:{gateway.port}",
+        tls="an authority of its own" if own else f"the certificate {gateway.tls.certificate}",
+        tiers=tiers,
+        cores=here,
+        threads=config.threads,
+        notes=tuple(_notes(config, here)),
+    )
+
+
+def _tier(tier: TierConfig) -> TierPlan:
+    size, problem = None, ""
+    try:
+        if tier.provider is not None:
+            make_engine(tier, "")
+            Key(tier.provider)
+        else:
+            size = _size(model_file(tier))
+    except ModelUnusable as missing:
+        problem = f"tier {tier.name}: {missing}"
+    except ClusterError as missing:
+        # `up` downloads what the catalog has.
+        problem = "" if tier.catalogued else str(missing)
+    entry = tier.catalogued
+    price, most = tier.price, tier.autoscaling.max_replicas
+    read, write = price.input_usd_per_million_tokens, price.output_usd_per_million_tokens
+    return TierPlan(
+        name=tier.name,
+        engine=tier.engine,
+        model=tier.model_name,
+        licence=entry.licence if entry else "",
+        commercial_use=tier.allows_commercial_use,
+        model_bytes=size,
+        asks=(tier.provider.base_url or tier.engine) if tier.provider else "",
+        problem=problem,
+        replicas=(tier.autoscaling.min_replicas, most),
+        threads=tier.threads * most,
+        at_once=tier.ongoing_requests * most,
+        queued=tier.max_queued_requests,
+        context_tokens=tier.context_tokens,
+        data_classes=tier.data_classes,
+        region=tier.region,
+        usd_per_million_tokens=(read, write, _PROMPT_SHARE * read + (1 - _PROMPT_SHARE) * write),
+        price_label=price.label,
+    )
+
+
+def _notes(config: ClusterConfig, cores: int) -> Iterator[str]:
+    if config.threads > cores:
+        yield (
+            f"{config.threads} threads compute when all tiers are at their largest, on {cores} "
+            "cores: they will wait for each other; lower threads or max_replicas"
+        )
+    if config.gateway.host not in ("127.0.0.1", "::1", "localhost"):
+        yield f"gateway.host {config.gateway.host} is reachable from other machines"
+    prices = [tier.price for tier in config.tiers]
+    for lower, tier, below, above in zip(
+        config.tiers, config.tiers[1:], prices, prices[1:], strict=False
+    ):
+        if above.cost_usd(1, 1) < below.cost_usd(1, 1):
+            yield (
+                f"{tier.name} is cheaper than {lower.name} below it: requests go to the lowest "
+                "tier that may answer, so put the cheaper one first"
+            )
+    for tier in config.tiers:
+        if tier.catalogued and not cached(tier.model):
+            yield f"{tier.model} is downloaded first: {tier.catalogued.bytes / 1e6:.0f} MB"
+        if tier.autoscaling.min_replicas == 0:
+            yield f"{tier.name} sleeps when idle; the request that wakes it waits for its model"
+        if tier.max_output_tokens >= tier.context_tokens:
+            yield (
+                f"{tier.name} may write {tier.max_output_tokens} tokens into a context of "
+                f"{tier.context_tokens}: long answers leave no room for the prompt"
+            )
+        if not tier.allows_commercial_use:
+            why = "its licence does not allow it" if tier.catalogued else "nobody has said it may"
+            yield f"{tier.name} answers no commercial request: {why} (commercial_use)"
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
