@@ -34,7 +34,7 @@ from cascade.policy import (
 )
 from cascade.remote import Accepted, Chunk, Finished, Remote, Transfer, whole_answer
 from cascade.request import Request
-from cascade.request_state import RequestState
+from cascade.request_state import Reply, RequestState
 from cascade.task import generic
 
 Show = Literal["final", "provisional"]
@@ -106,7 +106,7 @@ class Controller:
         decision, passage = await self._judge(state, policy)
         if passage is not None and decision.escalate and self._remote is not None:
             async with contextlib.aclosing(
-                self._escalate(self._remote, passage, state, decision)
+                self._escalate(self._remote, passage, state, policy, decision)
             ) as events:
                 async for event in events:
                     yield event
@@ -216,8 +216,10 @@ class Controller:
 
         decision, passage = judged(()), None
         if not decision.accept:
+            judged_by = None if decision.confidence is None else local
+            sent = _for_cloud(request, policy)
             passage = await self._egress.prepare(
-                _for_cloud(request, policy),
+                policy.onward(sent, judged_by) if policy else sent,
                 remaining_s=state.spare_s(),
                 cluster=self._remote is not None,
             )
@@ -300,20 +302,27 @@ class Controller:
         return text
 
     async def _escalate(
-        self, remote: Remote, passage: Passage, state: RequestState, decision: Decision
+        self,
+        remote: Remote,
+        passage: Passage,
+        state: RequestState,
+        policy: Policy | None,
+        decision: Decision,
     ) -> AsyncGenerator[Event, None]:
         """Stream the cluster's answer; sets ``state.answer`` when it is complete."""
         started = time.perf_counter()
         deadline_s = state.spare_s()
-        source, model = "", ""
-        text: list[str] = []
+        reply = Reply()
+        report = state.report(decision)
+        if policy is not None:
+            report = policy.reported(report, state.local, decision)
         try:
             if deadline_s <= 0:
                 raise RemoteError("DEADLINE_EXCEEDED", "no time was left to ask the cluster")
             stream = self._egress.answer(
                 remote,
                 passage,
-                state.report(decision),
+                report,
                 deadline_s=deadline_s,
                 transfer=state.transfer,
             )
@@ -324,16 +333,15 @@ class Controller:
                             if state.shown is not None:
                                 state.shown = None
                                 yield Superseded(tier)
-                            source, model, text = tier, name, []
-                        case Chunk(piece, _):
-                            state.shown = source
-                            text.append(piece)
-                            yield Token(piece, source, provisional=False)
+                            reply = Reply(tier, name, calls=reply.calls + 1)
+                        case Chunk(piece, count):
+                            state.shown = reply.source
+                            reply.add(piece, count)
+                            yield Token(piece, reply.source, provisional=False)
                         case Finished():
                             state.remote_s = time.perf_counter() - started
-                            state.answer = state.remote_answer(
-                                "".join(text), event, decision, model
-                            )
+                            for shown in state.finish(reply, event, decision):
+                                yield shown
         except RemoteError as problem:
             state.remote_s = time.perf_counter() - started
             if state.local is None:
@@ -348,11 +356,7 @@ class Controller:
         local = state.local
         if local is None:  # only after a remote failure, which then was raised
             raise state.remote_error or RemoteError("INTERNAL", "there is no answer")
-        events: list[Event] = []
-        if state.shown not in (None, DEVICE):  # a broken remote answer
-            events.append(Superseded(DEVICE))
-        if state.shown != DEVICE and local.text:
-            events.append(Token(local.text, DEVICE, provisional=False))
+        events = state.show_locally(local.text)
         events.append(Final(state.local_answer(local, decision)))
         return events
 

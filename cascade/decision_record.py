@@ -147,7 +147,8 @@ class DecisionRecord:
             scored_mode=_mode(fields, "scored_mode"),
             raw_score=fields.number_or_none("raw_score", -1e-6, 1 + 1e-6),
             confidence=fields.number_or_none("confidence", 0.0, 1.0),
-            threshold=fields.number_or_none("threshold", 0.0, 1.0),
+            # A ladder may have one above 1, which nothing reaches.
+            threshold=fields.number_or_none("threshold", 0.0, 2.0),
             gain=fields.number_or_none("gain", -1.0, 1.0),
             min_gain=fields.number_or_none("min_gain", -1.0, 1.0),
             stopped=fields.boolean("stopped"),

@@ -21,7 +21,8 @@ from cascade.features import SELF_CHECKS
 from cascade.files import write_whole
 from cascade.gain import GainModel
 from cascade.local import LocalAnswer, ModelInfo
-from cascade.request import Constraints, DataClass
+from cascade.remote import DeviceReport
+from cascade.request import Constraints, DataClass, Request
 from cascade.score_reference import ScoreReference
 from cascade.signing import SigningKey, TrustStore
 from cascade.strict import Fields
@@ -140,6 +141,20 @@ class Policy:
             and self.base_digest == model.base_digest
             and self.adapter_digest == model.adapter_digest
         )
+
+    def onward(self, request: Request, answer: LocalAnswer | None) -> Request:
+        """A request as it escalates; a ladder names the tiers that it would still ask.
+
+        Arguments:
+            answer: the device's, unless this policy may not judge it.
+        """
+        return request
+
+    def reported(
+        self, report: DeviceReport, answer: LocalAnswer | None, decision: Decision
+    ) -> DeviceReport:
+        """What the cluster is told; by a ladder, what it takes to go on from there."""
+        return report
 
     @property
     def self_checks(self) -> tuple[str, ...]:
@@ -336,7 +351,7 @@ def obstacles_to_escalation(limits: Constraints, *, cluster: bool) -> tuple[Reas
 
 
 class PolicyStore:
-    """Signed policies in a folder: ``<base digest>/<task id>.json`` beside ``.sig``.
+    """Signed policies and ladders in a folder: ``<base digest>/<task id>.json`` beside ``.sig``.
 
     Policies are read once each and checked against the pinned publisher keys before use.
     """
@@ -369,13 +384,23 @@ class PolicyStore:
             except FileNotFoundError:
                 return None
             self._trust.verify(data, signature, what=f"policy {task_id}")
-            self._loaded[str(path)] = Policy.from_bytes(data)
+            self._loaded[str(path)] = _read(data)
         policy = self._loaded[str(path)]
         return policy if policy.adapter_digest == model.adapter_digest else None
 
     def _path(self, base_digest: str, task_id: str) -> Path:
         check_task_id(task_id)
         return self._folder / base_digest / f"{task_id}.json"
+
+
+def _read(data: bytes) -> Policy:
+    # Ladders build on policies, and few devices follow one.
+    from cascade.ladder.device import DeviceRung
+    from cascade.ladder.policy import LadderPolicy, is_ladder
+
+    return (
+        DeviceRung.of(LadderPolicy.from_bytes(data)) if is_ladder(data) else Policy.from_bytes(data)
+    )
 
 
 def check_task_id(task_id: str) -> None:

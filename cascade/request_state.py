@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cascade.errors import InvalidInput, RemoteError
-from cascade.events import DEVICE, Answer, Latency
+from cascade.events import DEVICE, Answer, Event, Latency, Superseded, Token
 from cascade.local import LocalAnswer, ModelInfo
 from cascade.policy import Decision, Reason
 from cascade.remote import DeviceReport, Finished, Transfer
@@ -19,6 +19,22 @@ from cascade.signals import EMPTY_SIGNALS, ScoreBounds
 
 RETURN_MARGIN_S: Final = 0.05
 """Kept back from what may still be waited for, so that a local answer can be returned in time."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """What the cluster has said of the answer that it is at; ``calls`` counts the tiers so far."""
+
+    source: str = ""
+    model: str = ""
+    text: list[str] = field(default_factory=list)
+    tokens: int = 0
+    calls: int = 0
+
+    def add(self, piece: str, count: int) -> None:
+        """One more piece, of ``count`` tokens."""
+        self.text.append(piece)
+        self.tokens += count
 
 
 @dataclass(slots=True)
@@ -82,21 +98,43 @@ class RequestState:
             signals=self.local.signals if self.local.whole else EMPTY_SIGNALS,
         )
 
-    def remote_answer(
-        self, text: str, finished: Finished, decision: Decision, model: str
-    ) -> Answer:
+    def finish(self, reply: Reply, finished: Finished, decision: Decision) -> list[Event]:
+        """Set ``answer``; the events before it, where it is the device's own that is to be taken.
+        Such a one that the device does not have is no answer."""
+        shown: list[Event] = []
+        if finished.tier == DEVICE:
+            if self.local is None:
+                return shown
+            model = self.model.name if self.model else ""
+            reply = Reply(DEVICE, model, [self.local.text], self.local.tokens, calls=2)
+            shown = self.show_locally(self.local.text)
+        self.answer = self._remote_answer(reply, finished, decision)
+        return shown
+
+    def show_locally(self, text: str) -> list[Event]:
+        """What brings the device's own text to the application, where it does not hold it yet."""
+        events: list[Event] = []
+        if self.shown not in (None, DEVICE):  # a broken remote answer
+            events.append(Superseded(DEVICE))
+        if self.shown != DEVICE and text:
+            events.append(Token(text, DEVICE, provisional=False))
+        self.shown = DEVICE
+        return events
+
+    def _remote_answer(self, reply: Reply, finished: Finished, decision: Decision) -> Answer:
         """The answer that the cluster gave."""
         return Answer(
             request_id=self.request.request_id,
-            text=text,
+            text="".join(reply.text),
             source=finished.tier,
-            model=finished.model or model,
+            model=finished.model or reply.model,
             confidence=finished.confidence,
             raw_score=self.raw_score,
             verified=True,
             reasons=(*decision.reasons, *finished.reasons),
             latency=self._latency(),
-            tokens=finished.completion_tokens,
+            # Of several tiers, the cluster counts the tokens together.
+            tokens=reply.tokens if reply.calls > 1 else finished.completion_tokens,
             local_tokens=self._local_tokens(),
             cloud_prompt_tokens=finished.prompt_tokens,
             cloud_completion_tokens=finished.completion_tokens,

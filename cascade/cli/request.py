@@ -50,6 +50,21 @@ _WHY: dict[str, str] = {
     Reason.BUDGET_UNREADABLE: "the ledger of what was spent cannot be used",
 }
 
+_RUNGS = {
+    "confident": "its confidence reaches its threshold",
+    "unsure": "not sure enough",
+    "no_score": "it does not tell how sure it is",
+    "skip": "so unsure that the last tier is asked at once",
+    "last": "the last tier's answer is always taken",
+    "agree": "it gave the same answer",
+    "disagree": "it gave another answer",
+    "surer": "the surer of the two",
+    "slow": "it had not begun in its usual time",
+    "hedge": "it was faster than the one asked first",
+    "best_there_is": "the one to be taken has no answer",
+}
+"""What became of a tier of the cluster, after its name."""
+
 # A wrong key or a forbidden request is a mistake to be mended, unlike a cluster that is away.
 _MISTAKES = ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
 
@@ -283,4 +298,5 @@ def _explained(reason: str) -> str:
         return f"{reason} (it failed the check {name})"
     if kind == "pii":
         return f"{reason} (personal data that may not leave)"
-    return f"{reason} ({_WHY[reason]})" if reason in _WHY else reason
+    why = _RUNGS.get(name) if name else _WHY.get(reason)
+    return f"{reason} ({why})" if why else reason

@@ -12,15 +12,13 @@ from typing import get_args
 
 import numpy as np
 
-from cascade import home
 from cascade.certificate import Method
 from cascade.cli import tune_ladder
-from cascade.cli.tune_files import read_parts, refuse_existing, sign, signing_key
+from cascade.cli.tune_files import install, read_parts, refuse_existing, sign
 from cascade.errors import InfeasibleTarget, InvalidInput
 from cascade.pair import Pair, pair
-from cascade.policy import Policy, PolicyStore, check_task_id
+from cascade.policy import check_task_id
 from cascade.records import RecordSet
-from cascade.signing import TrustStore
 from cascade.task import Task
 from cascade.tune import AIMS, Aim, Calibrator, Observed, Tested, Tuned, examine, tune, tune_groups
 
@@ -223,16 +221,8 @@ def _written(args: argparse.Namespace, tuned: Tuned) -> tuple[Path | None, str |
             file = file.with_name(f"{file.stem}-{tuned.group}{file.suffix}")
         signed_by = sign(tuned.policy.to_bytes(), file, args.key)
     if args.install:
-        installed = _install(tuned.policy, args.key)
+        installed = install(tuned.policy, args.key)
     return file, signed_by, installed
-
-
-def _install(policy: Policy, key: Path | None) -> Path:
-    trust, signer = TrustStore(home.trust_dir()), signing_key(key)
-    data = policy.to_bytes()
-    # By a key that is not pinned no device would take it.
-    trust.verify(data, signer.sign(data), what=f"policy {policy.task.task_id}")
-    return PolicyStore(home.policies_dir(), trust).install(policy, signer)
 
 
 def _json(

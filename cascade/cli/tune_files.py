@@ -10,6 +10,7 @@ from cascade import home
 from cascade.cli.records import shares
 from cascade.errors import InvalidInput
 from cascade.files import write_whole
+from cascade.policy import Policy, PolicyStore
 from cascade.records import Header, RecordSet, check_disjoint, load, split
 from cascade.signing import SigningKey, TrustStore
 
@@ -50,6 +51,18 @@ def sign(policy: bytes, out: Path, key: Path | None) -> str:
     write_whole(out, policy)
     write_whole(out.with_suffix(".sig"), signer.sign(policy))
     return signer.public.key_id[:16]
+
+
+def install(policy: Policy, key: Path | None) -> Path:
+    """Sign a policy, or a ladder's device rung, and put it where this machine's devices look.
+
+    Raises:
+        UnknownPublisher: by that key; no device would take it.
+    """
+    trust, signer = TrustStore(home.trust_dir()), signing_key(key)
+    data = policy.to_bytes()
+    trust.verify(data, signer.sign(data), what=f"policy {policy.task.task_id}")
+    return PolicyStore(home.policies_dir(), trust).install(policy, signer)
 
 
 def signing_key(key: Path | None) -> SigningKey:

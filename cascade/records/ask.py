@@ -251,6 +251,7 @@ class CloudTier:
             latency_s=time.perf_counter() - started,
             prompt_tokens=finished.prompt_tokens,
             completion_tokens=finished.completion_tokens,
+            raw_score=finished.raw_score,
             bytes_up=transfer.bytes_up,
             bytes_down=transfer.bytes_down,
             cost_usd=self._cost_usd(finished),
@@ -263,11 +264,13 @@ class CloudTier:
                 messages=(Message("user", question.prompt),),
                 max_tokens=question.max_tokens,
                 constraints=self._constraints,
+                score=True,
             )
         return Request(
             messages=task.for_cloud(question.prompt),
             options=task.options,
             constraints=self._constraints,
+            score=True,
         )
 
     def _note_model(self, model: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from cascade import home
 from cascade.cli import main
 from cascade.ladder import LadderPolicy
+from cascade.ladder.device import DeviceRung
 from cascade.local import ModelInfo
 from cascade.policy import Policy, PolicyStore
 from cascade.records import Header, RecordSet, from_columns, load, save, split
@@ -170,6 +171,30 @@ def test_a_policy_for_each_group(run: Run, file: Path, tmp_path: Path) -> None:
     assert policies[0]["test"]["n"] == np.sum(np.asarray(test.group("domain")) == "film")
 
 
+def test_a_ladder_is_installed_where_devices_look(run: Run, tmp_path: Path) -> None:
+    file, out = tmp_path / "three.parquet", tmp_path / "ladder.json"
+    save(file, drawn(4000, tiers=THREE))
+    words = ("tune", file, "--ladder", ",".join(THREE), "--install", "--out", out, "--force")
+    code, stdout, _ = run(*words, "--objective", "min cost s.t. risk<=0.1")
+    assert code == 0
+    store = PolicyStore(home.policies_dir(), TrustStore(home.trust_dir()))
+    found = store.find("mood", model())
+    assert isinstance(found, DeviceRung)
+    assert found.to_bytes() == out.read_bytes()
+    assert found.covers(OPTIONS, model())
+    assert found.threshold == found.ladder.ladder.thresholds[0]
+    (installed,) = (line for line in stdout.splitlines() if line.startswith("installed"))
+    assert Path(installed.split()[1]).read_bytes() == out.read_bytes()
+
+    # Where everything goes to the last tier, no device takes part, and what was there stays.
+    code, stdout, _ = run(*words, "--objective", "min cost s.t. risk<=0.001")
+    assert code == 6
+    assert "not installed: the ladder begins with tier2" in stdout
+    assert store.find("mood", model()) == found
+    code, stdout, _ = run(*words, "--objective", "min cost s.t. risk<=0.001", "--json")
+    assert json.loads(stdout)["installed"] is None
+
+
 def test_a_ladder_is_searched_signed_and_replayed(run: Run, tmp_path: Path) -> None:
     file, out = tmp_path / "three.parquet", tmp_path / "ladder.json"
     save(file, drawn(4000, tiers=THREE))
@@ -238,8 +263,11 @@ def test_a_ladder_is_searched_signed_and_replayed(run: Run, tmp_path: Path) -> N
             "target: is not for ladders",
         ),
         (
-            ["--ladder", "device,tier1", "--objective", "x", "--install"],
-            "install: is not for ladders",
+            [
+                *("--ladder", "device,tier1", "--objective", "min cost s.t. risk<=0.3"),
+                *("--install", "--task", "a/b"),
+            ],
+            "task: must be 1 to 64 characters",
         ),
     ],
 )
