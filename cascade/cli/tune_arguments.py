@@ -56,8 +56,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--confidence",
         metavar="WHAT",
         help="score: the raw score, calibrated (default); features: a logistic regression of all "
-        "that was measured; or a scikit-learn estimator of that, e.g. "
-        "sklearn.ensemble.RandomForestClassifier",
+        "that was measured; best: that where develop shows that it is better; or a scikit-learn "
+        "estimator of it, e.g. sklearn.ensemble.RandomForestClassifier",
     )
     parser.add_argument(
         "--params", metavar="JSON", help="of the estimator, e.g. '{\"n_estimators\": 50}'"
@@ -142,6 +142,9 @@ def aims_of(args: argparse.Namespace) -> tuple[Aim, ...]:
     return tuple(aims)
 
 
+_PLAIN: Final = ("score", "features", "best")
+
+
 def modelling_of(args: argparse.Namespace) -> Modelling:
     """What is to be fitted.
 
@@ -153,16 +156,16 @@ def modelling_of(args: argparse.Namespace) -> Modelling:
     kind = args.confidence or ("features" if names else "score")
     if kind == "score" and names:
         raise InvalidInput("feature", "is for --confidence features; the score is one by itself")
-    if args.params is not None and kind in ("score", "features"):
+    if args.params is not None and kind in _PLAIN:
         raise InvalidInput("params", "are an estimator's; name it with --confidence")
     if args.early_stop and args.min_gain is not None:
         raise InvalidInput(
             "min-gain", "is not for --early-stop: what escalating gains is known of whole answers"
         )
     check_names(names)
-    estimator = None if kind in ("score", "features") else estimator_named(kind, _params(args))
+    estimator = None if kind in _PLAIN else estimator_named(kind, _params(args))
     return Modelling(
-        of="score" if kind == "score" else "features",
+        of="score" if kind == "score" else "best" if kind == "best" else "features",
         features=names,
         estimator=estimator,
         calibrator=args.calibrator,

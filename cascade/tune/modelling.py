@@ -6,6 +6,7 @@ confidences of its rows from fits that had not seen them: thresholds are planned
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from cascade.features import Features, of_records
 from cascade.gain import GainModel, fit_gain
 from cascade.pair import Pair
 from cascade.rows import Bools, Floats
+from cascade.selection import select_confidence
 from cascade.verdicts import measured
 
 _WIDELY: Final = 0.9
@@ -47,7 +49,8 @@ class Modelling:
     """What is fitted.
 
     Arguments:
-        of: ``"score"``, a calibrator of the raw score, or ``"features"``, an estimator.
+        of: ``"score"``, a calibrator of the raw score; ``"features"``, an estimator; or ``"best"``,
+            the latter where develop shows that it is better (``cascade.selection``).
         features: names of those that the estimator is given; by default all that nearly every row
             has.
         estimator: not fitted; by default a logistic regression.
@@ -60,7 +63,7 @@ class Modelling:
             ``min_gain`` without ``gain`` or out of range.
     """
 
-    of: Literal["score", "features"] = "score"
+    of: Literal["score", "features", "best"] = "score"
     features: tuple[str, ...] = ()
     estimator: Estimator | None = None
     calibrator: Calibrator = "platt"
@@ -110,7 +113,8 @@ def fit(develop: Pair, how: Modelling) -> Fitted:
             "gain", f"needs a second tier, and the records have {develop.local} alone"
         )
     try:
-        return (_of_score if how.of == "score" else _of_features)(develop, how, feature)
+        wanted = _better(develop, how, feature) if how.of == "best" else how
+        return (_of_score if wanted.of == "score" else _of_features)(develop, wanted, feature)
     except InvalidInput as problem:
         raise InvalidInput(f"develop.{problem.field}", problem.problem) from None
     except (ValueError, TypeError) as problem:  # scikit-learn looks at parameters when it fits
@@ -171,6 +175,22 @@ def features_of(rows: Pair, names: Sequence[str] = ()) -> Features:
     if not measured(found).any():
         _nothing_measured(found)
     return found
+
+
+def _better(develop: Pair, how: Modelling, feature: Feature) -> Modelling:
+    """Of features where these are better, else of the score."""
+    features = features_of(develop, how.features)
+    rows = measured(features)
+    chosen = select_confidence(
+        features.take(rows),
+        develop.correct[rows],
+        how.estimator,
+        feature=feature,
+        documents=_documents(develop, rows),
+    )
+    if chosen.model.scorer is not None:
+        return dataclasses.replace(how, of="features")
+    return dataclasses.replace(how, of="score", features=(), estimator=None)
 
 
 def _of_score(develop: Pair, how: Modelling, feature: Feature) -> Fitted:
