@@ -14,7 +14,8 @@ usage: install.sh --cloud HOST:PORT --api-key-file FILE --publisher FILE.pub [op
   --channel NAME       (stable)
   --package SPEC       what pip installs (edge-cloud-cascade): a version, a wheel
   --no-package         install no package: /opt/cascade is there already
-  --root DIR           lay the files out under DIR, for an image; starts and creates nothing else
+  --root DIR           lay the configuration out under DIR, for an image: no user, no package, and
+                       nothing is started
 
 On a machine that is set up, every option keeps its value when it is left out.
 END
@@ -45,6 +46,9 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+
+# A venv knows its own path: one made under DIR would not run from /.
+[ -z "$root" ] || with_package=no
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 etc=$root/etc/cascade
@@ -121,8 +125,8 @@ if [ "$with_package" = yes ]; then
         fi
     done
     [ -n "$python" ] || fail "Python 3.11 or newer is needed"
-    [ -x "$root/opt/cascade/bin/python" ] || "$python" -m venv "$root/opt/cascade"
-    "$root/opt/cascade/bin/python" -m pip install --quiet --upgrade --only-binary=:all: "$package"
+    [ -x /opt/cascade/bin/python ] || "$python" -m venv /opt/cascade
+    /opt/cascade/bin/python -m pip install --quiet --upgrade --only-binary=:all: "$package"
 fi
 
 if [ -z "$root" ]; then
