@@ -69,7 +69,7 @@ options=$(value CASCADE_SETUP_OPTIONS)
 
 case $cloud in
     '') fail "--cloud is missing" ;;
-    *[!A-Za-z0-9._:-]* ) fail "--cloud must be host:port (it is '$cloud')" ;;
+    *[!][A-Za-z0-9._:-]*) fail "--cloud must be host:port (it is '$cloud')" ;;
     ?*:[0-9]*) ;;
     *) fail "--cloud must be host:port (it is '$cloud')" ;;
 esac

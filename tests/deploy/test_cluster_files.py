@@ -29,6 +29,7 @@ def test_there_is_one_for_each_way_of_starting() -> None:
     assert [str(file.parent.relative_to(DEPLOY)) for file in FILES] == [
         "compose",
         "kubernetes/base",
+        "kubernetes/overlays/dev",
         "kubernetes/overlays/gpu",
         "kubernetes/overlays/production",
         "serve",
