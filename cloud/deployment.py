@@ -60,9 +60,9 @@ class DeployArgs(BaseModel):
 def build(args: DeployArgs) -> Application:
     """The application of a configuration, for Ray Serve, which calls this on a node of the cluster.
 
-    The gateway takes its certificate and its keys from ``gateway.tls`` and ``gateway.api_keys_file``;
-    models that the catalog names must be under ``CASCADE_HOME`` of the nodes already. No file is
-    made or fetched here.
+    The gateway takes its certificate and keys from ``gateway.tls`` and ``gateway.api_keys_file``;
+    models of the catalog must be under ``CASCADE_HOME`` of the nodes already. No file is made or
+    fetched here.
 
     Raises:
         NotFound: there is no such configuration.

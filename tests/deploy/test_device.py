@@ -17,7 +17,7 @@ from tests.deploy.manifests import DEPLOY, tool
 
 FOLDER = DEPLOY / "device"
 SCRIPT = FOLDER / "install.sh"
-# What `systemd.exec`, `systemd.service`, `systemd.timer` and `systemd.unit` document, as far as used.
+# What systemd's manual has for these sections, as far as it is used.
 KNOWN = {
     "Unit": {"Description", "Documentation", "Wants", "After", "ConditionPathExists"},
     "Timer": {
@@ -127,7 +127,10 @@ def install(root: Path, *words: str, **changed: str | None) -> subprocess.Comple
         **{name.replace("_", "-"): value for name, value in changed.items()},
     }
     flags = [
-        word for name, value in options.items() if value is not None for word in (f"--{name}", value)
+        word
+        for name, value in options.items()
+        if value is not None
+        for word in (f"--{name}", value)
     ]
     command = ["sh", str(SCRIPT), "--root", str(root), *flags, *words]
     return subprocess.run(command, check=False, capture_output=True, text=True)

@@ -50,7 +50,13 @@ def test_every_object_keeps_its_schema(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_what_the_ray_service_takes_from_kubernetes_keeps_its_schema(overlay: str) -> None:
-    for resource in embedded(ray_service(overlay)):
+    check_ray_service(ray_service(overlay))
+
+
+def check_ray_service(service: dict[str, Any]) -> None:
+    """Its own schema, and Kubernetes' for what it takes from there."""
+    jsonschema.validate(service, RAY_SERVICE)
+    for resource in embedded(service):
         check(resource)
 
 
@@ -97,9 +103,7 @@ def test_a_mistake_in_the_ray_service_does_not_pass(
     service = copy.deepcopy(ray_service("base"))
     spoil(service)
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
-        jsonschema.validate(service, RAY_SERVICE)
-        for resource in embedded(service):
-            check(resource)
+        check_ray_service(service)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -170,7 +174,9 @@ def test_devices_reach_the_port_that_the_gateway_listens_on(overlay: str) -> Non
     assert config(overlay).gateway.host == "0.0.0.0"
     assert ports(ray_groups(overlay)["gateway"]["template"])["serve"] == port
     (service,) = (
-        each for each in of_kind(overlay, "Service") if each["metadata"]["name"] == "cascade-gateway"
+        each
+        for each in of_kind(overlay, "Service")
+        if each["metadata"]["name"] == "cascade-gateway"
     )
     assert [each["port"] for each in service["spec"]["ports"]] == [port]
     # The operator keeps the port of this name alone.
