@@ -99,7 +99,9 @@ def gateway_files(config: ClusterConfig, request_log: Path | None = None) -> Gat
             raise ClusterError(f"gateway.{name}: the file {path} cannot be read on this node")
     if request_log is not None and not os.access(request_log.parent, os.W_OK):
         raise ClusterError(f"request_log: nothing can be written to {request_log.parent}")
-    return GatewayFiles(tls.certificate, tls.key, keys, request_log)
+    return GatewayFiles(
+        certificate=tls.certificate, key=tls.key, api_keys=keys, request_log=request_log
+    )
 
 
 def _check_absolute(config: ClusterConfig) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +14,15 @@ from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from cascade.errors import ClusterError, NotFound
+from cascade.remote import DeviceReport, Transfer
+from cascade.request import Message, Request
+from cascade.testing.scripted import Script, ScriptedTier
+from cascade.wire import ClientProfile, GrpcRemote, KeyRing
 from cloud.deployment import DeployArgs, build, gateway_files
 from cloud.errors import ConfigError
+from cloud.front_door import FrontDoor
+from cloud.routing import Router
+from cloud.tls import ensure_local_tls
 
 CLUSTER = """
 gateway:
@@ -109,3 +118,32 @@ def test_a_log_that_cannot_be_written_is_refused(folder: Path) -> None:
 def test_a_configuration_that_is_not_there_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         build(DeployArgs(config_file=tmp_path / "cluster.yaml"))
+
+
+async def test_without_a_file_the_access_log_is_in_the_log_that_ray_serve_keeps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = logging.getLogger("ray.serve.requests")
+    monkeypatch.setattr(requests, "handlers", [])
+    monkeypatch.setattr(requests, "propagate", True)
+    serve = logging.getLogger("ray.serve")
+    monkeypatch.setattr(serve, "handlers", [caplog.handler])
+    tls = ensure_local_tls(folder, "localhost")
+    (folder / "tls.crt").write_bytes(tls.certificate.read_bytes())
+    (folder / "tls.key").write_bytes(tls.key.read_bytes())
+    KeyRing({}).with_key("kitchen", "secret").save(folder / "api-keys")
+    config = DeployArgs(config_file=folder / "cluster.yaml").cluster()
+    door = FrontDoor(
+        Router(config, {"tier1": ScriptedTier(Script())}),
+        gateway_files(config),
+        address="127.0.0.1:0",
+    )
+    await door.open()
+    remote = GrpcRemote(ClientProfile(f"127.0.0.1:{door.port}", tls.ca.read_bytes(), "secret"))
+    request = Request((Message("user", "Is water wet?"),))
+    async for _ in remote.answer(request, DeviceReport(), deadline_s=30, transfer=Transfer()):
+        pass
+    await remote.close()
+    await door.close(1)
+    (record,) = [each for each in caplog.records if each.name == requests.name]
+    assert json.loads(record.getMessage())["caller"] == "kitchen"
