@@ -7,7 +7,7 @@ how it travels is decided elsewhere.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from cascade.request import Message
@@ -28,10 +28,12 @@ class ChatRequest:
         stop: the answer ends before the first of these; none beside a schema or an expression.
         sampling: how tokens are chosen.
         tensors: a classifier's inputs, instead of messages; ``options`` are then its labels.
+        traceparent: the W3C trace context of the call; empty begins a trace.
     """
 
     messages: tuple[Message, ...]
     max_tokens: int
+    traceparent: str = field(default="", compare=False, kw_only=True)
     options: tuple[str, ...] = ()
     json_schema: str | None = None
     regex: str | None = None
