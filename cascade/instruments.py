@@ -2,7 +2,7 @@
 
 A ``Metric`` is a definition, shared by all that count and by what checks dashboards.
 ``Instruments`` counts and writes Prometheus' text format 0.0.4 with the standard library alone: a
-device needs no client library. The gateway uses ``prometheus_client`` on definitions of the same kind
+device needs no client library. The gateway uses ``prometheus_client`` on such definitions
 (``cloud.metrics``).
 """
 
@@ -109,6 +109,15 @@ class Instruments:
             if series is None:
                 return 0.0
             return float(sum(series.counts)) if metric.buckets else series.sum
+
+    def by_label(self, metric: Metric, label: str) -> dict[str, float]:
+        """What was counted so far, summed by the values of one label."""
+        place = metric.labels.index(label)
+        sums: dict[str, float] = {}
+        with self._lock:
+            for labels, value in self._values[metric].items():
+                sums[labels[place]] = sums.get(labels[place], 0.0) + value.sum
+        return sums
 
     def text(self) -> str:
         """All of them in Prometheus' text format."""
