@@ -68,7 +68,7 @@ class ClusterStatus:
     Arguments:
         stage: how far its supervisor is; ``"stopped"`` when there is none.
         health: of the whole, like a tier's.
-        metrics: where Prometheus finds the gateways, as ``host:port``; none where they show nothing.
+        metrics: ``host:port`` where Prometheus finds each gateway; none where they show nothing.
     """
 
     stage: Literal["stopped", "starting", "ready", "stopping"]

@@ -12,7 +12,6 @@ queues of handles) is Ray's own business and stays with its own endpoint.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterable, Mapping
 from typing import Final, cast
 
@@ -226,7 +225,8 @@ class Exposition:
     """
 
     def __init__(self, config: MetricsConfig, registry: CollectorRegistry) -> None:
-        disable_created_metrics()  # a second series for each one, which nobody reads
+        # A second series for each one, which nobody reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         ProcessCollector(registry=registry)
         for port in range(config.port, config.port + METRIC_PORTS):
             try:
@@ -245,7 +245,7 @@ class Exposition:
         """Stop; frees the port."""
         self._server.shutdown()
         self._server.server_close()
-        cast(threading.Thread, self._thread).join()
+        self._thread.join()
 
 
 def _instrument(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:

@@ -139,7 +139,7 @@ def _cells(tier: TierStatus) -> list[str]:
         _seconds(known.quantile_s(0.95)),
         f"{known.tokens_per_s:.1f}",
         str(known.failed),
-        f"{known.cost_today_usd:.4f}",
+        _money(known.cost_today_usd),
         tier.model,
     ]
 
@@ -161,6 +161,10 @@ def _figures(tier: TierStatus) -> dict[str, float | int | None] | None:
         "errors": known.failed,
         "cost_today_usd": known.cost_today_usd,
     }
+
+
+def _money(usd: float) -> str:
+    return "<0.0001" if 0 < usd < 0.0001 else f"{usd:.4f}"
 
 
 def _seconds(value: float | None) -> str:
