@@ -78,6 +78,7 @@ class FrontDoor:
         on_call: Callable[[CallRecord], None] | None = None,
         observer: Callable[[CallRecord], None] | None = None,
     ) -> None:
+        on_call = _both(on_call or _request_log(files.request_log), observer)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             interceptors=[ApiKeyInterceptor(KeyRing.load(files.api_keys))], options=_SERVER_OPTIONS
@@ -86,7 +87,7 @@ class FrontDoor:
             self._server,
             answerer,
             max_deadline_s=max_deadline_s,
-            on_call=_both(on_call or _request_log(files.request_log), observer),
+            on_call=on_call,
         )
         names = [INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if artifacts is not None:
