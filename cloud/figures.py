@@ -32,7 +32,7 @@ class Figures:
         window_s: how far back the following goes, > 0.
         calls, failed: that ended; ``failed`` counts neither cancelled ones nor wrong requests.
         seconds: how long each whole answer took, in any order; the last 2,000 at most.
-        completion_tokens: written in whole answers.
+        completion_tokens: written, also in answers that were broken off.
         cost_today_usd: since midnight UTC, or since the gateway started where that was later.
     """
 

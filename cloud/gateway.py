@@ -22,7 +22,9 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cascade.errors import CascadeError
+from cascade.ladder import LadderPolicy
 from cascade.tracing import export_spans
+from cloud.attempt import TierStream
 from cloud.config import ClusterConfig
 from cloud.engines import ChatRequest
 from cloud.errors import Overloaded, TierUnavailable
@@ -31,7 +33,7 @@ from cloud.metrics import Exposition
 from cloud.observer import Observer
 from cloud.policy_state import policy_state
 from cloud.registry import Delivery, Registry
-from cloud.routing import RETRY_AFTER_S, Router, TierStream
+from cloud.routing import RETRY_AFTER_S, Router
 from cloud.tier import TierMessage
 
 _log = logging.getLogger("ray.serve")
@@ -47,12 +49,17 @@ class Gateway:
     Arguments:
         config: the cluster.
         files: certificate, keys and log.
+        ladders: what requests of their tasks climb by.
         tiers: handle of each tier's deployment, by the tier's name.
     """
 
     # Ray Serve awaits it, on the event loop that the server then runs on.
     async def __init__(  # type: ignore[misc]
-        self, config: ClusterConfig, files: GatewayFiles, **tiers: DeploymentHandle[object]
+        self,
+        config: ClusterConfig,
+        files: GatewayFiles,
+        ladders: tuple[LadderPolicy, ...],
+        **tiers: DeploymentHandle[object],
     ) -> None:
         self._config = config
         gateway = config.gateway
@@ -60,7 +67,7 @@ class Gateway:
         self._observer = observer = Observer(config)
         self._registry = Registry(gateway.registry) if gateway.registry else None
         self._door = FrontDoor(
-            observer.answerer(Router(config, observer.tiers(_streams(tiers)))),
+            observer.answerer(Router(config, observer.tiers(_streams(tiers)), ladders)),
             files,
             address=f"{gateway.host}:{gateway.port}",
             max_deadline_s=gateway.max_deadline_s,

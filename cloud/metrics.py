@@ -111,7 +111,7 @@ TIER_COMPLETION: Final = Metric(
 TIER_COST: Final = Metric(
     "cascade_tier_cost_usd_total",
     "counter",
-    "Money for whole answers of a tier, by its price list.",
+    "Money for a tier's answers, broken off ones among them, by its price list.",
     ("tier",),
 )
 TIER_UP: Final = Metric(

@@ -20,7 +20,7 @@ from cascade.tracing import Span, start_span
 from cascade.wire import Answerer, CallRecord, OpenRequest
 from cloud import metrics
 from cloud.config import ClusterConfig, TierConfig
-from cloud.engines import ChatRequest, Done, Piece
+from cloud.engines import ChatRequest, Done, Piece, Started
 from cloud.figures import Figures, Recent
 from cloud.metrics import Meters
 from cloud.policy_state import PolicyState
@@ -206,6 +206,7 @@ class _Call:
         self._first_token_s: float | None = None
         self._done: Done | None = None
         self._seconds = 0.0
+        self._prompt_tokens = self._written = 0
         recent.waiting += 1
         meters.add(metrics.TIER_WAITING, 1, tier.name)
 
@@ -221,11 +222,18 @@ class _Call:
             self._meters.add(metrics.TIER_WAITING, -1, self._tier.name)
             self._meters.add(metrics.TIER_ANSWERING, 1, self._tier.name)
         for event in message:
-            if isinstance(event, Piece) and self._first_token_s is None:
-                self._first_token_s = time.monotonic() - self._began
-            if isinstance(event, Done):
-                self._done, self.code = event, "OK"
-                self._seconds = time.monotonic() - self._began
+            match event:
+                case Started():
+                    self._prompt_tokens = event.prompt_tokens or 0
+                case Piece():
+                    self._written += event.count
+                    if self._first_token_s is None:
+                        self._first_token_s = time.monotonic() - self._began
+                case Done():
+                    self._done, self.code = event, "OK"
+                    self._seconds = time.monotonic() - self._began
+                    self._prompt_tokens = event.prompt_tokens
+                    self._written = event.completion_tokens
 
     def ended(self, code: str) -> None:
         """It is over."""
@@ -239,35 +247,33 @@ class _Call:
         meters.add(metrics.TIER_CALLS, 1, name, code)
         if self._first_token_s is not None:
             meters.observe(metrics.TIER_FIRST_TOKEN, self._first_token_s, name)
-        done = self._done
-        if done is None:
-            self._recent.ended(failed=code not in _NOT_FAILED)
-            return
-        meters.observe(metrics.TIER_SECONDS, self._seconds, name)
-        meters.add(metrics.TIER_PROMPT, done.prompt_tokens, name)
-        meters.add(metrics.TIER_CACHED, done.cached_tokens, name)
-        meters.add(metrics.TIER_COMPLETION, done.completion_tokens, name)
-        meters.add(metrics.TIER_COST, self._cost_usd(done), name)
+        if self._done is not None:
+            meters.observe(metrics.TIER_SECONDS, self._seconds, name)
+            meters.add(metrics.TIER_CACHED, self._done.cached_tokens, name)
+        # Also of what was broken off: it was computed, and is charged.
+        meters.add(metrics.TIER_PROMPT, self._prompt_tokens, name)
+        meters.add(metrics.TIER_COMPLETION, self._written, name)
+        meters.add(metrics.TIER_COST, self._cost_usd, name)
         self._recent.ended(
-            failed=False,
-            seconds=self._seconds,
-            tokens=done.completion_tokens,
-            cost_usd=self._cost_usd(done),
+            failed=code not in _NOT_FAILED,
+            seconds=None if self._done is None else self._seconds,
+            tokens=self._written,
+            cost_usd=self._cost_usd,
         )
 
     def told(self) -> dict[str, str | int | float | bool | tuple[str, ...] | None]:
         """What the span of it says."""
-        done = self._done
         return {
             "cascade.first_token_s": self._first_token_s,
-            "cascade.prompt_tokens": done.prompt_tokens if done else None,
-            "cascade.cached_prompt_tokens": done.cached_tokens if done else None,
-            "cascade.completion_tokens": done.completion_tokens if done else None,
-            "cascade.cost_usd": self._cost_usd(done) if done else None,
+            "cascade.prompt_tokens": self._prompt_tokens,
+            "cascade.cached_prompt_tokens": self._done.cached_tokens if self._done else None,
+            "cascade.completion_tokens": self._written,
+            "cascade.cost_usd": self._cost_usd,
         }
 
-    def _cost_usd(self, done: Done) -> float:
-        return self._tier.price.cost_usd(done.prompt_tokens, done.completion_tokens)
+    @property
+    def _cost_usd(self) -> float:
+        return self._tier.price.cost_usd(self._prompt_tokens, self._written)
 
 
 def _judged(report: DeviceReport) -> str:

@@ -18,7 +18,7 @@ from cascade.errors import CascadeError, ClusterError, RemoteError
 from cascade.events import Answer
 from cascade.files import write_whole
 from cascade.instruments import CONTENT_TYPE, OTHER, Bounded, Instruments, Metric
-from cascade.monitor import Monitor, State
+from cascade.monitor import MonitorStore, State
 from cascade.policy import Reason
 from cascade.request import Request
 
@@ -148,15 +148,17 @@ class DeviceMetrics:
 
     Arguments:
         tasks: task ids that metrics name, others are ``other``; where none is given, the first 20.
-        monitor: whose policies' states are told; it is read when the text is made.
+        monitor_file: of the device's monitor, whose word on each task's latest policy is told;
+            read when the text is made. By default nothing of it is told.
     """
 
-    def __init__(self, *, tasks: Iterable[str] = (), monitor: Monitor | None = None) -> None:
+    def __init__(self, *, tasks: Iterable[str] = (), monitor_file: Path | None = None) -> None:
         self._counts = Instruments(DEVICE_METRICS)
         self._task = Bounded(tasks)
         # The words are fixed, but for new ones of clusters that are newer than this.
         self._reason = Bounded((*Reason, "veto", "pii"))
-        self._monitor = monitor
+        # Not the monitor itself, which belongs to one event loop: scrapes come from other threads.
+        self._monitors = MonitorStore(monitor_file) if monitor_file else None
 
     @property
     def escalation_share(self) -> float | None:
@@ -205,8 +207,8 @@ class DeviceMetrics:
         Raises:
             CascadeError: the monitor's file cannot be read.
         """
-        if self._monitor is not None:
-            self._read(self._monitor)
+        if self._monitors is not None:
+            self._read(self._monitors)
         return self._counts.text()
 
     def write(self, path: Path) -> None:
@@ -218,11 +220,16 @@ class DeviceMetrics:
         """
         write_whole(path, self.text().encode())
 
-    def _read(self, monitor: Monitor) -> None:
+    def _read(self, monitors: MonitorStore) -> None:
         for metric in (POLICY_STATE, POLICY_RISK, AUDITS):
             self._counts.forget(metric)
-        for kept in monitor.kept():
-            health, task = kept.health, self._task(kept.key.task)
+        # The last to be opened is the one that is in use.
+        latest = {
+            kept.key.task: kept
+            for kept in sorted(monitors.monitors(), key=lambda kept: kept.health.opened)
+        }
+        for name, kept in latest.items():
+            health, task = kept.health, self._task(name)
             if task == OTHER:  # one series cannot tell of several policies
                 continue
             for state in State:

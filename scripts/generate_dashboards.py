@@ -162,7 +162,7 @@ CLUSTER: Final = (
             (rate(cluster.TIER_PROMPT, "tier"), "{{tier}} read"),
             (rate(cluster.TIER_CACHED, "tier"), "{{tier}} read, cached"),
         ),
-        "Of whole answers.",
+        "Also of answers that were broken off.",
     ),
     Panel(
         "Tiers: money an hour",

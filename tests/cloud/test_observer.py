@@ -8,7 +8,8 @@ import json
 import socket
 import urllib.request
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from opentelemetry import trace
@@ -20,14 +21,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cascade import testing
 from cascade.errors import ClusterError, RemoteError
+from cascade.policy import PolicyStore
 from cascade.remote import DeviceReport, Transfer, whole_answer
 from cascade.request import Message, Request
+from cascade.signing import SigningKey, TrustStore
 from cascade.testing import Cluster, Fault, Script, TinyBundle
-from cascade.wire import GrpcRemote
+from cascade.wire import GrpcRemote, OpenRequest
 from cloud.config import (
     METRIC_PORTS,
     ClusterConfig,
     GatewayConfig,
+    Hedge,
     MetricsConfig,
     PriceList,
     TierConfig,
@@ -36,12 +40,16 @@ from cloud.engines import ChatRequest, Done, Piece, Started
 from cloud.figures import Figures, Recent, together
 from cloud.metrics import CLUSTER_METRICS, Exposition, Meters
 from cloud.observer import Observer
-from cloud.policy_state import PolicyState
+from cloud.policy_state import PolicyState, policy_state
+from cloud.registry import Needs, Registry
+from cloud.routing import Router
 from cloud.tier import TierMessage
 from edge import Device
+from tests.cascade.test_controller import policy
 from tests.ports import free_port
 
 MOODS = ("good", "bad")
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 PRICE = PriceList(input_usd_per_million_tokens=1e6, output_usd_per_million_tokens=2e6)
 CONFIG = ClusterConfig(
     gateway=GatewayConfig(metrics=MetricsConfig(tasks=("mood",))),
@@ -166,6 +174,76 @@ async def test_a_call_that_waits_is_told_from_one_that_is_answered() -> None:
     assert samples["cascade_tier_cached_prompt_tokens_total", labels(tier="tier1")] == 2
     assert samples["cascade_tier_replicas", labels(tier="tier1")] == 2
     assert samples["cascade_tier_up", labels(tier="tier1")] == 1
+
+
+async def test_a_hedge_is_a_call_of_its_own_and_the_loser_is_cancelled(
+    exporter: InMemorySpanExporter,
+) -> None:
+    slow = asyncio.Event()
+
+    async def first(request: ChatRequest) -> AsyncGenerator[TierMessage]:
+        yield [Started(3)]
+        if slow.is_set():
+            await asyncio.sleep(60)
+        yield [Piece("yes", 1)]
+        yield [Done("stop", 3, 2, 0)]
+
+    config = ClusterConfig(
+        tiers=(
+            TierConfig(name="tier1", model="m", price=PRICE, hedge=Hedge(to="tier2", least_s=0.0)),
+            TierConfig(name="tier2", model="m", price=PRICE),
+        )
+    )
+    observer = Observer(config)
+    streams = observer.tiers({"tier1": first, "tier2": answer})
+    router = observer.answerer(Router(config, streams))
+    for number in range(8):  # after some, the tier's p95 is known
+        if number == 7:
+            slow.set()
+            exporter.clear()
+        request = OpenRequest(f"r{number}", (Message("user", "?"),), traceparent=PARENT)
+        async for _ in router.answer(request):
+            pass
+    samples = read(generate_latest(observer.meters.registry).decode())
+    calls = "cascade_tier_calls_total"
+    assert samples[calls, labels(tier="tier1", code="OK")] == 7
+    assert samples[calls, labels(tier="tier1", code="CANCELLED")] == 1
+    assert samples[calls, labels(tier="tier2", code="OK")] == 1
+    # What was broken off was read, and is paid for.
+    assert samples["cascade_tier_prompt_tokens_total", labels(tier="tier1")] == 8 * 3
+    assert samples["cascade_tier_answer_seconds_count", labels(tier="tier1")] == 7
+    for state in ("waiting", "answering"):
+        assert samples[f"cascade_tier_calls_{state}", labels(tier="tier1")] == 0
+    spans = exporter.get_finished_spans()
+    assert sorted(span.name for span in spans) == ["ladder.decide", "tier.call", "tier.call"]
+    assert {span.parent.span_id for span in spans if span.parent} == {int(PARENT[36:52], 16)}
+
+
+def test_the_weakest_of_what_a_channel_serves_is_told(tiny: TinyBundle, tmp_path: Path) -> None:
+    key, registry = SigningKey.generate(), Registry(str(tmp_path / "registry"))
+    assert policy_state(registry) == PolicyState()
+    trust = TrustStore(tmp_path / "trust")
+    trust.pin("me", key.public)
+    base = tiny.bundle.manifest.base_digest
+    known = {}
+    bundle = registry.publish(tiny.path, tiny.trust).artifact
+    known[bundle.digest] = bundle
+    channel, _ = registry.channel("stable").with_artifact(
+        bundle, known, needs=Needs(), percent=None
+    )
+    served = ((policy(0.8), None), (policy(None), 10))
+    for number, (each, percent) in enumerate(served):
+        folder = tmp_path / f"policies{number}"
+        path = PolicyStore(folder, trust).install(replace(each, base_digest=base), key)
+        artifact = registry.publish(path, trust).artifact
+        known[artifact.digest] = artifact
+        channel, _ = channel.with_artifact(artifact, known, needs=Needs(), percent=percent)
+    registry.save(channel.as_one_change(0), key)
+    state = policy_state(registry)
+    place = ("stable", policy(0.8).task.task_id)
+    assert (state.risk[place], state.delta[place]) == (0.25, 0.1)
+    assert state.coverage[place] == 0.0  # the canary certifies nothing
+    assert state.served == {("stable", "true"): 1, ("stable", "false"): 1}
 
 
 def test_policies_that_are_no_longer_served_are_no_longer_told_of() -> None:
@@ -308,12 +386,11 @@ def test_a_request_joins_the_trace_of_its_application(
     tiny: TinyBundle, cluster: Cluster, exporter: InMemorySpanExporter
 ) -> None:
     exporter.clear()
-    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    request = Request((Message("user", "What a day."),), options=MOODS, traceparent=parent)
+    request = Request((Message("user", "What a day."),), options=MOODS, traceparent=PARENT)
     with Device.open(tiny.path, trust=tiny.trust, cloud=cluster.profile) as device:
         list(device.run(request))
-    assert cluster.records[0].trace_id == parent[3:35]
-    assert cluster.asked("tier1")[0].traceparent[3:35] == parent[3:35]
+    assert cluster.records[0].trace_id == PARENT[3:35]
+    assert cluster.asked("tier1")[0].traceparent[3:35] == PARENT[3:35]
 
 
 def test_a_retry_and_its_failure_are_seen(

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cascade import testing
 from cascade.errors import CascadeError, ClusterError
+from cascade.monitor import Health, Key, Limits, MonitorStore, RiskSequence, State
 from cascade.testing import Fault, Script, TinyBundle
 from edge import ClientProfile, Constraints, Device, DeviceMetrics, MetricsServer
 from edge.metrics import DEVICE_METRICS
@@ -87,6 +88,29 @@ def test_a_request_that_may_not_leave_is_neither_kept_nor_escalated(tiny: TinyBu
         samples[("cascade_device_decisions_total", (("outcome", "unverified"), ("task", "none")))]
         == 1
     )
+
+
+def test_the_monitors_word_on_the_latest_policy_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "monitor.sqlite"
+    metrics = DeviceMetrics(monitor_file=file)
+    assert not [name for name, _ in read(metrics) if "policy" in name]
+    assert not file.exists()
+    store = MonitorStore(file)
+    for opened_at, state in ((2.0, State.WATCH), (1.0, State.DEMOTED)):
+        key = Key("mood", "b" * 64, "", f"{opened_at:064.0f}")
+        health = Health(
+            opened=opened_at, since=3.0, state=state, audits=RiskSequence(20, 3), lost=1
+        )
+        store.update(key, Limits(alpha=0.2), lambda found, before, new=health: (new, []))
+    store.close()
+    samples = read(metrics)
+    name = "cascade_device_policy_state"
+    told = {state: samples[name, (("state", state), ("task", "mood"))] for state in State}
+    assert told == {"certified": 0, "watch": 1, "demoted": 0}
+    assert samples["cascade_device_policy_certified_risk_ratio", (("task", "mood"),)] == 0.2
+    audits = "cascade_device_policy_audits"
+    for outcome, count in (("right", 17), ("wrong", 3), ("lost", 1)):
+        assert samples[audits, (("outcome", outcome), ("task", "mood"))] == count
 
 
 def test_every_metric_is_in_the_text_and_no_other() -> None:
