@@ -109,6 +109,19 @@ def test_everything_but_the_tiers_has_a_default() -> None:
             "take another, e.g. 7443 (it is 10500)",
         ),
         (
+            f"gateway: {{metrics: {{prot: 1}}}}\n{TIER}",
+            "f.yaml: gateway.metrics.prot is not a known key; did you mean port?",
+        ),
+        (
+            f"gateway: {{metrics: {{port: 9995}}}}\n{TIER}",
+            "f.yaml: gateway.metrics.port: and the 9 after it must keep out of 10002-19999, which "
+            "Ray's workers use, and below 65536; take another, e.g. 9464 (it is 9995)",
+        ),
+        (
+            f"gateway: {{port: 9470, metrics: {{}}}}\n{TIER}",
+            "f.yaml: gateway: metrics.port and the 9 after it must keep out of gateway.port",
+        ),
+        (
             f"gateway: {{port: '7443'}}\n{TIER}",
             "f.yaml: gateway.port: input should be a valid integer (it is '7443')",
         ),
