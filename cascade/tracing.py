@@ -115,6 +115,17 @@ def export_spans(service: str) -> None:
     trace.set_tracer_provider(provider)
 
 
+def flush_spans(timeout_s: float = 2.0) -> None:
+    """Send what ``export_spans`` still holds back, before a process ends."""
+    if _API not in sys.modules:
+        return
+    from opentelemetry import trace
+
+    flush = getattr(trace.get_tracer_provider(), "force_flush", None)  # the SDK's alone have it
+    if flush is not None:
+        flush(round(timeout_s * 1000))
+
+
 class _Ids:
     """A span that nobody records. Its trace is flagged as sampled: whether a gateway records it is
     the gateway's own choice (``OTEL_TRACES_SAMPLER``)."""

@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cascade.errors import CascadeError
 from cascade.ladder import LadderPolicy
-from cascade.tracing import export_spans
+from cascade.tracing import export_spans, flush_spans
 from cloud.attempt import TierStream
 from cloud.config import ClusterConfig
 from cloud.engines import ChatRequest
@@ -86,6 +86,7 @@ class Gateway:
         self._watching.cancel()
         self._reading.cancel()
         await self._door.close(self._config.gateway.drain_s)
+        await asyncio.to_thread(flush_spans)
         exposition, self._exposition = self._exposition, None
         if exposition is not None:
             await asyncio.to_thread(exposition.close)

@@ -223,12 +223,12 @@ class _Call:
             self._meters.add(metrics.TIER_ANSWERING, 1, self._tier.name)
         for event in message:
             match event:
-                case Started():
-                    self._prompt_tokens = event.prompt_tokens or 0
                 case Piece():
                     self._written += event.count
                     if self._first_token_s is None:
                         self._first_token_s = time.monotonic() - self._began
+                case Started():
+                    self._prompt_tokens = event.prompt_tokens or 0
                 case Done():
                     self._done, self.code = event, "OK"
                     self._seconds = time.monotonic() - self._began

@@ -6,15 +6,16 @@ as messages, because an exception loses its type on that way.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from cascade.errors import InvalidInput, RemoteError
-from cascade.tracing import Span, export_spans, start_span
+from cascade.tracing import Span, export_spans, flush_spans, start_span
 from cloud.config import TierConfig
-from cloud.engines import ChatRequest, Done, Engine, EngineEvent, Piece, make_engine
+from cloud.engines import ChatRequest, Done, Engine, EngineEvent, Started, make_engine
 from cloud.errors import EngineFailed
 
 _log = logging.getLogger("ray.serve")
@@ -72,6 +73,7 @@ class Tier:
         engine = getattr(self, "_engine", None)
         if engine is not None:
             await engine.close()
+            await asyncio.to_thread(flush_spans)
 
 
 async def messages(engine: Engine, request: ChatRequest) -> AsyncGenerator[TierMessage]:
@@ -103,11 +105,11 @@ async def traced(
             async for message in messages:
                 if isinstance(message, Refused):
                     status = "INVALID_ARGUMENT" if message.field else message.status
-                elif any(isinstance(event, Piece | Done) for event in message):
+                elif message and not isinstance(message[-1], Started):
                     if opening is not None:
                         opening.end()
                         opening = None
-                    if any(isinstance(event, Done) for event in message):
+                    if isinstance(message[-1], Done):
                         status = ""
                 yield message
     finally:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from cascade.tracing import is_traceparent, start_span, trace_id
 
@@ -35,6 +40,76 @@ assert is_traceparent(span.traceparent) and is_traceparent(child.traceparent)
 assert trace_id(span.traceparent) == trace_id(child.traceparent)
 assert span.traceparent != child.traceparent
 """
+
+
+SENDS = """
+from cascade.tracing import export_spans, flush_spans, start_span
+export_spans("cascade-gateway")
+span = start_span("gateway.answer", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+span.note({"cascade.tier": "tier1", "cascade.confidence": None})
+span.end("UNAVAILABLE")
+span.end()
+flush_spans()
+"""
+
+
+def sent(environment: dict[str, str]) -> list[ExportTraceServiceRequest]:
+    """What a process that makes one span sends to a receiver on the loopback."""
+    received: list[ExportTraceServiceRequest] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            received.append(ExportTraceServiceRequest.FromString(body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", SENDS],
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **environment},
+        )
+        server.shutdown()
+        thread.join()
+    assert done.returncode == 0, done.stderr
+    return received
+
+
+def test_spans_go_where_the_environment_says() -> None:
+    (request,) = sent({})
+    (resource,) = request.resource_spans
+    names = {item.key: item.value.string_value for item in resource.resource.attributes}
+    assert names["service.name"] == "cascade-gateway"
+    (span,) = resource.scope_spans[0].spans
+    assert (span.name, span.trace_id.hex()) == ("gateway.answer", trace_id(PARENT))
+    assert span.parent_span_id.hex() == PARENT[36:52]
+    told = {item.key: item.value.string_value for item in span.attributes}
+    assert told == {"cascade.tier": "tier1", "error.type": "UNAVAILABLE"}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OTEL_TRACES_EXPORTER": "none"},
+        {"OTEL_SDK_DISABLED": "true"},
+        {"OTEL_TRACES_SAMPLER": "always_off"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": ""},
+    ],
+    ids=lambda environment: next(iter(environment)),
+)
+def test_spans_stay_where_the_environment_says_so(environment: dict[str, str]) -> None:
+    assert sent(environment) == []
 
 
 @pytest.mark.parametrize("program", [ALONE, API_ALONE], ids=["nothing loaded", "api alone"])
