@@ -113,6 +113,8 @@ class Gateway:
     async def _watch(self) -> None:
         while True:
             await self._watch_once(_running_tiers)
+            if self._exposition is not None:
+                await asyncio.to_thread(self._exposition.settle)
             await asyncio.sleep(_WATCH_PERIOD_S)
 
     async def _watch_once(self, running: Callable[[], Awaitable[Mapping[str, int]]]) -> None:

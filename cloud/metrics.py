@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from threading import Thread
 from typing import Final, cast
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
@@ -228,24 +230,45 @@ class Exposition:
         # A second series for each one, which nobody reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         ProcessCollector(registry=registry)
-        for port in range(config.port, config.port + METRIC_PORTS):
-            try:
-                self._server, self._thread = start_http_server(port, config.host, registry)
-            except OSError as problem:
-                _log.info("metrics: port %d is taken (%s)", port, problem.strerror)
-                continue
-            self.port: int = self._server.server_port
-            return
-        raise ClusterError(
-            f"gateway.metrics: no port of {config.port}-{config.port + METRIC_PORTS - 1} on "
-            f"{config.host} is free; set another port"
-        )
+        self._config = config
+        self._registry = registry
+        last = config.port + METRIC_PORTS - 1
+        if not self._open(last):
+            raise ClusterError(
+                f"gateway.metrics: no port of {config.port}-{last} on {config.host} is free; set "
+                "another port"
+            )
+
+    def settle(self) -> None:
+        """Move to a lower port that has become free, as after a redeploy, where the new gateway
+        begins beside the old one."""
+        server, thread = self._server, self._thread
+        if self._open(self.port - 1):
+            _close(server, thread)
 
     def close(self) -> None:
         """Stop; frees the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        _close(self._server, self._thread)
+
+    def _open(self, last: int) -> bool:
+        """Take the first port that is free, up to the last; whether there was one."""
+        for port in range(self._config.port, last + 1):
+            try:
+                self._server, self._thread = start_http_server(
+                    port, self._config.host, self._registry
+                )
+            except OSError as problem:
+                _log.info("metrics: port %d cannot be used (%s)", port, problem.strerror)
+                continue
+            self.port: int = self._server.server_port
+            return True
+        return False
+
+
+def _close(server: WSGIServer, thread: Thread) -> None:
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 def _instrument(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:

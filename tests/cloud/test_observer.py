@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import json
 import socket
+import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import asdict, replace
@@ -273,8 +274,17 @@ def test_gateways_on_one_node_take_a_port_each() -> None:
         for each in (first, second):
             with urllib.request.urlopen(f"http://127.0.0.1:{each.port}/metrics") as reply:
                 assert "cascade_gateway_requests_under_way 0.0" in reply.read().decode()
-    finally:
+        taken = second.port
+        second.settle()
+        assert second.port == taken
         first.close()
+        second.settle()  # the old gateway of a redeploy has gone
+        assert second.port == first.port
+        with urllib.request.urlopen(f"http://127.0.0.1:{second.port}/metrics") as reply:
+            assert "cascade_gateway_requests_limit" in reply.read().decode()
+        with pytest.raises(urllib.error.URLError):
+            urllib.request.urlopen(f"http://127.0.0.1:{taken}/metrics")
+    finally:
         second.close()
 
 
