@@ -13,6 +13,9 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from cascade.instruments import Metric
 from cloud.metrics import CLUSTER_METRICS
@@ -183,6 +186,28 @@ def test_a_dashboard_is_what_grafana_takes(board: Path) -> None:
                 }
             )
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda path: path.stem)
+def test_grafanas_own_types_know_every_field_of_a_dashboard(board: Path) -> None:
+    plugins.register_default_plugins()
+    content = json.loads(board.read_text())
+    read = json.loads(JSONEncoder().encode(Dashboard.from_json(content)))
+    assert lost(content, read) == []
+
+
+def lost(written: object, read: object, at: str = "") -> list[str]:
+    """Where what was read is not what was written; what the types add does not matter."""
+    if isinstance(written, dict) and isinstance(read, dict):
+        return [
+            place
+            for key, value in written.items()
+            for place in (lost(value, read[key], f"{at}.{key}") if key in read else [f"{at}.{key}"])
+        ]
+    if isinstance(written, list) and isinstance(read, list) and len(written) == len(read):
+        pairs = enumerate(zip(written, read, strict=True))
+        return [place for i, (one, other) in pairs for place in lost(one, other, f"{at}[{i}]")]
+    return [] if written == read else [at]
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda path: path.stem)
