@@ -115,7 +115,7 @@ class _Servicer:
             problem = ""
         code = "CANCELLED" if cancelled else "OK" if status is None else status.code.name
         record = call.record(code, problem, time.monotonic() - began)
-        span.note(_told(record))
+        span.note(_told(record, call.reasons))
         span.end("" if code == "OK" else code)
         self._on_call(record)
         if cancelled and error is not None:
@@ -138,6 +138,10 @@ class _Call:
         self._traceparent = traceparent
         self._open: OpenRequest | None = None
         self._finished: Finished | None = None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return () if self._finished is None else self._finished.reasons
 
     @property
     def request_id(self) -> str:
@@ -192,13 +196,14 @@ def _traceparent(context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEv
     return str(metadata.get(TRACEPARENT_HEADER, ""))
 
 
-def _told(record: CallRecord) -> dict[str, Attribute | None]:
+def _told(record: CallRecord, reasons: tuple[str, ...]) -> dict[str, Attribute | None]:
     """What the span of a call says: never who called, nor of what."""
     return {
         "rpc.grpc.status": record.status,
         "cascade.request_id": record.request_id,
         "cascade.task_id": record.task_id,
         "cascade.tier": record.tier or None,
+        "cascade.reasons": reasons,
         "cascade.prompt_tokens": record.prompt_tokens,
         "cascade.completion_tokens": record.completion_tokens,
         "cascade.cost_usd": record.cost_usd,

@@ -24,7 +24,7 @@ from cascade import testing
 from cascade.errors import ClusterError, RemoteError
 from cascade.policy import PolicyStore
 from cascade.remote import DeviceReport, Transfer, whole_answer
-from cascade.request import Message, Request
+from cascade.request import Constraints, Message, Request
 from cascade.signing import SigningKey, TrustStore
 from cascade.testing import Cluster, Fault, Script, TinyBundle
 from cascade.wire import GrpcRemote, OpenRequest
@@ -383,6 +383,7 @@ def test_one_request_is_one_tree_of_spans_from_the_device_to_the_engine(
     by_name = {span.name: dict(span.attributes or {}) for span in spans}
     assert by_name["device.answer"]["cascade.request_id"] == answer.request_id
     assert by_name["gateway.answer"]["cascade.request_id"] == answer.request_id
+    assert by_name["gateway.answer"]["cascade.reasons"] == ("lowest_tier",)
     assert by_name["ladder.decide"]["cascade.tier"] == "tier1"
     assert by_name["tier.call"]["cascade.completion_tokens"] == 2
     told = json.dumps([by_name, [event.name for span in spans for event in span.events]])
@@ -401,6 +402,25 @@ def test_a_request_joins_the_trace_of_its_application(
         list(device.run(request))
     assert cluster.records[0].trace_id == PARENT[3:35]
     assert cluster.asked("tier1")[0].traceparent[3:35] == PARENT[3:35]
+
+
+def test_a_request_that_no_tier_may_answer_is_a_decision_alone(
+    tiny: TinyBundle, cluster: Cluster, exporter: InMemorySpanExporter
+) -> None:
+    exporter.clear()
+    limits = Constraints(residency="eu")
+    with Device.open(tiny.path, trust=tiny.trust, cloud=cluster.profile) as device:
+        device.choose("What a day.", MOODS, constraints=limits)
+    errors = {
+        span.name: (span.attributes or {}).get("error.type")
+        for span in exporter.get_finished_spans()
+    }
+    assert errors == {
+        "device.answer": None,
+        "cascade.call": "FAILED_PRECONDITION",
+        "gateway.answer": "FAILED_PRECONDITION",
+        "ladder.decide": "REFUSED",
+    }
 
 
 def test_a_retry_and_its_failure_are_seen(
