@@ -110,6 +110,7 @@ class Request:
             little longer.
         checks: names of checks that the device's answer has to pass, beside those of its task; see
             ``cascade.checks``.
+        traceparent: the W3C trace context that this is a part of; empty begins a trace.
     """
 
     messages: tuple[Message, ...]
@@ -124,6 +125,7 @@ class Request:
     mode: ScoreMode | None = None
     constraints: Constraints = field(default_factory=Constraints)
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    traceparent: str = field(default="", compare=False, kw_only=True)
     tensors: tuple[Tensor, ...] = ()
     checks: tuple[str, ...] = ()
     score: bool = False

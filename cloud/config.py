@@ -26,6 +26,8 @@ _PROVIDERS: Final = ("openai", "anthropic")
 Input = Literal["text", "tensors"]
 # One gRPC message carries 4 MiB, the rest of the request included.
 _MOST_TENSOR_BYTES: Final = 4_000_000
+METRIC_PORTS: Final = 10
+"""Gateways on one node that can show their metrics: so many ports from the first one on."""
 # Ray's workers take ports from this range.
 _RAY_PORTS: Final = range(10002, 20000)
 _TIER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -53,6 +55,25 @@ class TlsFiles(_Strict):
         return self
 
 
+class MetricsConfig(_Strict):
+    """Where Prometheus finds this cluster's metrics, and which tasks they name."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=9464, ge=1, le=65535)
+    tasks: tuple[str, ...] = Field(default=(), strict=False)
+
+    @field_validator("port")
+    @classmethod
+    def _clear_of_ray(cls, port: int) -> int:
+        last = port + METRIC_PORTS - 1
+        if last > 65535 or port in _RAY_PORTS or last in _RAY_PORTS:
+            raise ValueError(
+                f"and the {METRIC_PORTS - 1} after it must keep out of 10002-19999, which Ray's "
+                "workers use, and below 65536; take another, e.g. 9464"
+            )
+        return port
+
+
 class GatewayConfig(_Strict):
     """Where devices connect and what one of them may ask for."""
 
@@ -61,6 +82,7 @@ class GatewayConfig(_Strict):
     tls: TlsFiles = TlsFiles()
     api_keys_file: Path | None = Field(default=None, strict=False)
     registry: str | None = Field(default=None, min_length=1)
+    metrics: MetricsConfig | None = None
     max_concurrent_requests: int = Field(default=64, ge=1)
     max_prompt_chars: int = Field(default=32_000, ge=1)
     max_tensor_bytes: int = Field(default=1_000_000, ge=1, le=_MOST_TENSOR_BYTES)
@@ -75,6 +97,12 @@ class GatewayConfig(_Strict):
                 "lies in 10002-19999, which Ray's workers use; take another, e.g. 7443"
             )
         return port
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.metrics is not None and 0 <= self.port - self.metrics.port < METRIC_PORTS:
+            raise ValueError("metrics.port and the 9 after it must keep out of gateway.port")
+        return self
 
 
 class PriceList(_Strict):

@@ -14,9 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from cascade.errors import Cancelled, CascadeError, ClusterError, RemoteError
 from cascade.files import write_whole
@@ -24,6 +24,7 @@ from cascade.home import cluster_dir
 from cascade.wire import ClientProfile, GrpcRemote
 from cloud import processes
 from cloud.config import ClusterConfig
+from cloud.figures import Figures, together
 from cloud.session import (
     SessionState,
     already_running,
@@ -38,6 +39,7 @@ FAILURE: Final = "error: "
 KEEP: Final = b"keep\n"
 _POLL_S: Final = 0.1
 _CONTROL_TIMEOUT_S: Final = 130.0
+_FIGURES_TIMEOUT_S: Final = 5.0
 _STOP_TIMEOUT_S: Final = 60.0
 _LAST_LINES: Final = 5
 
@@ -46,11 +48,17 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class TierStatus:
-    """One tier. ``health``: a word of ``grpc.health.v1``, or the status of the failed check."""
+    """One tier.
+
+    Arguments:
+        health: a word of ``grpc.health.v1``, or the status of the failed check.
+        figures: of the last minute; ``None`` where the gateways do not tell.
+    """
 
     name: str
     model: str
     health: str
+    figures: Figures | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,7 @@ class ClusterStatus:
     Arguments:
         stage: how far its supervisor is; ``"stopped"`` when there is none.
         health: of the whole, like a tier's.
+        metrics: ``host:port`` where Prometheus finds each gateway; none where they show nothing.
     """
 
     stage: Literal["stopped", "starting", "ready", "stopping"]
@@ -67,6 +76,7 @@ class ClusterStatus:
     address: str = ""
     health: str = ""
     tiers: tuple[TierStatus, ...] = ()
+    metrics: tuple[str, ...] = ()
 
     @property
     def running(self) -> bool:
@@ -157,7 +167,7 @@ def status() -> ClusterStatus:
     if state.stage != "ready":
         tiers = tuple(TierStatus(name, model, "NOT_SERVING") for name, model in state.tiers)
         return ClusterStatus(state.stage, state.pid, state.address, "NOT_SERVING", tiers)
-    return asyncio.run(_checked(state))
+    return _with_figures(asyncio.run(_checked(state)), state)
 
 
 def down(timeout_s: float = 60.0) -> bool:
@@ -197,17 +207,48 @@ def reset_prefix_caches() -> int:
     if state is None or state.stage != "ready":
         raise ClusterError("no cluster runs on this machine; start one with `cascade cluster up`")
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_CONTROL_TIMEOUT_S)
-            connection.connect(str(state.control_socket))
-            connection.sendall(b"reset_prefix_caches\n")
-            with connection.makefile("rb") as lines:
-                reply = json.loads(lines.readline())
+        reply = _asked(state, "reset_prefix_caches", _CONTROL_TIMEOUT_S)
         return int(reply["tokens"])
     except (OSError, ValueError, KeyError):
         raise ClusterError(
             f"the supervisor (pid {state.pid}) did not reset the prefix caches; see {log_path()}"
         ) from None
+
+
+def _asked(state: SessionState, command: str, timeout_s: float) -> dict[str, Any]:
+    """The supervisor's reply to a command; see ``control_socket``."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_s)
+        connection.connect(str(state.control_socket))
+        connection.sendall(f"{command}\n".encode())
+        with connection.makefile("rb") as lines:
+            reply = json.loads(lines.readline())
+    if not isinstance(reply, dict):
+        raise ValueError("the reply is no object")
+    return reply
+
+
+def _with_figures(status: ClusterStatus, state: SessionState) -> ClusterStatus:
+    """The status with what the gateways know of the last minute, as far as they tell."""
+    try:
+        reply = _asked(state, "figures", _FIGURES_TIMEOUT_S)
+        gateways = [
+            {name: Figures.from_json(each) for name, each in gateway.items()}
+            for gateway in reply["gateways"]
+        ]
+        addresses = tuple(str(each) for each in reply["metrics"])
+    except (OSError, ValueError, KeyError, AttributeError):
+        return status
+    tiers = (
+        replace(
+            tier,
+            figures=together(parts)
+            if (parts := [each[tier.name] for each in gateways if tier.name in each])
+            else None,
+        )
+        for tier in status.tiers
+    )
+    return replace(status, tiers=tuple(tiers), metrics=addresses)
 
 
 async def _checked(state: SessionState) -> ClusterStatus:

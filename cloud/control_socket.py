@@ -19,6 +19,7 @@ from cloud.config import ClusterConfig
 _log = logging.getLogger(__name__)
 
 _COMMAND_S: Final = 120.0
+_FIGURES_S: Final = 2.0
 
 
 @contextlib.contextmanager
@@ -45,14 +46,33 @@ def _serve_control(listener: socket.socket, config: ClusterConfig) -> None:
             connection.settimeout(_COMMAND_S)
             with connection.makefile("rb") as lines:
                 command = lines.readline()
-            reply: dict[str, object] = {"error": "unknown command"}
-            if command == b"reset_prefix_caches\n":
-                try:
-                    reply = {"tokens": reset_prefix_caches(config)}
-                except Exception:
-                    _log.exception("the prefix caches were not reset")
-                    reply = {"error": "failed"}
-            connection.sendall((json.dumps(reply) + "\n").encode())
+            connection.sendall((json.dumps(_reply(command, config)) + "\n").encode())
+
+
+def _reply(command: bytes, config: ClusterConfig) -> dict[str, object]:
+    try:
+        match command:
+            case b"reset_prefix_caches\n":
+                return {"tokens": reset_prefix_caches(config)}
+            case b"figures\n":
+                return figures()
+    except Exception:
+        _log.exception("the command %r failed", command.decode(errors="replace").strip())
+        return {"error": "failed"}
+    return {"error": "unknown command"}
+
+
+def figures() -> dict[str, object]:
+    """What every gateway of the running cluster knows of the last minute, and where each one shows
+    its metrics."""
+    from ray import serve
+
+    from cloud.gateway import APP_NAME
+
+    gateways = serve.get_deployment_handle("gateway", APP_NAME)
+    known = gateways.broadcast("figures").results(timeout_s=_FIGURES_S)
+    addresses = gateways.broadcast("metrics_address").results(timeout_s=_FIGURES_S)
+    return {"gateways": known, "metrics": sorted(filter(None, addresses))}
 
 
 def reset_prefix_caches(config: ClusterConfig) -> int:

@@ -64,6 +64,7 @@ class FrontDoor:
         max_deadline_s: longer deadlines are cut to this.
         artifacts: what devices are given to run; ``None`` has no artifact service.
         on_call: told about every call when it has ended; by default it is logged.
+        observer: told likewise, beside ``on_call``.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class FrontDoor:
         max_deadline_s: float = 600.0,
         artifacts: ArtifactSource | None = None,
         on_call: Callable[[CallRecord], None] | None = None,
+        observer: Callable[[CallRecord], None] | None = None,
     ) -> None:
+        on_call = _both(on_call or _request_log(files.request_log), observer)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             interceptors=[ApiKeyInterceptor(KeyRing.load(files.api_keys))], options=_SERVER_OPTIONS
@@ -84,7 +87,7 @@ class FrontDoor:
             self._server,
             answerer,
             max_deadline_s=max_deadline_s,
-            on_call=on_call or _request_log(files.request_log),
+            on_call=on_call,
         )
         names = [INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if artifacts is not None:
@@ -123,6 +126,17 @@ class FrontDoor:
 def _credentials(files: GatewayFiles) -> grpc.ServerCredentials:
     pair = (files.key.read_bytes(), files.certificate.read_bytes())
     return grpc.ssl_server_credentials([pair])
+
+
+def _both(
+    first: Callable[[CallRecord], None], second: Callable[[CallRecord], None] | None
+) -> Callable[[CallRecord], None]:
+    def tell(record: CallRecord) -> None:
+        first(record)
+        if second is not None:
+            second(record)
+
+    return tell
 
 
 def _request_log(path: Path | None) -> Callable[[CallRecord], None]:

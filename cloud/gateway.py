@@ -21,12 +21,17 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from cascade.errors import CascadeError
 from cascade.ladder import LadderPolicy
+from cascade.tracing import export_spans, flush_spans
 from cloud.attempt import TierStream
 from cloud.config import ClusterConfig
 from cloud.engines import ChatRequest
 from cloud.errors import Overloaded, TierUnavailable
 from cloud.front_door import FrontDoor, GatewayFiles
+from cloud.metrics import Exposition
+from cloud.observer import Observer
+from cloud.policy_state import policy_state
 from cloud.registry import Delivery, Registry
 from cloud.routing import RETRY_AFTER_S, Router
 from cloud.tier import TierMessage
@@ -35,6 +40,7 @@ _log = logging.getLogger("ray.serve")
 
 APP_NAME: Final = "cascade"
 _WATCH_PERIOD_S: Final = 1.0
+_POLICIES_PERIOD_S: Final = 60.0
 
 
 class Gateway:
@@ -57,21 +63,42 @@ class Gateway:
     ) -> None:
         self._config = config
         gateway = config.gateway
+        export_spans("cascade-gateway")
+        self._observer = observer = Observer(config)
+        self._registry = Registry(gateway.registry) if gateway.registry else None
         self._door = FrontDoor(
-            Router(config, _streams(tiers), ladders),
+            observer.answerer(Router(config, observer.tiers(_streams(tiers)), ladders)),
             files,
             address=f"{gateway.host}:{gateway.port}",
             max_deadline_s=gateway.max_deadline_s,
-            artifacts=Delivery(Registry(gateway.registry)) if gateway.registry else None,
+            artifacts=Delivery(self._registry) if self._registry else None,
+            observer=observer.called,
         )
         await self._watch_once(_nothing_runs)
+        metrics = gateway.metrics
+        self._exposition = Exposition(metrics, observer.meters.registry) if metrics else None
         await self._door.open()
         self._watching = asyncio.create_task(self._watch())
+        self._reading = asyncio.create_task(self._read_policies())
 
     async def drain(self) -> None:
         """Take no new calls, wait up to ``drain_s`` for those under way, then stop the server."""
         self._watching.cancel()
+        self._reading.cancel()
         await self._door.close(self._config.gateway.drain_s)
+        await asyncio.to_thread(flush_spans)
+        exposition, self._exposition = self._exposition, None
+        if exposition is not None:
+            await asyncio.to_thread(exposition.close)
+
+    async def figures(self) -> dict[str, dict[str, object]]:
+        """What this replica knows of the last minute, by tier; see ``Figures``."""
+        return {name: each.to_json() for name, each in self._observer.figures().items()}
+
+    async def metrics_address(self) -> str:
+        """Where Prometheus finds this replica; empty where it shows nothing."""
+        metrics = self._config.gateway.metrics
+        return f"{metrics.host}:{self._exposition.port}" if metrics and self._exposition else ""
 
     async def check_health(self) -> None:
         """Ray Serve replaces this replica when this raises."""
@@ -86,17 +113,27 @@ class Gateway:
     async def _watch(self) -> None:
         while True:
             await self._watch_once(_running_tiers)
+            if self._exposition is not None:
+                await asyncio.to_thread(self._exposition.settle)
             await asyncio.sleep(_WATCH_PERIOD_S)
 
-    async def _watch_once(self, running: Callable[[], Awaitable[frozenset[str]]]) -> None:
-        up = await running()
+    async def _watch_once(self, running: Callable[[], Awaitable[Mapping[str, int]]]) -> None:
+        replicas = await running()
         # A tier that may sleep is ready: its first request wakes it up.
-        await self._door.set_tiers(
-            {
-                tier.name: tier.name in up or tier.autoscaling.min_replicas == 0
-                for tier in self._config.tiers
-            }
-        )
+        up = {
+            tier.name: replicas.get(tier.name, 0) > 0 or tier.autoscaling.min_replicas == 0
+            for tier in self._config.tiers
+        }
+        self._observer.serving(replicas, up)
+        await self._door.set_tiers(up)
+
+    async def _read_policies(self) -> None:
+        while self._registry is not None:
+            try:
+                self._observer.policies(await asyncio.to_thread(policy_state, self._registry))
+            except (CascadeError, OSError):
+                _log.warning("the registry's policies cannot be read", exc_info=True)
+            await asyncio.sleep(_POLICIES_PERIOD_S)
 
 
 def deployment_name(tier: str) -> str:
@@ -104,23 +141,25 @@ def deployment_name(tier: str) -> str:
     return f"tier-{tier}"
 
 
-async def _nothing_runs() -> frozenset[str]:
-    return frozenset()
+async def _nothing_runs() -> Mapping[str, int]:
+    return {}
 
 
-async def _running_tiers() -> frozenset[str]:
+async def _running_tiers() -> Mapping[str, int]:
+    """How many replicas of each tier run."""
     try:
         status = await asyncio.to_thread(serve.status)
     except RayError:
         _log.warning("the state of the tiers is unknown", exc_info=True)
-        return frozenset()
+        return {}
     app = status.applications.get(APP_NAME)
     deployments = {} if app is None else app.deployments
-    return frozenset(
-        name.removeprefix(deployment_name(""))
+    return {
+        name.removeprefix(deployment_name("")): sum(
+            n for state, n in deployment.replica_states.items() if state == "RUNNING"
+        )
         for name, deployment in deployments.items()
-        if any(state == "RUNNING" and n > 0 for state, n in deployment.replica_states.items())
-    )
+    }
 
 
 def _streams(tiers: Mapping[str, DeploymentHandle[object]]) -> dict[str, TierStream]:

@@ -19,6 +19,7 @@ from cloud.engines.provider import Key
 from cloud.errors import ModelUnusable
 from cloud.startup import model_file
 
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _PROMPT_SHARE: Final = 0.75
 """Share of prompt tokens in the mixed price: three of four tokens are read, one is written."""
 
@@ -144,8 +145,14 @@ def _notes(config: ClusterConfig, cores: int) -> Iterator[str]:
             f"{config.threads} threads compute when all tiers are at their largest, on {cores} "
             "cores: they will wait for each other; lower threads or max_replicas"
         )
-    if config.gateway.host not in ("127.0.0.1", "::1", "localhost"):
+    if config.gateway.host not in _LOOPBACK:
         yield f"gateway.host {config.gateway.host} is reachable from other machines"
+    metrics = config.gateway.metrics
+    if metrics is not None and metrics.host not in _LOOPBACK:
+        yield (
+            f"gateway.metrics.host {metrics.host} shows metrics to other machines, without TLS or "
+            "a key"
+        )
     prices = [tier.price for tier in config.tiers]
     for lower, tier, below, above in zip(
         config.tiers, config.tiers[1:], prices, prices[1:], strict=False

@@ -6,14 +6,16 @@ as messages, because an exception loses its type on that way.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from cascade.errors import InvalidInput, RemoteError
+from cascade.tracing import Span, export_spans, flush_spans, start_span
 from cloud.config import TierConfig
-from cloud.engines import ChatRequest, Engine, EngineEvent, make_engine
+from cloud.engines import ChatRequest, Done, Engine, EngineEvent, Started, make_engine
 from cloud.errors import EngineFailed
 
 _log = logging.getLogger("ray.serve")
@@ -50,12 +52,15 @@ class Tier:
     async def __init__(  # type: ignore[misc]
         self, config: TierConfig, model_file: str
     ) -> None:
+        self._name = config.name
+        export_spans("cascade-tier")
         self._engine = make_engine(config, model_file)
         await self._engine.start()
 
     async def answer(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
         """The engine's messages; see ``messages``."""
-        async with aclosing(messages(self._engine, request)) as answer:
+        answering = messages(self._engine, request)
+        async with aclosing(traced(answering, request, self._name)) as answer:
             async for message in answer:
                 yield message
 
@@ -68,6 +73,7 @@ class Tier:
         engine = getattr(self, "_engine", None)
         if engine is not None:
             await engine.close()
+            await asyncio.to_thread(flush_spans)
 
 
 async def messages(engine: Engine, request: ChatRequest) -> AsyncGenerator[TierMessage]:
@@ -84,3 +90,29 @@ async def messages(engine: Engine, request: ChatRequest) -> AsyncGenerator[TierM
         _log.exception("the engine broke")
         failed = EngineFailed()
         yield Refused("", failed.message, failed.status)
+
+
+async def traced(
+    messages: AsyncGenerator[TierMessage], request: ChatRequest, tier: str
+) -> AsyncGenerator[TierMessage]:
+    """What a replica says, as a span of its own with another one up to the first token."""
+    span = start_span("tier.answer", request.traceparent, kind="server")
+    span.note({"cascade.tier": tier})
+    opening: Span | None = start_span("engine.first_token", span.traceparent)
+    status = "CANCELLED"
+    try:
+        async with aclosing(messages):
+            async for message in messages:
+                if isinstance(message, Refused):
+                    status = "INVALID_ARGUMENT" if message.field else message.status
+                elif message and not isinstance(message[-1], Started):
+                    if opening is not None:
+                        opening.end()
+                        opening = None
+                    if isinstance(message[-1], Done):
+                        status = ""
+                yield message
+    finally:
+        if opening is not None:
+            opening.end(status)
+        span.end(status)

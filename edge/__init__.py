@@ -32,7 +32,9 @@ from edge.conversation import AsyncConversation, Conversation
 from edge.delivery import Delivered, set_up
 from edge.device import Device
 from edge.generate import Step
+from edge.metrics import DeviceMetrics, MetricsServer
 from edge.model import OnnxModel
+from edge.observing import Observer
 
 __all__ = [
     "DEFAULT_BUNDLE",
@@ -54,6 +56,7 @@ __all__ = [
     "DecisionRecord",
     "Delivered",
     "Device",
+    "DeviceMetrics",
     "Egress",
     "Event",
     "Final",
@@ -64,9 +67,11 @@ __all__ = [
     "LocalModel",
     "Manifest",
     "Message",
+    "MetricsServer",
     "ModelInfo",
     "MoneyLimits",
     "Monitor",
+    "Observer",
     "OnnxClassifier",
     "OnnxModel",
     "OptionScores",

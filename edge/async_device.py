@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ from edge.classifier import OnnxClassifier
 from edge.conversation import AsyncConversation, Overflow
 from edge.delivery import Delivered
 from edge.model import OnnxModel
+from edge.observing import Observer, deciding, observed
 from edge.profile import recommended_threads
 
 DEFAULT_BUNDLE = "smollm2-135m-instruct-int4"
@@ -64,11 +66,19 @@ class AsyncDevice:
         egress: Egress | None = None,
         checks: Checks | None = None,
         on_decision: Callable[[DecisionRecord], None] | None = None,
+        observers: Iterable[Observer] = (),
     ) -> None:
         self._model = model
         self._monitor = monitor
+        self._observers = tuple(observers)
         self._controller = Controller(
-            model, remote, policies, monitor, egress=egress, checks=checks, on_decision=on_decision
+            model,
+            remote,
+            policies,
+            monitor,
+            egress=egress,
+            checks=checks,
+            on_decision=deciding(on_decision, self._observers),
         )
 
     @classmethod
@@ -84,6 +94,7 @@ class AsyncDevice:
         egress: Egress | None = None,
         checks: Checks | None = None,
         on_decision: Callable[[DecisionRecord], None] | None = None,
+        observers: Iterable[Observer] = (),
     ) -> Self:
         """Verify and load a bundle.
 
@@ -103,6 +114,7 @@ class AsyncDevice:
                 the cluster; by default ``Egress.usual``.
             checks: what the device's answers have to pass, whatever their confidence.
             on_decision: told about every decision, with all that it was made from.
+            observers: told about every decision, answer and failure, e.g. ``DeviceMetrics``.
 
         Raises:
             NotFound: there is no such bundle.
@@ -134,6 +146,7 @@ class AsyncDevice:
             egress=egress,
             checks=checks,
             on_decision=on_decision,
+            observers=observers,
         )
 
     @property
@@ -148,7 +161,8 @@ class AsyncDevice:
 
     async def run(self, request: Request, *, show: Show = "final") -> AsyncGenerator[Event, None]:
         """Answer ``request``; see ``cascade.Controller.run``."""
-        async with contextlib.aclosing(self._controller.run(request, show=show)) as events:
+        run = functools.partial(self._controller.run, show=show)
+        async with contextlib.aclosing(observed(request, run, self._observers)) as events:
             async for event in events:
                 yield event
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
@@ -28,6 +28,7 @@ from edge.async_device import AsyncDevice, remote_to
 from edge.classifier import OnnxClassifier
 from edge.conversation import Conversation, Overflow
 from edge.model import OnnxModel
+from edge.observing import Observer
 from edge.portal import Portal
 
 P = ParamSpec("P")
@@ -88,6 +89,7 @@ class Device:
         egress: Egress | None = None,
         checks: Checks | None = None,
         on_decision: Callable[[DecisionRecord], None] | None = None,
+        observers: Iterable[Observer] = (),
     ) -> Self:
         """Verify and load a bundle; see ``AsyncDevice.open``."""
 
@@ -102,6 +104,7 @@ class Device:
                 egress=egress,
                 checks=checks,
                 on_decision=on_decision,
+                observers=observers,
             )
 
         portal = Portal()
@@ -122,6 +125,7 @@ class Device:
         egress: Egress | None = None,
         checks: Checks | None = None,
         on_decision: Callable[[DecisionRecord], None] | None = None,
+        observers: Iterable[Observer] = (),
     ) -> Self:
         """A device around a model that is loaded already; several may share it."""
 
@@ -134,6 +138,7 @@ class Device:
                 egress=egress,
                 checks=checks,
                 on_decision=on_decision,
+                observers=observers,
             )
 
         portal = Portal()

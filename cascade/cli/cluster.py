@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade import catalog
-from cascade.cli import cluster_check
+from cascade.cli import cluster_check, cluster_status
 from cascade.cli.interrupt import loading
 from cascade.cli.models import pull_with_progress
-from cascade.errors import NotFound
 
 if TYPE_CHECKING:
-    from cloud import ClusterConfig, ClusterStatus
+    from cloud import ClusterConfig
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     up.add_argument("--port", type=int, metavar="N", help="gateway port, instead of the file's")
     up.set_defaults(run=_up)
     status = actions.add_parser("status", help="show whether it runs and what it serves")
-    status.add_argument("--json", action="store_true", help="print one JSON object")
-    status.set_defaults(run=_status)
+    cluster_status.configure(status)
     down = actions.add_parser("down", help="stop it and wait until it is gone")
     down.set_defaults(run=_down)
     cluster_check.configure(actions)
@@ -62,27 +58,6 @@ def _up(args: argparse.Namespace) -> int:
     status = up_detached(config, on_progress=_say)
     print(f"cluster ready at {status.address}; stop it with: cascade cluster down")
     return 0
-
-
-def _status(args: argparse.Namespace) -> int:
-    import cloud
-
-    status = cloud.status()
-    if args.json:
-        print(json.dumps(dataclasses.asdict(status)))
-    else:
-        for line in _lines(status):
-            print(line)
-    return 0 if status.running else NotFound.exit_code
-
-
-def _lines(status: ClusterStatus) -> list[str]:
-    if not status.running:
-        return ["no cluster is running; start one with: cascade cluster up"]
-    return [
-        f"cluster  {status.stage} · {status.health} · {status.address} · pid {status.pid}",
-        *(f"{tier.name:<8} {tier.health} · {tier.model}" for tier in status.tiers),
-    ]
 
 
 def _down(args: argparse.Namespace) -> int:

@@ -23,8 +23,9 @@ from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest, Engine
 from cloud.engines.onnx import OnnxBundle
 from cloud.front_door import FrontDoor, GatewayFiles
+from cloud.observer import Observer
 from cloud.routing import Router
-from cloud.tier import TierMessage, messages
+from cloud.tier import TierMessage, messages, traced
 from cloud.tls import ensure_local_tls
 from edge.portal import Portal
 
@@ -99,10 +100,13 @@ class Cluster:
             if isinstance(bundle := tiers[tier.name], TinyBundle)
         }
         self._streams = {
-            **{name: _Noted(tier) for name, tier in self._scripted.items()},
-            **{name: _Noted(_EngineStream(engine)) for name, engine in self._engines.items()},
+            **{name: _Noted(name, tier) for name, tier in self._scripted.items()},
+            **{name: _Noted(name, _EngineStream(each)) for name, each in self._engines.items()},
         }
-        self._router = Router(config, self._streams, ladders)
+        self._observer = Observer(config)
+        self._router = self._observer.answerer(
+            Router(config, self._observer.tiers(self._streams), ladders)
+        )
         self._records: list[CallRecord] = []
         self._door: FrontDoor | None = None
         self._portal = Portal()
@@ -116,6 +120,11 @@ class Cluster:
     def records(self) -> tuple[CallRecord, ...]:
         """What the gateway's log would have of each call that has ended, oldest first."""
         return tuple(self._records)
+
+    @property
+    def metrics(self) -> str:
+        """What the gateway would show to Prometheus now."""
+        return self._portal.call(self._metrics())
 
     def asked(self, tier: str) -> tuple[ChatRequest, ...]:
         """The requests that reached ``tier``, oldest first."""
@@ -145,6 +154,11 @@ class Cluster:
             self._portal.call(self._close())
             self._portal.close()
 
+    async def _metrics(self) -> str:
+        from prometheus_client import generate_latest
+
+        return generate_latest(self._observer.meters.registry).decode()
+
     async def _start(self) -> None:
         if self._door is not None:
             return
@@ -156,6 +170,7 @@ class Cluster:
             address=f"127.0.0.1:{self._port}",
             artifacts=self._artifacts,
             on_call=self._records.append,
+            observer=self._observer.called,
         )
         await door.set_tiers(dict.fromkeys(self._streams, True))
         await door.open()
@@ -175,13 +190,14 @@ class Cluster:
 class _Noted:
     """A ``TierStream`` that keeps the requests it gets."""
 
-    def __init__(self, tier: TierStream) -> None:
+    def __init__(self, name: str, tier: TierStream) -> None:
+        self._name = name
         self._tier = tier
         self.requests: list[ChatRequest] = []
 
     def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
         self.requests.append(request)
-        return self._tier(request)
+        return traced(self._tier(request), request, self._name)
 
 
 class _EngineStream:

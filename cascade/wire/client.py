@@ -19,6 +19,7 @@ from cascade.errors import InvalidInput, RemoteError
 from cascade.policy import obstacles_to_escalation
 from cascade.remote import DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Request
+from cascade.tracing import TRACEPARENT_HEADER, Span, start_span
 from cascade.v1 import inference_pb2 as pb
 from cascade.v1 import inference_pb2_grpc
 from cascade.wire.connection import Connection, too_late
@@ -68,18 +69,26 @@ class GrpcRemote:
         for attempt in range(attempts):
             opened = open_message(request, report, max_remote_calls=calls_left - attempt)
             _check_size(opened)
-            begun = False
+            begun, status = False, "CANCELLED"
+            span = start_span("cascade.call", request.traceparent, kind="client")
             try:
                 # Closed here and now: left to the collector, a cancelled call would run on.
-                async with aclosing(self._attempt(opened, end, deadline_s, transfer)) as events:
+                async with aclosing(
+                    self._attempt(opened, end, deadline_s, transfer, span)
+                ) as events:
                     async for event in events:
                         begun = True
                         yield event
+                status = ""
                 return
             except RemoteError as error:
+                status = error.status
                 last = attempt + 1 == attempts or end - time.monotonic() <= _RETRY_PAUSE_S
                 if begun or last or error.status != "UNAVAILABLE":
                     raise
+            finally:
+                span.note({"cascade.request_id": request.request_id, "cascade.attempt": attempt})
+                span.end(status)
             await asyncio.sleep(_RETRY_PAUSE_S)
 
     async def health(self, service: str = "", *, deadline_s: float = 5.0) -> str:
@@ -106,13 +115,19 @@ class GrpcRemote:
         await self._connection.close()
 
     async def _attempt(
-        self, opened: pb.AnswerRequest, end: float, deadline_s: float, transfer: Transfer
+        self,
+        opened: pb.AnswerRequest,
+        end: float,
+        deadline_s: float,
+        transfer: Transfer,
+        span: Span,
     ) -> AsyncGenerator[RemoteEvent]:
         remaining_s = end - time.monotonic()
         if remaining_s <= 0:
             raise too_late(deadline_s)
         stub = cast(Any, inference_pb2_grpc).InferenceServiceStub(self._connection.channel)
-        call = stub.Answer(iter((opened,)), timeout=remaining_s, metadata=self._connection.metadata)
+        metadata = (*self._connection.metadata, (TRACEPARENT_HEADER, span.traceparent))
+        call = stub.Answer(iter((opened,)), timeout=remaining_s, metadata=metadata)
         transfer.bytes_up += opened.ByteSize()
         heard = finished = False
         try:

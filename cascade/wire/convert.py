@@ -77,11 +77,13 @@ class OpenRequest:
         stop: strings before whose first a free answer ends; at most 8, none empty.
         constraints: ``deadline_s`` is what is left of the call's deadline.
         tensors: a classifier's inputs, well formed; ``options`` are then its labels.
+        traceparent: the device's W3C trace context; empty where it sent none.
         score: whether the answer's raw score is asked for.
     """
 
     request_id: str
     messages: tuple[Message, ...]
+    traceparent: str = field(default="", compare=False, kw_only=True)
     options: tuple[str, ...] = ()
     json_schema: str | None = None
     regex: str | None = None

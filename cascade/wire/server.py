@@ -11,13 +11,14 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, cast
 
 import grpc
 
 from cascade.errors import CascadeError, InvalidInput
 from cascade.remote import Finished, RemoteEvent
+from cascade.tracing import TRACEPARENT_HEADER, Attribute, start_span, trace_id
 from cascade.v1 import inference_pb2 as pb
 from cascade.v1 import inference_pb2_grpc
 from cascade.wire.access import caller
@@ -46,6 +47,7 @@ class CallRecord:
         caller: name of the API key, ``""`` where none is asked for.
         status: gRPC status name; ``"CANCELLED"`` when the caller went away.
         seconds: from arrival to the end.
+        trace_id: 32 hex digits, the device's where it sent one.
     """
 
     request_id: str
@@ -58,6 +60,7 @@ class CallRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
+    trace_id: str = ""
 
 
 def add_answerer(
@@ -92,7 +95,8 @@ class _Servicer:
         requests: AsyncIterator[pb.AnswerRequest],
         context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent],
     ) -> None:
-        call = _Call(self._answerer)
+        span = start_span("gateway.answer", _traceparent(context), kind="server")
+        call = _Call(self._answerer, span.traceparent)
         began = time.monotonic()
         error: BaseException | None = None
         try:
@@ -110,7 +114,10 @@ class _Servicer:
         else:
             problem = ""
         code = "CANCELLED" if cancelled else "OK" if status is None else status.code.name
-        self._on_call(call.record(code, problem, time.monotonic() - began))
+        record = call.record(code, problem, time.monotonic() - began)
+        span.note(_told(record, call.reasons))
+        span.end("" if code == "OK" else code)
+        self._on_call(record)
         if cancelled and error is not None:
             raise error
         if status is not None:
@@ -126,10 +133,15 @@ class _Servicer:
 
 
 class _Call:
-    def __init__(self, answerer: Answerer) -> None:
+    def __init__(self, answerer: Answerer, traceparent: str) -> None:
         self._answerer = answerer
+        self._traceparent = traceparent
         self._open: OpenRequest | None = None
         self._finished: Finished | None = None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return () if self._finished is None else self._finished.reasons
 
     @property
     def request_id(self) -> str:
@@ -144,7 +156,8 @@ class _Call:
         first = await anext(requests, None)
         if first is None:
             raise InvalidInput("open", "is missing; the call ended without a message")
-        self._open = opened = read_open(first, deadline_s=deadline_s)
+        opened = read_open(first, deadline_s=deadline_s)
+        self._open = opened = replace(opened, traceparent=self._traceparent)
         rest = asyncio.create_task(_check_rest(requests))
         try:
             async with aclosing(self._answerer.answer(opened)) as events:
@@ -173,7 +186,28 @@ class _Call:
             prompt_tokens=0 if done is None else done.prompt_tokens,
             completion_tokens=0 if done is None else done.completion_tokens,
             cost_usd=0.0 if done is None else done.cost_usd,
+            trace_id=trace_id(self._traceparent),
         )
+
+
+def _traceparent(context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent]) -> str:
+    """The caller's trace context; empty where it sent none."""
+    metadata = dict(context.invocation_metadata() or ())
+    return str(metadata.get(TRACEPARENT_HEADER, ""))
+
+
+def _told(record: CallRecord, reasons: tuple[str, ...]) -> dict[str, Attribute | None]:
+    """What the span of a call says: never who called, nor of what."""
+    return {
+        "rpc.grpc.status": record.status,
+        "cascade.request_id": record.request_id,
+        "cascade.task_id": record.task_id,
+        "cascade.tier": record.tier or None,
+        "cascade.reasons": reasons,
+        "cascade.prompt_tokens": record.prompt_tokens,
+        "cascade.completion_tokens": record.completion_tokens,
+        "cascade.cost_usd": record.cost_usd,
+    }
 
 
 async def _check_rest(requests: AsyncIterator[pb.AnswerRequest]) -> None:

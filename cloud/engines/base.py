@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from cascade.request import Message
@@ -29,11 +29,13 @@ class ChatRequest:
         stop: the answer ends before the first of these; none beside a schema or an expression.
         sampling: how tokens are chosen.
         tensors: a classifier's inputs, instead of messages; ``options`` are then its labels.
+        traceparent: the W3C trace context of the call; empty begins a trace.
         score: whether ``Done`` shall tell how sure the model is.
     """
 
     messages: tuple[Message, ...]
     max_tokens: int
+    traceparent: str = field(default="", compare=False, kw_only=True)
     options: tuple[str, ...] = ()
     json_schema: str | None = None
     regex: str | None = None

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent,
 from cascade.request import Constraints, Message, Request
 from cascade.wire import ClientProfile, GrpcRemote
 from cloud import processes, session
-from cloud.config import ClusterConfig, GatewayConfig, TierConfig
+from cloud.config import ClusterConfig, GatewayConfig, MetricsConfig, TierConfig
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.models, pytest.mark.processes]
@@ -47,7 +48,9 @@ def configured(model: Path, port: int) -> ClusterConfig:
     tier = TierConfig(
         name="tier1", model=str(model), context_tokens=512, parallel=1, max_queued_requests=1
     )
-    return ClusterConfig(gateway=GatewayConfig(port=port), tiers=(tier,))
+    # Of the ten ports from there on, one is free.
+    metrics = MetricsConfig(port=port + 1)
+    return ClusterConfig(gateway=GatewayConfig(port=port, metrics=metrics), tiers=(tier,))
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,31 @@ async def test_an_option_comes_back_over_tls(cluster: cloud.ClusterStatus) -> No
     assert (finish.tier, finish.model, finish.reason) == ("tier1", model, "stop")
     assert finish.prompt_tokens > 0
     assert finish.cost_usd == 0.0
+
+
+async def test_what_happens_is_seen_in_the_status_the_metrics_and_the_log(
+    cluster: cloud.ClusterStatus,
+) -> None:
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    request = replace(asking("Is fire hot or cold?", "hot", "cold"), traceparent=parent)
+    await ask(request)
+    status = await asyncio.to_thread(cloud.status)
+    figures = status.tiers[0].figures
+    assert figures is not None
+    assert (figures.replicas, figures.waiting, figures.failed) == (1, 0, 0)
+    assert figures.calls == len(figures.seconds) > 0
+    (address,) = status.metrics
+
+    def scrape() -> str:
+        with urllib.request.urlopen(f"http://{address}/metrics") as reply:
+            return str(reply.read().decode())
+
+    text = await asyncio.to_thread(scrape)
+    assert 'cascade_tier_up{tier="tier1"} 1.0' in text
+    assert 'cascade_gateway_requests_total{code="OK",task="none"}' in text
+    lines = session.request_log_path().read_text().splitlines()
+    (mine,) = [json.loads(line) for line in lines if request.request_id in line]
+    assert mine["trace_id"] == parent[3:35]
 
 
 async def test_free_text_arrives_in_pieces(cluster: cloud.ClusterStatus) -> None:

@@ -48,7 +48,8 @@ def test_a_configuration_reads_back_from_its_own_yaml() -> None:
 def test_the_files_in_the_docs_are_good() -> None:
     page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
     files = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    ladders, hedged = (parse_config(file, "docs") for file in files)
+    providers, ladders, hedged = (parse_config(file, "docs") for file in files)
+    assert providers.tiers[1].provider is not None
     assert ladders.ladders == (Path("ladder.json"),)
     assert hedged.tiers[0].hedge == Hedge(to="tier1", least_s=0.05)
 
@@ -107,6 +108,19 @@ def test_everything_but_the_tiers_has_a_default() -> None:
             f"gateway: {{port: 10500}}\n{TIER}",
             "f.yaml: gateway.port: lies in 10002-19999, which Ray's workers use; "
             "take another, e.g. 7443 (it is 10500)",
+        ),
+        (
+            f"gateway: {{metrics: {{prot: 1}}}}\n{TIER}",
+            "f.yaml: gateway.metrics.prot is not a known key; did you mean port?",
+        ),
+        (
+            f"gateway: {{metrics: {{port: 9995}}}}\n{TIER}",
+            "f.yaml: gateway.metrics.port: and the 9 after it must keep out of 10002-19999, which "
+            "Ray's workers use, and below 65536; take another, e.g. 9464 (it is 9995)",
+        ),
+        (
+            f"gateway: {{port: 9470, metrics: {{}}}}\n{TIER}",
+            "f.yaml: gateway: metrics.port and the 9 after it must keep out of gateway.port",
         ),
         (
             f"gateway: {{port: '7443'}}\n{TIER}",

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cascade.cli import main
-from cloud.config import default_yaml, json_schema, parse_config
+from cloud.config import MetricsConfig, default_yaml, json_schema, parse_config
 from cloud.plan import plan_cluster
 
 TWO = """
@@ -48,6 +48,15 @@ def test_what_an_operator_should_know_is_noted(tmp_path, monkeypatch) -> None:
     ):
         assert fact in notes
     assert "large answers no commercial" not in notes
+
+
+def test_metrics_that_others_can_read_are_noted(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CASCADE_HOME", str(tmp_path))
+    config = parse_config(TWO, "f.yaml")
+    for host, noted in (("0.0.0.0", True), ("127.0.0.1", False)):
+        gateway = config.gateway.model_copy(update={"metrics": MetricsConfig(host=host)})
+        notes = plan_cluster(config.model_copy(update={"gateway": gateway}), cores=4).notes
+        assert any("shows metrics to other machines" in note for note in notes) == noted
 
 
 def test_a_model_file_that_is_not_here_is_a_problem_and_one_that_is_has_a_size(tmp_path) -> None:
