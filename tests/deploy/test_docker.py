@@ -20,8 +20,6 @@ from tests.deploy.manifests import DEPLOY, ROOT, tool
 
 DOCKERFILES = sorted((DEPLOY / "docker").glob("*.Dockerfile"))
 COMPOSE = DEPLOY / "compose.yaml"
-# What is laid beside compose.yaml by another part of the repository, with checks of its own.
-ELSEWHERE = ("./observability",)
 
 
 def instructions(file: Path) -> list[tuple[str, str]]:
@@ -176,7 +174,7 @@ def test_files_that_compose_names_are_there() -> None:
         ]
     assert len(names) >= 6
     for name in names:
-        assert name in ELSEWHERE or (DEPLOY / name).exists(), name
+        assert (DEPLOY / name).exists(), name
 
 
 def test_images_that_are_not_ours_have_full_versions() -> None:
