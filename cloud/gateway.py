@@ -54,7 +54,7 @@ class Gateway:
             Router(config, _streams(tiers)),
             files,
             address=f"{gateway.host}:{gateway.port}",
-            max_deadline_s=gateway.max_deadline_s,
+            config=gateway,
             artifacts=Delivery(Registry(gateway.registry)) if gateway.registry else None,
         )
         await self._watch_once(_nothing_runs)

@@ -78,10 +78,11 @@ class Cluster:
         artifacts: ArtifactSource | None = None,
     ) -> None:
         self._artifacts = artifacts
+        self._config = config
         tls = ensure_local_tls(folder, "localhost")
         self._key = new_key()
         self._files = GatewayFiles(tls.certificate, tls.key, folder / "api-keys")
-        KeyRing({}).with_key(_CALLER, self._key).save(self._files.api_keys)
+        KeyRing().with_key(_CALLER, self._key).save(self._files.api_keys)
         self._ca_pem = tls.ca.read_bytes()
         self._port = 0
         self._scripted = {
@@ -148,6 +149,7 @@ class Cluster:
             self._router,
             self._files,
             address=f"127.0.0.1:{self._port}",
+            config=self._config.gateway,
             artifacts=self._artifacts,
             on_call=self._records.append,
         )
