@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -35,9 +35,7 @@ from cascade.wire import (
     add_artifacts,
 )
 from cloud.config import GatewayConfig
-
-if TYPE_CHECKING:
-    from cloud.tokens import Memory
+from cloud.token_memory import TokenMemory
 
 _LOG_BYTES: Final = 10_000_000
 _HANDSHAKE_MS: Final = 10_000
@@ -76,7 +74,6 @@ class FrontDoor:
     Arguments:
         address: ``host:port`` to listen on; port 0 takes a free one.
         config: who may call, and the limits of a call; of its tiers nothing is known here.
-        memory: of tokens that are good for one call.
         artifacts: what devices are given to run; ``None`` has no artifact service.
         on_call: told about every call when it has ended; by default it is logged.
 
@@ -91,7 +88,6 @@ class FrontDoor:
         *,
         address: str,
         config: GatewayConfig | None = None,
-        memory: Memory | None = None,
         artifacts: ArtifactSource | None = None,
         on_call: Callable[[CallRecord], None] | None = None,
     ) -> None:
@@ -99,9 +95,7 @@ class FrontDoor:
         on_call = on_call or _request_log(files.request_log)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[
-                AccessInterceptor(_authenticators(config, files, memory), _refusals(on_call))
-            ],
+            interceptors=[AccessInterceptor(_authenticators(config, files), _refusals(on_call))],
             options=_options(config),
         )
         add_answerer(
@@ -124,9 +118,7 @@ class FrontDoor:
         self._port = self._server.add_secure_port(address, _credentials(files, everywhere))
         if clients is not None and tls.client_port is not None:
             host = address.rpartition(":")[0]
-            self._server.add_secure_port(
-                f"{host}:{tls.client_port}", _credentials(files, clients)
-            )
+            self._server.add_secure_port(f"{host}:{tls.client_port}", _credentials(files, clients))
 
     @property
     def port(self) -> int:
@@ -169,16 +161,15 @@ def _options(config: GatewayConfig) -> list[tuple[str, int]]:
     ]
 
 
-def _authenticators(
-    config: GatewayConfig, files: GatewayFiles, memory: Memory | None
-) -> list[Authenticator]:
+def _authenticators(config: GatewayConfig, files: GatewayFiles) -> list[Authenticator]:
     """Those that the configuration asks for: tokens, keys, certificates."""
     keys = [KeyFile(path).ring for path in (files.api_keys, config.api_keys_file) if path]
     found: list[Authenticator] = [ApiKeys(*keys)]
     if config.jwt is not None:
         from cloud.tokens import Tokens
 
-        found.insert(0, Tokens(config.jwt, memory))
+        file = config.quotas.file or files.quotas
+        found.insert(0, Tokens(config.jwt, None if file is None else TokenMemory(file)))
     if config.tls.client_ca is not None:
         found.append(ClientCertificates(config.tls.client_name))
     return found

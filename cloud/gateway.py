@@ -21,6 +21,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from cloud.accounting import Accounting
 from cloud.config import ClusterConfig
 from cloud.engines import ChatRequest
 from cloud.errors import Overloaded, TierUnavailable
@@ -50,12 +51,15 @@ class Gateway:
     ) -> None:
         self._config = config
         gateway = config.gateway
+        accounting = Accounting(config, files)
         self._door = FrontDoor(
-            Router(config, _streams(tiers)),
+            accounting.answerer(Router(config, accounting.streams(_streams(tiers)))),
             files,
             address=f"{gateway.host}:{gateway.port}",
             config=gateway,
-            artifacts=Delivery(Registry(gateway.registry)) if gateway.registry else None,
+            artifacts=Delivery(Registry(gateway.registry), commercial=config.commercial)
+            if gateway.registry
+            else None,
         )
         await self._watch_once(_nothing_runs)
         await self._door.open()

@@ -84,14 +84,17 @@ def max_output_tokens(tier: TierConfig, request: OpenRequest) -> int:
 
 
 def max_cost_usd(tier: TierConfig, request: OpenRequest) -> float:
-    """An upper bound on the price: a token holds at least one byte of the prompt, and the answer is
-    as long as it may be. Tensors have no tokens."""
+    """An upper bound on the price: the answer is as long as it may be."""
+    return tier.price.cost_usd(max_prompt_tokens(tier, request), max_output_tokens(tier, request))
+
+
+def max_prompt_tokens(tier: TierConfig, request: OpenRequest) -> int:
+    """An upper bound: a token holds at least one byte of the prompt. Tensors have no tokens."""
     if request.tensors:
-        return tier.price.cost_usd(0, max_output_tokens(tier, request))
+        return 0
     prompt_bytes = sum(len(turn.content.encode()) for turn in request.messages)
     template = _TEMPLATE_TOKENS + _TOKENS_PER_TURN * len(request.messages)
-    prompt_tokens = min(prompt_bytes + template, tier.context_tokens)
-    return tier.price.cost_usd(prompt_tokens, max_output_tokens(tier, request))
+    return min(prompt_bytes + template, tier.context_tokens)
 
 
 def _kind(request: OpenRequest) -> Input:

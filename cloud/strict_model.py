@@ -1,4 +1,4 @@
-"""What all parts of the configuration have in common: unknown keys are errors, nothing is guessed."""
+"""What all parts of the configuration have in common: unknown keys are errors."""
 
 from __future__ import annotations
 

@@ -64,14 +64,14 @@ def ensure_local_tls(folder: Path, host: str, *, now: datetime.datetime | None =
 def ensure_local_client(
     folder: Path, name: str, *, now: datetime.datetime | None = None
 ) -> tuple[Path, Path]:
-    """A client certificate of the local authority under ``folder``, which ``ensure_local_tls`` made,
-    and its private key; made or renewed where needed.
+    """A client certificate of the local authority under ``folder`` and its private key; made or
+    renewed where needed.
 
     Arguments:
         name: the caller's name, as its common name.
 
     Raises:
-        ClusterError: there is no authority.
+        ClusterError: there is no authority; ``ensure_local_tls`` makes one.
     """
     now = now or datetime.datetime.now(datetime.UTC)
     certificate, key = folder / f"client-{name}.pem", folder / f"client-{name}.key"

@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
-from urllib.error import HTTPError
 
 import jwt
 
@@ -54,13 +53,15 @@ class Tokens:
         memory: of used tokens, where each is good for one call.
 
     Raises:
-        ConfigError: the keys are in a file that holds none.
+        ConfigError: the keys are in a file that holds none, or used tokens would be forgotten.
     """
 
     wanted = f"a token in `{TOKEN_HEADER}: Bearer`"
 
     def __init__(self, config: JwtConfig, memory: Memory | None = None) -> None:
         self._config = config
+        if config.single_use and memory is None:
+            raise ConfigError("gateway.jwt.single_use: there is no file to remember tokens in")
         self._memory = memory if config.single_use else None
         self._keys: _Keys = (
             _FetchedKeys(config) if "://" in config.jwks else _FileKeys(Path(config.jwks))
@@ -112,7 +113,19 @@ class Tokens:
         ends_s = float(cast(Any, claims["exp"])) + self._config.leeway_s
         name = f"{self._config.issuer} {claims['jti']}"
         if not await asyncio.to_thread(self._memory.first_use, name, ends_s):
-            raise unauthenticated("the token was used before, and is good for one call; get a new one")
+            raise unauthenticated(
+                "the token was used before, and is good for one call; get a new one"
+            )
+
+
+def check_keys(config: JwtConfig) -> None:
+    """See whether the issuer's keys can be read where they are in a file; addresses are left alone.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if "://" not in config.jwks:
+        _FileKeys(Path(config.jwks))
 
 
 def _said(problem: Exception) -> str:
@@ -292,8 +305,8 @@ _DEFAULT_ALGORITHMS: Final = {
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Keys come from the address in the configuration and from no other."""
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, url: str) -> Any:
-        raise HTTPError(req.full_url, code, "leads elsewhere", headers, fp)
+    def redirect_request(self, *answer: Any) -> None:
+        """None: the answer that leads elsewhere is the error that it then is."""
 
 
 def _download(url: str) -> bytes:

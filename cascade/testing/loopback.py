@@ -17,6 +17,7 @@ from cascade.errors import InvalidInput
 from cascade.testing.scripted import Script, ScriptedTier
 from cascade.testing.tiny import TinyBundle
 from cascade.wire import ArtifactSource, CallRecord, ClientProfile, KeyRing, new_key
+from cloud.accounting import Accounting
 from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest, Engine
 from cloud.engines.onnx import OnnxBundle
@@ -81,7 +82,14 @@ class Cluster:
         self._config = config
         tls = ensure_local_tls(folder, "localhost")
         self._key = new_key()
-        self._files = GatewayFiles(tls.certificate, tls.key, folder / "api-keys")
+        self._files = GatewayFiles(
+            tls.certificate,
+            tls.key,
+            folder / "api-keys",
+            ca=tls.ca,
+            quotas=folder / "quotas.sqlite",
+            audit=folder / "audit.jsonl",
+        )
         KeyRing().with_key(_CALLER, self._key).save(self._files.api_keys)
         self._ca_pem = tls.ca.read_bytes()
         self._port = 0
@@ -97,7 +105,8 @@ class Cluster:
             **{name: _Noted(tier) for name, tier in self._scripted.items()},
             **{name: _Noted(_EngineStream(engine)) for name, engine in self._engines.items()},
         }
-        self._router = Router(config, self._streams)
+        accounting = Accounting(config, self._files)
+        self._answerer = accounting.answerer(Router(config, accounting.streams(self._streams)))
         self._records: list[CallRecord] = []
         self._door: FrontDoor | None = None
         self._portal = Portal()
@@ -146,7 +155,7 @@ class Cluster:
         for engine in self._engines.values():
             await engine.start()
         door = FrontDoor(
-            self._router,
+            self._answerer,
             self._files,
             address=f"127.0.0.1:{self._port}",
             config=self._config.gateway,

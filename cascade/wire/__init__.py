@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cascade.wire.keys import ApiKey, KeyFile, KeyRing, editing_keys, new_key
     from cascade.wire.profile import ClientProfile, check_address, profile_path
     from cascade.wire.server import INFERENCE_SERVICE, Answerer, CallRecord, add_answerer
+    from cascade.wire.status import status_of
 
 _HOMES = {
     "API_KEY_HEADER": "cascade.wire.connection",
@@ -75,6 +76,7 @@ _HOMES = {
     "editing_keys": "cascade.wire.keys",
     "new_key": "cascade.wire.keys",
     "profile_path": "cascade.wire.profile",
+    "status_of": "cascade.wire.status",
     "unauthenticated": "cascade.wire.access",
 }
 
@@ -112,6 +114,7 @@ __all__ = [
     "editing_keys",
     "new_key",
     "profile_path",
+    "status_of",
     "unauthenticated",
 ]
 

@@ -1,7 +1,7 @@
 """Who calls: every call shows a credential before anything answers it.
 
-A credential is looked at by an ``Authenticator``; API keys and client certificates are here, tokens of
-an identity provider are the cluster's own. Names appear in logs; credentials never do.
+A credential is looked at by an ``Authenticator``; API keys and client certificates are here, tokens
+of an identity provider are the cluster's own. Names appear in logs; credentials never do.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         # An unknown method is refused like a known one: strangers learn nothing.
         streams_in = method is None or bool(method.request_streaming)
         streams_out = method is None or bool(method.response_streaming)
-        inner = _unimplemented if method is None else _behaviour(method)
+        inner: Callable[..., Any] = _unimplemented if method is None else _behaviour(method)
 
         async def enter(request: object, context: Context) -> None:
             try:

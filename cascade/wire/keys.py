@@ -1,7 +1,7 @@
 """API keys: a server keeps of each only the sha256, in a file that is read again when it changes.
 
-One line a key: ``name sha256``, and ``expires=TIME`` behind it where the key ends by itself. Two lines
-of one name are two keys of one caller: that is how a key is rotated without a gap.
+One line a key: ``name sha256``, and ``expires=TIME`` behind it where the key ends by itself. Two
+lines of one name are two keys of one caller: that is how a key is rotated without a gap.
 """
 
 from __future__ import annotations

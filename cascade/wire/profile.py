@@ -44,7 +44,9 @@ class ClientProfile:
     def __post_init__(self) -> None:
         check_address(self.address)
         if (self.certificate_pem is None) != (self.key_pem is None):
-            raise InvalidInput("certificate_pem", "needs key_pem beside it, and the other way round")
+            raise InvalidInput(
+                "certificate_pem", "needs key_pem beside it, and the other way round"
+            )
 
     def __repr__(self) -> str:
         return f"ClientProfile(address={self.address!r}, server_name={self.server_name!r})"
