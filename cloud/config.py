@@ -55,6 +55,7 @@ class GatewayConfig(_Strict):
     first_message_s: float = Field(default=10.0, gt=0, le=600)
     stalled_s: float = Field(default=30.0, gt=0, le=3600)
     idle_connection_s: float = Field(default=600.0, ge=1, le=86_400)
+    connection_age_s: float = Field(default=3600.0, ge=1, le=604_800)
     max_streams_per_connection: int = Field(default=100, ge=1, le=10_000)
     drain_s: float = Field(default=5.0, ge=0, le=600)
 

@@ -153,6 +153,8 @@ def _options(config: GatewayConfig) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_concurrent_streams", config.max_streams_per_connection),
         ("grpc.max_connection_idle_ms", round(config.idle_connection_s * 1000)),
+        ("grpc.max_connection_age_ms", round(config.connection_age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(config.max_deadline_s * 1000)),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.keepalive_time_ms", _PING_MS),
         ("grpc.keepalive_timeout_ms", _PONG_MS),

@@ -26,6 +26,8 @@ from cascade.wire.status import status_of
 
 _log = logging.getLogger(__name__)
 
+_ABORT_S: Final = 1.0
+
 INFERENCE_SERVICE: Final = str(pb.DESCRIPTOR.services_by_name["InferenceService"].full_name)
 
 
@@ -141,11 +143,21 @@ class _Servicer:
         self._on_call(call.record(code, problem, time.monotonic() - began, quota))
         if cancelled and error is not None:
             raise error
-        if isinstance(error, _Stalled):
-            # Leaving like a cancelled call resets the stream and frees what was not taken.
-            raise asyncio.CancelledError
         if status is not None:
-            await context.abort_with_status(status)
+            await self._abort(context, status)
+
+    async def _abort(
+        self,
+        context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent],
+        status: grpc.Status,
+    ) -> None:
+        # The status stands behind what the caller has not taken yet. It is left with gRPC where that
+        # takes too long: the call's work ends here in any case.
+        try:
+            async with asyncio.timeout(_ABORT_S):
+                await context.abort_with_status(status)
+        except TimeoutError:
+            raise asyncio.CancelledError from None
 
     def _deadline(
         self, context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent]
