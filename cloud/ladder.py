@@ -67,9 +67,19 @@ def choose_tier(tiers: Sequence[TierConfig], request: OpenRequest) -> Choice:
         there = ", ".join(f"{tier.name} reads {tier.reads}" for tier in tiers)
         raise NoTierAllowed(f"no tier of this cluster reads {_kind(request)}: {there}")
     raise NoTierAllowed(
-        f"no tier satisfies the request's constraints ({', '.join(passed_over)}); "
-        "loosen one of them or answer on the device"
+        f"no tier satisfies the request's constraints ({', '.join(passed_over)})"
+        f"{_licences(tiers, passed_over)}; loosen one of them or answer on the device"
     )
+
+
+def _licences(tiers: Sequence[TierConfig], passed_over: Sequence[str]) -> str:
+    """The licences in the way, by name where the catalog knows them."""
+    known = [
+        f"{tier.model} is under {tier.catalogued.licence}"
+        for tier in tiers
+        if f"{tier.name}:licence" in passed_over and tier.catalogued
+    ]
+    return f"; {', '.join(known)}" if known else ""
 
 
 def max_output_tokens(tier: TierConfig, request: OpenRequest) -> int:

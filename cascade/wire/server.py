@@ -151,8 +151,8 @@ class _Servicer:
         context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent],
         status: grpc.Status,
     ) -> None:
-        # The status stands behind what the caller has not taken yet. It is left with gRPC where that
-        # takes too long: the call's work ends here in any case.
+        # The status stands behind what the caller has not taken yet. It is left with gRPC where
+        # that takes too long: the call's work ends here in any case.
         try:
             async with asyncio.timeout(_ABORT_S):
                 await context.abort_with_status(status)

@@ -13,6 +13,7 @@ import pytest
 
 from cascade.remote import Accepted, Chunk, RemoteEvent
 from cascade.v1 import inference_pb2 as pb
+from cascade.v1 import inference_pb2_grpc
 from cascade.wire import OpenRequest
 from cloud.config import GatewayConfig
 from cloud.tls import TlsPaths
@@ -77,8 +78,7 @@ async def test_a_reader_that_stalls_is_cut_off(tls: TlsPaths, tmp_path: Path) ->
             assert written < 100
             # It may read what is left, and then hears why there is no more.
             with pytest.raises(grpc.aio.AioRpcError, match="took nothing") as cut:
-                while await stream.read() is not grpc.aio.EOF:
-                    pass
+                await _read_on(stream)
             assert cut.value.code() is grpc.StatusCode.CANCELLED
         async with gated.channel() as channel:  # and others are served
             stream = call(channel, None)
@@ -95,14 +95,13 @@ async def test_a_reader_that_stalls_for_good_is_gone_with_its_connection(
             yield Chunk("x" * 100_000, 1)
 
     limits = {"stalled_s": 0.3, "max_deadline_s": 1.0, "connection_age_s": 1.0}
-    async with gate(tls, tmp_path, flood, **limits) as gated:
-        async with gated.channel() as channel:
-            stream = call(channel, None, timeout=600.0)
-            await stream.write(open_message())
-            await stream.read()
-            assert _connections(gated.door.port) == 1
-            # Nothing is read any more; its own deadline is ten minutes away.
-            await until(lambda: _connections(gated.door.port) == 0, within_s=30.0)
+    async with gate(tls, tmp_path, flood, **limits) as gated, gated.channel() as channel:
+        stream = call(channel, None, timeout=600.0)
+        await stream.write(open_message())
+        await stream.read()
+        assert _connections(gated.door.port) == 1
+        # Nothing is read any more; its own deadline is ten minutes away.
+        await until(lambda: _connections(gated.door.port) == 0, within_s=30.0)
 
 
 @pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
@@ -114,15 +113,12 @@ async def test_a_message_above_the_limit_reaches_nobody(
     async with gate(tls, tmp_path, **config) as gated, gated.channel() as channel:
         large = open_message("x" * (limit + 1))
         metadata = (("x-api-key", KEY),)
-        from cascade.v1 import inference_pb2_grpc
-
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        stream = stub.Answer(
+            iter([large]), timeout=10.0, metadata=metadata, compression=compression
+        )
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            stream = stub.Answer(
-                iter([large]), timeout=10.0, metadata=metadata, compression=compression
-            )
-            async for _ in stream:
-                pass
+            await _read_on(stream)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert gated.answering == 0
         await until(lambda: len(gated.records) == 1)
@@ -176,8 +172,7 @@ async def test_a_client_that_pings_too_often_is_sent_away(tls: TlsPaths, tmp_pat
         async with gated.channel(*loud) as channel:
             stream = call(channel, iter([open_message()]), timeout=30.0)
             with pytest.raises(grpc.aio.AioRpcError, match="(?i)too.many.pings") as cut:
-                while await stream.read() is not grpc.aio.EOF:
-                    pass
+                await _read_on(stream)
         assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
         await until(lambda: gated.answering == 0)
 
@@ -217,6 +212,11 @@ async def test_a_thousand_idle_connections_leave_room_for_a_request(
             writer.transport.abort()
 
 
+async def _read_on(stream: grpc.aio.StreamStreamCall) -> None:
+    while await stream.read() is not grpc.aio.EOF:
+        pass
+
+
 def _connections(port: int) -> int:
     """Connections that the server's end of this process holds."""
     tables = [Path(f"/proc/self/net/{name}").read_text() for name in ("tcp", "tcp6")]
@@ -247,8 +247,7 @@ async def test_what_is_no_message_is_refused(tls: TlsPaths, tmp_path: Path) -> N
         for data in (b"\xff" * 50, b"", pb.AnswerRequest().SerializeToString()):
             stream = raw(iter([data]), timeout=10.0, metadata=(("x-api-key", KEY),))
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                async for _ in stream:
-                    pass
+                await _read_on(stream)
             assert refused.value.code() in (
                 grpc.StatusCode.INVALID_ARGUMENT,
                 grpc.StatusCode.INTERNAL,
