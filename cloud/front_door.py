@@ -108,7 +108,7 @@ class FrontDoor:
         )
         names = [INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if artifacts is not None:
-            add_artifacts(self._server, artifacts)
+            add_artifacts(self._server, artifacts, stalled_s=config.stalled_s)
             names.append(ARTIFACT_SERVICE)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(tuple(names), self._server)

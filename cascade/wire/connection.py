@@ -14,6 +14,7 @@ from cascade.wire.profile import ClientProfile
 from cascade.wire.status import sent_status
 
 API_KEY_HEADER: Final = "x-api-key"
+_TOO_LARGE: Final = "SERVER: Received message larger"
 TOKEN_HEADER: Final = "authorization"
 _CHANNEL_OPTIONS: Final = (
     # Only the code below retries, so that max_remote_calls is true.
@@ -95,6 +96,9 @@ class Connection:
                 f"no connection to the cluster at {address}; is it running "
                 "(`cascade cluster status`)?",
             )
+        if (error.details() or "").startswith(_TOO_LARGE):
+            # gRPC's own code for it would tell a device to come back later.
+            return RemoteError("INVALID_ARGUMENT", "the request is larger than this cluster reads")
         return RemoteError(code.name, f"the call to {address} failed")
 
 

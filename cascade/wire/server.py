@@ -23,10 +23,9 @@ from cascade.v1 import inference_pb2_grpc
 from cascade.wire.access import current_caller
 from cascade.wire.convert import OpenRequest, event_message, read_open
 from cascade.wire.status import status_of
+from cascade.wire.writing import abort, write
 
 _log = logging.getLogger(__name__)
-
-_ABORT_S: Final = 1.0
 
 INFERENCE_SERVICE: Final = str(pb.DESCRIPTOR.services_by_name["InferenceService"].full_name)
 
@@ -100,13 +99,6 @@ class _Limits:
     stalled_s: float
 
 
-class _Stalled(RemoteError):
-    """The caller does not read its answer, so a status would not reach it either."""
-
-    def __init__(self, stalled_s: float) -> None:
-        super().__init__("CANCELLED", f"the caller took nothing for {stalled_s:g} s")
-
-
 class _Servicer:
     def __init__(
         self, answerer: Answerer, limits: _Limits, on_call: Callable[[CallRecord], None]
@@ -144,20 +136,7 @@ class _Servicer:
         if cancelled and error is not None:
             raise error
         if status is not None:
-            await self._abort(context, status)
-
-    async def _abort(
-        self,
-        context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent],
-        status: grpc.Status,
-    ) -> None:
-        # The status stands behind what the caller has not taken yet. It is left with gRPC where
-        # that takes too long: the call's work ends here in any case.
-        try:
-            async with asyncio.timeout(_ABORT_S):
-                await context.abort_with_status(status)
-        except TimeoutError:
-            raise asyncio.CancelledError from None
+            await abort(context, status)
 
     def _deadline(
         self, context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent]
@@ -197,7 +176,9 @@ class _Call:
                         rest.result()
                     if isinstance(event, Finished):
                         self._finished = event
-                    await self._write(context, event_message(opened.request_id, event))
+                    await write(
+                        context, event_message(opened.request_id, event), self._limits.stalled_s
+                    )
         finally:
             rest.cancel()
             # Whatever the caller still sends does not change an answer that is already given.
@@ -217,19 +198,6 @@ class _Call:
             raise RemoteError(
                 "DEADLINE_EXCEEDED", f"no message came within {wait_s:g} s; send `open` first"
             ) from None
-
-    async def _write(
-        self,
-        context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent],
-        message: pb.AnswerEvent,
-    ) -> None:
-        try:
-            async with asyncio.timeout(self._limits.stalled_s) as waiting:
-                await context.write(message)
-        except TimeoutError:
-            if waiting.expired():
-                raise _Stalled(self._limits.stalled_s) from None
-            raise
 
     def record(self, status: str, problem: str, seconds: float, quota: str = "") -> CallRecord:
         done, by = self._finished, current_caller()

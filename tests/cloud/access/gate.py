@@ -21,7 +21,15 @@ from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent,
 from cascade.request import Message, Request
 from cascade.v1 import inference_pb2 as pb
 from cascade.v1 import inference_pb2_grpc
-from cascade.wire import CallRecord, ClientProfile, GrpcRemote, KeyRing, OpenRequest, current_caller
+from cascade.wire import (
+    ArtifactSource,
+    CallRecord,
+    ClientProfile,
+    GrpcRemote,
+    KeyRing,
+    OpenRequest,
+    current_caller,
+)
 from cloud.config import GatewayConfig
 from cloud.front_door import FrontDoor, GatewayFiles
 from cloud.tls import TlsPaths
@@ -92,6 +100,7 @@ async def gate(
     folder: Path,
     answer: Answer = plain,
     /,
+    artifacts: ArtifactSource | None = None,
     **config: object,
 ) -> AsyncIterator[Gate]:
     """A front door that is open until the block ends; ``config`` as in the YAML under gateway."""
@@ -112,6 +121,7 @@ async def gate(
         files,
         address="127.0.0.1:0",
         config=GatewayConfig.model_validate(config),
+        artifacts=artifacts,
         on_call=records.append,
     )
     opened = Gate(door, tls.ca.read_bytes(), files, records)

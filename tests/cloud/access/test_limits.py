@@ -13,9 +13,9 @@ import grpc
 import pytest
 
 from cascade.remote import Accepted, Chunk, RemoteEvent
+from cascade.v1 import artifact_pb2, artifact_pb2_grpc, inference_pb2_grpc
 from cascade.v1 import inference_pb2 as pb
-from cascade.v1 import inference_pb2_grpc
-from cascade.wire import OpenRequest
+from cascade.wire import ArtifactQuery, FilePiece, Offer, OpenRequest
 from cloud.config import GatewayConfig
 from cloud.tls import TlsPaths
 from tests.cloud.access.gate import FINISHED, KEY, call, gate, open_message, until
@@ -124,6 +124,47 @@ async def test_a_message_above_the_limit_reaches_nobody(
         assert gated.answering == 0
         await until(lambda: len(gated.records) == 1)
         assert gated.records[0].status != "OK"
+
+
+async def test_a_device_is_told_that_its_request_is_too_large(
+    tls: TlsPaths, tmp_path: Path
+) -> None:
+    async with gate(tls, tmp_path, max_prompt_chars=1000, max_tensor_bytes=1000) as gated:
+        refused = await gated.refused(prompt="x" * 1_000_000)
+        assert (refused.status, refused.message) == (
+            "INVALID_ARGUMENT",
+            "the request is larger than this cluster reads",
+        )
+
+
+async def test_a_download_that_is_not_read_gives_its_place_back(
+    tls: TlsPaths, tmp_path: Path
+) -> None:
+    sending = 0
+
+    class Endless:
+        async def resolve(self, query: ArtifactQuery) -> Offer | None:
+            return None
+
+        async def download(self, sha256: str, offset: int) -> AsyncGenerator[FilePiece]:
+            nonlocal sending
+            sending += 1
+            try:
+                while True:
+                    yield FilePiece(0, b"x" * 100_000, 1 << 40)
+            finally:
+                sending -= 1
+
+    async with (
+        gate(tls, tmp_path, artifacts=Endless(), stalled_s=0.3) as gated,
+        gated.channel() as channel,
+    ):
+        stub = artifact_pb2_grpc.ArtifactServiceStub(channel)
+        request = artifact_pb2.DownloadRequest(sha256="0" * 64)
+        stream = stub.Download(request, timeout=600.0, metadata=(("x-api-key", KEY),))
+        await stream.read()
+        assert sending == 1
+        await until(lambda: sending == 0)
 
 
 def test_the_limit_leaves_room_for_every_permitted_prompt() -> None:
