@@ -94,7 +94,8 @@ class Entry:
 
     Arguments:
         name: how it is called, ``[a-z0-9._-]``.
-        file_format: ``"gguf"`` or ``"tar.gz"``; the suffix of the downloaded file.
+        file_format: ``"gguf"``, ``"tar.gz"``, ``"json"`` or ``"jsonl"``; the suffix of the
+            downloaded file.
         parameters: number of different weights of a model (a tied matrix counts once); ``None``
             for a data set.
         licence: SPDX identifier. ``commercial_use`` says whether it allows that.
@@ -177,7 +178,7 @@ def _entry(name: str, fields: Fields, packages: dict[str, PackageFile]) -> Entry
         name=name,
         kind=kind,
         title=fields.text("title"),
-        file_format=fields.choice("file_format", ("gguf", "tar.gz")),
+        file_format=fields.choice("file_format", ("gguf", "tar.gz", "json", "jsonl")),
         parameters=fields.integer("parameters", 1, _MAX_BYTES) if kind == "model" else None,
         licence=fields.text("licence"),
         commercial_use=fields.boolean("commercial_use"),

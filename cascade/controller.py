@@ -12,16 +12,16 @@ import dataclasses
 import functools
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
 from typing import Literal
 
 from cascade.checks import Checks
 from cascade.constraints import refusal
 from cascade.decision_record import DecisionRecord
 from cascade.egress import Egress, Passage
-from cascade.errors import Cancelled, CascadeError, DeadlineExceeded, InvalidInput, RemoteError
-from cascade.events import DEVICE, Answer, Event, Final, Latency, Superseded, Token
-from cascade.local import CancelToken, LocalAnswer, LocalClassifier, LocalModel, Unreadable
+from cascade.errors import CascadeError, DeadlineExceeded, InvalidInput, RemoteError
+from cascade.events import DEVICE, Event, Final, Superseded, Token
+from cascade.local import LocalClassifier, LocalModel, Unreadable
+from cascade.local_decode import LocalDecode
 from cascade.monitor import Monitor
 from cascade.policy import (
     Decision,
@@ -32,23 +32,12 @@ from cascade.policy import (
     decide,
     obstacles_to_escalation,
 )
-from cascade.remote import (
-    Accepted,
-    Chunk,
-    DeviceReport,
-    Finished,
-    Remote,
-    Transfer,
-    whole_answer,
-)
+from cascade.remote import Accepted, Chunk, Finished, Remote, Transfer, whole_answer
 from cascade.request import Request
-from cascade.signals import ScoreBounds
+from cascade.request_state import Reply, RequestState
 from cascade.task import generic
 
 Show = Literal["final", "provisional"]
-
-# Kept back from the remote deadline so that a local answer can still be returned in time.
-_RETURN_MARGIN_S = 0.05
 
 
 class Controller:
@@ -103,7 +92,7 @@ class Controller:
         """
         request.check()
         self._checks.require(request.checks)
-        state = _State(request)
+        state = RequestState(request, self._local.info if self._local else None)
         policy = self._policy(request)
         bound = bool(obstacles_to_escalation(request.constraints, cluster=self._remote is not None))
         if self._local is not None and request.prefer == "device":
@@ -117,13 +106,17 @@ class Controller:
         decision, passage = await self._judge(state, policy)
         if passage is not None and decision.escalate and self._remote is not None:
             async with contextlib.aclosing(
-                self._escalate(self._remote, passage, state, decision)
+                self._escalate(self._remote, passage, state, policy, decision)
             ) as events:
                 async for event in events:
                     yield event
             if state.answer is not None:
                 yield Final(state.answer)
                 return
+        if state.cut and self._local is not None:
+            async with contextlib.aclosing(self._finish_locally(self._local, state)) as events:
+                async for event in events:
+                    yield event
         try:
             for event in self._answer_locally(state, decision):
                 yield event
@@ -146,7 +139,7 @@ class Controller:
     async def _try_locally(
         self,
         local: LocalModel | LocalClassifier,
-        state: _State,
+        state: RequestState,
         policy: Policy | None,
         show: Show,
         *,
@@ -157,26 +150,13 @@ class Controller:
         Arguments:
             alone: nobody else can answer, so what the device writes stands.
         """
-        cancel = CancelToken()
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def on_text(text: str) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, text)
-
-        decode = asyncio.create_task(
-            asyncio.to_thread(_decode, local, state.request, policy, on_text, cancel)
-        )
-        decode.add_done_callback(lambda _: pieces.put_nowait(None))
-        expiry = loop.call_later(max(0.0, state.remaining_s()), cancel.cancel)
+        decode = LocalDecode(local, state.request, policy, stops=not alone)
         try:
-            while (text := await pieces.get()) is not None:
-                if alone or show == "provisional":
-                    state.shown = DEVICE
-                    yield Token(text, DEVICE, provisional=not alone)
-            state.local = await decode
-            if state.local.finish == "cancelled":
-                raise Cancelled("the local decode was stopped")
+            async with contextlib.aclosing(decode.pieces(state.remaining_s())) as pieces:
+                async for text in pieces:
+                    if alone or show == "provisional":
+                        state.shown = DEVICE
+                        yield Token(text, DEVICE, provisional=not alone)
         except InvalidInput as problem:
             # A larger model may still be able to read what this one cannot.
             beyond = problem.field == "prompt" or isinstance(problem, Unreadable)
@@ -184,27 +164,45 @@ class Controller:
                 raise
             state.reasons.append(Reason.LOCAL_FAILED)
             state.local_problem = problem
-        except CascadeError:
-            if not cancel.cancelled:
-                raise
-            raise DeadlineExceeded(
-                f"the deadline of {state.request.constraints.deadline_s:g} s passed before the "
-                "device had an answer; allow more time"
-            ) from None
-        finally:
-            expiry.cancel()
-            cancel.cancel()
-            if not decode.done():
-                # The thread ends within one token; wait so that no decode outlives its request.
-                with contextlib.suppress(CascadeError):
-                    await asyncio.shield(decode)
+        else:
+            state.local, state.fired, state.saved = decode.answer, decode.fired, decode.saved
 
-    async def _judge(self, state: _State, policy: Policy | None) -> tuple[Decision, Passage | None]:
+    async def _finish_locally(
+        self, local: LocalModel | LocalClassifier, state: RequestState
+    ) -> AsyncGenerator[Event, None]:
+        """Write the whole of an answer that was stopped, for nobody came to replace it; as much of
+        it as time allows. Streams it: nothing can take its place."""
+        part, spare_s = state.local, state.spare_s()
+        if part is None or spare_s <= 0:
+            return
+        if state.shown is not None:
+            state.shown = None
+            yield Superseded(DEVICE)
+        decode = LocalDecode(local, state.request, None, stops=False)
+        with contextlib.suppress(DeadlineExceeded):
+            async with contextlib.aclosing(decode.pieces(spare_s)) as pieces:
+                async for text in pieces:
+                    state.shown = DEVICE
+                    yield Token(text, DEVICE, provisional=False)
+        written = decode.answer
+        if written is not None and (written.whole or written.tokens >= part.tokens):
+            state.local = written
+            state.thrown_away += part.tokens
+            return
+        state.thrown_away += written.tokens if written is not None else 0
+        if state.shown is not None:
+            state.shown = None
+            yield Superseded(DEVICE)
+
+    async def _judge(
+        self, state: RequestState, policy: Policy | None
+    ) -> tuple[Decision, Passage | None]:
         """The verdict, and the way out that was looked at unless the answer was accepted."""
         local, request = state.local, state.request
         unanswered = () if local else tuple(state.reasons)
         vetoes: tuple[str, ...] = ()
-        if local is not None and self._checks.apply(request.task_id, request.checks):
+        wanted = self._checks.apply(request.task_id, request.checks)
+        if local is not None and local.whole and wanted:
             vetoes = await asyncio.to_thread(
                 self._checks.vetoes, local.text, request.task_id, request.checks
             )
@@ -214,19 +212,22 @@ class Controller:
         def judged(obstacles: tuple[str, ...]) -> Decision:
             if local is None:
                 return conclude(unanswered, None, (), obstacles)
-            return decide(policy, local, obstacles, vetoes, demoted=demoted)
+            return decide(policy, local, obstacles, vetoes, demoted=demoted, stopped=state.fired)
 
         decision, passage = judged(()), None
         if not decision.accept:
+            judged_by = None if decision.confidence is None else local
+            sent = _for_cloud(request, policy)
             passage = await self._egress.prepare(
-                _for_cloud(request, policy),
-                remaining_s=state.remote_deadline_s(),
+                policy.onward(sent, judged_by) if policy else sent,
+                remaining_s=state.spare_s(),
                 cluster=self._remote is not None,
             )
-            if not passage.obstacles:
+            # What stays here for its own sake takes no money and no turn of the cluster.
+            if decision.escalate and not passage.obstacles:
                 await self._egress.admit(passage)
             decision = judged(passage.obstacles)
-        self._watch(policy, local, decision)
+        self._watch(policy, state, decision)
         if self._on_decision is not None:
             self._on_decision(
                 DecisionRecord.of(
@@ -237,6 +238,7 @@ class Controller:
                     unanswered=unanswered,
                     vetoes=vetoes,
                     demoted=demoted,
+                    stopped=state.fired,
                     situation=passage.situation if passage else None,
                 )
             )
@@ -244,14 +246,22 @@ class Controller:
             raise state.local_problem or refusal(passage.obstacles)
         return decision, passage
 
-    def _watch(self, policy: Policy | None, local: LocalAnswer | None, decision: Decision) -> None:
-        """Tell the monitor about an answer whose score is of the policy's own kind."""
-        other = {Reason.UNCERTIFIED_TASK, Reason.UNCERTIFIED_MODE}
+    def _watch(self, policy: Policy | None, state: RequestState, decision: Decision) -> None:
+        """Tell the monitor about an answer whose score is of the policy's own kind.
+
+        One that the policy's rule stops has none, and is left out also where it was written to its
+        end: or else whether somebody else can answer would change the scores that are watched.
+        """
+        local, other = state.local, {Reason.UNCERTIFIED_TASK, Reason.UNCERTIFIED_MODE}
         if self._monitor is None or policy is None or local is None or other & {*decision.reasons}:
+            return
+        if state.fired:
             return
         self._monitor.answered(policy, score=local.raw_score, accepted=decision.accept)
 
-    def _audit(self, state: _State, policy: Policy | None, decision: Decision, bound: bool) -> None:
+    def _audit(
+        self, state: RequestState, policy: Policy | None, decision: Decision, bound: bool
+    ) -> None:
         """Let the monitor audit an accepted answer, by the cluster where the request may leave.
 
         Arguments:
@@ -265,7 +275,7 @@ class Controller:
         self._monitor.accepted(policy, state.request, state.local.text, ask)
 
     async def _opinion(
-        self, remote: Remote, state: _State, policy: Policy, decision: Decision
+        self, remote: Remote, state: RequestState, policy: Policy, decision: Decision
     ) -> str:
         """The cluster's answer to the same request, by the same way out as an escalation.
 
@@ -284,7 +294,7 @@ class Controller:
             self._egress.answer(
                 remote,
                 passage,
-                _report(self._local, state.local, decision),
+                state.report(decision),
                 deadline_s=deadline_s,
                 transfer=Transfer(),
             )
@@ -292,20 +302,27 @@ class Controller:
         return text
 
     async def _escalate(
-        self, remote: Remote, passage: Passage, state: _State, decision: Decision
+        self,
+        remote: Remote,
+        passage: Passage,
+        state: RequestState,
+        policy: Policy | None,
+        decision: Decision,
     ) -> AsyncGenerator[Event, None]:
         """Stream the cluster's answer; sets ``state.answer`` when it is complete."""
         started = time.perf_counter()
-        deadline_s = state.remote_deadline_s()
-        source, model = "", ""
-        text: list[str] = []
+        deadline_s = state.spare_s()
+        reply = Reply()
+        report = state.report(decision)
+        if policy is not None:
+            report = policy.reported(report, state.local, decision)
         try:
             if deadline_s <= 0:
                 raise RemoteError("DEADLINE_EXCEEDED", "no time was left to ask the cluster")
             stream = self._egress.answer(
                 remote,
                 passage,
-                _report(self._local, state.local, decision),
+                report,
                 deadline_s=deadline_s,
                 transfer=state.transfer,
             )
@@ -316,16 +333,15 @@ class Controller:
                             if state.shown is not None:
                                 state.shown = None
                                 yield Superseded(tier)
-                            source, model, text = tier, name, []
-                        case Chunk(piece, _):
-                            state.shown = source
-                            text.append(piece)
-                            yield Token(piece, source, provisional=False)
+                            reply = Reply(tier, name, calls=reply.calls + 1)
+                        case Chunk(piece, count):
+                            state.shown = reply.source
+                            reply.add(piece, count)
+                            yield Token(piece, reply.source, provisional=False)
                         case Finished():
                             state.remote_s = time.perf_counter() - started
-                            state.answer = state.remote_answer(
-                                "".join(text), event, decision, model
-                            )
+                            for shown in state.finish(reply, event, decision):
+                                yield shown
         except RemoteError as problem:
             state.remote_s = time.perf_counter() - started
             if state.local is None:
@@ -335,146 +351,14 @@ class Controller:
             if state.answer is None:
                 state.remote_error = RemoteError("INTERNAL", "the cluster ended without an answer")
 
-    def _answer_locally(self, state: _State, decision: Decision) -> list[Event]:
+    def _answer_locally(self, state: RequestState, decision: Decision) -> list[Event]:
         """The last events of a request that the device answers."""
         local = state.local
         if local is None:  # only after a remote failure, which then was raised
             raise state.remote_error or RemoteError("INTERNAL", "there is no answer")
-        reasons: tuple[str, ...] = tuple(decision.reasons)
-        if state.remote_error is not None:
-            reasons += (Reason.REMOTE_FAILED,)
-        events: list[Event] = []
-        if state.shown not in (None, DEVICE):  # a broken remote answer
-            events.append(Superseded(DEVICE))
-        if state.shown != DEVICE and local.text:
-            events.append(Token(local.text, DEVICE, provisional=False))
-        events.append(Final(state.local_answer(local, decision, reasons, self._local)))
+        events = state.show_locally(local.text)
+        events.append(Final(state.local_answer(local, decision)))
         return events
-
-
-@dataclass(slots=True)
-class _State:
-    """What one request has gathered so far."""
-
-    request: Request
-    started: float = field(default_factory=time.perf_counter)
-    reasons: list[Reason] = field(default_factory=list)
-    local: LocalAnswer | None = None
-    local_problem: InvalidInput | None = None
-    transfer: Transfer = field(default_factory=Transfer)
-    remote_s: float = 0.0
-    remote_error: RemoteError | None = None
-    shown: str | None = None  # source of the text that the application holds
-    answer: Answer | None = None
-
-    def remaining_s(self) -> float:
-        return self.request.constraints.deadline_s - (time.perf_counter() - self.started)
-
-    def remote_deadline_s(self) -> float:
-        """What the cluster may take of it."""
-        return self.remaining_s() - (_RETURN_MARGIN_S if self.local is not None else 0.0)
-
-    def latency(self) -> Latency:
-        prefill_s, decode_s = (
-            (self.local.prefill_s, self.local.decode_s) if self.local else (0.0, 0.0)
-        )
-        return Latency(time.perf_counter() - self.started, prefill_s, decode_s, self.remote_s)
-
-    def bounds(self) -> ScoreBounds | None:
-        return self.local.options.bounds if self.local and self.local.options else None
-
-    def remote_answer(
-        self, text: str, finished: Finished, decision: Decision, model: str
-    ) -> Answer:
-        return Answer(
-            request_id=self.request.request_id,
-            text=text,
-            source=finished.tier,
-            model=finished.model or model,
-            confidence=finished.confidence,
-            raw_score=self.local.raw_score if self.local else None,
-            verified=True,
-            reasons=(*decision.reasons, *finished.reasons),
-            latency=self.latency(),
-            tokens=finished.completion_tokens,
-            local_tokens=self.local.tokens if self.local else 0,
-            cloud_prompt_tokens=finished.prompt_tokens,
-            cloud_completion_tokens=finished.completion_tokens,
-            bytes_up=self.transfer.bytes_up,
-            bytes_down=self.transfer.bytes_down,
-            cost_usd=finished.cost_usd,
-            device_confidence=decision.confidence,
-            finish=finished.reason,
-            bounds=self.bounds(),
-        )
-
-    def local_answer(
-        self,
-        local: LocalAnswer,
-        decision: Decision,
-        reasons: tuple[str, ...],
-        model: LocalModel | LocalClassifier | None,
-    ) -> Answer:
-        error = self.remote_error
-        return Answer(
-            request_id=self.request.request_id,
-            text=local.text,
-            source=DEVICE,
-            model=model.info.name if model else "",
-            confidence=decision.confidence,
-            raw_score=local.raw_score,
-            verified=decision.accept,
-            reasons=reasons,
-            latency=self.latency(),
-            tokens=local.tokens,
-            local_tokens=local.tokens,
-            bytes_up=self.transfer.bytes_up,
-            bytes_down=self.transfer.bytes_down,
-            device_confidence=decision.confidence,
-            remote_error=error.message if error else None,
-            remote_status=error.status if error else None,
-            finish="length" if local.finish == "length" else "stop",
-            bounds=self.bounds(),
-        )
-
-
-def _decode(
-    local: LocalModel | LocalClassifier,
-    request: Request,
-    policy: Policy | None,
-    on_text: Callable[[str], None],
-    cancel: CancelToken,
-) -> LocalAnswer:
-    """Runs in a worker thread."""
-    if request.tensors:
-        if not isinstance(local, LocalClassifier):
-            raise Unreadable("tensors", f"{local.info.name} on this device reads text alone")
-        return local.classify(request.tensors, options=request.options, cancel=cancel)
-    if not isinstance(local, LocalModel):
-        raise Unreadable(
-            "prompt", f"{local.info.name} on this device reads tensors alone; call classify"
-        )
-    if not request.options:
-        return local.generate(
-            request.messages,
-            max_tokens=request.max_tokens,
-            stop=request.stop,
-            sampling=request.sampling,
-            json_schema=request.json_schema,
-            regex=request.regex,
-            on_text=on_text,
-            cancel=cancel,
-        )
-    task = policy.task if policy else generic(request.options)
-    # In the task's own order and wording: a calibration holds for nothing else.
-    return local.choose(
-        task.for_device(request.text),
-        task.options,
-        prior_prompt=task.prior_prompt(),
-        option_prefix=task.option_prefix,
-        mode=request.mode or (policy.confidence.mode if policy else None),
-        cancel=cancel,
-    )
 
 
 def _without_answer(problem: RemoteError, request: Request) -> CascadeError:
@@ -494,18 +378,3 @@ def _for_cloud(request: Request, policy: Policy | None) -> Request:
     task = policy.task if policy else generic(request.options)
     messages = (*request.messages[:-1], *task.for_cloud(request.text))
     return dataclasses.replace(request, messages=messages)
-
-
-def _report(
-    local: LocalModel | LocalClassifier | None, answer: LocalAnswer | None, decision: Decision
-) -> DeviceReport:
-    if local is None or answer is None:
-        return DeviceReport()
-    return DeviceReport(
-        confidence=decision.confidence,
-        raw_score=answer.raw_score,
-        base_digest=local.info.base_digest,
-        adapter_digest=answer.adapter_digest,
-        tokenizer_digest=local.info.tokenizer_digest,
-        signals=answer.signals,
-    )

@@ -22,7 +22,7 @@ from cascade.request import Constraints, DataClass, Request
 from cascade.signals import ScoreMode
 from cascade.strict import Fields
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,12 @@ class DecisionRecord:
         policy_digest: sha256 of the policy's signed bytes, or ``None`` without a policy.
         policy_mode, scored_mode: how the policy's calibration and this answer were scored; ``None``
             without a policy, or without options.
-        raw_score, confidence: of the device's answer, in [0, 1]; ``None`` where there is none.
+        raw_score, confidence: of the device's answer, in [0, 1]; ``None`` where there is none, or a
+            part. Features are not kept: of a confidence that is made of them only the result is.
         threshold: the policy's; ``None`` without one.
+        gain: what escalating was expected to gain, in [-1, 1]; ``None`` where nobody could tell.
+        min_gain: the least that the policy escalates for; ``None`` where it does not ask.
+        stopped: the policy's rule for stopping early fired.
         unanswered: why there is no answer of the device; empty where there is one.
         vetoes: checks that the answer failed.
         demoted: the monitor had withdrawn the policy.
@@ -52,6 +56,9 @@ class DecisionRecord:
     raw_score: float | None
     confidence: float | None
     threshold: float | None
+    gain: float | None
+    min_gain: float | None
+    stopped: bool
     unanswered: tuple[str, ...]
     vetoes: tuple[str, ...]
     demoted: bool
@@ -70,6 +77,7 @@ class DecisionRecord:
         unanswered: tuple[str, ...] = (),
         vetoes: tuple[str, ...] = (),
         demoted: bool = False,
+        stopped: bool = False,
         situation: Situation | None = None,
     ) -> Self:
         """The record of a decision that was just made.
@@ -85,9 +93,12 @@ class DecisionRecord:
             policy_digest=sha256_bytes(judged.to_bytes()) if judged else None,
             policy_mode=judged.confidence.mode if judged else None,
             scored_mode=answer.options.mode if answer and answer.options else None,
-            raw_score=answer.raw_score if answer else None,
+            raw_score=answer.raw_score if answer and answer.whole else None,
             confidence=decision.confidence,
             threshold=judged.threshold if judged else None,
+            gain=decision.gain,
+            min_gain=judged.min_gain if judged else None,
+            stopped=stopped,
             unanswered=unanswered,
             vetoes=vetoes,
             demoted=demoted and judged is not None,
@@ -107,7 +118,8 @@ class DecisionRecord:
                 name: getattr(self, name)
                 for name in (
                     *("request_id", "task_id", "policy_digest", "policy_mode", "scored_mode"),
-                    *("raw_score", "confidence", "threshold", "unanswered", "vetoes", "demoted"),
+                    *("raw_score", "confidence", "threshold", "gain", "min_gain", "stopped"),
+                    *("unanswered", "vetoes", "demoted"),
                 )
             },
             "constraints": limits,
@@ -135,7 +147,11 @@ class DecisionRecord:
             scored_mode=_mode(fields, "scored_mode"),
             raw_score=fields.number_or_none("raw_score", -1e-6, 1 + 1e-6),
             confidence=fields.number_or_none("confidence", 0.0, 1.0),
-            threshold=fields.number_or_none("threshold", 0.0, 1.0),
+            # A ladder may have one above 1, which nothing reaches.
+            threshold=fields.number_or_none("threshold", 0.0, 2.0),
+            gain=fields.number_or_none("gain", -1.0, 1.0),
+            min_gain=fields.number_or_none("min_gain", -1.0, 1.0),
+            stopped=fields.boolean("stopped"),
             unanswered=fields.texts("unanswered"),
             vetoes=fields.texts("vetoes"),
             demoted=fields.boolean("demoted"),
@@ -152,28 +168,35 @@ def replay_decision(record: DecisionRecord, policy: Policy | None = None) -> Dec
     into that one which the record does not tell.
 
     Arguments:
-        policy: the policy of the record, where it is at hand: its confidence model and threshold
-            are then used instead of their recorded results.
+        policy: the policy of the record, where it is at hand: its threshold and least gain, and of
+            what it makes of the raw score alone, confidence and gain, are then used instead of what
+            is recorded.
 
     Raises:
         InvalidInput: ``policy`` is not the one of the record.
     """
     confidence, threshold = record.confidence, record.threshold
+    gain, min_gain = record.gain, record.min_gain
+    same_mode = record.scored_mode is None or record.scored_mode == record.policy_mode
     if policy is not None:
         if sha256_bytes(policy.to_bytes()) != record.policy_digest:
             raise InvalidInput("policy", "is not the one that the decision was made with")
-        threshold = policy.threshold
-    same_mode = record.scored_mode is None or record.scored_mode == record.policy_mode
-    if policy is not None and same_mode and not record.demoted and record.raw_score is not None:
-        confidence = policy.confidence(record.raw_score)
-    first: tuple[str, ...] = record.unanswered
-    if record.raw_score is not None:
-        known = record.policy_digest is not None
-        first = first_reason(
-            confidence, threshold, policy=known, same_mode=same_mode, demoted=record.demoted
-        )
+        threshold, min_gain = policy.threshold, policy.min_gain
+        if same_mode and not record.demoted and record.raw_score is not None:
+            if policy.confidence.scorer is None:
+                confidence = policy.confidence(record.raw_score)
+            if policy.gain is not None and not policy.gain.features_needed:
+                gain = policy.gain(record.raw_score)
+    first: tuple[str, ...] = record.unanswered or first_reason(
+        confidence,
+        threshold,
+        policy=record.policy_digest is not None,
+        same_mode=same_mode,
+        demoted=record.demoted,
+        stopped=record.stopped,
+    )
     stands = obstacles(record.constraints, record.situation) if record.situation else ()
-    return conclude(first, confidence, record.vetoes, stands)
+    return conclude(first, confidence, record.vetoes, stands, gain=gain, min_gain=min_gain)
 
 
 def _constraints(value: object) -> Constraints:
@@ -245,6 +268,7 @@ def _decision(value: object) -> Decision:
         fields.boolean("escalate"),
         fields.number_or_none("confidence", 0.0, 1.0),
         fields.texts("reasons"),
+        fields.number_or_none("gain", -1.0, 1.0),
     )
     fields.end()
     return read

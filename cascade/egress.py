@@ -21,6 +21,7 @@ from cascade.budget import BudgetLedger, BudgetState, MoneyLimits, Reservation
 from cascade.conditions import Conditions, ConditionsSource, LinuxConditions
 from cascade.constraints import Situation, obstacles
 from cascade.errors import CascadeError, RemoteError
+from cascade.events import DEVICE
 from cascade.latency import LatencyBook
 from cascade.privacy import Inspection, Privacy, StreamRestorer
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, Remote, RemoteEvent, Transfer
@@ -267,7 +268,7 @@ class _Call:
     @property
     def tier(self) -> str:
         """The tier that it was, or would have been, where one can tell."""
-        if self._finished is not None:
+        if self._finished is not None and self._finished.tier != DEVICE:
             return self._finished.tier
         allowed = self.passage.request.constraints.allowed_tiers or frozenset()
         return self._accepted or (next(iter(allowed)) if len(allowed) == 1 else "")

@@ -94,10 +94,12 @@ def of_answer(answer: LocalAnswer, names: Sequence[str] | None = None) -> Featur
     def numbers(name: str) -> Floats:
         value = {
             "raw_score": min(1.0, max(0.0, answer.raw_score)),
-            "prompt_tokens": float(answer.prompt_tokens),
-            "completion_tokens": float(answer.tokens),
+            "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": answer.tokens,
+            "self_verification": answer.self_verification,
+            "agreement": answer.agreement,
         }[name]
-        return np.array([value])
+        return np.array([np.nan if value is None else float(value)])
 
     def lists(name: str) -> _Ragged:
         kind, _, what = name.partition("_")
@@ -241,13 +243,20 @@ _OF_NUMBERS: Final[dict[str, tuple[str, Callable[[Floats], Floats]]]] = {
     "raw_score_logit": ("raw_score", logit),
     "log_prompt_tokens": ("prompt_tokens", np.log1p),
     "log_tokens": ("completion_tokens", np.log1p),
+    "self_verification": ("self_verification", lambda score: score),
+    "agreement": ("agreement", lambda share: share),
 }
+
+SELF_CHECKS: Final = ("self_verification", "agreement")
+"""Features for which the model is asked again about its answer, by ``cascade.self_check``. They are
+measured where a policy names them, or whoever records asks for them."""
 
 FEATURES: Final[tuple[str, ...]] = (*_OF_NUMBERS, *_OF_LISTS)
 """All features of version ``FEATURES_VERSION``, in order. Log probabilities and entropies are in
 nats, margins and probabilities in [0, 1]; ``q10`` is the tenth percentile, linearly interpolated;
 ``log_`` is ln(1 + count). ``max_probability``, ``top2_margin`` and ``option_entropy`` are of closed
-sets alone, the others of every answer with at least one token."""
+sets alone, ``SELF_CHECKS`` of answers that were checked, the others of every answer with at least
+one token."""
 
 
 def _table(

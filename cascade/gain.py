@@ -46,9 +46,26 @@ class GainModel:
         """The gain expected for one answer, in [−1, 1]; ``None`` where something that it needs was
         not measured."""
         local, remote = self.local.of(answer), self.remote.of(answer)
-        if local is None or remote is None:
-            return None
-        return min(1.0, max(-1.0, self.slope * (remote - local) + self.offset))
+        return None if local is None or remote is None else self._of(local, remote)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features that are needed."""
+        return tuple(dict.fromkeys((*self.local.features, *self.remote.features)))
+
+    @property
+    def features_needed(self) -> bool:
+        """Whether more than the raw score is looked at."""
+        return self.local.scorer is not None or self.remote.scorer is not None
+
+    def __call__(self, score: float) -> float:
+        """The gain for one raw score in [0, 1], of a model fitted to these alone.
+
+        Raises:
+            InvalidInput: the score is NaN or out of range, or the model needs features.
+        """
+        self._check_scores_do()
+        return self._of(self.local(score), self.remote(score))
 
     def batch(self, scores: ArrayLike) -> Floats:
         """Gains of raw scores, shape ``[rows]``, of a model fitted to these alone.
@@ -56,8 +73,7 @@ class GainModel:
         Raises:
             InvalidInput: the scores are not in [0, 1], or the model needs features.
         """
-        if self.local.scorer is not None or self.remote.scorer is not None:
-            raise InvalidInput("scores", "are not enough for this model; call of_features")
+        self._check_scores_do()
         return self._calibrated(self.remote.batch(scores) - self.local.batch(scores))
 
     def of_features(self, features: Features) -> Floats:
@@ -94,6 +110,13 @@ class GainModel:
         )
         fields.end()
         return model
+
+    def _check_scores_do(self) -> None:
+        if self.features_needed:
+            raise InvalidInput("scores", "are not enough for this model; call of_features")
+
+    def _of(self, local: float, remote: float) -> float:
+        return min(1.0, max(-1.0, self.slope * (remote - local) + self.offset))
 
     def _calibrated(self, difference: Floats) -> Floats:
         return np.clip(self.slope * difference + self.offset, -1.0, 1.0)

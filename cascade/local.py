@@ -88,6 +88,9 @@ class LocalAnswer:
             keeps it as a whole only with ``"stop"``.
         adapter_digest: of the adapter that was active while it was computed, "" for none. Another
             one may be by the time somebody asks the model.
+        self_verification, agreement: what the model made of it when it was asked again, in [0, 1],
+            not calibrated; see ``cascade.self_check``. ``None`` where it was not asked.
+        check_tokens: tokens written for these.
     """
 
     text: str
@@ -99,6 +102,14 @@ class LocalAnswer:
     decode_s: float
     finish: Finish
     adapter_digest: str = ""
+    self_verification: float | None = None
+    agreement: float | None = None
+    check_tokens: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it ended by itself or at its greatest length, and not because it was stopped."""
+        return self.finish in ("stop", "length")
 
     @property
     def raw_score(self) -> float:

@@ -17,10 +17,12 @@ from cascade.certificate import Certificate
 from cascade.confidence import ConfidenceModel
 from cascade.early_stop import EarlyStop
 from cascade.errors import InvalidInput
+from cascade.features import SELF_CHECKS
 from cascade.files import write_whole
 from cascade.gain import GainModel
 from cascade.local import LocalAnswer, ModelInfo
-from cascade.request import Constraints, DataClass
+from cascade.remote import DeviceReport
+from cascade.request import Constraints, DataClass, Request
 from cascade.score_reference import ScoreReference
 from cascade.signing import SigningKey, TrustStore
 from cascade.strict import Fields
@@ -48,7 +50,8 @@ class Reason(StrEnum):
     UNMEASURED = "unmeasured"
     """A signal that the task's confidence needs was not measured, e.g. of an empty answer."""
     STOPPED_EARLY = "stopped_early"
-    """The device stopped writing: its answer would hardly have been kept."""
+    """The device stopped writing, for its answer would hardly have been kept. Or it wrote on, since
+    nobody else could, and does not vouch for an answer that it would have stopped."""
     LITTLE_GAIN = "little_gain"
     """The cluster is not expected to do better by as much as the policy asks for."""
     NEVER_LEAVE = "never_leave"
@@ -112,7 +115,8 @@ class Policy:
         threshold: the lowest confidence that is accepted, or ``None`` where no threshold could be
             certified: then nothing is accepted.
         certificate: the evidence for ``threshold``; ``None`` exactly when ``threshold`` is.
-        scores: raw scores of the certify part, for the monitor; ``None`` leaves inputs unwatched.
+        scores: raw scores of the certify part, for the monitor, of the answers that ``early_stop``
+            does not stop; ``None`` leaves inputs unwatched.
         gain: what escalating is expected to gain; ``None`` where that was not fitted.
         min_gain: an answer below ``threshold`` is escalated where ``gain`` is at least this, and
             stays, unverified, where it is less; ``None`` escalates all of them.
@@ -138,10 +142,42 @@ class Policy:
             and self.adapter_digest == model.adapter_digest
         )
 
+    def onward(self, request: Request, answer: LocalAnswer | None) -> Request:
+        """A request as it escalates; a ladder names the tiers that it would still ask.
+
+        Arguments:
+            answer: the device's, unless this policy may not judge it.
+        """
+        return request
+
+    def reported(
+        self, report: DeviceReport, answer: LocalAnswer | None, decision: Decision
+    ) -> DeviceReport:
+        """What the cluster is told; by a ladder, what it takes to go on from there."""
+        return report
+
+    @property
+    def self_checks(self) -> tuple[str, ...]:
+        """Those of ``SELF_CHECKS`` that confidence or gain need of each answer."""
+        needed = {*self.confidence.features, *(self.gain.features if self.gain else ())}
+        return tuple(name for name in SELF_CHECKS if name in needed)
+
+    def check_self_checks(self) -> None:
+        """Raise ``InvalidInput`` where a check is needed that this task's answers cannot have."""
+        if self.task.options and "agreement" in self.self_checks:
+            raise InvalidInput(
+                "policy.confidence", "needs agreement, which is of free answers; tune without it"
+            )
+
     def check_early_stop(self) -> None:
         """Raise ``InvalidInput`` unless ``early_stop`` fits this task and threshold."""
         if self.early_stop is None:
             return
+        if self.min_gain is not None:
+            raise InvalidInput(
+                "policy.early_stop",
+                "stops answers before anybody knows what there is to gain; leave out min_gain",
+            )
         if self.task.options:
             raise InvalidInput("policy.early_stop", "is for free answers, not for a closed set")
         if self.threshold is None or self.threshold < self.early_stop.threshold:
@@ -154,6 +190,7 @@ class Policy:
     def to_bytes(self) -> bytes:
         """The bytes that are signed."""
         self.check_early_stop()
+        self.check_self_checks()
         value: dict[str, object] = {
             "format_version": FORMAT_VERSION,
             "task": self.task.to_json(),
@@ -201,6 +238,7 @@ class Policy:
         if (policy.threshold is None) != (policy.certificate is None):
             raise InvalidInput("policy.certificate", "must be present exactly when threshold is")
         policy.check_early_stop()
+        policy.check_self_checks()
         return policy
 
 
@@ -211,6 +249,7 @@ def decide(
     vetoes: tuple[str, ...] = (),
     *,
     demoted: bool = False,
+    stopped: bool = False,
 ) -> Decision:
     """Judge a local answer.
 
@@ -221,6 +260,8 @@ def decide(
         vetoes: what the answer failed, from ``cascade.checks``: it is then not accepted, whatever
             its confidence.
         demoted: the monitor withdrew the policy: its confidence is worth no more than none.
+        stopped: the policy's rule for stopping early fired, so that the answer is not accepted,
+            even if it is whole. Of a part there is neither confidence nor gain.
     """
     # The adapter may have been swapped between finding the policy and computing the answer.
     valid = policy is not None and policy.adapter_digest == answer.adapter_digest
@@ -229,9 +270,9 @@ def decide(
         return conclude(first, None, vetoes, obstacles)
     if answer.options is not None and answer.options.mode != policy.confidence.mode:
         return conclude((Reason.UNCERTIFIED_MODE,), None, vetoes, obstacles)
-    confidence = policy.confidence.of(answer)
-    gain = policy.gain.of(answer) if policy.gain is not None else None
-    first = first_reason(confidence, policy.threshold, policy=True)
+    confidence = policy.confidence.of(answer) if answer.whole else None
+    gain = policy.gain.of(answer) if policy.gain is not None and answer.whole else None
+    first = first_reason(confidence, policy.threshold, policy=True, stopped=stopped)
     return conclude(first, confidence, vetoes, obstacles, gain=gain, min_gain=policy.min_gain)
 
 
@@ -242,6 +283,7 @@ def first_reason(
     policy: bool,
     same_mode: bool = True,
     demoted: bool = False,
+    stopped: bool = False,
 ) -> tuple[Reason, ...]:
     """What the numbers alone say of an answer.
 
@@ -250,6 +292,7 @@ def first_reason(
         policy: whether a policy covers the request and the model.
         same_mode: whether the answer was scored as the policy's calibration was.
         demoted: whether the monitor withdrew the policy.
+        stopped: whether its rule for stopping early fired.
     """
     if not policy:
         return (Reason.UNCERTIFIED_TASK,)
@@ -257,6 +300,8 @@ def first_reason(
         return (Reason.POLICY_DEMOTED,)
     if not same_mode:
         return (Reason.UNCERTIFIED_MODE,)
+    if stopped and (confidence is None or threshold is None or confidence >= threshold):
+        return (Reason.STOPPED_EARLY,)
     if confidence is None:
         return (Reason.UNMEASURED,)
     if threshold is None:
@@ -306,7 +351,7 @@ def obstacles_to_escalation(limits: Constraints, *, cluster: bool) -> tuple[Reas
 
 
 class PolicyStore:
-    """Signed policies in a folder: ``<base digest>/<task id>.json`` beside ``.sig``.
+    """Signed policies and ladders in a folder: ``<base digest>/<task id>.json`` beside ``.sig``.
 
     Policies are read once each and checked against the pinned publisher keys before use.
     """
@@ -339,13 +384,23 @@ class PolicyStore:
             except FileNotFoundError:
                 return None
             self._trust.verify(data, signature, what=f"policy {task_id}")
-            self._loaded[str(path)] = Policy.from_bytes(data)
+            self._loaded[str(path)] = _read(data)
         policy = self._loaded[str(path)]
         return policy if policy.adapter_digest == model.adapter_digest else None
 
     def _path(self, base_digest: str, task_id: str) -> Path:
         check_task_id(task_id)
         return self._folder / base_digest / f"{task_id}.json"
+
+
+def _read(data: bytes) -> Policy:
+    # Ladders build on policies, and few devices follow one.
+    from cascade.ladder.device import DeviceRung
+    from cascade.ladder.policy import LadderPolicy, is_ladder
+
+    return (
+        DeviceRung.of(LadderPolicy.from_bytes(data)) if is_ladder(data) else Policy.from_bytes(data)
+    )
 
 
 def check_task_id(task_id: str) -> None:

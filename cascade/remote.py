@@ -22,6 +22,9 @@ class DeviceReport:
     Arguments:
         confidence: calibrated P(right) in [0, 1], or ``None`` without a policy.
         raw_score: uncalibrated score in [0, 1], or ``None`` when the device did not try.
+        ladder_digest: sha256 of the ladder that the device follows; empty where it follows none.
+        answer_sha256: of the device's own answer, where the ladder may compare or take it; else
+            empty.
     """
 
     confidence: float | None = None
@@ -29,6 +32,8 @@ class DeviceReport:
     base_digest: str = ""
     adapter_digest: str = ""
     tokenizer_digest: str = ""
+    ladder_digest: str = ""
+    answer_sha256: str = ""
     signals: Signals = EMPTY_SIGNALS
 
 
@@ -53,11 +58,14 @@ class Finished:
     """The answer is complete.
 
     Arguments:
-        prompt_tokens, completion_tokens: in the answering model's vocabulary.
-        cost_usd: by the tier's price list, ≥ 0.
+        prompt_tokens, completion_tokens: of all tiers that were asked, each in its own vocabulary.
+        cost_usd: of all of them, by their price lists, ≥ 0.
+        tier: who answered; ``"device"`` where the device's own answer is the one to take, and no
+            text was sent.
         confidence: calibrated P(right) in [0, 1], or ``None`` where the tier has no policy.
         reasons: why this tier answered, fixed words.
         server_s: seconds from arrival at the gateway to this message.
+        raw_score: the tier's uncalibrated score in [0, 1]; ``None`` where it does not tell.
     """
 
     reason: Literal["stop", "length"]
@@ -69,6 +77,7 @@ class Finished:
     confidence: float | None
     reasons: tuple[str, ...]
     server_s: float
+    raw_score: float | None = None
 
 
 RemoteEvent = Accepted | Chunk | Finished

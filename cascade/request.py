@@ -106,6 +106,8 @@ class Request:
             fitted for, or the model's choice without one. Another mode than the policy's leaves the
             answer uncertified.
         tensors: a classifier's inputs, instead of messages; ``options`` are then its labels.
+        score: whether the cluster tells how sure its model is of its answer, which takes it a
+            little longer.
         checks: names of checks that the device's answer has to pass, beside those of its task; see
             ``cascade.checks``.
     """
@@ -124,6 +126,7 @@ class Request:
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     tensors: tuple[Tensor, ...] = ()
     checks: tuple[str, ...] = ()
+    score: bool = False
 
     @property
     def text(self) -> str:

@@ -4,20 +4,22 @@
 et al. 2022, arXiv 2207.05221); *agreement* draws more answers and counts those that say the same
 (self-consistency, Wang et al. 2022, arXiv 2203.11171). Both give a number in [0, 1] that means
 nothing before it is calibrated, by ``cascade.calibrate.fit_platt`` like any other raw score, and
-both say what they cost. The controller asks for neither: an application does, where it pays.
+both say what they cost. A device asks for what its policy's confidence is made of (``self_checked``
+with the features ``SELF_CHECKS``), and otherwise for neither.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from cascade.errors import Cancelled, InvalidInput
-from cascade.local import CancelToken, LocalModel, Prompt
-from cascade.records import text_key
+from cascade.features import SELF_CHECKS
+from cascade.local import CancelToken, LocalAnswer, LocalModel, Prompt
 from cascade.sampling import Sampling
 
 VERIFY_PROMPT: Final = (
@@ -27,6 +29,53 @@ VERIFY_PROMPT: Final = (
 """How the model is asked. Another wording is another score: calibrate it anew."""
 
 _WARM: Final = Sampling(temperature=0.7)
+
+
+def self_checked(
+    model: LocalModel,
+    answer: LocalAnswer,
+    checks: Sequence[str],
+    *,
+    question: str,
+    prompt: Prompt | None,
+    max_tokens: int,
+    stop: tuple[str, ...] = (),
+    cancel: CancelToken | None = None,
+) -> LocalAnswer:
+    """``answer`` with these checks of it, in the one way in which devices and records make them:
+    the default wording; five samples at temperature 0.7, seeds 0 to 4.
+
+    A check that the model cannot read, or that ``cancel`` ends, is not measured.
+
+    Arguments:
+        checks: of ``SELF_CHECKS``.
+        question: the input, without any wording.
+        prompt, max_tokens, stop: as the answer was asked for; ``prompt`` is ``None`` where it was
+            not free text, and there is no agreement then.
+
+    Raises:
+        InvalidInput: a check is unknown.
+    """
+    for name in checks:
+        if name not in SELF_CHECKS:
+            raise InvalidInput("checks", f"{name!r} is not one of {', '.join(SELF_CHECKS)}")
+    if "self_verification" in checks:
+        with contextlib.suppress(Cancelled, InvalidInput):
+            said = self_verification(model, question, answer.text, cancel=cancel)
+            answer = dataclasses.replace(
+                answer,
+                self_verification=said.score,
+                check_tokens=answer.check_tokens + said.tokens,
+            )
+    if "agreement" in checks and prompt is not None:
+        with contextlib.suppress(Cancelled, InvalidInput):
+            drawn = agreement(
+                model, prompt, answer.text, max_tokens=max_tokens, stop=stop, cancel=cancel
+            )
+            answer = dataclasses.replace(
+                answer, agreement=drawn.score, check_tokens=answer.check_tokens + drawn.tokens
+            )
+    return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +137,7 @@ def agreement(
     answer: str,
     *,
     max_tokens: int,
+    stop: tuple[str, ...] = (),
     samples: int = 5,
     sampling: Sampling = _WARM,
     seed: int = 0,
@@ -97,7 +147,7 @@ def agreement(
     """The share of ``samples`` drawn answers that agree with ``answer``.
 
     Arguments:
-        prompt, max_tokens: as the answer was asked for.
+        prompt, max_tokens, stop: as the answer was asked for.
         samples: ≥ 1; the score has only ``samples + 1`` values, and ties cost coverage.
         sampling: how they are drawn, with a temperature above 0.
         seed: of the first; each further one is one higher.
@@ -118,6 +168,7 @@ def agreement(
         drawn = model.generate(
             prompt,
             max_tokens=max_tokens,
+            stop=stop,
             sampling=dataclasses.replace(sampling, seed=seed + place),
             cancel=cancel,
         )
@@ -136,4 +187,6 @@ def _worded(wording: str, question: str, answer: str) -> str:
 
 
 def _same_words(one: str, other: str) -> bool:
+    from cascade.records import text_key  # late: records are made with this module
+
     return text_key(one) == text_key(other)

@@ -22,13 +22,14 @@ from urllib.parse import urlsplit
 from cascade.errors import RemoteError
 from cascade.remote import RemoteEvent
 from cascade.wire import Answerer, Caller, OpenRequest, current_caller, status_of
+from cloud.attempt import TierStream
 from cloud.audit import AuditFile, Entry
 from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest, Done, Piece, Started
+from cloud.errors import ConfigError
 from cloud.front_door import GatewayFiles
 from cloud.ladder import choose_tier, max_cost_usd, max_output_tokens, max_prompt_tokens
 from cloud.quotas import Hold, QuotaBook
-from cloud.routing import TierStream
 from cloud.tier import Refused, TierMessage
 
 _log = logging.getLogger(__name__)
@@ -54,12 +55,19 @@ class Accounting:
     Arguments:
         config: the cluster.
         files: where both are kept, unless ``config`` names other files.
+
+    Raises:
+        ConfigError: there is no file for what has to be kept.
     """
 
     def __init__(self, config: ClusterConfig, files: GatewayFiles) -> None:
         self._config = config
         quotas, audit = config.gateway.quotas, config.gateway.audit
         quota_file, audit_file = quotas.file or files.quotas, audit.file or files.audit
+        if quotas.any and quota_file is None:
+            raise ConfigError("gateway.quotas.file is missing; name one on every node's disk")
+        if audit.required and audit_file is None:
+            raise ConfigError("gateway.audit.file is missing, and audit.required is true")
         self._book = QuotaBook(quotas, quota_file) if quotas.any and quota_file else None
         self._audit = (
             AuditFile(audit_file, max_bytes=audit.max_bytes, keep_files=audit.keep_files)

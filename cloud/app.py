@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
+from cascade.ladder import LadderPolicy
 from cloud.config import ClusterConfig, TierConfig
 from cloud.front_door import GatewayFiles
 from cloud.gateway import Gateway, deployment_name
@@ -26,13 +27,17 @@ _START_ATTEMPTS: Final = 2
 
 
 def build_app(
-    config: ClusterConfig, files: GatewayFiles, model_files: Mapping[str, Path]
+    config: ClusterConfig,
+    files: GatewayFiles,
+    model_files: Mapping[str, Path],
+    ladders: tuple[LadderPolicy, ...] = (),
 ) -> Application:
     """The application to deploy.
 
     Arguments:
         files: what the gateway reads and writes.
         model_files: the model file of each tier that has one, by the tier's name.
+        ladders: those that ``config`` names, verified.
     """
     tiers = {
         tier.name: _deployment(tier, config.gateway.drain_s).bind(
@@ -49,7 +54,7 @@ def build_app(
         graceful_shutdown_timeout_s=config.gateway.drain_s + 2,
         ray_actor_options={"num_cpus": 0},
     )(Gateway)
-    return gateway.bind(config, files, **tiers)
+    return gateway.bind(config, files, ladders, **tiers)
 
 
 def _deployment(tier: TierConfig, drain_s: float) -> serve.Deployment:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from cascade.catalog import Entry, entries
 from cascade.errors import NotFound
+from cascade.events import DEVICE
 from cloud.access_config import AuditConfig, JwtConfig, Quotas, TlsFiles
 from cloud.errors import ConfigError
 from cloud.strict_model import StrictModel as _Strict
@@ -138,6 +139,14 @@ class Autoscaling(_Strict):
         return self
 
 
+class Hedge(_Strict):
+    """Who is asked too where a tier is slow to begin: another tier, or by the tier's own name
+    another replica of it."""
+
+    to: str = Field(min_length=1)
+    least_s: float = Field(default=0.05, ge=0, lt=math.inf)
+
+
 class TierConfig(_Strict):
     """One rung of the ladder."""
 
@@ -158,10 +167,13 @@ class TierConfig(_Strict):
     autoscaling: Autoscaling = Autoscaling()
     max_ongoing_requests: int | None = Field(default=None, ge=1)
     max_queued_requests: int = Field(default=32, ge=0)
+    hedge: Hedge | None = None
 
     @field_validator("name")
     @classmethod
     def _plain(cls, name: str) -> str:
+        if name == DEVICE:
+            raise ValueError("is what a device calls itself; take another")
         if not _TIER_NAME.fullmatch(name):
             raise ValueError("must be 1 to 32 characters of a-z 0-9 _ - and begin with a letter")
         return name
@@ -234,11 +246,12 @@ class TierConfig(_Strict):
 
 
 class ClusterConfig(_Strict):
-    """The whole file. ``tiers`` go from the lowest to the highest."""
+    """The whole file. ``tiers`` go from the lowest to the highest; ``ladders`` are signed files."""
 
     commercial: bool = False
     gateway: GatewayConfig = GatewayConfig()
     tiers: tuple[TierConfig, ...] = Field(strict=False)
+    ladders: tuple[Annotated[Path, Field(strict=False)], ...] = Field(default=(), strict=False)
 
     @field_validator("tiers")
     @classmethod
@@ -266,6 +279,17 @@ class ClusterConfig(_Strict):
                 f"commercial is true, but nobody has said that {tier.model} (tier {tier.name}) may "
                 "be used so; read its licence, then set commercial_use: true there"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _hedged_by_others(self) -> Self:
+        reads = {tier.name: tier.reads for tier in self.tiers}
+        for tier in self.tiers:
+            if tier.hedge is not None and reads.get(tier.hedge.to) != tier.reads:
+                raise ValueError(
+                    f"{tier.name} is hedged by {tier.hedge.to!r}, which is no tier that reads "
+                    f"{tier.reads}; tiers: {', '.join(reads)}"
+                )
         return self
 
     @property
@@ -375,7 +399,8 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
         else tier
         for tier in config.tiers
     )
-    return config.model_copy(update={"gateway": gateway, "tiers": tiers})
+    ladders = tuple(folder / path.expanduser() for path in config.ladders)
+    return config.model_copy(update={"gateway": gateway, "tiers": tiers, "ladders": ladders})
 
 
 def _anchored_url(url: str | None, folder: Path) -> str | None:

@@ -195,7 +195,8 @@ def _refusals(on_call: Callable[[CallRecord], None]) -> Callable[[RemoteError], 
 
 
 def _request_log(path: Path | None) -> Callable[[CallRecord], None]:
-    log = logging.getLogger("cloud.requests")
+    # Below Ray Serve's own logger: without a path, what it writes goes into the replica's log.
+    log = logging.getLogger("ray.serve.requests")
     log.setLevel(logging.INFO)
     if path is not None:
         with suppress(OSError):

@@ -21,13 +21,15 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from cascade.ladder import LadderPolicy
 from cloud.accounting import Accounting
+from cloud.attempt import TierStream
 from cloud.config import ClusterConfig
 from cloud.engines import ChatRequest
 from cloud.errors import Overloaded, TierUnavailable
 from cloud.front_door import FrontDoor, GatewayFiles
 from cloud.registry import Delivery, Registry
-from cloud.routing import RETRY_AFTER_S, Router, TierStream
+from cloud.routing import RETRY_AFTER_S, Router
 from cloud.tier import TierMessage
 
 _log = logging.getLogger("ray.serve")
@@ -42,18 +44,23 @@ class Gateway:
     Arguments:
         config: the cluster.
         files: certificate, keys and log.
+        ladders: what requests of their tasks climb by.
         tiers: handle of each tier's deployment, by the tier's name.
     """
 
     # Ray Serve awaits it, on the event loop that the server then runs on.
     async def __init__(  # type: ignore[misc]
-        self, config: ClusterConfig, files: GatewayFiles, **tiers: DeploymentHandle[object]
+        self,
+        config: ClusterConfig,
+        files: GatewayFiles,
+        ladders: tuple[LadderPolicy, ...],
+        **tiers: DeploymentHandle[object],
     ) -> None:
         self._config = config
         gateway = config.gateway
         accounting = Accounting(config, files)
         self._door = FrontDoor(
-            accounting.answerer(Router(config, accounting.streams(_streams(tiers)))),
+            accounting.answerer(Router(config, accounting.streams(_streams(tiers)), ladders)),
             files,
             address=f"{gateway.host}:{gateway.port}",
             config=gateway,

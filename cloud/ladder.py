@@ -5,6 +5,7 @@ Pure. Constraints are filters with reasons, looked at before anything is spent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -58,7 +59,7 @@ def choose_tier(tiers: Sequence[TierConfig], request: OpenRequest) -> Choice:
         )
     passed_over: list[str] = []
     for tier in tiers:
-        obstacle = _obstacle(tier, request)
+        obstacle = obstacle_to(tier, request)
         if obstacle is None:
             last = "lowest_allowed_tier" if passed_over else "lowest_tier"
             return Choice(tier, (*passed_over, last))
@@ -111,7 +112,12 @@ def _kind(request: OpenRequest) -> Input:
     return "tensors" if request.tensors else "text"
 
 
-def _obstacle(tier: TierConfig, request: OpenRequest) -> str | None:
+def obstacle_to(tier: TierConfig, request: OpenRequest, *, spent_usd: float = 0.0) -> str | None:
+    """Why a tier may not answer a request: a word of ``Choice.reasons``; ``None`` where it may.
+
+    Arguments:
+        spent_usd: what earlier calls for the same request have cost, or still may.
+    """
     limits = request.constraints
     if tier.reads != _kind(request):
         return f"reads_{tier.reads}"
@@ -125,6 +131,5 @@ def _obstacle(tier: TierConfig, request: OpenRequest) -> str | None:
         return "residency"
     if limits.commercial and not tier.allows_commercial_use:
         return "licence"
-    if limits.max_cost_usd is not None and max_cost_usd(tier, request) > limits.max_cost_usd:
-        return "cost"
-    return None
+    most_usd = math.inf if limits.max_cost_usd is None else limits.max_cost_usd
+    return "cost" if spent_usd + max_cost_usd(tier, request) > most_usd else None

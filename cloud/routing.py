@@ -1,39 +1,30 @@
-"""A request's way through the cluster: admission, the ladder, one tier's stream, the bill.
+"""A request's way through the cluster: admission, then one tier or the climb of a ladder.
 
 Plain async Python over ``TierStream``; the gRPC server around it is ``gateway``.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Final, Protocol
+from typing import Final
 
-from cascade.errors import InvalidInput, RemoteError
-from cascade.remote import Accepted, Chunk, Finished, RemoteEvent
+from cascade.errors import InvalidInput
+from cascade.ladder import LadderPolicy
+from cascade.latency import LatencyBook
+from cascade.remote import Accepted, Chunk, RemoteEvent
 from cascade.tensor import total_bytes
 from cascade.wire import OpenRequest
-from cloud.config import ClusterConfig, TierConfig
-from cloud.engines import ChatRequest, Done, Piece, Started
-from cloud.errors import EngineFailed, Overloaded, TierUnavailable
-from cloud.ladder import choose_tier, max_output_tokens
-from cloud.tier import Refused, TierMessage
+from cloud.asking import Asking
+from cloud.attempt import Attempt, TierStream
+from cloud.climb import Climb
+from cloud.config import ClusterConfig
+from cloud.engines import Piece, Started
+from cloud.errors import Overloaded
+from cloud.ladder import Choice, choose_tier
+from cloud.ladders import Ladders
 
 RETRY_AFTER_S: Final = 1.0
-
-
-class TierStream(Protocol):
-    """How a tier is reached."""
-
-    def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
-        """The tier's messages; closing the iterator stops the tier's work.
-
-        Raises:
-            Overloaded: the tier's queue is full.
-            TierUnavailable: its replica was lost.
-        """
-        ...
 
 
 class Router:
@@ -41,11 +32,22 @@ class Router:
 
     Arguments:
         tiers: how to reach each tier of ``config``, by name.
+        ladders: what requests of their tasks climb by.
+
+    Raises:
+        ConfigError: a ladder does not fit the tiers.
     """
 
-    def __init__(self, config: ClusterConfig, tiers: Mapping[str, TierStream]) -> None:
+    def __init__(
+        self,
+        config: ClusterConfig,
+        tiers: Mapping[str, TierStream],
+        ladders: Sequence[LadderPolicy] = (),
+    ) -> None:
         self._config = config
         self._tiers = tiers
+        self._ladders = Ladders(ladders, config.tiers)
+        self._first_tokens = LatencyBook()
         self._under_way = 0
 
     @property
@@ -67,41 +69,15 @@ class Router:
             self._under_way -= 1
 
     async def _answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent]:
-        arrived = time.monotonic()
+        asking = Asking(self._config, self._tiers, request, self._first_tokens)
         self._check_size(request)
         choice = choose_tier(self._config.tiers, request)
-        tier = choice.tier
-        messages = self._tiers[tier.name](_chat_request(tier, request))
-        begun = finished = False
-        async with aclosing(messages):
-            async for message in messages:
-                if isinstance(message, Refused):
-                    raise _refusal(message)
-                for event in message:
-                    match event:
-                        case Started():
-                            begun = True
-                            yield Accepted(tier.name, tier.model_name)
-                        case Piece():
-                            yield Chunk(event.text, event.count)
-                        case Done():
-                            yield Finished(
-                                reason=event.reason,
-                                prompt_tokens=event.prompt_tokens,
-                                completion_tokens=event.completion_tokens,
-                                cost_usd=tier.price.cost_usd(
-                                    event.prompt_tokens, event.completion_tokens
-                                ),
-                                tier=tier.name,
-                                model=tier.model_name,
-                                confidence=None,
-                                reasons=choice.reasons,
-                                server_s=time.monotonic() - arrived,
-                            )
-                            # Not left here: a stream that is read to its end needs no cancelling.
-                            finished = True
-        if not finished:
-            raise EngineFailed if begun else TierUnavailable(tier.name)
+        followed = self._ladders.find(request)
+        climb = None if followed is None else Climb(asking, followed)
+        events = climb.events() if climb and climb.possible else _answered(asking, choice)
+        async with aclosing(events) as told:
+            async for event in told:
+                yield event
 
     def _check_size(self, request: OpenRequest) -> None:
         most = self._config.gateway.max_prompt_chars
@@ -115,20 +91,29 @@ class Router:
             raise InvalidInput("tensors", f"hold {size} bytes; this cluster reads at most {most}")
 
 
-def _chat_request(tier: TierConfig, request: OpenRequest) -> ChatRequest:
-    return ChatRequest(
-        messages=request.messages,
-        max_tokens=max_output_tokens(tier, request),
-        options=request.options,
-        json_schema=request.json_schema,
-        regex=request.regex,
-        stop=request.stop,
-        sampling=request.sampling,
-        tensors=request.tensors,
-    )
-
-
-def _refusal(message: Refused) -> Exception:
-    if message.field:
-        return InvalidInput(message.field, message.problem)
-    return RemoteError(message.status, message.problem, message.retry_after_s)
+async def _answered(asking: Asking, choice: Choice) -> AsyncGenerator[RemoteEvent]:
+    """The answer of the chosen tier, or of the one that it is hedged by."""
+    first = choice.tier
+    hedge_with = None if first.hedge is None else asking.tier(first.hedge.to)
+    reasons, shown = choice.reasons, ""
+    winner: Attempt | None = None
+    calls = asking.ask(first, score=asking.request.score, hedge_with=hedge_with)
+    async with aclosing(calls) as batches:
+        async for attempt, batch in batches:
+            tier = attempt.tier
+            if not batch:
+                reasons += (f"{first.name}:slow",)
+                shown = tier.name
+                yield Accepted(tier.name, tier.model_name)
+            winner = attempt if batch else winner
+            for event in batch:
+                if isinstance(event, Started) and shown != tier.name:
+                    shown = tier.name
+                    yield Accepted(tier.name, tier.model_name)
+                elif isinstance(event, Piece):
+                    yield Chunk(event.text, event.count)
+    if winner is not None:
+        tier = winner.tier
+        if winner is not asking.attempts[0]:
+            reasons += (f"{tier.name}:hedge",)
+        yield asking.finished(winner, reasons=reasons, tier=tier.name, model=tier.model_name)

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Final
 
 from cascade.errors import CascadeError, ClusterError, RemoteError
-from cascade.home import cluster_dir
+from cascade.home import cluster_dir, trust_dir
 from cascade.remote import DeviceReport, Transfer
 from cascade.request import Constraints, DataClass, Message, Request
+from cascade.signing import TrustStore
 from cascade.wire import ClientProfile, GrpcRemote, editing_keys, new_key
 from cloud import session
 from cloud.access_check import access_problems, licence_problem
@@ -30,6 +31,7 @@ from cloud.accounting import WARM_UP_KEY
 from cloud.config import ClusterConfig, TierConfig, is_model_path
 from cloud.control import Progress
 from cloud.errors import ModelUnusable
+from cloud.ladders import load_ladders
 from cloud.local_ray import start_ray
 from cloud.tls import TlsPaths, ensure_local_client, ensure_local_tls
 
@@ -153,7 +155,8 @@ def start(
     )
     on_progress("loading " + ", ".join(f"{tier.model_name} ({tier.name})" for tier in config.tiers))
     try:
-        serve.run(build_app(config, files, model_files), name=APP_NAME, route_prefix=None)
+        app = build_app(config, files, model_files, load_ladders(config, TrustStore(trust_dir())))
+        serve.run(app, name=APP_NAME, route_prefix=None)
     except RuntimeError:
         _log.exception("the deployment failed")
         raise ClusterError(_why_not_deployed()) from None

@@ -96,7 +96,7 @@ class Adapter:
 
     Arguments:
         digest: hex sha256 of the manifest's bytes: what a policy names.
-        pairs: by linear, e.g. ``"layers.0.q_proj"``.
+        pairs: by linear, e.g. ``"layers.0.q_proj"`` (``edge.slots.linear_name``).
     """
 
     manifest: AdapterManifest
@@ -123,14 +123,19 @@ class Adapter:
         """The decode graph's inputs that apply this adapter, packed as its slots are.
 
         Raises:
-            BundleError: made for another base, or it names a linear that the bundle does not have,
-                or a shape does not fit; the linear is named.
+            BundleError: made for another base, or the bundle has no slots, or not for a linear that
+                the adapter names, or a shape does not fit; the linear is named.
         """
         if self.manifest.base_digest != bundle.base_digest:
             raise BundleError(
                 f"adapter {self.manifest.name}: was made for base "
                 f"{self.manifest.base_digest[:12]}…, not for {bundle.name} "
                 f"({bundle.base_digest[:12]}…); use the bundle that it was trained on"
+            )
+        if not bundle.adapter_slots:
+            raise BundleError(
+                f"adapter {self.manifest.name}: the graph of {bundle.name} has no adapter slots; "
+                "build the bundle again with this version: cascade bundle build"
             )
         left = dict(self.pairs)
         packed: dict[str, Floats] = {}

@@ -6,7 +6,7 @@ computed only from where it leaves the sequences known. Choosing tokens is not d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from edge.bundle import DECODE_GRAPH, Manifest
 from edge.cache import CachePool, KeyValueCache
 from edge.huge_pages import new_memory, use_huge_pages
 from edge.session import open_session
+from edge.slots import slot_inputs, slot_shapes
 
 # Tokens read in one run: bounds the time between two looks at the cancel token.
 _CHUNK = 128
@@ -61,7 +62,7 @@ class Decoder:
         self._cache = self._pool.pick((), "")
         self._bindings: dict[KeyValueCache, _Binding] = {}
         self._tree: list[TreeNode] = []  # read behind the current cache's tokens
-        self._adapter, self._adapter_inputs = "", _idle_inputs(manifest)
+        self._adapter, self._adapter_inputs = "", slot_inputs(manifest, None)
         self._rows = np.zeros((1, manifest.vocab_size), np.float32)
         self._row: Row = self._rows[0]
 
@@ -166,7 +167,7 @@ class Decoder:
             inputs: ``lora.*`` inputs of the graph that differ from idle.
         """
         self._adapter = digest
-        self._adapter_inputs = _idle_inputs(self._manifest) | dict(inputs or {})
+        self._adapter_inputs = slot_inputs(self._manifest, inputs)
         self._bindings.clear()
 
     def keep(self, tokens: int) -> None:
@@ -331,9 +332,7 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:
         "logit_positions": (None,),
         **{f"past_key_values.{layer}.{half}": buffer for layer, half in halves},
     }
-    for slot in manifest.adapter_slots:
-        inputs[slot.input_a] = (slot.columns, None)
-        inputs[slot.input_b] = (None, slot.rows)
+    inputs |= slot_shapes(manifest)
     outputs: dict[str, tuple[int | None, ...]] = {"logits": (None, manifest.vocab_size)}
     outputs |= {f"present.{layer}.{half}": buffer for layer, half in halves}
     for kind, expected, found in (
@@ -350,17 +349,6 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:
                     f"{DECODE_GRAPH}: {kind} {name} is not as {manifest.name}'s manifest says; "
                     "build the bundle again"
                 )
-
-
-def _idle_inputs(manifest: Manifest) -> dict[str, NDArray[np.float32]]:
-    """Adapter inputs of rank 0: they add nothing."""
-    return dict(_slots(manifest))
-
-
-def _slots(manifest: Manifest) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    for slot in manifest.adapter_slots:
-        yield slot.input_a, np.zeros((slot.columns, 0), np.float32)
-        yield slot.input_b, np.zeros((0, slot.rows), np.float32)
 
 
 def _view(array: NDArray[np.generic]) -> ort.OrtValue:

@@ -19,6 +19,7 @@ from cascade.local import CancelToken
 from edge.bundle import DECODE_GRAPH, Manifest
 from edge.decoder import TreeNode
 from edge.session import open_session
+from edge.slots import slot_inputs, slot_shapes
 
 # Tokens read in one run: bounds the time between two looks at the cancel token, and the logits.
 _CHUNK = 64
@@ -44,7 +45,7 @@ class ExportedDecoder:
     ) -> None:
         self._session = open_session(folder / DECODE_GRAPH, threads=threads)
         self._manifest = manifest
-        inputs = {value.name for value in self._session.get_inputs()}
+        inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self._past_names = [
             f"{_PAST}{layer}.{half}"
             for layer in range(manifest.layers)
@@ -54,15 +55,23 @@ class ExportedDecoder:
             "logits",
             *(name.replace(_PAST, _PRESENT, 1) for name in self._past_names),
         ]
-        expected = {"input_ids", "attention_mask", *self._past_names}
+        slots = slot_shapes(manifest)
+        expected = {"input_ids", "attention_mask", *self._past_names, *slots}
         self._takes_positions = "position_ids" in inputs
-        if inputs - {"position_ids"} != expected or not set(self._outputs) <= {
+        if inputs.keys() - {"position_ids"} != expected or not set(self._outputs) <= {
             value.name for value in self._session.get_outputs()
         }:
             raise BundleError(
-                f"{DECODE_GRAPH}: is no exported decoder of {manifest.layers} layers; "
-                "build the bundle again"
+                f"{DECODE_GRAPH}: is no exported decoder of {manifest.layers} layers with the "
+                "adapter slots of its manifest; build the bundle again"
             )
+        for name, shape in slots.items():
+            if tuple(size if isinstance(size, int) else None for size in inputs[name]) != shape:
+                raise BundleError(
+                    f"{DECODE_GRAPH}: input {name} is not as {manifest.name}'s manifest says; "
+                    "build the bundle again"
+                )
+        self._adapter, self._slots = "", self._slot_values(None)
         self._held: list[int] = []
         self._past: list[ort.OrtValue] = []
         self.forget()
@@ -128,13 +137,13 @@ class ExportedDecoder:
         self._go_back(tokens)
 
     def use_adapter(self, digest: str, inputs: Mapping[str, NDArray[np.float32]] | None) -> None:
-        """Only "no adapter" is possible: an exported graph has no slots, and none can be loaded.
+        """Apply an adapter from the next call on; ``("", None)`` applies none.
 
-        Raises:
-            BundleError: ``digest`` names an adapter.
+        What is held was read under the adapter before, and is forgotten where that is another.
         """
-        if digest:
-            raise BundleError(f"{self._manifest.name} takes no adapters: its graph was exported")
+        if digest != self._adapter:
+            self.forget()
+        self._adapter, self._slots = digest, self._slot_values(inputs)
 
     def forget(self) -> int:
         """Hold nothing, so that the next ``read`` computes everything; the tokens forgotten."""
@@ -148,6 +157,11 @@ class ExportedDecoder:
     def free_tokens(self) -> int:
         """How many more tokens fit into the context."""
         return self._manifest.context_tokens - len(self._held)
+
+    def _slot_values(
+        self, adapter: Mapping[str, NDArray[np.float32]] | None
+    ) -> dict[str, ort.OrtValue]:
+        return {name: _value(x) for name, x in slot_inputs(self._manifest, adapter).items()}
 
     def _check(self, length: int, tokens: Sequence[int]) -> None:
         if length < 1:
@@ -178,7 +192,7 @@ class ExportedDecoder:
 
     def _extend(self, tokens: Sequence[int]) -> Row:
         first, total = len(self._held), len(self._held) + len(tokens)
-        feeds = dict(zip(self._past_names, self._past, strict=True))
+        feeds = self._slots | dict(zip(self._past_names, self._past, strict=True))
         feeds["input_ids"] = _value(np.array([tokens], np.int64))
         feeds["attention_mask"] = _value(np.ones((1, total), np.int64))
         if self._takes_positions:

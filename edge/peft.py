@@ -18,11 +18,11 @@ import numpy as np
 from cascade.errors import InvalidInput, NotFound
 from edge.adapter import Floats, LoraPair
 from edge.safetensors_file import read_bytes
+from edge.slots import linear_name
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TENSOR = re.compile(
-    r"base_model\.model\.(?P<path>(?:model\.)?layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\."
-    r"(?P<linear>\w+))\.lora_(?P<half>[AB])(?:\.default)?\.weight"
+    r"base_model\.model\.(?P<path>[\w.]+)\.lora_(?P<half>[AB])(?:\.default)?\.weight"
 )
 
 
@@ -31,7 +31,7 @@ def read_peft(folder: Path) -> dict[str, LoraPair]:
 
     Raises:
         NotFound: the folder lacks a file of the two.
-        InvalidInput: it is no plain LoRA of linears inside of the layers, or unreadable.
+        InvalidInput: it is no plain LoRA of linears, or unreadable.
     """
     scaling = _scaling(folder)
     tensors = read_bytes(_read(folder, _WEIGHTS), _WEIGHTS)
@@ -40,8 +40,8 @@ def read_peft(folder: Path) -> dict[str, LoraPair]:
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(name)
         if not match:
-            raise InvalidInput("peft", f"{name} is no LoRA matrix of a layer's linear")
-        module = f"layers.{match['layer']}.{match['linear']}"
+            raise InvalidInput("peft", f"{name} is no LoRA matrix of a linear")
+        module = linear_name(match["path"])
         halves.setdefault(module, {})[match["half"]] = tensor.values().astype(np.float32)
         paths[module] = match["path"]
     pairs = {}
@@ -81,7 +81,7 @@ class _Scaling:
 # What changes the base or the formula; an absent option has the plain value.
 _PLAIN: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("use_dora", (False,)),
-    ("fan_in_fan_out", (False,)),
+    ("fan_in_fan_out", (False, True)),  # how GPT-2 keeps the base's matrices; A and B are the same
     ("use_qalora", (False,)),
     ("lora_bias", (False,)),
     ("bias", ("none",)),

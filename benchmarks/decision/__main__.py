@@ -5,7 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks.decision import coverage, deciding, drift, pii, violations, workbench
+from benchmarks.decision import (
+    coverage,
+    deciding,
+    drift,
+    early_stop,
+    peers,
+    pii,
+    violations,
+    workbench,
+)
 from benchmarks.hardware import describe
 from benchmarks.rows import Row
 from benchmarks.run import Run, main
@@ -15,8 +24,10 @@ GROUPS: Mapping[str, Callable[[None, Run], Iterator[Row]]] = {
     "coverage": coverage.rows,
     "drift": drift.rows,
     "deciding": deciding.rows,
+    "early_stop": early_stop.rows,
     "pii": pii.rows,
     "workbench": workbench.rows,
+    "peers": peers.rows,
 }
 
 if __name__ == "__main__":

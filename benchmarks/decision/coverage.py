@@ -35,7 +35,7 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
     Where the best threshold in hindsight keeps less than the first of the grid there are no rows.
     """
     study = shared_study(run.quick)
-    for pool in study.pools:
+    for pool in (*study.pools, *study.recorded):
         run.say(pool.name)
         for alpha in ALPHAS:
             best = pool.best_coverage(alpha)

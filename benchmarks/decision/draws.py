@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.decision.pools import Pool, pools
+from benchmarks.decision.pools import Pool, pools, recorded
 from cascade.certify import Family, FixedSequence, Holm, plan_grid, threshold_grid
 from cascade.certify.families import furthest
 from cascade.certify.p_values import clopper_pearson
@@ -52,9 +52,14 @@ class Chosen:
 
 @dataclass(slots=True)
 class Study:
-    """Pools, and the draws made so far."""
+    """Pools, and the draws made so far.
+
+    Arguments:
+        pools: synthetic ones. ``recorded``: the shipped record sets.
+    """
 
     pools: tuple[Pool, ...]
+    recorded: tuple[Pool, ...]
     quick: bool
     _certified: dict[tuple[str, float, int], dict[str, Chosen]] = field(default_factory=dict)
 
@@ -79,7 +84,7 @@ class Study:
 @cache
 def shared_study(quick: bool) -> Study:
     """The bundled pools, drawn from once for all groups of a run."""
-    return Study(pools(), quick)
+    return Study(pools(), recorded(), quick)
 
 
 def certified(pool: Pool, alpha: float, n: int, *, blocks: int) -> dict[str, Chosen]:

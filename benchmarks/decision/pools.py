@@ -1,7 +1,7 @@
 """Pools of answered questions whose risk at every threshold is known, because a pool is finite and
 all its labels are: draws from it are draws from a known population.
 
-A set of records becomes a pool as it is: ``Pool(name, confidences, correct)``.
+Synthetic ones of many shapes, and the shipped record sets: real models' answers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ from functools import cached_property
 
 import numpy as np
 
+from benchmarks.decision.shipped import NAMES, records
+from cascade.calibrate import fit_platt
+from cascade.pair import pair
+from cascade.records import RecordSet, split
 from cascade.rows import Bools, Floats, labelled
 
 _SIZE = 20_000
 _SEED = 20_260
+_SHARES = {"develop": 0.3, "pool": 0.7}
+_SPLIT = "pools"
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,19 @@ class Pool:
 def pools() -> tuple[Pool, ...]:
     """Synthetic pools of several shapes."""
     return tuple(_draw(name, shape, seed) for seed, (name, shape) in enumerate(_SHAPES.items()))
+
+
+def recorded() -> tuple[Pool, ...]:
+    """The shipped record sets, each less the rows that its confidences were fitted on."""
+    return tuple(of_records(f"{name} records", records(name)) for name in NAMES)
+
+
+def of_records(name: str, whole: RecordSet) -> Pool:
+    """The lowest tier's answers, with a Platt map fitted on documents that are not in the pool."""
+    parts = split(whole, _SHARES, seed=_SPLIT)
+    develop, rest = (pair(parts[part], alone=True) for part in _SHARES)
+    confidence = fit_platt(develop.score, develop.correct)
+    return Pool(name, confidence.batch(rest.score), rest.correct)
 
 
 def flat(alpha: float) -> Pool:

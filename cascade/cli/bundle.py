@@ -142,7 +142,7 @@ def _carry_out(
     if wanted.way == "export":
         print(
             f"build {wanted.name}: going through torch and optimum, the slower path: the bundle "
-            "copies its past at every token and takes no adapters",
+            "copies its past at every token",
             file=sys.stderr,
         )
         with loading():

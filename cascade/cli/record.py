@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from cascade import home
-from cascade.cli.interrupt import loading
+from cascade.cli.interrupt import loading, terminable
 from cascade.cli.progress import ProgressLine
 from cascade.cli.records import print_summary
 from cascade.cli.request import (
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from edge import OnnxModel
 
 _MOST_PROBLEMS = 3
+_SELF_CHECKS = {"verification": "self_verification", "agreement": "agreement"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +109,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default="tokens",
         help="keep the device's signals of each token (default), or of the whole answer alone",
     )
+    parser.add_argument(
+        "--self-check",
+        metavar="NAME,…",
+        help="ask the device about each answer of its own: verification, agreement (of free "
+        "answers; five more of them); off by default",
+    )
     add_length(parser)
     parser.add_argument(
         "--mode", choices=get_args(ScoreMode), help="how the device scores a closed set"
@@ -157,6 +164,8 @@ def record(args: argparse.Namespace, data: Dataset) -> RecordSet:
         retry=args.retry_errors,
     )
     _check_items(plan, items)
+    if "agreement" in _self_checks(args) and any(map(plan.options, data.items)):
+        raise InvalidInput("self-check", "agreement is of free answers, and there are options")
     header = Header(
         tiers=tuple(tier.info for tier in plan.tiers),
         task_id=args.task or (task.task_id if task else ""),
@@ -188,6 +197,7 @@ def _record(
 
     def keep(record: Record) -> None:
         nonlocal failed
+        journal.know({tier.info.name: tier.info.model for tier in plan.tiers})
         journal.append(record)
         failed += any(outcome.failed for outcome in record.outcomes.values())
         line.update(len(journal.done), f"{failed} with a failure" if failed else "")
@@ -223,15 +233,16 @@ async def _ask(
     jobs: int,
     keep: Callable[[Record], None],
 ) -> None:
-    try:
-        asked = [*plan.tiers, *([plan.judge] if plan.judge else [])]
-        for tier in asked:
-            if remote is not None and tier.info.kind == "cloud":
-                await _check_tier(remote, tier.info.name)
-        await run_plan(plan, items, done=done, jobs=jobs, on_record=keep)
-    finally:
-        if remote is not None:
-            await remote.close()
+    with terminable():
+        try:
+            asked = [*plan.tiers, *([plan.judge] if plan.judge else [])]
+            for tier in asked:
+                if remote is not None and tier.info.kind == "cloud":
+                    await _check_tier(remote, tier.info.name)
+            await run_plan(plan, items, done=done, jobs=jobs, on_record=keep)
+        finally:
+            if remote is not None:
+                await remote.close()
 
 
 async def _check_tier(remote: GrpcRemote, name: str) -> None:
@@ -351,11 +362,25 @@ def _tiers(
     remote: GrpcRemote | None,
 ) -> list[Tier]:
     return [
-        DeviceTier(model, mode=args.mode, signals=args.signals == "tokens")
+        DeviceTier(
+            model,
+            mode=args.mode,
+            signals=args.signals == "tokens",
+            self_checks=_self_checks(args),
+        )
         if model is not None and name == DEVICE
         else _cloud_tier(args, remote, name)
         for name in names
     ]
+
+
+def _self_checks(args: argparse.Namespace) -> tuple[str, ...]:
+    """The features that ``--self-check`` asks for."""
+    names = tuple(name.strip() for name in (args.self_check or "").split(",") if name.strip())
+    for name in names:
+        if name not in _SELF_CHECKS:
+            raise InvalidInput("self-check", f"{name!r} is not one of {', '.join(_SELF_CHECKS)}")
+    return tuple(_SELF_CHECKS[name] for name in names)
 
 
 def _cloud_tier(args: argparse.Namespace, remote: GrpcRemote | None, name: str) -> Tier:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from cascade import home
+from cascade.cli.tune_print import missing_line, savings_json, savings_line
 from cascade.errors import NotFound, UnknownPublisher
 from cascade.ladder import LadderPolicy, describe, is_ladder, ladder_rows
 from cascade.pair import Pair, pair
@@ -30,12 +31,21 @@ from cascade.signing import TrustStore
 
 _TITLES: Final[dict[str, tuple[str, ...]]] = {
     "decision": (
-        *("coverage", "selective_risk", "local_accuracy", "accuracy", "cloud_accuracy"),
+        *(
+            "coverage",
+            "unverified",
+            "escalated",
+            "selective_risk",
+            "local_accuracy",
+            "accuracy",
+            "cloud_accuracy",
+        ),
         *("excess_error", "net_error", "pgr"),
     ),
     "order": (
         *("auroc", "aurc", "deferral_auc", "deferral_auc_random", "deferral_auc_oracle"),
-        *("deferral_auc_normalised", "apgr", "cpt_50", "cpt_80", "aiq"),
+        *("deferral_auc_normalised", "deferral_auc_by_gain", "deferral_auc_by_gain_normalised"),
+        *("deferral_auc_gain_lead", "apgr", "cpt_50", "cpt_80", "aiq"),
     ),
     "calibration": ("ece", "brier"),
     "time": tuple(name for name in UNITS if UNITS[name] == "s"),
@@ -147,6 +157,10 @@ def _json(policy: Policy, rows: Pair, found: Replayed, signed_by: str | None) ->
         "threshold": policy.threshold,
         "n": found.n,
         "accepted": found.accepted,
+        "unverified": found.unverified,
+        "unmeasured": found.unmeasured,
+        "min_gain": policy.min_gain,
+        "early_stop": savings_json(found.saved),
         "documents": found.documents,
         "left_out": rows.left_out,
         "figures": {name: _figure_json(each, _unit(name)) for name, each in found.figures.items()},
@@ -191,6 +205,18 @@ def _lines(policy: Policy, rows: Pair, found: Replayed, signed_by: str | None) -
         f"records     {rows.local}{above} · {found.n} rows of {found.documents} documents",
         *(f"left out    {number} rows: {why}" for why, number in rows.left_out.items()),
     ]
+    if found.unmeasured:
+        lines.append(
+            f"unmeasured  {found.unmeasured} rows have no confidence, so they are not kept: "
+            + missing_line(policy.confidence, rows.records, rows.local)
+        )
+    if policy.min_gain is not None:
+        lines.append(
+            f"little gain {found.unverified} of {found.n} rows stay unverified: escalating them is "
+            f"expected to gain less than {policy.min_gain:g}; neither kept nor escalated"
+        )
+    if found.saved is not None:
+        lines.append(f"early stop  {savings_line(found.saved)}")
     lines += [f"promise     {_promise(checked)}" for checked in found.promises]
     handoffs = tuple(name for name in found.figures if name not in UNITS)
     for title, names in ({**_TITLES, "order": (*_TITLES["order"], *handoffs)}).items():

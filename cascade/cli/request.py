@@ -30,11 +30,15 @@ _WHY: dict[str, str] = {
     Reason.UNCERTIFIED_TASK: "no policy certifies this task on this model",
     Reason.UNCERTIFIED_MODE: "its policy was fitted to the other scoring mode",
     Reason.POLICY_DEMOTED: "the monitor withdrew this task's policy (cascade monitor status)",
+    Reason.UNMEASURED: "nothing was measured that its confidence could be computed from",
+    Reason.STOPPED_EARLY: "the device's answer would hardly have been kept, by its beginning",
+    Reason.LITTLE_GAIN: "the cluster is not expected to do better by enough",
     Reason.NEVER_LEAVE: "the data class forbids escalation",
     Reason.NO_TIER_ALLOWED: "the limits of the request allow no tier",
     Reason.NO_CLUSTER: "no cluster was given (--cloud)",
     Reason.REMOTE_FAILED: "the cluster did not answer",
     Reason.CLOUD_PREFERRED: "you asked for the cluster",
+    Reason.NO_LOCAL_MODEL: "there is no model on this device",
     Reason.LOCAL_FAILED: "the device could not read the request",
     Reason.OFFLINE: "there is no connection",
     Reason.METERED: "the connection is metered",
@@ -45,6 +49,21 @@ _WHY: dict[str, str] = {
     Reason.BUDGET_RATE: "the hour's money is spent",
     Reason.BUDGET_UNREADABLE: "the ledger of what was spent cannot be used",
 }
+
+_RUNGS = {
+    "confident": "its confidence reaches its threshold",
+    "unsure": "not sure enough",
+    "no_score": "it does not tell how sure it is",
+    "skip": "so unsure that the last tier is asked at once",
+    "last": "the last tier's answer is always taken",
+    "agree": "it gave the same answer",
+    "disagree": "it gave another answer",
+    "surer": "the surer of the two",
+    "slow": "it had not begun in its usual time",
+    "hedge": "it was faster than the one asked first",
+    "best_there_is": "the one to be taken has no answer",
+}
+"""What became of a tier of the cluster, after its name."""
 
 # A wrong key or a forbidden request is a mistake to be mended, unlike a cluster that is away.
 _MISTAKES = ("UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
@@ -199,11 +218,18 @@ def _lines(answer: Answer) -> list[str]:
         f"source      {where} · {answer.model}{'' if answer.verified else ' · unverified'}",
         f"confidence  {_confidence(answer)}",
         *([f"scored      {_scored(answer.bounds)}"] if answer.bounds else []),
+        *(
+            [f"gain        {_gain(answer.expected_gain)}"]
+            if answer.expected_gain is not None
+            else []
+        ),
         f"because     {'; '.join(_explained(reason) for reason in answer.reasons)}",
         f"time        {answer.latency.total_s * 1e3:.0f} ms"
         + (f" · {rate:.1f} tokens/s" if rate else "")
         + (f" · cluster {answer.latency.remote_s * 1e3:.0f} ms" if answer.latency.remote_s else ""),
     ]
+    if answer.local_tokens and (not answer.local or answer.local_tokens > answer.tokens):
+        lines.append(f"device      {_spent(answer)}")
     if answer.bytes_up:
         lines.append(
             f"cost        ${answer.cost_usd:.7f} by the tier's price list · "
@@ -211,7 +237,12 @@ def _lines(answer: Answer) -> list[str]:
             f"{answer.cloud_prompt_tokens + answer.cloud_completion_tokens} cloud tokens"
         )
     if answer.finish == "length":
-        lines.append("warning     the answer is cut off at its greatest length (--max-tokens)")
+        cut = (
+            "where time ran out"
+            if _out_of_time(answer)
+            else "at its greatest length (--max-tokens)"
+        )
+        lines.append(f"warning     the answer is cut off {cut}")
     if answer.remote_error:
         lines.append(f"warning     {answer.remote_status}: {answer.remote_error}")
     return lines
@@ -234,6 +265,23 @@ def _confidence(answer: Answer) -> str:
     return "none"
 
 
+def _gain(expected: float) -> str:
+    return f"{expected:+.2f} expected from the next tier, in P(right)"
+
+
+def _spent(answer: Answer) -> str:
+    """Of what the device decoded and nobody reads."""
+    text = f"{answer.local_tokens} tokens decoded"
+    if answer.local_tokens_saved is not None:
+        text += f" · about {answer.local_tokens_saved:.0f} saved by stopping early"
+    return text
+
+
+def _out_of_time(answer: Answer) -> bool:
+    """Whether the device had to give back a part: only that has no score."""
+    return answer.local and answer.raw_score is None
+
+
 def _scored(bounds: ScoreBounds) -> str:
     nodes = f"{bounds.nodes_scored} of {bounds.nodes} nodes" if bounds.nodes else "every option"
     if bounds.mode == "exact":
@@ -250,4 +298,5 @@ def _explained(reason: str) -> str:
         return f"{reason} (it failed the check {name})"
     if kind == "pii":
         return f"{reason} (personal data that may not leave)"
-    return f"{reason} ({_WHY[reason]})" if reason in _WHY else reason
+    why = _RUNGS.get(name) if name else _WHY.get(reason)
+    return f"{reason} ({why})" if why else reason

@@ -6,12 +6,16 @@ import argparse
 import dataclasses
 import json
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from cascade.cli.tune_files import read_parts, refuse_existing, sign
+from cascade.cli.tune_arguments import default_split
+from cascade.cli.tune_files import install, read_parts, refuse_existing, sign
 from cascade.errors import InfeasibleTarget, InvalidInput
 from cascade.ladder import (
+    LadderPolicy,
     LadderRows,
     Scored,
     Searched,
@@ -21,7 +25,9 @@ from cascade.ladder import (
     score,
     search,
 )
+from cascade.ladder.device import DeviceRung
 from cascade.metrics import wilson_interval
+from cascade.policy import check_task_id
 
 _SHOWN = 12
 _COLUMNS = ("accuracy", "p95", "cost", "leave")
@@ -34,32 +40,67 @@ def run(args: argparse.Namespace) -> int:
             raise InvalidInput(
                 option.replace("_", "-"), "is not for ladders; say it in --objective"
             )
-    if args.install:
-        raise InvalidInput("install", "is not for ladders: no device follows one")
+    for option in ("gain", "early_stop", "compare", "feature", "params", "min_gain"):
+        if getattr(args, option):
+            raise InvalidInput(
+                option.replace("_", "-"), "is not for ladders, which go by scores alone"
+            )
+    if args.confidence not in (None, "score"):
+        raise InvalidInput(
+            "confidence",
+            f"{args.confidence} is not for ladders: their tiers are compared by calibrated scores",
+        )
     if args.objective is None:
         raise InvalidInput("objective", "is missing, e.g. --objective 'min cost s.t. risk<=0.1'")
     objective = read_objective(args.objective)
     refuse_existing(args.out, force=args.force)
-    parts = read_parts(args.records, args.split, args.seed, allow_leak=args.allow_leak)
+    parts = read_parts(
+        args.records, args.split or default_split(args), args.seed, allow_leak=args.allow_leak
+    )
     tiers = [name.strip() for name in args.ladder.split(",")]
     rows = {name: ladder_rows(part, tiers) for name, part in parts.items()}
+    header = parts["develop"].header
+    task_id = args.task or header.task_id or (header.wording.task_id if header.wording else "")
+    if args.install:
+        check_task_id(task_id)
     found = search(
         rows["develop"],
         rows["certify"],
         objective,
         delta=args.delta,
-        task_id=args.task or parts["develop"].header.task_id,
+        task_id=task_id,
         most_usd=args.most_usd,
     )
     signed_by = sign(found.policy.to_bytes(), args.out, args.key) if args.out else None
+    installed = _installed(found.policy, args.key) if args.install else None
     test = score(rows["test"], found.policy.follow(rows["test"])) if "test" in rows else None
     leaky = args.allow_leak and len(args.records) > 1
     if args.json:
-        print(json.dumps(_json(args, rows, found, test, signed_by, leaky=leaky)))
+        written = {"installed": str(installed.path) if installed and installed.path else None}
+        print(json.dumps(_json(args, rows, found, test, signed_by, leaky=leaky) | written))
     else:
         for line in _lines(args, rows, found, test, signed_by, leaky=leaky):
             print(line)
+        if installed is not None:
+            print(installed.line)
     return InfeasibleTarget.exit_code if found.refusal else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Installed:
+    """Where a ladder went, and what is said of it; ``path`` is ``None`` where it went nowhere."""
+
+    path: Path | None
+    line: str
+
+
+def _installed(policy: LadderPolicy, key: Path | None) -> _Installed:
+    try:
+        rung = DeviceRung.of(policy)
+    except InvalidInput as problem:
+        return _Installed(None, f"not installed: the {problem.field} {problem.problem}")
+    path = install(rung, key)
+    return _Installed(path, f"installed   {path}")
 
 
 def _json(

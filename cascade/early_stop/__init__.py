@@ -11,7 +11,8 @@ the lowest score that is kept there is nothing to wait for. Certain, without dat
 *checkpoints*: after 1, 2, 3, 4, 6, 8, … tokens a logistic regression of the running summary
 predicts whether the answer will be kept; below a cutoff it stops. However good the regressions are,
 the cutoff is certified on other records: with probability 1 − δ over their draw, at most a share ε
-of the stopped answers would have been kept. It takes no labels, only decoded answers.
+of the answers that are kept would be stopped (``tolerance``). It takes no labels, only decoded
+answers.
 
 Stopping keeps fewer answers, never others. Still, the error among those that are left may be larger
 than before, so the policy's own certificate is to be made with stopping switched on: certify
@@ -26,13 +27,12 @@ from cascade.early_stop.fit import (
     certify_early_stop,
     fit_early_stop,
     mask,
-    plan_cutoffs,
-    plan_epsilon,
     plan_threshold,
 )
 from cascade.early_stop.rule import CHECKPOINTS, Checkpoint, EarlyStop, StopWatch
 from cascade.early_stop.savings import Savings, savings
 from cascade.early_stop.token_lists import RUNNING, TokenLists
+from cascade.early_stop.tolerance import StopCertificate, most_stopped, tolerated_cutoff
 
 __all__ = [
     "CHECKPOINTS",
@@ -41,6 +41,7 @@ __all__ = [
     "Checkpoint",
     "EarlyStop",
     "Savings",
+    "StopCertificate",
     "StopRule",
     "StopWatch",
     "TokenLists",
@@ -48,8 +49,8 @@ __all__ = [
     "certify_early_stop",
     "fit_early_stop",
     "mask",
-    "plan_cutoffs",
-    "plan_epsilon",
+    "most_stopped",
     "plan_threshold",
     "savings",
+    "tolerated_cutoff",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -13,6 +15,7 @@ from numpy.typing import ArrayLike
 from cascade.confidence import ConfidenceModel
 from cascade.early_stop.rule import CHECKPOINTS, MOST_TOKENS, Checkpoint, EarlyStop
 from cascade.early_stop.token_lists import TokenLists
+from cascade.early_stop.tolerance import StopCertificate, tolerated_cutoff
 from cascade.errors import CascadeError, InfeasibleTarget, InvalidInput
 from cascade.rows import Bools, Floats, outcomes, unit_floats
 
@@ -21,7 +24,7 @@ MIN_ROWS: Final = 20
 out."""
 
 _CHANCE: Final = 0.1
-_SHARES: Final = tuple(place / 100 for place in range(1, 101))  # of answers, to be stopped
+_C: Final = 0.2  # of the regressions' penalty: many columns say nearly the same, rows are few
 
 
 def plan_threshold(
@@ -70,14 +73,14 @@ class StopRule:
     lowest_score: float | None
     checkpoints: tuple[Checkpoint, ...]
 
-    def unkept(self, signals: TokenLists) -> Floats:
-        """How sure the surest checkpoint was that the answer is not kept, in [0, 1], shape
-        ``[rows]``; 0 for answers too short for all. A score, not a probability."""
-        highest = np.zeros(len(signals))
+    def lowest(self, signals: TokenLists) -> Floats:
+        """The lowest log odds of being kept that any checkpoint shows, shape ``[rows]``; infinite
+        for answers too short for all. A cutoff stops the rows where this is at most the cutoff."""
+        lowest = np.full(len(signals), np.inf)
         for checkpoint in self.checkpoints:
             rows, running = signals.running(checkpoint.tokens)
-            highest[rows] = np.maximum(highest[rows], _unkept(checkpoint.logits(running)))
-        return highest
+            lowest[rows] = np.minimum(lowest[rows], checkpoint.logits(running))
+        return lowest
 
 
 def fit_early_stop(
@@ -91,9 +94,9 @@ def fit_early_stop(
     """Fit the checkpoints on the develop part.
 
     Three disjoint parts come after each other: *develop* for the confidence, for ``threshold``
-    (by ``plan_threshold``) and for this; then ``certify_early_stop``
-    on records of their own, whose answers nobody needs to grade; then *certify* for the policy's
-    threshold, with stopped rows masked and no threshold of the grid below the planned one.
+    (by ``plan_threshold``) and for this; *stop* for ``certify_early_stop``, whose answers nobody
+    needs to grade; then *certify* for the policy's threshold, with stopped rows masked and no
+    threshold of the grid below the planned one.
 
     Arguments:
         signals: of the develop part.
@@ -116,110 +119,52 @@ def fit_early_stop(
 
 def certify_early_stop(
     rule: StopRule,
-    develop: tuple[TokenLists, ArrayLike],
-    fresh: tuple[TokenLists, ArrayLike],
-    *,
-    epsilon: float = 0.05,
-    delta: float = 0.1,
-) -> EarlyStop:
-    """Choose the cutoff on records that nothing was fitted to.
-
-    Stopping at a cutoff is accepting the verdict "not kept"; the wrong verdicts among the stopped
-    are binomial, so the search is ``cascade.certify.certify``: exact p-values, fixed-sequence
-    testing down a grid planned on the develop part.
-
-    Arguments:
-        develop, fresh: signals and confidences of each part; no labels.
-        epsilon: largest share of the stopped answers that would have been kept, in (0, 1); see
-            ``plan_epsilon``.
-        delta: probability of exceeding it, over the draw of ``fresh``, in (0, 1).
-
-    Raises:
-        InfeasibleTarget: no cutoff passes; it names how many records would be needed. The bound
-            alone, which needs none, is ``bound_alone(rule)``.
-        InvalidInput: bad shapes, or numbers out of range.
-        CascadeError: scipy is not installed.
-    """
-    from cascade.certify import certify
-
-    new, new_confidence = fresh
-    right = _of_rows(new, new_confidence) < rule.threshold
-    grid = plan_cutoffs(rule, *develop, rows=len(new), epsilon=epsilon, delta=delta)
-    unkept = rule.unkept(new)
-    try:
-        certificate = certify(unkept, right, alpha=epsilon, delta=delta, grid=grid)
-    except InfeasibleTarget as problem:
-        needed = problem.labels_needed
-        how = f"about {needed} fresh answers would be needed" if needed else "none was seen to"
-        raise InfeasibleTarget(
-            f"no cutoff is certain to stop at most {epsilon:g} of answers that would be kept, on "
-            f"{len(right)} answers; {how}",
-            needed,
-        ) from None
-    return EarlyStop(
-        rule.threshold,
-        rule.lowest_score,
-        rule.checkpoints,
-        _cutoff(certificate.threshold),
-        certificate,
-    )
-
-
-def plan_cutoffs(
-    rule: StopRule,
     signals: TokenLists,
     confidence: ArrayLike,
     *,
-    rows: int,
-    epsilon: float,
-    delta: float,
-) -> Floats:
-    """Cutoffs in the order of test, planned on the develop part; see ``certify_early_stop``.
+    lost: float = 0.05,
+    delta: float = 0.1,
+) -> EarlyStop:
+    """Choose the cutoff on records that nothing was fitted to: the highest of which
+    ``tolerated_cutoff`` can say that it stops few of the answers that are kept.
 
     Arguments:
-        rows: size of the part to come, ≥ 1.
-
-    Returns:
-        on the scale of ``StopRule.unkept``, above 0, strictly falling, shape ``[cutoffs]``.
+        signals, confidence: of the stop part; no labels.
+        lost: largest share of the kept answers that may be stopped, in (0, 1).
+        delta: probability of exceeding it, over the draw of the stop part, in (0, 1).
 
     Raises:
-        InvalidInput, CascadeError: as ``certify_early_stop``.
+        InfeasibleTarget: too few answers are kept; it names how many records would be needed. The
+            bound alone, which needs none, is ``bound_alone(rule)``.
+        InvalidInput: bad shapes, or numbers out of range.
+        CascadeError: scipy is not installed.
     """
-    from cascade.certify import plan_grid
-
     if not rule.checkpoints:
         raise InvalidInput("rule", "has no checkpoint: too few answers of one kind; add records")
     kept = _of_rows(signals, confidence) >= rule.threshold
-    grid = plan_grid(
-        _unseen(rule, signals, kept),
-        ~kept,
-        rows=rows,
-        alpha=epsilon,
+    lowest = rule.lowest(signals)
+    try:
+        cutoff = tolerated_cutoff(lowest[kept], lost=lost, delta=delta)
+    except InfeasibleTarget as problem:
+        share = float(kept.mean())
+        needed = (
+            math.ceil(problem.labels_needed / share) if share and problem.labels_needed else None
+        )
+        how = f"about {needed} answers would be needed" if needed else "none is kept"
+        raise InfeasibleTarget(
+            f"no cutoff is certain to stop at most {lost:g} of the answers that are kept: "
+            f"{int(kept.sum())} of {len(kept)} are; {how}",
+            needed,
+        ) from None
+    certificate = StopCertificate(
+        lost=lost,
         delta=delta,
-        coverages=_SHARES,
+        n=len(kept),
+        kept=int(kept.sum()),
+        stopped=int((lowest[kept] <= cutoff).sum()),
+        data_digest=_digest(kept, lowest),
     )
-    above = grid[grid > 0]  # at 0 everything would be stopped, answers without a token too
-    if not len(above):
-        raise InfeasibleTarget("no answer reaches a checkpoint; there is nothing to stop", None)
-    return above
-
-
-def plan_epsilon(coverage: float, *, lost: float = 0.05, most: float = 0.05) -> float:
-    """The epsilon at which stopping loses at most a share ``lost`` of the answers that are kept.
-
-    Of a request, ε · P(stopped) is lost and ``coverage`` kept, and at most what is not kept, or
-    hardly more, is stopped: so ε = lost · coverage / (1 − coverage), but not above ``most``.
-
-    Arguments:
-        coverage: share of the develop part that is kept, strictly between 0 and 1.
-
-    Raises:
-        InvalidInput: a number is out of range.
-    """
-    for name, value in (("coverage", coverage), ("lost", lost), ("most", most)):
-        if not 0 < value < 1:
-            raise InvalidInput(name, f"{value} is not between 0 and 1")
-    return min(most, lost * coverage / (1 - coverage))
+    return EarlyStop(rule.threshold, rule.lowest_score, rule.checkpoints, cutoff, certificate)
 
 
 def bound_alone(rule: StopRule) -> EarlyStop:
@@ -254,7 +199,7 @@ def _regressions(signals: TokenLists, kept: Bools, at: Sequence[int]) -> tuple[C
         if len(rows) < MIN_ROWS or min(target.sum(), (~target).sum()) < MIN_ROWS / 4:
             continue
         center, scale = running.mean(axis=0), np.maximum(running.std(axis=0), 1e-9)
-        fitted = LogisticRegression(max_iter=1000).fit((running - center) / scale, target)
+        fitted = LogisticRegression(C=_C, max_iter=1000).fit((running - center) / scale, target)
         weights = fitted.coef_[0] / scale
         checkpoints.append(
             Checkpoint(
@@ -267,32 +212,10 @@ def _regressions(signals: TokenLists, kept: Bools, at: Sequence[int]) -> tuple[C
     return tuple(checkpoints)
 
 
-def _unseen(rule: StopRule, signals: TokenLists, kept: Bools) -> Floats:
-    """``StopRule.unkept`` of each develop row by regressions of the other half: what the rule will
-    show on rows that it was not fitted to, or nearly."""
-    at = [checkpoint.tokens for checkpoint in rule.checkpoints]
-    halves = [np.arange(first, len(signals), 2) for first in (0, 1)]
-    scores = np.zeros(len(signals))
-    for half, other in (halves, halves[::-1]):
-        checkpoints = _regressions(signals.take(half), kept[half], at)
-        scores[other] = StopRule(rule.threshold, None, checkpoints).unkept(signals.take(other))
-    return scores if scores.any() else rule.unkept(signals)
-
-
-def _unkept(logits: Floats) -> Floats:
-    """Log odds of being kept as a falling score in [0, 1], by arithmetic that IEEE 754 rounds alike
-    everywhere: what is certified on records is then what a device does, to the last bit."""
-    score: Floats = 0.5 - logits / (2 * (1 + np.abs(logits)))
-    return score
-
-
-def _cutoff(unkept: float) -> float:
-    """The largest log odds whose ``_unkept`` reaches ``unkept``."""
-    low, high = -1e9, 1e9
-    while (middle := (low + high) / 2) not in (low, high):
-        reaches = float(_unkept(np.array([middle]))[0]) >= unkept
-        low, high = (middle, high) if reaches else (low, middle)
-    return low
+def _digest(kept: Bools, lowest: Floats) -> str:
+    digest = hashlib.sha256(kept.tobytes())
+    digest.update(np.ascontiguousarray(lowest, dtype="<f8").tobytes())
+    return digest.hexdigest()
 
 
 def _of_rows(signals: TokenLists, confidence: ArrayLike) -> Floats:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
-from cascade.certificate import Certificate
 from cascade.early_stop.token_lists import RUNNING, SLACK, Ints, TokenLists
+from cascade.early_stop.tolerance import StopCertificate
 from cascade.errors import InvalidInput
 from cascade.rows import Floats
 from cascade.strict import Fields
@@ -63,21 +63,21 @@ class EarlyStop:
 
     Arguments:
         threshold: the confidence from which an answer counts as kept, in (0, 1]. A policy with a
-            higher threshold keeps less, so the promise holds for it too; with a lower one not.
+            higher one loses no more requests: at most ``lost`` of those kept at this one. A lower
+            one keeps answers of which nothing was promised, and is refused.
         lowest_score: the raw score below which no answer is kept, for the bound; ``None`` where
             there is none.
         checkpoints: by rising tokens; empty stops by the bound alone.
         cutoff: stops at the first checkpoint whose log odds are at most this.
-        certificate: of ``checkpoints`` and ``cutoff``: what it calls kept answers are the stopped
-            ones here, and an error is one that would have been kept, so its alpha is ε. ``None``
-            exactly where there are no checkpoints.
+        certificate: of ``checkpoints`` and ``cutoff``: how few of the kept answers they stop.
+            ``None`` exactly where there are no checkpoints.
     """
 
     threshold: float
     lowest_score: float | None
     checkpoints: tuple[Checkpoint, ...] = ()
     cutoff: float = -math.inf
-    certificate: Certificate | None = None
+    certificate: StopCertificate | None = None
 
     def watch(self, max_tokens: int) -> StopWatch:
         """A watch for one answer of at most ``max_tokens`` tokens."""
@@ -153,7 +153,9 @@ class EarlyStop:
             lowest_score,
             checkpoints,
             -math.inf if cutoff is None else cutoff,
-            None if certificate is None else Certificate.from_json(certificate),
+            None
+            if certificate is None
+            else StopCertificate.from_json(certificate, fields.path("certificate")),
         )
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from cascade.certify import p_values
 from cascade.errors import InvalidInput
-from cascade.ladder.policy import Taken
 from cascade.ladder.rows import LadderRows
+from cascade.ladder.rungs import Taken
 from cascade.rows import Floats
 
 FIGURES: Final = ("accuracy", "risk", "excess", "cost", "p50", "p95", "leave")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 from cascade.binomial import check_level
 from cascade.calibrate import fit_platt
 from cascade.certify.families import FixedSequence, furthest
-from cascade.confidence import ConfidenceModel
+from cascade.confidence import ConfidenceModel, Feature
 from cascade.errors import InvalidInput
 from cascade.ladder.objective import Objective
-from cascade.ladder.policy import Bound, Ladder, LadderCertificate, LadderPolicy, Taken
+from cascade.ladder.policy import Bound, LadderCertificate, LadderPolicy
 from cascade.ladder.rows import LadderRows
+from cascade.ladder.rungs import NEVER, Ladder, Taken
 from cascade.metrics import percentile
+from cascade.records.record_set import outcome_column
 from cascade.rows import Floats
+from cascade.task import Task
 
 _ROWS = 20_000  # of develop that are looked at; the search orders candidates, it promises nothing
-_NEVER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ def search(
         chosen,
         {tier: model for tier, model in models.items() if tier in chosen.tiers},
         certificate,
+        _wording(develop, task_id),
     )
     return Searched(
         policy, refusal, scored, pareto_front(scored), tuple(sequence.tolist()), len(some)
@@ -192,12 +195,28 @@ def _calibrated(develop: LadderRows) -> dict[str, ConfidenceModel]:
         if np.isnan(scores).any():
             continue
         try:
-            models[tier] = fit_platt(scores, correct)
+            models[tier] = fit_platt(scores, correct, feature=_feature(develop, tier))
         except InvalidInput as problem:
             raise InvalidInput(f"develop.{tier}.{problem.field}", problem.problem) from None
     if not models:
         raise InvalidInput("records", "no tier tells how sure it is (raw_score or mean_logprob)")
     return models
+
+
+def _feature(rows: LadderRows, tier: str) -> Feature:
+    """What the scores of ``tier`` are."""
+    records = rows.records
+    searched = records.source.equal(outcome_column(tier, "option_mode"), "search")[records.places]
+    if searched.any() and not searched.all():
+        raise InvalidInput(
+            "records", f"{tier} searched its options in some rows only; record them alike (--mode)"
+        )
+    return "search_bound" if searched.all() else "raw_score"
+
+
+def _wording(rows: LadderRows, task_id: str) -> Task | None:
+    wording = rows.records.header.wording
+    return None if wording is None else replace(wording, task_id=task_id)
 
 
 def _judged(rows: LadderRows, models: Mapping[str, ConfidenceModel]) -> dict[str, Floats]:
@@ -215,7 +234,7 @@ def _candidates(rows: LadderRows, judged: Mapping[str, Floats], most: int) -> It
         for tiers in itertools.combinations(rows.tiers, size):
             if any(tier not in judged for tier in tiers[:-1]):
                 continue
-            grids = [[*quantiles[tier], _NEVER] for tier in tiers[:-1]]
+            grids = [[*quantiles[tier], NEVER] for tier in tiers[:-1]]
             for thresholds in itertools.product(*grids):
                 yield Ladder(tiers, "climb", thresholds)
                 if size >= 3:

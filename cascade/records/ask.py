@@ -19,6 +19,7 @@ from cascade.records.outcome import Outcome, Scores, SignalSummary, kept
 from cascade.records.record import TierInfo
 from cascade.remote import DeviceReport, Finished, Remote, Transfer, whole_answer
 from cascade.request import Constraints, DataClass, Message, Request
+from cascade.self_check import self_checked
 from cascade.signals import ScoreMode
 from cascade.task import Task
 
@@ -70,6 +71,8 @@ class DeviceTier:
     Arguments:
         mode: how a closed set is scored; ``None`` leaves it to the model.
         signals: whether the signals of each token are kept.
+        self_checks: of ``SELF_CHECKS``, what the model is asked about each answer; latencies and
+            tokens are without.
     """
 
     def __init__(
@@ -79,10 +82,12 @@ class DeviceTier:
         name: str = "device",
         mode: ScoreMode | None = None,
         signals: bool = True,
+        self_checks: tuple[str, ...] = (),
     ) -> None:
         self._model = model
         self._mode = mode
         self._signals = signals
+        self._self_checks = self_checks
         self._turn = asyncio.Lock()
         self.problems: Counter[str] = Counter()
         info = model.info
@@ -102,9 +107,8 @@ class DeviceTier:
         async with self._turn:
             cancel = CancelToken()
             decode = asyncio.create_task(asyncio.to_thread(self._decode, question, cancel))
-            started = time.perf_counter()
             try:
-                answer = await asyncio.shield(decode)
+                answer, latency_s = await asyncio.shield(decode)
             except InvalidInput as problem:
                 # Too long for its context, say: this input, not the next.
                 self.problems[str(problem)] += 1
@@ -114,9 +118,28 @@ class DeviceTier:
                 if not decode.done():
                     with contextlib.suppress(CascadeError):
                         await asyncio.shield(decode)
-            return self._outcome(answer, time.perf_counter() - started)
+            return self._outcome(answer, latency_s)
 
-    def _decode(self, question: Question, cancel: CancelToken) -> LocalAnswer:
+    def _decode(self, question: Question, cancel: CancelToken) -> tuple[LocalAnswer, float]:
+        """The answer, and the seconds that it took."""
+        started = time.perf_counter()
+        answer = self._answer(question, cancel)
+        latency_s = time.perf_counter() - started
+        if not self._self_checks or not answer.whole:
+            return answer, latency_s
+        free = (Message("user", question.prompt),) if question.task is None else None
+        checked = self_checked(
+            self._model,
+            answer,
+            self._self_checks,
+            question=question.prompt,
+            prompt=free,
+            max_tokens=question.max_tokens,
+            cancel=cancel,
+        )
+        return checked, latency_s
+
+    def _answer(self, question: Question, cancel: CancelToken) -> LocalAnswer:
         task = question.task
         if task is None:
             return self._model.generate(
@@ -145,6 +168,8 @@ class DeviceTier:
             bytes_up=0,
             bytes_down=0,
             cost_usd=0.0,
+            self_verification=answer.self_verification,
+            agreement=answer.agreement,
         )
 
 
@@ -226,6 +251,7 @@ class CloudTier:
             latency_s=time.perf_counter() - started,
             prompt_tokens=finished.prompt_tokens,
             completion_tokens=finished.completion_tokens,
+            raw_score=finished.raw_score,
             bytes_up=transfer.bytes_up,
             bytes_down=transfer.bytes_down,
             cost_usd=self._cost_usd(finished),
@@ -238,11 +264,13 @@ class CloudTier:
                 messages=(Message("user", question.prompt),),
                 max_tokens=question.max_tokens,
                 constraints=self._constraints,
+                score=True,
             )
         return Request(
             messages=task.for_cloud(question.prompt),
             options=task.options,
             constraints=self._constraints,
+            score=True,
         )
 
     def _note_model(self, model: str) -> None:

@@ -2,7 +2,8 @@
 
 Rows are appended to a journal beside the file, each forced to the disk; at the end, and after an
 interrupt, the file is written whole in the order of the data set and the journal removed. After a
-crash the journal is still there, at worst with half a line at its end, which is dropped.
+crash the journal is still there, at worst with half a line at its end, which is dropped. Its header
+comes again once it is known which models answer; the last one counts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from cascade.records.file import load, save, suffix
 from cascade.records.jsonl import header_line, parse, record_line
 from cascade.records.record import Header, Record
 from cascade.records.record_set import RecordSet
+
+_HEADER = b'{"format":'  # how the line of a header begins, and no record's
 
 
 class Journal:
@@ -68,6 +71,16 @@ class Journal:
     ) -> None:
         os.close(self._descriptor)
 
+    def know(self, models: dict[str, str]) -> None:
+        """Note who answers under the tiers' names, so that a crash does not lose it; empty where
+        that is not known."""
+        new = {name: model for name, model in models.items() if model}
+        if new.items() <= self.models.items():
+            return
+        self.models |= new
+        with _told(self._partial):
+            self._write(header_line(self._answered({})))
+
     def append(self, record: Record) -> None:
         """Keep a record, in place of an earlier one of its id; on the disk when this returns."""
         with _told(self._partial):
@@ -87,17 +100,21 @@ class Journal:
         if not records:
             self._partial.unlink(missing_ok=True)
             return None
+        written = RecordSet.of(self._answered(models), records)
+        with _told(self.path):
+            save(self.path, written)
+        self._partial.unlink(missing_ok=True)
+        return written
+
+    def _answered(self, models: dict[str, str]) -> Header:
+        """The header with the models that are known."""
         tiers = tuple(
             dataclasses.replace(
                 tier, model=models.get(tier.name) or self.models.get(tier.name) or tier.model
             )
             for tier in self._header.tiers
         )
-        written = RecordSet.of(dataclasses.replace(self._header, tiers=tiers), records)
-        with _told(self.path):
-            save(self.path, written)
-        self._partial.unlink(missing_ok=True)
-        return written
+        return dataclasses.replace(self._header, tiers=tiers)
 
     def _lock(self) -> None:
         busy = InvalidInput("out", f"{self.path.name} is being written by another run")
@@ -123,7 +140,7 @@ class Journal:
             with _told(self._partial):
                 self._write(header_line(self._header))
             return
-        header, records = parse(lines.split(b"\n"), self._partial.name, repeated=True)
+        header, records = parse(_one_header(lines), self._partial.name, repeated=True)
         self._check(header, self._partial.name)
         self.done |= {record.id: record for record in records}
 
@@ -142,8 +159,16 @@ class Journal:
                     f"{name} is of a run with another {field}; choose another file, "
                     "or remove this one",
                 )
-        self.models = {tier.name: tier.model for tier in before.tiers}
+        self.models |= {tier.name: tier.model for tier in before.tiers if tier.model}
         self._header = dataclasses.replace(self._header, created=before.created)
+
+
+def _one_header(lines: bytes) -> list[bytes]:
+    """The lines of a journal as those of a file: its last header, then the records."""
+    parted = lines.split(b"\n")
+    headers = [line for line in parted if line.startswith(_HEADER)]
+    records = [line for line in parted if not line.startswith(_HEADER)]
+    return [*headers[-1:], *records]
 
 
 @contextmanager

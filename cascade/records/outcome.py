@@ -39,6 +39,8 @@ NUMBERS: Final[dict[str, tuple[float, float]]] = {
     "min_margin": (0.0, 1.0),
     "first_margin": (0.0, 1.0),
     "option_unexplored": (0.0, 1.0),
+    "self_verification": (0.0, 1.0),
+    "agreement": (0.0, 1.0),
     "latency_s": (0.0, math.inf),
     "cost_usd": (0.0, math.inf),
 }
@@ -163,6 +165,7 @@ class Outcome:
         prompt_tokens, completion_tokens: in the tier's own vocabulary.
         bytes_up, bytes_down: serialised messages, without HTTP/2 and TLS framing.
         cost_usd: price of the answer.
+        self_verification, agreement: what the model made of its answer; see ``cascade.self_check``.
     """
 
     status: str = OK
@@ -180,6 +183,8 @@ class Outcome:
     bytes_up: int | None = None
     bytes_down: int | None = None
     cost_usd: float | None = None
+    self_verification: float | None = None
+    agreement: float | None = None
 
     @property
     def failed(self) -> bool:
@@ -243,6 +248,8 @@ class Outcome:
             bytes_up=_count(read, "bytes_up"),
             bytes_down=_count(read, "bytes_down"),
             cost_usd=_number(read, "cost_usd"),
+            self_verification=_number(read, "self_verification"),
+            agreement=_number(read, "agreement"),
         )
         read.end()
         if outcome.failed:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cascade.certificate import Promise
+from cascade.early_stop import Savings
 from cascade.errors import InvalidInput
 from cascade.metrics import Bin, reliability
 from cascade.pair import Pair
 from cascade.policy import Policy
 from cascade.records import Header
-from cascade.replay.bootstrap import Interval, intervals
+from cascade.replay.bootstrap import Interval, Weighted, intervals
 from cascade.replay.figures import UNITS, Figures
+from cascade.replay.gain import WithGain
 from cascade.replay.times import times
-from cascade.rows import Bools
-from cascade.tune import Aim, Observed, keeps, observe
+from cascade.rows import Floats
+from cascade.task import free
+from cascade.tune import Aim, Observed, observe, settled
+from cascade.verdicts import Verdicts, judge, saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,9 @@ class Replayed:
 
     Arguments:
         n, accepted, documents: rows, those kept on the device, and how many documents they are of.
+        unverified: rows that stay on the device without being kept, for there is little to gain.
+        unmeasured: rows without a confidence, for something was not measured; none is kept.
+        saved: what stopping early saves; ``None`` where the policy does not.
         figures: by the names of ``cascade.replay.UNITS``; NaN where one cannot be told.
         promises: of the certificate; empty where there is none.
         diagram: mean confidence and accuracy of ten bins.
@@ -52,7 +60,10 @@ class Replayed:
 
     n: int
     accepted: int
+    unverified: int
+    unmeasured: int
     documents: int
+    saved: Savings | None
     figures: dict[str, Interval]
     promises: tuple[Checked, ...]
     diagram: tuple[Bin, ...]
@@ -77,8 +88,7 @@ def replay(
     Raises:
         InvalidInput: an option is out of range.
     """
-    confidence = policy.confidence.batch(rows.score)
-    accepted = keeps(policy, rows)
+    seen = judge(policy, rows.records, rows.local)
     documents = rows.documents()
     matches = {
         name: rows.records.correct(name)
@@ -86,23 +96,29 @@ def replay(
         if name != rows.local and not np.isnan(rows.records.correct(name)).all()
     }
 
-    def of_rows(places: NDArray[np.int64]) -> Figures:
+    may_stay = policy.min_gain is not None
+
+    def of_rows(places: NDArray[np.int64]) -> Weighted:
         if len(places) == len(rows):
-            return Figures(rows, confidence, accepted, matches)
+            return _figures(rows, seen, matches, may_stay=may_stay)
         some = {name: right[places] for name, right in matches.items()}
-        return Figures(rows.take(places), confidence[places], accepted[places], some)
+        return _figures(rows.take(places), seen.take(places), some, may_stay=may_stay)
 
     promises = policy.certificate.promises if policy.certificate else ()
+    known = ~np.isnan(seen.confidence)
     return Replayed(
         n=len(rows),
-        accepted=int(accepted.sum()),
+        accepted=int(seen.accepted.sum()),
+        unverified=int(seen.unverified.sum()),
+        unmeasured=int(seen.unmeasured.sum()),
         documents=int(documents.max()) + 1,
+        saved=saved(policy, rows.records, rows.local, seen),
         figures=_in_order(
             intervals(of_rows, documents, replicates=replicates, seed=seed)
-            | times(rows, accepted, documents)
+            | times(rows, ~seen.escalated, documents)
         ),
-        promises=tuple(_checked(promise, rows, accepted, deadline_s) for promise in promises),
-        diagram=reliability(confidence, rows.correct),
+        promises=tuple(_checked(promise, rows, seen, deadline_s) for promise in promises),
+        diagram=reliability(seen.confidence[known], rows.correct[known]) if known.any() else (),
     )
 
 
@@ -121,7 +137,9 @@ def check_fits(policy: Policy, header: Header, rows: Pair) -> None:
                 f"is for the {name} {mine[:12] or '(none)'}, and {tier.name} of the records had "
                 f"{theirs[:12] or '(none)'}; --anyway replays it all the same",
             )
-    if header.wording is None or _asked(policy.task.to_json()) != _asked(header.wording.to_json()):
+    # Free text is not worded.
+    wording = header.wording if header.options or header.wording else free("")
+    if wording is None or _asked(policy.task.to_json()) != _asked(wording.to_json()):
         raise InvalidInput(
             "policy", "is for another wording or other options; --anyway replays it all the same"
         )
@@ -137,6 +155,27 @@ def _asked(task: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in task.items() if name != "task_id"}
 
 
+def _figures(
+    rows: Pair, seen: Verdicts, matches: Mapping[str, Floats], *, may_stay: bool
+) -> Weighted:
+    """The figures of a policy's verdicts on these very rows.
+
+    Arguments:
+        may_stay: whether the policy lets answers stay that it does not accept.
+    """
+    plain = Figures(
+        rows,
+        seen.confidence,
+        seen.accepted,
+        matches,
+        unverified=seen.unverified if may_stay else None,
+        stops=seen.stops,
+    )
+    if seen.gain is None or rows.cloud is None:
+        return plain
+    return WithGain(plain, rows, seen.gain)
+
+
 def _in_order(figures: dict[str, Interval]) -> dict[str, Interval]:
     named = {name: figures[name] for name in UNITS if name in figures}
     return named | figures
@@ -145,15 +184,17 @@ def _in_order(figures: dict[str, Interval]) -> dict[str, Interval]:
 def _checked(
     promise: Promise,
     rows: Pair,
-    accepted: Bools,
+    seen: Verdicts,
     deadline_s: float | None,
 ) -> Checked:
     method = promise.method if promise.kind in ("net_error", "cost_usd") else None
     aim = Aim(promise.kind, promise.alpha, method, most_usd=promise.high, deadline_s=deadline_s)
     try:
-        seen = observe(aim.target(rows), accepted)
+        shown = observe(settled(aim.target(rows), seen.little_gain), seen.accepted)
     except InvalidInput:
         return Checked(promise, None, None, None)
-    if seen.observed is None or seen.interval is None:
-        return Checked(promise, seen, None, None)
-    return Checked(promise, seen, seen.observed > promise.alpha, seen.interval[0] > promise.alpha)
+    if shown.observed is None or shown.interval is None:
+        return Checked(promise, shown, None, None)
+    return Checked(
+        promise, shown, shown.observed > promise.alpha, shown.interval[0] > promise.alpha
+    )

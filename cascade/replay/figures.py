@@ -23,6 +23,8 @@ Weights = NDArray[np.int64]
 
 UNITS: Final[dict[str, str]] = {
     "coverage": "share",
+    "unverified": "share",
+    "escalated": "share",
     "selective_risk": "share",
     "local_accuracy": "share",
     "accuracy": "share",
@@ -38,6 +40,9 @@ UNITS: Final[dict[str, str]] = {
     "deferral_auc_random": "",
     "deferral_auc_oracle": "",
     "deferral_auc_normalised": "",
+    "deferral_auc_by_gain": "",
+    "deferral_auc_by_gain_normalised": "",
+    "deferral_auc_gain_lead": "",
     "apgr": "",
     "cpt_50": "share",
     "cpt_80": "share",
@@ -58,11 +63,13 @@ UNITS: Final[dict[str, str]] = {
     "cloud_only_cloud_tokens": "tokens",
     "cloud_tokens_saved_per_byte": "tokens/B",
     "wasted_local_tokens": "tokens",
+    "saved_local_tokens": "tokens",
 }
 """Every figure but ``handoff_to_match.TIER``, with its unit; those in seconds are in ``times``.
 Costs, bytes and tokens are means over all requests. ``escalated_cloud_only`` is the time of the
 same requests had they been sent at once; ``wasted_local_tokens`` are those decoded for requests
-that then escalated."""
+that then escalated, and ``saved_local_tokens`` those that an early stop spared of them.
+``unverified`` answers stay on the device without being accepted."""
 
 _CPTS: Final = {"cpt_50": 0.5, "cpt_80": 0.8}
 _BINS: Final = 10
@@ -163,8 +170,12 @@ class Figures:
 
     Arguments:
         rows: the two tiers' rows.
-        confidence: of the local answers, in [0, 1], shape ``[rows]``.
+        confidence: of the local answers, in [0, 1], shape ``[rows]``; NaN where there is none:
+            these rows rank lowest, and calibration does not count them.
         accepted: which of them the policy keeps, shape ``[rows]``.
+        unverified: which stay without being kept, shape ``[rows]``; none by default.
+        stops: after how many tokens a decode is stopped, 0 where it is not, shape ``[rows]``; never
+            by default.
         matches: whether the answers of other tiers are right, by name, for handoff-to-match; NaN
             where they gave none.
     """
@@ -175,11 +186,18 @@ class Figures:
         confidence: Floats,
         accepted: Bools,
         matches: Mapping[str, Floats] | None = None,
+        *,
+        unverified: Bools | None = None,
+        stops: NDArray[np.int64] | None = None,
     ) -> None:
         right = rows.correct.astype(np.float64)
         cloud = None if rows.cloud_correct is None else rows.cloud_correct.astype(np.float64)
-        self._order = np.argsort(confidence)
-        self._rising, self._right = confidence[self._order], right[self._order]
+        known = ~np.isnan(confidence)
+        score = confidence if known.all() else np.where(known, confidence, 0.0)
+        stays = accepted if unverified is None else accepted | unverified
+        self._order = np.argsort(score)
+        self._rising, self._right = score[self._order], right[self._order]
+        self._known = None if known.all() else known[self._order]
         self._gain = None if cloud is None else (cloud - right)[self._order]
         self._starts = np.flatnonzero(np.append(True, np.diff(self._rising) > 0))
         edges = np.linspace(0, 1, _BINS + 1)[1:-1]
@@ -194,7 +212,7 @@ class Figures:
             "brier": (confidence - right) ** 2,
         }
         if cloud is not None:
-            mine = np.where(accepted, right, cloud)
+            mine = np.where(stays, right, cloud)
             averaged |= {
                 "accuracy": mine,
                 "cloud_accuracy": cloud,
@@ -203,7 +221,10 @@ class Figures:
                 "only local": right * (1 - cloud),
             }
             averaged |= {f"match {name}": each for name, each in (matches or {}).items()}
-        averaged |= self._uses(rows, ~accepted)
+        if unverified is not None:
+            averaged["unverified"] = unverified.astype(np.float64)
+            averaged["escalated"] = (~stays).astype(np.float64)
+        averaged |= self._uses(rows, ~stays, stops)
         self._averages = _Averages.of(averaged)
 
     def of(self, weights: Weights) -> dict[str, Floats]:
@@ -233,12 +254,16 @@ class Figures:
         handoffs = [name for name in found if name.startswith(_HANDOFF)]
         return {name: found[name] for name in (*UNITS, *handoffs) if name in found}
 
-    def _uses(self, rows: Pair, up: Bools) -> dict[str, Floats]:
+    def _uses(self, rows: Pair, up: Bools, stops: NDArray[np.int64] | None) -> dict[str, Floats]:
         """Columns of what requests take; sets up the costs of escalating, too."""
         found: dict[str, Floats] = {}
         wrote = rows.column(rows.local, "completion_tokens")
         if wrote is not None:
-            found["wasted_local_tokens"] = np.where(up, wrote, 0.0)
+            spared = np.zeros(len(rows))
+            if stops is not None:
+                spared = np.where(stops > 0, wrote - stops, 0.0)
+                found["saved_local_tokens"] = spared
+            found["wasted_local_tokens"] = np.where(up, wrote - spared, 0.0)
         if rows.cloud is None:
             return found
         for name in ("cost_usd", "bytes_up"):
@@ -281,10 +306,12 @@ class Figures:
 
     def _ece(self, sorted_: Floats) -> Floats:
         gap, apart = np.zeros(len(sorted_)), self._right - self._rising
+        total = sorted_.sum(axis=1)
+        if self._known is not None:
+            apart, total = np.where(self._known, apart, 0.0), sorted_ @ self._known
         for low, high in zip([0, *self._bins], [*self._bins, len(apart)], strict=True):
             gap += np.abs(sorted_[:, low:high] @ apart[low:high])
-        error: Floats = gap / sorted_.sum(axis=1)
-        return error
+        return _over(gap, total)
 
     def _against_cloud(self, curve: _Curve, sorted_: Floats, found: dict[str, Floats]) -> None:
         """Adds the figures that compare with the cloud."""

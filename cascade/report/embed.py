@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.report.evaluated import Evaluated
-from cascade.report.figures import Figures
+from cascade.report.figures import Figures, gain_order
 from cascade.report.front import STEPS
 from cascade.report.pricing import pricing
-from cascade.rows import Floats
+from cascade.rows import Bools, Floats
 
 MOST_ROWS = 20_000
 """About 35 bytes of page a row and tier."""
@@ -28,6 +28,8 @@ def embedded(rows: Evaluated, figures: Figures) -> dict[str, object]:
 
     ``score`` is float64; ``right`` uint8, one bit a tier, the device's lowest; ``latency``,
     ``unit_cost`` and ``device_usd`` float32, ``None`` where a number is missing; ``codes`` uint8.
+    ``stays`` and ``blind`` are uint8: rows that stay unverified where they are not kept, and rows
+    without a confidence; ``gain_order`` is float64, the largest gain first.
     """
     order = _shown(rows.score)
     costs = pricing(rows)
@@ -48,6 +50,12 @@ def embedded(rows: Evaluated, figures: Figures) -> dict[str, object]:
             }
             for tier in rows.tiers
         ],
+        # Nothing where no row is like this.
+        "stays": _bits(rows.stays[order]),
+        "blind": _bits(~rows.known[order]),
+        "gain_order": None
+        if (by_gain := gain_order(rows)) is None
+        else _base64(by_gain[order], "<f8"),
         "compared": rows.strong is not None,
         "device_usd": _floats(costs.device_usd[order]),
         "groups": [
@@ -86,6 +94,10 @@ def _shown(score: Floats) -> NDArray[np.int64]:
 def _codes(values: tuple[str, ...], order: NDArray[np.int64]) -> dict[str, object]:
     names, codes = np.unique(np.array(values), return_inverse=True)
     return {"values": [str(name) for name in names], "codes": _base64(codes[order], "u1")}
+
+
+def _bits(values: Bools) -> str | None:
+    return _base64(values, "u1") if values.any() else None
 
 
 def _floats(values: Floats) -> str | None:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cascade.early_stop import Savings
 from cascade.errors import InvalidInput, NotFound, PolicyMismatch
 from cascade.policy import Policy
 from cascade.records import Header, RecordSet, TierInfo
-from cascade.rows import Floats
+from cascade.rows import Bools, Floats
 from cascade.task import Task
+from cascade.verdicts import Verdicts, judge, ranked, saved
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +43,9 @@ class Evaluated:
         total: records in the set.
         left_out: why records are not among the rows, and how many.
         score: what the rows are ranked by, in [0, 1], shape ``[rows]``: the policy's calibrated
-            confidence, or the raw score where there is no policy.
+            confidence, 0 where the device has none, or the raw score where there is no policy.
+        verdicts: what the policy does with the rows; ``None`` without one.
+        saved: what its early stop saves; ``None`` without one.
         device: the tier whose answers may be kept.
         strong: the tier that is asked instead; ``None`` where the set has one tier.
         others: further tiers, for comparison; their columns may have gaps.
@@ -54,6 +58,8 @@ class Evaluated:
     total: int
     left_out: Mapping[str, int]
     score: Floats
+    verdicts: Verdicts | None
+    saved: Savings | None
     device: TierRows
     strong: TierRows | None
     others: tuple[TierRows, ...]
@@ -67,6 +73,18 @@ class Evaluated:
     def score_name(self) -> str:
         """How ``score`` may be called: only a calibrated number is a confidence."""
         return "confidence" if self.policy else "raw score"
+
+    @property
+    def known(self) -> Bools:
+        """Rows with a score of their own, shape ``[rows]``: calibration is about these."""
+        if self.verdicts is None:
+            return np.ones(len(self), np.bool_)
+        return np.isfinite(self.verdicts.confidence)
+
+    @property
+    def stays(self) -> Bools:
+        """Rows that stay on the device, unverified, where they are not kept: for little gain."""
+        return np.zeros(len(self), np.bool_) if self.verdicts is None else self.verdicts.little_gain
 
     @property
     def tiers(self) -> tuple[TierRows, ...]:
@@ -120,13 +138,16 @@ def evaluate(
     if policy is not None:
         _check_policy(policy, rows, device)
     scores = rows.column(device, "raw_score")
+    verdicts = judge(policy, rows, device) if policy is not None else None
     columns = [_columns(rows, name) for name in (*names, *_others(rows, names))]
     return Evaluated(
         header=records.header,
         policy=policy,
         total=len(records),
         left_out=left_out,
-        score=policy.confidence.batch(scores) if policy else scores,
+        score=scores if verdicts is None else ranked(verdicts.confidence),
+        verdicts=verdicts,
+        saved=None if policy is None or verdicts is None else saved(policy, rows, device, verdicts),
         device=columns[0],
         strong=columns[1] if len(names) > 1 else None,
         others=tuple(columns[len(names) :]),
@@ -183,6 +204,8 @@ def _check_policy(policy: Policy, rows: RecordSet, device: str) -> None:
                 "record again with the one that the policy is for",
             )
     wording = rows.header.wording
+    if not rows.header.options and wording is None and policy.task.options:
+        raise InvalidInput("policy", "is for a closed set, and the records are of free text")
     if wording is not None and _on_device(wording) != _on_device(policy.task):
         raise InvalidInput(
             "policy", "is for another wording or other options than those of the records"

@@ -13,6 +13,8 @@ import numpy as np
 
 from cascade import metrics
 from cascade.binomial import clopper_pearson_interval, upper_bound
+from cascade.early_stop import Savings
+from cascade.gain import deferral_order
 from cascade.report.evaluated import Evaluated
 from cascade.report.front import FrontPoint, front
 from cascade.report.pricing import Basis, Pricing, pricing
@@ -51,6 +53,7 @@ class Point:
         threshold: rows of at least this score are kept; ``None`` keeps nothing.
         kept: share of the rows that the device answers.
         risk: of the rows kept, those that are wrong; ``None`` where none is kept.
+        unverified: share of the rows that stay on the device without being kept.
         risk_bound: one-sided 1 - delta bound of the error at this threshold (Clopper-Pearson).
         accuracy: of device and strong tier together; ``None`` without a strong tier.
         cost_usd: mean of a request, at the pricing's price.
@@ -60,6 +63,7 @@ class Point:
 
     threshold: float | None
     kept: Rate
+    unverified: Rate
     risk: Rate | None
     risk_bound: float
     accuracy: Rate | None
@@ -118,6 +122,7 @@ class Figures:
         alpha: the certified target of the error among kept answers, if there is one.
         point: at the policy's threshold; ``None`` without a policy.
         groups_left_out: names of groups with too many values.
+        saved: what the policy's early stop saves; ``None`` without one.
     """
 
     n: int
@@ -132,6 +137,7 @@ class Figures:
     groups_left_out: tuple[str, ...]
     front: tuple[FrontPoint, ...]
     reliability: tuple[metrics.Bin, ...]
+    saved: Savings | None
 
 
 def compute(rows: Evaluated) -> Figures:
@@ -164,7 +170,12 @@ def compute(rows: Evaluated) -> Figures:
             name for name, values in rows.groups.items() if len(set(values)) > MOST_GROUPS
         ),
         front=front(rows, costs),
-        reliability=metrics.reliability(rows.score, rows.device.right),
+        reliability=(
+            metrics.reliability(rows.score[rows.known], rows.device.right[rows.known])
+            if rows.known.any()
+            else ()
+        ),
+        saved=rows.saved,
     )
 
 
@@ -184,19 +195,21 @@ def at(
     keep = (rows.score >= threshold if threshold is not None else np.zeros(len(rows), np.bool_))[
         chosen
     ]
+    local = keep | rows.stays[chosen]
     right = rows.device.right[chosen]
     kept, wrong = int(keep.sum()), int(np.sum(keep & (right == 0)))
     accuracy = None
     cost = costs.device_usd[chosen]
     latency = rows.device.latency_s[chosen]
     if rows.strong is not None:
-        accuracy = _accuracy(np.where(keep, right, rows.strong.right[chosen]))
-        cost = cost + np.where(keep, 0.0, costs.cost_usd(rows.strong)[chosen])
-        latency = latency + np.where(keep, 0.0, rows.strong.latency_s[chosen])
+        accuracy = _accuracy(np.where(local, right, rows.strong.right[chosen]))
+        cost = cost + np.where(local, 0.0, costs.cost_usd(rows.strong)[chosen])
+        latency = latency + np.where(local, 0.0, rows.strong.latency_s[chosen])
     known = not np.isnan(latency).any()
     return Point(
         threshold=threshold,
         kept=_rate(kept, len(keep)),
+        unverified=_rate(int(np.sum(local & ~keep)), len(keep)),
         risk=Rate(wrong, kept, clopper_pearson_interval(wrong, kept)) if kept else None,
         risk_bound=upper_bound(wrong, kept, delta),
         accuracy=accuracy,
@@ -215,7 +228,7 @@ def _estimates(rows: Evaluated, point: Point | None) -> Iterator[Estimate]:
         name = rows.strong.info.name
         yield _of_rate("accuracy_strong", f"accuracy of {name} alone", _accuracy(strong))
         if point is not None and point.accuracy is not None:
-            cascade = np.where(_kept(rows), right, strong)
+            cascade = np.where(_kept(rows) | rows.stays, right, strong)
             yield _of_rate("accuracy_cascade", "accuracy of the cascade", point.accuracy)
             for key, label, other in (
                 ("gain_device", f"cascade − {rows.device.info.name}", right),
@@ -225,6 +238,9 @@ def _estimates(rows: Evaluated, point: Point | None) -> Iterator[Estimate]:
                 yield Estimate(key, label, paired.difference, paired.interval, "Tango, paired")
     if point is not None:
         yield _of_rate("kept", "share kept on the device", point.kept)
+        if rows.policy is not None and rows.policy.min_gain is not None:
+            label = "share that stays unverified: neither kept nor escalated"
+            yield _of_rate("unverified", label, point.unverified)
         if point.risk is not None:
             yield Estimate(
                 "risk",
@@ -236,8 +252,10 @@ def _estimates(rows: Evaluated, point: Point | None) -> Iterator[Estimate]:
     yield _resampled("auroc", f"AUROC of the {rows.score_name}", metrics.auroc, score, right)
     yield _resampled("aurc", "AURC: mean error over all coverages", metrics.aurc, score, right)
     if rows.policy is not None:  # an uncalibrated score has no calibration to speak of
-        yield _resampled("ece", "ECE, 10 bins", metrics.ece, score, right)
-        yield _resampled("brier", "Brier score", metrics.brier, score, right)
+        told, truth = score[rows.known], right[rows.known]
+        if len(told):
+            yield _resampled("ece", "ECE, 10 bins", metrics.ece, told, truth)
+            yield _resampled("brier", "Brier score", metrics.brier, told, truth)
     if rows.strong is not None:
         columns = (score, right, rows.strong.right)
         label = "area under the deferral curve"
@@ -249,6 +267,24 @@ def _estimates(rows: Evaluated, point: Point | None) -> Iterator[Estimate]:
             *columns,
             low=-np.inf,
         )
+        if (order := gain_order(rows)) is not None:
+            by_gain = (order, right, rows.strong.right)
+            label = "area under the deferral curve, largest gain first"
+            yield _resampled("deferral_auc_by_gain", label, _deferral_auc, *by_gain)
+            yield _resampled(
+                "deferral_auc_by_gain_normalised",
+                f"{label}, 0 = random, 1 = oracle",
+                _normalised_auc,
+                *by_gain,
+                low=-np.inf,
+            )
+
+
+def gain_order(rows: Evaluated) -> Floats | None:
+    """What rows are ranked by where the largest gains are escalated first, as a confidence is, in
+    [0, 1]; gains that cannot be told go first. ``None`` without a gain model."""
+    gain = rows.verdicts.gain if rows.verdicts else None
+    return None if gain is None else deferral_order(np.where(np.isnan(gain), 1.0, gain))
 
 
 def _kept(rows: Evaluated) -> Bools:

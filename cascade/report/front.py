@@ -59,10 +59,12 @@ def front(rows: Evaluated, costs: Pricing) -> tuple[FrontPoint, ...]:
     if strong is None:
         return ()
     order = np.argsort(-rows.score, kind="stable")
-    score, right, other = rows.score[order], rows.device.right[order], strong.right[order]
-    local_s, remote_s = rows.device.latency_s[order], strong.latency_s[order]
+    score, right, stays = rows.score[order], rows.device.right[order], rows.stays[order]
+    other = np.where(stays, right, strong.right[order])  # what comes of not keeping a row
+    local_s = rows.device.latency_s[order]
+    remote_s = np.where(stays, 0.0, strong.latency_s[order])
     n = len(score)
-    saved = np.append(0.0, np.cumsum(costs.cost_usd(strong)[order])) / n
+    saved = np.append(0.0, np.cumsum(np.where(stays, 0.0, costs.cost_usd(strong)[order]))) / n
     gained = np.append(0.0, np.cumsum(right - other)) / n
     points: list[tuple[str, float | None, float, float, float, float | None]] = []
     for kept in kept_counts(score):

@@ -18,6 +18,9 @@ function readRows(data) {
       cost: decode(tier.unit_cost, Float32Array),
     })),
     deviceCost: decode(data.device_usd, Float32Array),
+    stays: decode(data.stays, Uint8Array),
+    blind: decode(data.blind, Uint8Array),
+    gainOrder: decode(data.gain_order, Float64Array),
     groups: data.groups.map(group => ({ ...group, codes: decode(group.codes, Uint8Array) })),
   };
 }
@@ -31,6 +34,9 @@ function chosenRows(rows, group, value) {
     ...rows,
     score: take(rows.score),
     deviceCost: take(rows.deviceCost),
+    stays: take(rows.stays),
+    blind: take(rows.blind),
+    gainOrder: take(rows.gainOrder),
     tiers: rows.tiers.map(tier =>
       ({ ...tier, right: take(tier.right), latency: take(tier.latency), cost: take(tier.cost) })),
   };
@@ -84,13 +90,17 @@ function summarise(rows, compared, steps) {
     deviceCost: runningSums(n, row => rows.deviceCost[row])[n] / n,
   };
   if (compared) {
-    summary.strongRight = runningSums(n, row => strong.right[row]);
-    summary.cost = strong.cost && runningSums(n, row => strong.cost[row]);
+    // What comes of not keeping a row: some stay on the device all the same, unverified.
+    const up = row => !(rows.stays && rows.stays[row]);
+    summary.strongRight = runningSums(n, row => (up(row) ? strong : device).right[row]);
+    summary.strongAll = runningSums(n, row => strong.right[row]);
+    summary.staying = runningSums(n, row => up(row) ? 0 : 1);
+    summary.cost = strong.cost && runningSums(n, row => up(row) ? strong.cost[row] : 0);
   }
   summary.timed = Boolean(device.latency && (!compared || strong.latency));
   if (summary.timed && compared) {
     summary.deviceLatency = runningSums(n, row => device.latency[row])[n];
-    summary.strongLatency = runningSums(n, row => strong.latency[row]);
+    summary.strongLatency = runningSums(n, row => rows.stays && rows.stays[row] ? 0 : strong.latency[row]);
   }
   summary.p95 = new Map();
   return summary;
@@ -102,7 +112,10 @@ function p95At(summary, kept) {
   if (!summary.p95.has(kept)) {
     const [device, strong] = summary.rows.tiers;
     const latency = Float64Array.from(device.latency);
-    for (let row = kept; row < summary.n; row++) latency[row] += strong.latency[row];
+    const { stays } = summary.rows;
+    for (let row = kept; row < summary.n; row++) {
+      if (!(stays && stays[row])) latency[row] += strong.latency[row];
+    }
     summary.p95.set(kept, percentile(latency, 95));
   }
   return summary.p95.get(kept);
@@ -120,6 +133,8 @@ function pointAt(summary, kept, setting) {
   const { strongRight } = summary;
   point.correct = summary.right[kept] + strongRight[n] - strongRight[kept];
   point.accuracy = point.correct / n;
+  point.unverified = (summary.staying[n] - summary.staying[kept]) / n;
+  point.escalated = 1 - point.share - point.unverified;
   point.p95 = p95At(summary, kept);
   point.money = summary.cost === null ? null
     : summary.deviceCost + setting.price * (summary.cost[n] - summary.cost[kept]) / n;
@@ -169,11 +184,31 @@ function oracleAt(summary, escalated) {
   return (summary.right[n] + Math.min(escalated, better) - lost) / n;
 }
 
+// Accuracy by the share escalated if all that is not kept were.
+function orderCurve(summary) {
+  const { n, right, strongAll } = summary;
+  return summary.shown.map(kept => [1 - kept / n, (right[kept] + strongAll[n] - strongAll[kept]) / n]).reverse();
+}
+
+// Accuracy by the share escalated, the largest gains first; ties are straight.
+function gainCurve(summary) {
+  const { n } = summary, { gainOrder, tiers: [device, strong] } = summary.rows;
+  const places = Array.from({ length: n }, (_, row) => row).sort((a, b) => gainOrder[a] - gainOrder[b]);
+  const points = [[0, summary.right[n] / n]];
+  let right = summary.right[n];
+  places.forEach((row, i) => {
+    right += strong.right[row] - device.right[row];
+    if (i === n - 1 || gainOrder[places[i + 1]] > gainOrder[row]) points.push([(i + 1) / n, right / n]);
+  });
+  return points;
+}
+
 // Ten bins of equal width over [0, 1]; the last includes 1.
 function reliabilityBins(summary) {
   const bins = Array.from({ length: 10 }, (_, i) =>
     ({ lower: i / 10, upper: (i + 1) / 10, count: 0, sum: 0, right: 0 }));
   summary.rows.score.forEach((score, row) => {
+    if (summary.rows.blind && summary.rows.blind[row]) return;
     // The edges as numpy.linspace rounds them: 0.30000000000000004, not 0.3.
     let place = Math.min(9, Math.floor(score * 10));
     if (place < 9 && score >= (place + 1) * 0.1) place++;

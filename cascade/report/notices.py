@@ -18,6 +18,7 @@ from cascade.certify import (
 from cascade.report.evaluated import Evaluated
 from cascade.report.figures import Figures
 from cascade.report.reading import percent, threshold
+from cascade.tune import settled
 
 _FEW_ROWS = 200
 _MANY_LEFT_OUT = 0.01
@@ -44,7 +45,11 @@ def notices_about(rows: Evaluated, figures: Figures) -> tuple[Notice, ...]:
     Raises:
         CascadeError: scipy is not installed.
     """
-    return (*_about_the_policy(rows), *_about_the_rows(rows, figures))
+    return (
+        *_about_the_policy(rows),
+        *_about_the_verdicts(rows),
+        *_about_the_rows(rows, figures),
+    )
 
 
 def promise_sentence(promise: Promise, names: tuple[str, str]) -> str:
@@ -80,7 +85,7 @@ def certified_on_these(rows: Evaluated, certificate: Certificate) -> bool | None
     targets = [_target(rows, promise) for promise in certificate.promises]
     if None in targets:
         return None
-    known = [target for target in targets if target is not None]
+    known = [settled(target, rows.stays) for target in targets if target is not None]
     return data_digest(rows.score, known) == certificate.data_digest
 
 
@@ -149,6 +154,36 @@ def _about_the_policy(rows: Evaluated) -> Iterator[Notice]:
             "model_unknown",
             f"The records do not say which model answered as {rows.device.info.name}, so nothing "
             "shows that it is the one for which the policy is valid.",
+        )
+
+
+def _about_the_verdicts(rows: Evaluated) -> Iterator[Notice]:
+    policy, seen = rows.policy, rows.verdicts
+    if policy is None or seen is None:
+        return
+    if missing := int(seen.unmeasured.sum()):
+        yield Notice(
+            "warning",
+            "unmeasured",
+            f"On {missing:,} rows something was not measured that the confidence needs. They have "
+            "none, so the device does not keep them; here they count as the least confident.",
+        )
+    if policy.min_gain is not None:
+        yield Notice(
+            "warning",
+            "little_gain",
+            f"{percent(float(seen.unverified.mean()))} of the rows stay on {rows.device.info.name} "
+            f"unverified, for escalating them is expected to gain less than {policy.min_gain:g}. "
+            "They count neither as kept nor as escalated; their answers are the device's.",
+        )
+    if rows.saved is not None:
+        yield Notice(
+            "warning",
+            "early_stop",
+            f"{rows.saved.stopped:,} answers are stopped early and escalated; "
+            f"{rows.saved.wrongly:,} of them would have been kept. That saves "
+            f"{percent(rows.saved.saved)} of the local tokens of escalated answers. Latencies are "
+            "those of whole answers.",
         )
 
 

@@ -131,7 +131,8 @@ function showFigures(point) {
       : `bound ${percent(bound)}, at ${percent(1 - data.delta, 0)}, for this threshold alone`);
   byId("risk").dataset.bound = bound;
   if (!data.compared) return;
-  const difference = point.accuracy - summary.strongRight[point.n] / point.n;
+  const difference = point.accuracy - summary.strongAll[point.n] / point.n;
+  if (data.stays) byId("kept").lastChild.textContent += `; ${percent(point.unverified)} more stay unverified`;
   put("accuracy", point.accuracy, percent(point.accuracy),
     `${span(wilson(point.correct, point.n))}; ${points(difference)} from ${strong} alone`);
   put("cost", point.cost === null ? null : 1000 * point.cost,
@@ -174,7 +175,9 @@ function makeCharts() {
   const add = (id, legend) => { charts[id] = new Chart(byId(id), legend, pick); };
   const name = data.score_name;
   if (data.compared) {
-    add("deferral", [["curve", `lowest ${name} first`], ["oracle", "oracle: who is right is known"], ["random", "at random"], HERE]);
+    add("deferral", [["curve", data.stays ? "the policy at every threshold" : `lowest ${name} first`],
+      ...(data.stays ? [["order", `lowest ${name} first, whatever there is to gain`]] : []),
+      ...(data.gain_order ? [["gain", "largest expected gain first"]] : []), ["oracle", "oracle: who is right is known"], ["random", "at random"], HERE]);
   }
   add("coverage", [["curve", "observed"],
     ["bound", `bound at ${percent(1 - data.delta, 0)}, each threshold alone`],
@@ -194,23 +197,26 @@ function padded(values, low = -Infinity, high = Infinity) {
 }
 
 function drawDeferral(points, here) {
-  const curve = points.map(point => [1 - point.share, point.accuracy]).reverse();
-  const ends = [curve[0][1], curve[curve.length - 1][1]];
+  const curve = points.map(point => [point.escalated, point.accuracy]).reverse();
+  const byGain = summary.rows.gainOrder ? gainCurve(summary) : [];
+  const ends = [summary.right[summary.n] / summary.n, summary.strongAll[summary.n] / summary.n];
   const oracle = Array.from({ length: 201 }, (_, i) => [i / 200, oracleAt(summary, i / 200 * summary.n)]);
   const interval = wilson(here.correct, here.n);
   charts.deferral.draw({
-    summary: `${strong} answers ${percent(1 - here.share)}: ${percent(here.accuracy)} right `
+    summary: `${strong} answers ${percent(here.escalated)}: ${percent(here.accuracy)} right `
       + `(95 % interval ${span(interval)}).`,
     pickable: true,
     x: { name: `share answered by ${strong}`, low: 0, high: 1, show: wholePercent },
-    y: { ...padded([...curve.map(at => at[1]), ...oracle.map(at => at[1]), ...interval], 0, 1), show: wholePercent },
-    lines: [{ kind: "random", points: [[0, ends[0]], [1, ends[1]]] }, { kind: "oracle", points: oracle }, { kind: "curve", points: curve }],
-    marks: [{ kind: "here", at: [1 - here.share, here.accuracy], span: interval }],
+    y: { ...padded([...curve.map(at => at[1]), ...oracle.map(at => at[1]), ...byGain.map(at => at[1]), ...interval], 0, 1), show: wholePercent },
+    lines: [{ kind: "random", points: [[0, ends[0]], [1, ends[1]]] }, { kind: "oracle", points: oracle },
+      ...(data.stays ? [{ kind: "order", points: orderCurve(summary) }] : []),
+      ...(byGain.length ? [{ kind: "gain", points: byGain }] : []), { kind: "curve", points: curve }],
+    marks: [{ kind: "here", at: [here.escalated, here.accuracy], span: interval }],
     readings: points.slice().reverse().map(point => ({
-      at: [1 - point.share, point.accuracy], threshold: point.threshold,
-      text: `${percent(1 - point.share)} escalated (${data.score_name} below ${score(point.threshold)}): `
-        + `${percent(point.accuracy)} right; at random ${percent(ends[0] + (1 - point.share) * (ends[1] - ends[0]))}, `
-        + `oracle ${percent(oracleAt(summary, point.n - point.kept))}.`,
+      at: [point.escalated, point.accuracy], threshold: point.threshold,
+      text: `${percent(point.escalated)} escalated (${data.score_name} below ${score(point.threshold)}): `
+        + `${percent(point.accuracy)} right; at random ${percent(ends[0] + point.escalated * (ends[1] - ends[0]))}, `
+        + `oracle ${percent(oracleAt(summary, point.escalated * point.n))}.`,
     })),
   });
 }
@@ -242,7 +248,8 @@ function drawCoverage(points, here) {
 
 function drawReliability() {
   const bins = reliabilityBins(summary), filled = bins.filter(bin => bin.count);
-  const error = filled.reduce((sum, bin) => sum + Math.abs(bin.right - bin.sum), 0) / summary.n;
+  const error = filled.reduce((sum, bin) => sum + Math.abs(bin.right - bin.sum), 0)
+    / Math.max(1, filled.reduce((sum, bin) => sum + bin.count, 0));
   charts.reliability.draw({
     summary: data.policy ? `Expected calibration error ${error.toFixed(3)} over ${filled.length} bins.`
       : "A raw score: nothing says that it should lie on the line.",

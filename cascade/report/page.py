@@ -17,6 +17,7 @@ from cascade.records import TierInfo
 from cascade.report.embed import MOST_ROWS, embedded, script_json
 from cascade.report.evaluated import Evaluated
 from cascade.report.figures import Confusion, Estimate, Figures, GroupFigures, Rate
+from cascade.report.made_of import made_of
 from cascade.report.notices import Notice, promise_sentence
 from cascade.report.reading import html, interval, percent, printable, signed
 
@@ -34,7 +35,11 @@ _WHO = {
     "neither": "both wrong",
 }
 _POINTS = ("gain_device", "gain_strong")
-_PLAIN = ("auroc", "aurc", "ece", "brier", "deferral_auc", "deferral_auc_normalised")
+_DEFERRAL = ("deferral_auc", "deferral_auc_by_gain")
+_PLAIN = (
+    *("auroc", "aurc", "ece", "brier"),
+    *(f"{name}{scale}" for name in _DEFERRAL for scale in ("", "_normalised")),
+)
 
 
 def html_page(rows: Evaluated, figures: Figures, notices: Iterable[Notice]) -> str:
@@ -248,6 +253,18 @@ def _facts(rows: Evaluated) -> Iterator[tuple[str, str]]:
             f"{policy.adapter_digest or '(none)'}; its signature was not checked here"
         ),
     )
+    yield "confidence", made_of(policy.confidence)
+    if policy.gain is not None:
+        least = "" if policy.min_gain is None else f"; below {policy.min_gain:g} answers stay"
+        yield "gain", f"P({_above(rows)} right) − P(device right), from the same{least}"
+    if policy.early_stop is not None:
+        rule = policy.early_stop
+        looks = ", ".join(str(checkpoint.tokens) for checkpoint in rule.checkpoints) or "none"
+        yield (
+            "early stop",
+            f"checkpoints after tokens {looks}"
+            + ("" if rule.lowest_score is None else "; and by the bound on the raw score"),
+        )
     if policy.certificate is not None:
         certificate = policy.certificate
         yield (
@@ -259,6 +276,10 @@ def _facts(rows: Evaluated) -> Iterator[tuple[str, str]]:
         )
         yield "digest of the certify rows", certificate.data_digest
         yield "digest of the grid", certificate.grid_digest
+
+
+def _above(rows: Evaluated) -> str:
+    return rows.strong.info.name if rows.strong else "the next tier"
 
 
 def _tier(tier: TierInfo) -> str:

@@ -82,7 +82,7 @@ def _deferral(rows: Evaluated, figures: Figures) -> bytes:
     ]
     point = figures.point
     if point is not None and point.accuracy is not None:
-        escalated = 1 - point.kept.value
+        escalated = 1 - point.kept.value - point.unverified.value
         _here(axes, escalated, point.accuracy)
         where = in_axes(axes, np.array([escalated]), np.array([point.accuracy.value]))
         kept, right = percent(point.kept.value, 0), percent(point.accuracy.value, 0)

@@ -8,21 +8,23 @@ loads what reads the configuration, and neither Ray nor llama.cpp.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from cascade.errors import InvalidInput
+from cascade.ladder import LadderPolicy
 from cascade.testing.scripted import Script, ScriptedTier
 from cascade.testing.tiny import TinyBundle
 from cascade.wire import ArtifactSource, CallRecord, ClientProfile, KeyRing, new_key
 from cloud.accounting import Accounting
+from cloud.attempt import TierStream
 from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest, Engine
 from cloud.engines.onnx import OnnxBundle
 from cloud.front_door import FrontDoor, GatewayFiles
-from cloud.routing import Router, TierStream
+from cloud.routing import Router
 from cloud.tier import TierMessage, messages
 from cloud.tls import ensure_local_tls
 from edge.portal import Portal
@@ -37,6 +39,7 @@ def cluster(
     tiers: Mapping[str, Script | TinyBundle] | None = None,
     *,
     config: ClusterConfig | None = None,
+    ladders: Sequence[LadderPolicy] = (),
     artifacts: ArtifactSource | None = None,
 ) -> Iterator[Cluster]:
     """A cluster that runs until the ``with`` block ends.
@@ -45,12 +48,14 @@ def cluster(
         tiers: what stands behind each tier's name, from the lowest to the highest; by default one
             scripted ``"tier1"``.
         config: prices, regions, data classes, limits; its tiers must have the names of ``tiers``.
-            Its address, engines and models are not looked at.
+            Its address, engines, models and files of ladders are not looked at.
+        ladders: what requests of their tasks climb by.
         artifacts: what devices are given to run, e.g. ``cloud.registry.Delivery``; by default
             nothing.
 
     Raises:
         InvalidInput: ``config`` names other tiers than ``tiers``.
+        ConfigError: a ladder does not fit the tiers.
     """
     tiers = {"tier1": Script()} if tiers is None else tiers
     if config is None:
@@ -60,7 +65,7 @@ def cluster(
     if {tier.name for tier in config.tiers} != set(tiers):
         raise InvalidInput("config", f"its tiers are not {', '.join(tiers)}")
     with tempfile.TemporaryDirectory(prefix="cascade-testing-") as folder:
-        running = Cluster(config, tiers, Path(folder), artifacts)
+        running = Cluster(config, tiers, Path(folder), ladders, artifacts)
         try:
             running.start()
             yield running
@@ -76,6 +81,7 @@ class Cluster:
         config: ClusterConfig,
         tiers: Mapping[str, Script | TinyBundle],
         folder: Path,
+        ladders: Sequence[LadderPolicy] = (),
         artifacts: ArtifactSource | None = None,
     ) -> None:
         self._artifacts = artifacts
@@ -106,7 +112,8 @@ class Cluster:
             **{name: _Noted(_EngineStream(engine)) for name, engine in self._engines.items()},
         }
         accounting = Accounting(config, self._files)
-        self._answerer = accounting.answerer(Router(config, accounting.streams(self._streams)))
+        router = Router(config, accounting.streams(self._streams), ladders)
+        self._answerer = accounting.answerer(router)
         self._records: list[CallRecord] = []
         self._door: FrontDoor | None = None
         self._portal = Portal()

@@ -63,17 +63,26 @@ class Script:
             option of a closed set, else ``"ok"``.
         pause_s: seconds before each word, ≥ 0.
         fault: how it fails; ``None`` answers.
+        score: how sure it says that it is, in [0, 1], where it is asked, or a function that says
+            it; ``None`` does not tell.
     """
 
     answer: str | Callable[[ChatRequest], str] | None = None
     pause_s: float = 0.0
     fault: Fault | None = None
+    score: float | Callable[[ChatRequest], float] | None = None
 
     def text(self, request: ChatRequest) -> str:
         """What it answers to ``request``."""
         if self.answer is None:
             return request.options[0] if request.options else "ok"
         return self.answer if isinstance(self.answer, str) else self.answer(request)
+
+    def sure(self, request: ChatRequest) -> float | None:
+        """How sure it says that it is."""
+        if not request.score:
+            return None
+        return self.score(request) if callable(self.score) else self.score
 
 
 class ScriptedTier:
@@ -103,7 +112,7 @@ class ScriptedTier:
             yield [Piece(word, 1)]
         if fault is not None:
             raise _failure(fault)
-        yield [Done("stop", prompt_tokens, len(words), 0)]
+        yield [Done("stop", prompt_tokens, len(words), 0, script.sure(request))]
 
 
 def _failure(fault: Fault) -> RemoteError:

@@ -51,7 +51,7 @@ class AnswerRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., draft: _Optional[_Union[DraftChunk, _Mapping]] = ..., draft_done: _Optional[_Union[DraftDone, _Mapping]] = ..., feedback: _Optional[_Union[Feedback, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("request_id", "task_id", "messages", "tensors", "free_text", "options", "json_schema", "regex", "sampling", "constraints", "device")
+    __slots__ = ("request_id", "task_id", "messages", "tensors", "free_text", "options", "json_schema", "regex", "sampling", "constraints", "device", "score")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class Open(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     task_id: str
     messages: Messages
@@ -74,7 +75,8 @@ class Open(_message.Message):
     sampling: Sampling
     constraints: Constraints
     device: DeviceReport
-    def __init__(self, request_id: _Optional[str] = ..., task_id: _Optional[str] = ..., messages: _Optional[_Union[Messages, _Mapping]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., free_text: _Optional[_Union[FreeText, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., device: _Optional[_Union[DeviceReport, _Mapping]] = ...) -> None: ...
+    score: bool
+    def __init__(self, request_id: _Optional[str] = ..., task_id: _Optional[str] = ..., messages: _Optional[_Union[Messages, _Mapping]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., free_text: _Optional[_Union[FreeText, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., device: _Optional[_Union[DeviceReport, _Mapping]] = ..., score: bool = ...) -> None: ...
 
 class Messages(_message.Message):
     __slots__ = ("messages",)
@@ -155,20 +157,24 @@ class Constraints(_message.Message):
     def __init__(self, allowed_tiers: _Optional[_Iterable[str]] = ..., max_cost_usd: _Optional[float] = ..., max_remote_calls: _Optional[int] = ..., data_class: _Optional[_Union[DataClass, str]] = ..., residency: _Optional[str] = ..., commercial: bool = ...) -> None: ...
 
 class DeviceReport(_message.Message):
-    __slots__ = ("confidence", "raw_score", "base_digest", "adapter_digest", "tokenizer_digest", "signals")
+    __slots__ = ("confidence", "raw_score", "base_digest", "adapter_digest", "tokenizer_digest", "signals", "ladder_digest", "answer_sha256")
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     RAW_SCORE_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIGNALS_FIELD_NUMBER: _ClassVar[int]
+    LADDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_SHA256_FIELD_NUMBER: _ClassVar[int]
     confidence: float
     raw_score: float
     base_digest: str
     adapter_digest: str
     tokenizer_digest: str
     signals: Signals
-    def __init__(self, confidence: _Optional[float] = ..., raw_score: _Optional[float] = ..., base_digest: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., signals: _Optional[_Union[Signals, _Mapping]] = ...) -> None: ...
+    ladder_digest: str
+    answer_sha256: str
+    def __init__(self, confidence: _Optional[float] = ..., raw_score: _Optional[float] = ..., base_digest: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., signals: _Optional[_Union[Signals, _Mapping]] = ..., ladder_digest: _Optional[str] = ..., answer_sha256: _Optional[str] = ...) -> None: ...
 
 class Signals(_message.Message):
     __slots__ = ("logprobs", "entropies", "margins")
@@ -241,7 +247,7 @@ class DraftVerification(_message.Message):
     def __init__(self, kept_tokens: _Optional[int] = ...) -> None: ...
 
 class Finish(_message.Message):
-    __slots__ = ("reason", "usage", "cost_usd", "tier", "model", "confidence", "reasons", "server_s")
+    __slots__ = ("reason", "usage", "cost_usd", "tier", "model", "confidence", "reasons", "server_s", "raw_score")
     REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     COST_USD_FIELD_NUMBER: _ClassVar[int]
@@ -250,6 +256,7 @@ class Finish(_message.Message):
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
     SERVER_S_FIELD_NUMBER: _ClassVar[int]
+    RAW_SCORE_FIELD_NUMBER: _ClassVar[int]
     reason: FinishReason
     usage: Usage
     cost_usd: float
@@ -258,7 +265,8 @@ class Finish(_message.Message):
     confidence: float
     reasons: _containers.RepeatedScalarFieldContainer[str]
     server_s: float
-    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., cost_usd: _Optional[float] = ..., tier: _Optional[str] = ..., model: _Optional[str] = ..., confidence: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., server_s: _Optional[float] = ...) -> None: ...
+    raw_score: float
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., cost_usd: _Optional[float] = ..., tier: _Optional[str] = ..., model: _Optional[str] = ..., confidence: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., server_s: _Optional[float] = ..., raw_score: _Optional[float] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens")

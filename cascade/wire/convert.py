@@ -77,6 +77,7 @@ class OpenRequest:
         stop: strings before whose first a free answer ends; at most 8, none empty.
         constraints: ``deadline_s`` is what is left of the call's deadline.
         tensors: a classifier's inputs, well formed; ``options`` are then its labels.
+        score: whether the answer's raw score is asked for.
     """
 
     request_id: str
@@ -91,6 +92,7 @@ class OpenRequest:
     constraints: Constraints = field(default_factory=Constraints)
     report: DeviceReport = field(default_factory=DeviceReport)
     tensors: tuple[Tensor, ...] = ()
+    score: bool = False
 
 
 def open_message(
@@ -120,12 +122,15 @@ def open_message(
             base_digest=report.base_digest,
             adapter_digest=report.adapter_digest,
             tokenizer_digest=report.tokenizer_digest,
+            ladder_digest=report.ladder_digest,
+            answer_sha256=report.answer_sha256,
             signals=pb.Signals(
                 logprobs=report.signals.logprobs.tolist(),
                 entropies=report.signals.entropies.tolist(),
                 margins=report.signals.margins.tolist(),
             ),
         ),
+        score=request.score,
     )
     if request.tensors:
         message.tensors.tensors.extend(
@@ -201,6 +206,7 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
         constraints=_read_constraints(sent.constraints, deadline_s),
         report=_read_report(sent.device),
         tensors=tensors,
+        score=sent.score,
     )
 
 
@@ -291,6 +297,8 @@ def _read_report(sent: pb.DeviceReport) -> DeviceReport:
         ("base_digest", sent.base_digest),
         ("adapter_digest", sent.adapter_digest),
         ("tokenizer_digest", sent.tokenizer_digest),
+        ("ladder_digest", sent.ladder_digest),
+        ("answer_sha256", sent.answer_sha256),
     ):
         if digest and not _DIGEST.fullmatch(digest):
             raise InvalidInput(f"device.{name}", "is not a lower-case hex sha256")
@@ -300,6 +308,8 @@ def _read_report(sent: pb.DeviceReport) -> DeviceReport:
         base_digest=sent.base_digest,
         adapter_digest=sent.adapter_digest,
         tokenizer_digest=sent.tokenizer_digest,
+        ladder_digest=sent.ladder_digest,
+        answer_sha256=sent.answer_sha256,
         signals=_read_signals(sent.signals),
     )
 
@@ -345,6 +355,7 @@ def event_message(request_id: str, event: RemoteEvent) -> pb.AnswerEvent:
                 confidence=event.confidence,
                 reasons=event.reasons,
                 server_s=event.server_s,
+                raw_score=event.raw_score,
             )
             return pb.AnswerEvent(request_id=request_id, finish=finish)
 
@@ -374,6 +385,9 @@ def _read_finish(sent: pb.Finish) -> Finished:
     confidence = sent.confidence if sent.HasField("confidence") else None
     if confidence is not None and not 0 <= confidence <= 1:
         raise InvalidInput("finish.confidence", f"{confidence} is not in 0 … 1")
+    raw_score = sent.raw_score if sent.HasField("raw_score") else None
+    if raw_score is not None and not 0 <= raw_score <= 1:
+        raise InvalidInput("finish.raw_score", f"{raw_score} is not in 0 … 1")
     if not 0 <= sent.cost_usd < math.inf:
         raise InvalidInput("finish.cost_usd", f"{sent.cost_usd} is not an amount of at least 0")
     return Finished(
@@ -386,4 +400,5 @@ def _read_finish(sent: pb.Finish) -> Finished:
         confidence=confidence,
         reasons=tuple(sent.reasons),
         server_s=sent.server_s,
+        raw_score=raw_score,
     )

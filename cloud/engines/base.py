@@ -6,7 +6,8 @@ how it travels is decided elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -28,6 +29,7 @@ class ChatRequest:
         stop: the answer ends before the first of these; none beside a schema or an expression.
         sampling: how tokens are chosen.
         tensors: a classifier's inputs, instead of messages; ``options`` are then its labels.
+        score: whether ``Done`` shall tell how sure the model is.
     """
 
     messages: tuple[Message, ...]
@@ -38,6 +40,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     sampling: Sampling = GREEDY
     tensors: tuple[Tensor, ...] = ()
+    score: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +66,23 @@ class Done:
     Arguments:
         reason: ``"stop"`` at an end token, stop string or complete option, else ``"length"``.
         cached_tokens: prompt tokens that were not computed, because an earlier prompt began alike.
+        raw_score: how sure the model is, uncalibrated, in [0, 1]: the largest probability of an
+            option within its set, or the geometric mean probability of the answer's tokens;
+            ``None`` where it was not asked for or cannot be told.
     """
 
     reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    raw_score: float | None = None
+
+
+def geometric_mean(logprobs: Sequence[float]) -> float | None:
+    """The raw score of a free answer by the log probabilities of its tokens; ``None`` without."""
+    if not logprobs:
+        return None
+    return min(1.0, math.exp(math.fsum(logprobs) / len(logprobs)))
 
 
 EngineEvent = Started | Piece | Done

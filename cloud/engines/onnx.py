@@ -119,7 +119,7 @@ class OnnxBundle:
                 events: list[EngineEvent] = [piece for piece in batch if piece is not None]
                 if events:
                     yield events
-            yield [_done(await work)]
+            yield [_done(await work, request)]
         finally:
             # At most one step later the worker sees this, and is free for the next request.
             cancel.cancel()
@@ -145,10 +145,11 @@ class OnnxBundle:
         return OnnxModel(dataclasses.replace(bundle, manifest=manifest), threads=self._threads)
 
 
-def _done(answer: LocalAnswer) -> Done:
+def _done(answer: LocalAnswer, request: ChatRequest) -> Done:
     return Done(
         reason="length" if answer.finish == "length" else "stop",
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.tokens,
         cached_tokens=0,
+        raw_score=min(1.0, answer.raw_score) if request.score else None,
     )

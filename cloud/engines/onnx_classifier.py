@@ -70,7 +70,9 @@ class OnnxClassifierEngine:
             )
         finally:
             cancel.cancel()
-        yield [Started(0), Piece(answer.text, answer.tokens), Done("stop", 0, answer.tokens, 0)]
+        score = min(1.0, answer.raw_score) if request.score else None
+        done = Done("stop", 0, answer.tokens, 0, score)
+        yield [Started(0), Piece(answer.text, answer.tokens), done]
 
     async def reset_prefix_cache(self) -> int:
         """There is none."""

@@ -11,7 +11,15 @@ import openai
 from openai import AsyncOpenAI
 
 from cloud.config import ProviderConfig
-from cloud.engines.base import Capabilities, ChatRequest, Done, EngineEvent, Piece, Started
+from cloud.engines.base import (
+    Capabilities,
+    ChatRequest,
+    Done,
+    EngineEvent,
+    Piece,
+    Started,
+    geometric_mean,
+)
 from cloud.engines.provider import (
     Key,
     Wanted,
@@ -85,11 +93,15 @@ class OpenAiEngine:
             raise meaning(error, "openai") from None
         yield [Started(None)]
         text, reason, usage, pieces = "", None, None, 0
+        logprobs: list[float] = []
         try:
             async for chunk in stream:
                 usage = getattr(chunk, "usage", None) or usage
                 for choice in chunk.choices or ():
                     reason = choice.finish_reason or reason
+                    told = choice.logprobs.content if choice.logprobs else None
+                    # The end of the answer, which has no bytes, is no part of it.
+                    logprobs += [each.logprob for each in told or () if each.bytes != []]
                     piece = choice.delta.content if choice.delta else None
                     if piece:
                         text, pieces = text + piece, pieces + 1
@@ -115,6 +127,7 @@ class OpenAiEngine:
                 prompt_tokens=read,
                 completion_tokens=written,
                 cached_tokens=(details.cached_tokens or 0) if details else 0,
+                raw_score=geometric_mean(logprobs),
             )
         ]
 
@@ -143,6 +156,8 @@ class OpenAiEngine:
             body["top_p"] = sampling.top_p
             if sampling.seed is not None:
                 body["seed"] = sampling.seed
+        if request.score and provider.logprobs:
+            body["logprobs"] = True
         if request.stop and not wanted.whole:
             body["stop"] = list(request.stop)
         if wanted.schema is not None:

@@ -1,24 +1,30 @@
-"""Block quantisation of an exported graph: its large constant matrices, wherever they are used.
+"""An exported graph made fit for a device: matrices in blocks, and slots for adapters.
 
 Works on any decoder that optimum exported, with onnx and numpy alone: ``MatMul`` and ``Gemm`` by a
 constant become ``MatMulNBits``, the embedding's ``Gather`` becomes ``GatherBlockQuantized``, and a
-head that equals the embedding shares its bytes. All other nodes stay as they are. Exporting itself
-is in ``export``.
+head that equals the embedding shares its bytes. Each linear of the model takes a LoRA adapter as
+two more inputs, of rank 0 when idle. All other nodes stay as they are. Exporting itself is in
+``export``; which node is which linear is in ``exported_slots``.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edge.build.blocks import Floats
+from edge.build.exported_slots import modules_by_output
+from edge.build.graph import adapter_inputs
 from edge.build.matrices import AccuracyLevel, Matrices, Stored
 from edge.build.nodes import CONTRIB, Nodes
 from edge.build.quantise import BLOCK, Quantisation, quantise
 from edge.build.weight_file import WeightFile
+from edge.bundle import AdapterSlot
+from edge.slots import linear_name
 
 # Smaller constants stay inside the graph, where onnxruntime's optimiser looks at them.
 _SMALL_BYTES = 1024
@@ -30,27 +36,38 @@ def write_exported(
     quantisation: Quantisation,
     weights: WeightFile,
     accuracy_level: AccuracyLevel,
-) -> ModelProto:
-    """Write the constants of ``model`` to ``weights`` and return the graph that uses them.
+    *,
+    linears: Sequence[str],
+) -> tuple[ModelProto, tuple[AdapterSlot, ...]]:
+    """Write the constants of ``model`` to ``weights``; the graph that uses them, and its slots.
 
     Arguments:
         model: an exported decoder, its constants loaded.
         vocabulary: rows of the embedding and of the head, which ``int4`` leaves at eight bits.
         accuracy_level: of ``MatMulNBits``, as in ``graph.write_decoder``.
+        linears: paths of the model's modules that are to have slots.
     """
     nodes = Nodes(weights)
     matrices = Matrices(nodes, accuracy_level)
-    rewriter = _Rewriter(model, vocabulary, quantisation, nodes, matrices)
+    rewriter = _Rewriter(
+        model,
+        vocabulary=vocabulary,
+        quantisation=quantisation,
+        nodes=nodes,
+        matrices=matrices,
+        linears=linears,
+    )
     for node in model.graph.node:
         rewriter.take(node)
     matrices.finish()
     rewriter.keep_constants()
     imports = [entry for entry in model.opset_import if entry.domain != CONTRIB]
-    return helper.make_model(
+    slots = tuple(rewriter.slots.values())
+    written = helper.make_model(
         helper.make_graph(
             nodes.nodes,
             "decoder",
-            model.graph.input,
+            [*model.graph.input, *adapter_inputs(slots)],
             model.graph.output,
             nodes.initializers(),
         ),
@@ -58,6 +75,7 @@ def write_exported(
         ir_version=model.ir_version,
         producer_name="edge-cloud-cascade",
     )
+    return written, slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +88,21 @@ class _Linear:
 
 
 class _Rewriter:
-    """Copies nodes into ``nodes``, replacing those whose matrix is quantised."""
+    """Copies nodes into ``nodes``, replacing those whose matrix is quantised.
+
+    Attributes:
+        slots: by linear, where the nodes that were taken so far take adapters.
+    """
 
     def __init__(
         self,
         model: ModelProto,
+        *,
         vocabulary: int,
         quantisation: Quantisation,
         nodes: Nodes,
         matrices: Matrices,
+        linears: Sequence[str],
     ) -> None:
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         # The exporter stores equal tensors once and hands them on through Identity nodes.
@@ -92,17 +116,24 @@ class _Rewriter:
         self._nodes = nodes
         self._matrices = matrices
         self._stored: dict[bytes, Stored] = {}
+        self._modules = modules_by_output(self._by_constants(model), linears)
+        self.slots: dict[str, AdapterSlot] = {}
 
     def take(self, node: NodeProto) -> None:
-        """Append ``node``, or what computes the same on a quantised matrix."""
-        linear = self._linear(node)
+        """Append ``node``, or what computes the same on a quantised matrix and with an adapter."""
+        linear, module = self._linear(node), self._modules.get(node.output[0])
         if linear is not None and self._quantisable(linear.weight):
             y = self._matrices.multiply(linear.x, self._store(linear.weight), linear.bias)
+        elif linear is not None and module is not None:
+            y = f"{node.output[0]}.base"
+            self._nodes.nodes.append(_renamed(node, y))
         elif (table := self._embedding(node)) is not None and self._quantisable(table):
             y = self._matrices.rows_of(self._store(table), node.input[1])
         else:
             self._nodes.nodes.append(node)
             return
+        if linear is not None and module is not None:
+            y = self._adapted(y, linear, module, flat=node.op_type == "Gemm")
         self._nodes.add("Identity", [y], [node.output[0]])
 
     def keep_constants(self) -> None:
@@ -116,6 +147,20 @@ class _Rewriter:
                 self._nodes.also(tensor)
             else:
                 self._nodes.weight(name, array)
+
+    def _adapted(self, y: str, linear: _Linear, module: str, *, flat: bool) -> str:
+        """y + (x A) B; one node less where activations are [T, width], not [1, T, width]."""
+        name, (outputs, inputs) = linear_name(module), linear.weight.shape
+        slot = self.slots.setdefault(name, AdapterSlot(name, inputs, (name,), (outputs,)))
+        low = self._nodes.apply("MatMul", linear.x, slot.input_a)
+        if flat:
+            return self._nodes.apply("Gemm", low, slot.input_b, y)
+        return self._nodes.apply("Add", y, self._nodes.apply("MatMul", low, slot.input_b))
+
+    def _by_constants(self, model: ModelProto) -> Iterator[tuple[NodeProto, str]]:
+        for node in model.graph.node:
+            if self._linear(node) is not None:
+                yield node, self._same_as.get(node.input[1], node.input[1])
 
     def _linear(self, node: NodeProto) -> _Linear | None:
         if node.op_type == "MatMul":
@@ -160,3 +205,10 @@ class _Rewriter:
             blocks = quantise(weight, 4 if four else 8)
             self._stored[key] = self._matrices.store(blocks, f"matrix.{len(self._stored)}")
         return self._stored[key]
+
+
+def _renamed(node: NodeProto, output: str) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.output[0] = output
+    return copy

@@ -9,6 +9,8 @@ idle. The picture is in this folder's README. How a matrix is stored and multipl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
@@ -46,7 +48,7 @@ def write_decoder(
         _value("position_ids", TensorProto.INT64, 1, "T"),
         _value("attention_bias", TensorProto.FLOAT, 1, 1, "T", "W"),
         *_buffers("past_key_values", decoder),
-        *_adapter_inputs(decoder),
+        *adapter_inputs(adapter_slots(decoder)),
     ]
     outputs = [
         _value("logits", TensorProto.FLOAT, "P", decoder.vocabulary),
@@ -95,9 +97,10 @@ def adapter_slots(decoder: Decoder) -> tuple[AdapterSlot, ...]:
     )
 
 
-def _adapter_inputs(decoder: Decoder) -> list[ValueInfoProto]:
+def adapter_inputs(slots: Sequence[AdapterSlot]) -> list[ValueInfoProto]:
+    """A and B of each slot, float32; the ranks are symbols of their own."""
     values = []
-    for slot in adapter_slots(decoder):
+    for slot in slots:
         rank = f"{slot.name}.rank"
         values.append(_value(slot.input_a, TensorProto.FLOAT, slot.columns, rank))
         values.append(_value(slot.input_b, TensorProto.FLOAT, rank, slot.rows))

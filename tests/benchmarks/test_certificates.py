@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.decision import draws
+from benchmarks.decision.naive_table import ALPHAS, SIZES, table
 from benchmarks.decision.pools import Pool, flat, pools
 from benchmarks.rows import read_rows
 from cascade.certify import FixedSequence, certify, naive_threshold, threshold_grid
@@ -85,6 +86,22 @@ def test_the_naive_rule_of_many_parts_is_that_of_one() -> None:
         assert found[i] == (alone.threshold if alone else np.inf)
 
 
+def test_the_table_sets_the_naive_rule_beside_the_certified_one() -> None:
+    (pool,) = (pool for pool in pools() if pool.name == "shallow")
+    about, empty, head, rule, *lines = table(pool, blocks=2)
+    assert about.startswith("shallow: 20,000 rows, ")
+    assert "40 certify parts a row" in about
+    assert not empty
+    assert len(lines) == len(SIZES) * len(ALPHAS)
+    assert {line.count("|") for line in (head, rule, *lines)} == {8}
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    naive, certified = (
+        np.mean([float(row[place].rstrip("%")) for row in cells]) for place in (2, 4)
+    )
+    assert certified <= 20
+    assert naive >= 30
+
+
 def test_a_quick_run_writes_rows(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     done = subprocess.run(
@@ -104,5 +121,8 @@ def test_a_quick_run_writes_rows(tmp_path: Path) -> None:
     naive = rows["violations, naive rule, α = 0.1, n = 1000"]
     assert ours.reached
     assert naive.value > 2 * naive.reach
+    real = rows["violations, planned sequence, sentiment records, α = 0.1"]
+    assert real.reached
+    assert rows["violations, naive rule, sentiment records, α = 0.1"].value > 2 * real.reach
     assert any(name.startswith("coverage kept of") for name in rows)
     assert any(row.peer in draws.OTHERS for row in rows.values())

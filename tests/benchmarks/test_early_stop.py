@@ -32,10 +32,11 @@ def test_one_draw_gives_shares_and_saves_where_difficulty_shows_early() -> None:
     confidence = [model.batch(part.score) for part in parts]
     outcome = early_stop.stopped(parts, confidence, model, alpha=0.2, max_tokens=MAX_TOKENS)
     assert outcome is not None
-    assert 0.3 < outcome.saved < 1
+    assert 0.4 < outcome.saved < outcome.oracle < 1
     assert 0 < outcome.bound < outcome.saved
+    assert outcome.bound < outcome.hindsight < outcome.oracle
     assert 0 < outcome.coverage <= outcome.before + 0.1
-    assert outcome.epsilon == 0.05
+    assert 0 < outcome.lost < 0.1
 
 
 def test_questions_are_all_different_and_answered_by_their_pattern() -> None:

@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 
 from cascade.budget import BudgetState
 from cascade.conditions import Conditions
+from cascade.confidence import ConfidenceModel, Isotonic, Platt
 from cascade.constraints import Situation, obstacles, refusal
 from cascade.decision_record import DecisionRecord, replay_decision
 from cascade.errors import InvalidInput, RemoteError
+from cascade.gain import GainModel
 from cascade.local import LocalAnswer
 from cascade.policy import Reason, conclude, decide
 from cascade.request import Constraints, DataClass, Message, Request
-from cascade.signals import OptionScores
+from cascade.scorer import Linear
+from cascade.signals import EMPTY_SIGNALS, OptionScores
 from tests.cascade.test_controller import SIGNALS, policy
 
 FREE = Situation(cluster=True, remaining_s=10.0)
@@ -130,6 +133,24 @@ LIMITS = st.builds(
     metered_ok=st.booleans(),
     min_battery=st.floats(0, 1),
 )
+NUMBERS = st.floats(-3, 3)
+SCORERS = st.sampled_from([("raw_score",), ("mean_logprob",), ("raw_score", "min_margin")]).flatmap(
+    lambda names: st.builds(
+        Linear,
+        st.just(names),
+        st.tuples(*(NUMBERS for _ in names)),
+        st.tuples(*(st.floats(0.1, 3) for _ in names)),
+        st.tuples(*(NUMBERS for _ in names)),
+        NUMBERS,
+    )
+)
+CONFIDENCES = st.builds(
+    ConfidenceModel,
+    st.builds(Platt, NUMBERS, NUMBERS) | st.just(Isotonic((0.2, 0.8), (0.1, 0.9))),
+    st.sampled_from(["raw_score", "search_bound"]),
+    st.none() | SCORERS,
+)
+GAINS = st.builds(GainModel, CONFIDENCES, CONFIDENCES, st.floats(0, 2), st.floats(-1, 1))
 VETOES = st.sampled_from([(), ("veto:a",), ("veto:a", "veto:b")])
 
 
@@ -143,24 +164,38 @@ VETOES = st.sampled_from([(), ("veto:a",), ("veto:a", "veto:b")])
     unanswered=st.booleans(),
     demoted=st.booleans(),
     swapped=st.booleans(),
+    confidence=CONFIDENCES,
+    gain=st.none() | GAINS,
+    min_gain=st.none() | st.floats(-1, 1),
+    finish=st.sampled_from(["stop", "length", "callback"]),
+    fired=st.booleans(),
+    empty=st.booleans(),
 )
 def test_every_decision_is_made_again_from_its_record(
-    *, limits, situation, probability, threshold, mode, vetoes, unanswered, demoted, swapped
-):
+    *, limits, situation, probability, threshold, mode, vetoes, unanswered, demoted, swapped,
+    confidence, gain, min_gain, finish, fired, empty,
+):  # fmt: skip
     request = Request((Message("user", "?"),), ("good", "bad"), "mood", constraints=limits)
     own = None if threshold == "absent" else policy(threshold)
+    if own is not None:
+        own = replace(own, confidence=confidence, gain=gain, min_gain=min_gain if gain else None)
     answer = None if unanswered else answered(probability, mode)
-    if answer is not None and swapped:
-        answer = replace(answer, adapter_digest="5" * 64)
+    stopped = answer is not None and (fired or finish == "callback")
+    if answer is not None:
+        answer = replace(answer, finish=finish)
+        if empty:
+            answer = replace(answer, signals=EMPTY_SIGNALS)
+        if swapped:
+            answer = replace(answer, adapter_digest="5" * 64)
     stands = obstacles(limits, situation)
     first = (Reason.CLOUD_PREFERRED,) if unanswered else ()
     if answer is None:
         made, vetoes = conclude(first, None, (), stands), ()
     else:
-        made = decide(own, answer, stands, vetoes, demoted=demoted)
+        made = decide(own, answer, stands, vetoes, demoted=demoted, stopped=stopped)
     record = DecisionRecord.of(
         request, own, answer, made, unanswered=first, vetoes=vetoes,
-        demoted=demoted, situation=None if made.accept else situation,
+        demoted=demoted, stopped=stopped, situation=None if made.accept else situation,
     )  # fmt: skip
     read = DecisionRecord.from_bytes(record.to_bytes())
     assert read == record
@@ -170,6 +205,9 @@ def test_every_decision_is_made_again_from_its_record(
     assert not (made.accept and made.escalate)
     assert made.accept <= (not vetoes and made.reasons == (Reason.CONFIDENT,))
     assert made.escalate <= (not stands)
+    assert not (made.accept and stopped)
+    if finish == "callback":
+        assert (made.confidence, made.gain, record.raw_score) == (None, None, None)
 
 
 def recorded() -> DecisionRecord:
@@ -199,7 +237,10 @@ def test_a_record_holds_nothing_of_what_was_asked():
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"format_version": 2}, "format_version"),
+        ({"format_version": 1}, "format_version"),
+        ({"stopped": 1}, "stopped"),
+        ({"gain": 2}, "gain"),
+        ({"min_gain": "0.1"}, "min_gain"),
         ({"confidense": 1}, "confidense"),
         ({"confidence": 2}, "confidence"),
         ({"policy_mode": "guess"}, "policy_mode"),

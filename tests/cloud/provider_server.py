@@ -131,7 +131,11 @@ class _Openai(_Protocol):
 
         def piece(text: str, reason: str | None = None) -> str:
             delta = {"content": text} if text else {}
-            return event(choices=[{"index": 0, "delta": delta, "finish_reason": reason}])
+            choice = {"index": 0, "delta": delta, "finish_reason": reason}
+            if body.get("logprobs") and text:
+                token = {"token": text, "logprob": -0.5, "bytes": [1], "top_logprobs": []}
+                choice["logprobs"] = {"content": [token]}
+            return event(choices=[choice])
 
         model = body["model"]
         for word in _words(body):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from cascade.catalog import entries
 from cascade.errors import NotFound
-from cloud.config import TierConfig, default_config, default_yaml, load_config, parse_config
+from cloud.config import Hedge, TierConfig, default_config, default_yaml, load_config, parse_config
 from cloud.errors import ConfigError
 
 TIER = "tiers: [{name: tier1, model: m}]"
@@ -44,6 +45,25 @@ def test_a_configuration_reads_back_from_its_own_yaml() -> None:
     assert parse_config(config.yaml(), "copy") == config
 
 
+def test_the_files_in_the_docs_are_good() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+    files = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    # Some show the keys of the gateway alone.
+    whole = [file if "\ntiers:" in f"\n{file}" else file + TIER for file in files]
+    read = [parse_config(file, "docs") for file in whole]
+    assert (Path("ladder.json"),) in [config.ladders for config in read]
+    assert Hedge(to="tier1", least_s=0.05) in [config.tiers[0].hedge for config in read]
+    assert any(config.tiers[-1].provider for config in read)
+    assert any(config.gateway.jwt for config in read)
+    assert any(config.gateway.quotas.any for config in read)
+
+
+def test_ladders_lie_where_the_file_lies(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"ladders: [mine/l.json]\n{TIER}")
+    assert load_config(path).ladders == (tmp_path / "mine/l.json",)
+
+
 def test_everything_but_the_tiers_has_a_default() -> None:
     assert parse_config(TIER, "f.yaml").gateway == default_config().gateway
 
@@ -69,6 +89,23 @@ def test_everything_but_the_tiers_has_a_default() -> None:
             "f.yaml: tiers[0].price.zzz is not a known key; known keys: "
             "input_usd_per_million_tokens, output_usd_per_million_tokens, label",
         ),
+        (
+            "tiers: [{name: a, model: m, hedge: {least_s: 1}}]",
+            "f.yaml: tiers[0].hedge.to is missing",
+        ),
+        (
+            "tiers: [{name: a, model: m, hedge: {to: a, leasts: 1}}]",
+            "f.yaml: tiers[0].hedge.leasts is not a known key; did you mean least_s?",
+        ),
+        (
+            "tiers: [{name: a, model: m, hedge: {to: b}}]",
+            "f.yaml: the file: a is hedged by 'b', which is no tier that reads text; tiers: a",
+        ),
+        (
+            "tiers: [{name: device, model: m}]",
+            "f.yaml: tiers[0].name: is what a device calls itself; take another (it is 'device')",
+        ),
+        (f"ladder: []\n{TIER}", "f.yaml: ladder is not a known key; did you mean ladders?"),
         ("tiers: [{name: a}]", "f.yaml: tiers[0].model is missing"),
         ("gateway: {}", "f.yaml: tiers is missing"),
         (

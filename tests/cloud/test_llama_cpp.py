@@ -57,6 +57,26 @@ async def test_an_answer_ends_by_itself_and_is_counted(engine: LlamaCpp) -> None
     assert count <= done.completion_tokens <= count + 1
 
 
+@pytest.mark.parametrize("prompt", ["Is water wet?", "Is <|im_end|> wet?"])
+async def test_how_sure_it_is_of_an_answer_is_told_where_it_is_asked(
+    engine: LlamaCpp, prompt: str
+) -> None:
+    scores = {}
+    for answer in ("Yes", "No"):
+        # With one way to go, the score is the model's own probability of that way.
+        request = ChatRequest(user(prompt), 20, (answer, answer + "zzz"), score=True)
+        _, text, _, done = await run(engine, request)
+        assert text == answer
+        assert done.raw_score is not None
+        scores[answer] = done.raw_score
+    assert 0 < sum(scores.values()) <= 1
+    _, _, _, done = await run(engine, ChatRequest(user(prompt), 20, ("Yes", "No")))
+    assert done.raw_score is None
+    _, _, _, done = await run(engine, ChatRequest(user(prompt), 5, score=True))
+    assert done.raw_score is not None
+    assert 0 < done.raw_score < 1
+
+
 async def test_an_answer_stops_at_its_length(engine: LlamaCpp) -> None:
     request = ChatRequest(user("Count from 1 to 100."), 5)
     _, text, count, done = await run(engine, request)

@@ -69,6 +69,18 @@ async def test_an_option_is_chosen_whole(engine: OnnxBundle) -> None:
     assert (done.reason, done.completion_tokens) == ("stop", piece.count)
 
 
+async def test_how_sure_it_is_is_what_the_device_would_say(
+    engine: OnnxBundle, tiny: TinyBundle
+) -> None:
+    model = OnnxModel(tiny.bundle)
+    done = (await run(engine, ChatRequest(QUESTION, 30, ("good", "bad"), score=True)))[-1]
+    assert isinstance(done, Done)
+    assert done.raw_score == pytest.approx(model.choose(QUESTION, ("good", "bad")).raw_score)
+    done = (await run(engine, ChatRequest(QUESTION, 12, score=True)))[-1]
+    assert isinstance(done, Done)
+    assert done.raw_score == pytest.approx(model.generate(QUESTION, max_tokens=12).raw_score)
+
+
 async def test_a_reset_forgets_every_prompt(engine: OnnxBundle) -> None:
     for text in ("one", "two of them"):
         await run(engine, ChatRequest((Message("user", text),), 2))

@@ -101,6 +101,10 @@ async def test_the_engine_gives_one_label(engine: OnnxClassifierEngine) -> None:
     label = digits().labels[row]
     events = await collect(engine, asking(row))
     assert events == [Started(0), Piece(label, 1), Done("stop", 0, 1, 0)]
+    done = (await collect(engine, asking(row, score=True)))[-1]
+    assert isinstance(done, Done)
+    assert done.raw_score is not None
+    assert 0.5 < done.raw_score <= 1
     assert await engine.reset_prefix_cache() == 0
     assert engine.capabilities.options
 

@@ -59,6 +59,18 @@ async def test_an_answer_streams_with_the_servers_count_of_tokens(engine: OpenAi
     assert done.prompt_tokens > 10
 
 
+async def test_log_probabilities_make_a_score(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_KEY", KEY)
+    provider = ProviderConfig(base_url=url, api_key_env="LOCAL_KEY", logprobs=True)
+    engine = OpenAiEngine("local", provider, context_tokens=256)
+    await engine.start()
+    done = (await run(engine, ChatRequest(ASKED, 8, score=True)))[-1]
+    await engine.close()
+    assert isinstance(done, Done)
+    assert done.raw_score is not None
+    assert 0.05 < done.raw_score <= 1
+
+
 async def test_a_closed_set_is_kept(engine: OpenAiEngine) -> None:
     moods = ("positive", "negative")
     question = (Message("user", "Is 'I hate this awful film.' positive or negative?"),)

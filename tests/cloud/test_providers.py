@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import math
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -84,6 +86,17 @@ async def test_an_answer_streams_and_is_billed_by_the_providers_own_count(engine
 @ENGINES
 async def test_an_answer_that_is_cut_off_at_the_most_tokens_says_so(engines, kind) -> None:
     assert (await engines.ask(kind, "short"))[-1].reason == "length"
+
+
+async def test_an_endpoint_that_reports_log_probabilities_has_a_score(engines) -> None:
+    asked = dataclasses.replace(FREE, score=True)
+    done = (await engines.ask("openai", "good", asked, logprobs=True))[-1]
+    assert done.raw_score == pytest.approx(math.exp(-0.5))
+    for request, reports in ((asked, False), (FREE, True)):
+        assert (await engines.ask("openai", "good", request, logprobs=reports))[
+            -1
+        ].raw_score is None
+        assert "logprobs" not in engines.server.asked[-1]
 
 
 async def test_without_usage_the_bill_is_an_upper_bound(engines) -> None:

@@ -70,7 +70,14 @@ def build_by_export(
             model = onnx.load(traced.graph)
         with (folder / DECODE_WEIGHTS).open("wb") as data:
             weights = WeightFile(data, DECODE_WEIGHTS)
-            graph = write_exported(model, traced.vocabulary, quantise, weights, accuracy_level)
+            graph, slots = write_exported(
+                model,
+                traced.vocabulary,
+                quantise,
+                weights,
+                accuracy_level,
+                linears=traced.linears,
+            )
         (folder / DECODE_GRAPH).write_bytes(graph.SerializeToString(deterministic=True))
         return Contents(
             architecture=family_of(source),
@@ -81,7 +88,7 @@ def build_by_export(
             kv_heads=sizes.kv_heads,
             head_dim=sizes.head_dim,
             stop_token_ids=text.stop_token_ids(),
-            adapter_slots=(),
+            adapter_slots=slots,
             graph="exported",
         )
 

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from optimum.exporters.onnx import onnx_export_from_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from cascade.errors import InvalidInput
 from edge.build.assembly import Progress
@@ -37,11 +38,14 @@ class Traced:
         graph: the ONNX file, float32.
         vocabulary: token ids that the model knows.
         context: longest sequence in tokens; None where the model does not limit it.
+        linears: paths of the modules that take an adapter: all that multiply by a matrix, but for
+            the head, which no bundle has a slot for.
     """
 
     graph: Path
     vocabulary: int
     context: int | None
+    linears: tuple[str, ...]
 
 
 def trace(folder: Path, scratch: Path, report: Progress) -> Traced:
@@ -62,9 +66,18 @@ def trace(folder: Path, scratch: Path, report: Progress) -> Traced:
     graph = scratch / "model.onnx"
     report("comparing the graph with the model", 0.5)
     context = getattr(model.config, "max_position_embeddings", None)
-    traced = Traced(graph, int(model.config.vocab_size), context)
+    traced = Traced(graph, int(model.config.vocab_size), context, _linears(model))
     _check(model, traced, folder.name)
     return traced
+
+
+def _linears(model: PreTrainedModel) -> tuple[str, ...]:
+    head = model.get_output_embeddings()
+    return tuple(
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    )
 
 
 def _check(model: PreTrainedModel, traced: Traced, name: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from cascade.confidence import ConfidenceModel, Platt
 from cascade.errors import InvalidInput
+from cascade.files import sha256_bytes
 from cascade.ladder import (
     Ladder,
     LadderPolicy,
@@ -25,7 +26,8 @@ from cascade.ladder import (
     search,
 )
 from cascade.ladder.pareto import _front
-from tests.cascade.drawn_records import drawn
+from cascade.records import from_columns
+from tests.cascade.drawn_records import drawn, header
 
 THREE = ("device", "tier1", "tier2")
 ALL = drawn(60_000, tiers=THREE, seed=11)
@@ -246,3 +248,42 @@ def test_confidence_of_a_followed_policy_is_that_of_its_models() -> None:
     ladder = Ladder(("device", "tier2"), "climb", (0.75,))
     policy = LadderPolicy("", ALL.header.tiers, "", ladder, {"device": model}, None)
     assert ((policy.follow(rows).place == 0) == (rows.score[0] >= 0.75)).all()
+
+
+def searched_rows(*modes: str, n: int = 400) -> LadderRows:
+    """Rows of a device whose options were scored in these modes, in turn."""
+    rng = np.random.default_rng(3)
+    score = rng.uniform(0.5, 1, n)
+    columns: dict[str, object] = {
+        "id": [f"r{i}" for i in range(n)],
+        "input_sha256": [sha256_bytes(f"r{i}".encode()) for i in range(n)],
+        "tier.device.raw_score": score,
+        "tier.device.option_mode": [modes[i % len(modes)] for i in range(n)],
+        "tier.device.option_unexplored": np.zeros(n),
+        "tier.device.correct": (rng.random(n) < score).astype(float),
+        "tier.tier1.correct": (rng.random(n) < 0.95).astype(float),
+    }
+    for name in ("logprobs", "priors", "probabilities"):
+        columns[f"tier.device.option_{name}"] = [[0.0, 0.0]] * n
+    for tier in THREE[:2]:
+        columns |= {f"tier.{tier}.latency_s": np.ones(n), f"tier.{tier}.cost_usd": np.ones(n)}
+    records = from_columns(header(*THREE[:2]), columns)  # type: ignore[arg-type]
+    return ladder_rows(records, THREE[:2])
+
+
+@pytest.mark.parametrize(("mode", "feature"), [("search", "search_bound"), ("exact", "raw_score")])
+def test_a_ladder_knows_how_the_device_scored_its_options(mode: str, feature: str) -> None:
+    rows = searched_rows(mode)
+    wanted = read_objective("max accuracy s.t. leave<=0.9")
+    policy = search(rows, rows, wanted, delta=0.1, task_id="mood").policy
+    models = {tier: model.feature for tier, model in policy.confidence.items()}
+    assert models == {"device": feature}
+    assert policy.wording is not None
+    assert policy.wording.task_id == "mood"
+    assert LadderPolicy.from_bytes(policy.to_bytes()) == policy
+
+
+def test_scores_of_both_modes_are_not_mixed() -> None:
+    rows = searched_rows("search", "exact")
+    with pytest.raises(InvalidInput, match="device searched its options in some rows only"):
+        search(rows, rows, read_objective("min cost s.t. risk<=0.5"), delta=0.1)

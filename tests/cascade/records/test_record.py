@@ -262,7 +262,7 @@ def test_another_model_behind_the_same_name_is_refused(
         code, _, stderr = run(*words, "--profile", tmp_path / "other.json")
     assert code == 1
     assert "tier1 is newer now and was scripted; start another file" in stderr
-    assert load(out).ids == ["a"]
+    assert load(out).ids == ["a"], stderr
     assert load(out).header.tiers[0].model == "scripted"
 
 
@@ -313,6 +313,29 @@ def test_a_crash_leaves_what_was_done(
     assert not partial.exists()
 
 
+def test_a_crash_does_not_lose_who_answered(
+    run: Run, data: Path, cluster: Cluster, cloud: tuple[str, Path]
+) -> None:
+    out = data.with_suffix(".jsonl")
+    words = ("record", data, "--tiers", "tier1", "--out", out, *CLOSED, *cloud)
+    assert run(*words)[0] == 0
+    whole = load(out)
+    out.unlink()
+    (tier,) = whole.header.tiers
+    assert tier.model
+    unknown = dataclasses.replace(whole.header, tiers=(dataclasses.replace(tier, model=""),))
+    with Journal(out, unknown) as journal:
+        journal.know({"tier1": tier.model})
+        for record in whole:
+            journal.append(record)
+    assert not out.exists()
+    # Nothing is left to be asked, so nobody says again who it was.
+    asked = len(cluster.asked("tier1"))
+    assert run(*words)[0] == 0
+    assert len(cluster.asked("tier1")) == asked
+    assert load(out).header.tiers == whole.header.tiers
+
+
 def test_two_runs_do_not_write_one_file(run: Run, data: Path, cloud: tuple[str, Path]) -> None:
     out = data.with_suffix(".jsonl")
     words = ("record", data, "--tiers", "tier1", "--out", out, *CLOSED, *cloud)
@@ -334,8 +357,9 @@ def test_where_nothing_can_be_written_is_said_in_one_line(
     assert not cluster.asked("tier1")
 
 
-def test_ctrl_c_leaves_a_whole_file_that_can_be_gone_on_with(
-    run: Run, data: Path, cluster: Cluster, cloud: tuple[str, Path]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_kill_leave_a_whole_file_that_can_be_gone_on_with(
+    run: Run, data: Path, cluster: Cluster, cloud: tuple[str, Path], number: signal.Signals
 ) -> None:
     out = data.with_suffix(".parquet")
     words = ["record", data, "--tiers", "tier1", "--out", out, *CLOSED, *cloud, "--jobs", "1"]
@@ -345,9 +369,11 @@ def test_ctrl_c_leaves_a_whole_file_that_can_be_gone_on_with(
         return "good" if "day" in request.messages[-1].content else "word " * 100_000
 
     cluster.play("tier1", Script(answer, pause_s=0.05))
-    # A background job of a shell has SIGINT ignored, and so would its children.
+    # A background job of a shell has SIGINT ignored, and so would its children: for Ctrl-C it is
+    # put back; kill must do without.
+    handler = "default_int_handler" if number == signal.SIGINT else "SIG_IGN"
     code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"import signal, sys; signal.signal(signal.SIGINT, signal.{handler})\n"
         "from cascade.cli import main; sys.exit(main())"
     )
     process = subprocess.Popen(
@@ -360,17 +386,17 @@ def test_ctrl_c_leaves_a_whole_file_that_can_be_gone_on_with(
         deadline = time.monotonic() + 60
         partial = out.with_name(f".{out.name}.partial")
         while time.monotonic() < deadline and process.poll() is None:
-            if partial.exists() and partial.read_bytes().count(b"\n") == 2:
+            if partial.exists() and b'"outcomes"' in partial.read_bytes():
                 break
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    assert load(out).ids == ["a"]
+    assert load(out).ids == ["a"], stderr
     assert f"1 of 4 rows are in {out}; the same command goes on from there" in stderr
     cluster.play("tier1", Script("good"))
     assert run(*words)[0] == 0

@@ -11,13 +11,17 @@ import pytest
 
 from cascade import metrics
 from cascade.binomial import upper_bound
+from cascade.pair import pair
 from cascade.records import from_columns
 from cascade.report import evaluate, report
 from cascade.report.figures import at
 from cascade.report.front import kept_counts
 from cascade.report.pricing import pricing
+from cascade.task import free
+from cascade.tune import Aim, Modelling, tune
 from tests.browser import browser
 from tests.cascade.report.simulated import HOSTILE, columns, header, hostile, moods, policy_of
+from tests.cascade.talk_records import talk
 
 pytestmark = pytest.mark.processes
 
@@ -317,3 +321,28 @@ def test_evaluated_rows_reach_the_page_exactly(page, show, policy):
     for threshold in np.unique(rows.score)[::7]:
         move(page, "threshold", repr(float(threshold)))
         assert page.run(VALUES)["kept"] == np.mean(rows.score >= threshold)
+
+
+def test_a_policy_with_a_gain_shows_its_order_and_what_stays_unverified(show, page):
+    rows = pair(talk(1500, empty=60))
+    aims = [Aim("selective_risk", 0.2)]
+    how = Modelling("features", ("mean_logprob", "log_tokens"), gain=True, min_gain=0.2)
+    policy = tune(rows, pair(talk(1500, seed=2)), aims, delta=0.1, task=free("talk"), modelling=how)
+    made = report(talk(1200, seed=3, empty=60), policy.policy)
+    show(made)
+    point = made.figures.point
+    assert point.unverified.count > 10
+    check(page, made, point)
+    assert f"{100 * point.unverified.value:.1f} % more stay" in page.run(
+        "document.getElementById('kept').textContent"
+    )
+    assert "largest expected gain first" in page.run(
+        "document.querySelector('#deferral .legend').textContent"
+    )
+    assert page.run("document.querySelectorAll('#deferral polyline.gain').length") == 1
+    facts = page.run("document.querySelector('.facts').textContent")
+    assert "a logistic regression of mean_logprob, log_tokens, calibrated (Platt)" in facts
+    assert {"unmeasured", "little_gain"} <= {notice.key for notice in made.notices}
+    # The page's calibration error is Python's: rows without a confidence are in neither.
+    error = next(each.value for each in made.figures.estimates if each.key == "ece")
+    assert f"{error:.3f}" in page.run("document.querySelector('#reliability').textContent")

@@ -13,12 +13,15 @@ import pytest
 from cascade import home
 from cascade.cli import main
 from cascade.ladder import LadderPolicy
+from cascade.ladder.device import DeviceRung
 from cascade.local import ModelInfo
 from cascade.policy import Policy, PolicyStore
 from cascade.records import Header, RecordSet, from_columns, load, save, split
 from cascade.signing import SigningKey, TrustStore
+from cascade.task import free
 from cascade.testing import TinyBundle
 from tests.cascade.drawn_records import BASE, OPTIONS, drawn, header
+from tests.cascade.talk_records import talk
 
 Run = Callable[..., tuple[int, str, str]]
 THREE = ("device", "tier1", "tier2")
@@ -170,6 +173,30 @@ def test_a_policy_for_each_group(run: Run, file: Path, tmp_path: Path) -> None:
     assert policies[0]["test"]["n"] == np.sum(np.asarray(test.group("domain")) == "film")
 
 
+def test_a_ladder_is_installed_where_devices_look(run: Run, tmp_path: Path) -> None:
+    file, out = tmp_path / "three.parquet", tmp_path / "ladder.json"
+    save(file, drawn(4000, tiers=THREE))
+    words = ("tune", file, "--ladder", ",".join(THREE), "--install", "--out", out, "--force")
+    code, stdout, _ = run(*words, "--objective", "min cost s.t. risk<=0.1")
+    assert code == 0
+    store = PolicyStore(home.policies_dir(), TrustStore(home.trust_dir()))
+    found = store.find("mood", model())
+    assert isinstance(found, DeviceRung)
+    assert found.to_bytes() == out.read_bytes()
+    assert found.covers(OPTIONS, model())
+    assert found.threshold == found.ladder.ladder.thresholds[0]
+    (installed,) = (line for line in stdout.splitlines() if line.startswith("installed"))
+    assert Path(installed.split()[1]).read_bytes() == out.read_bytes()
+
+    # Where everything goes to the last tier, no device takes part, and what was there stays.
+    code, stdout, _ = run(*words, "--objective", "min cost s.t. risk<=0.001")
+    assert code == 6
+    assert "not installed: the ladder begins with tier2" in stdout
+    assert store.find("mood", model()) == found
+    code, stdout, _ = run(*words, "--objective", "min cost s.t. risk<=0.001", "--json")
+    assert json.loads(stdout)["installed"] is None
+
+
 def test_a_ladder_is_searched_signed_and_replayed(run: Run, tmp_path: Path) -> None:
     file, out = tmp_path / "three.parquet", tmp_path / "ladder.json"
     save(file, drawn(4000, tiers=THREE))
@@ -238,8 +265,11 @@ def test_a_ladder_is_searched_signed_and_replayed(run: Run, tmp_path: Path) -> N
             "target: is not for ladders",
         ),
         (
-            ["--ladder", "device,tier1", "--objective", "x", "--install"],
-            "install: is not for ladders",
+            [
+                *("--ladder", "device,tier1", "--objective", "min cost s.t. risk<=0.3"),
+                *("--install", "--task", "a/b"),
+            ],
+            "task: must be 1 to 64 characters",
         ),
     ],
 )
@@ -260,7 +290,7 @@ def without(head: Header, **changes: object) -> RecordSet:
 def test_records_to_which_no_policy_can_be_bound_are_refused(run: Run, tmp_path: Path) -> None:
     head = header("device", "tier1")
     for name, records, problem in (
-        ("free", without(head, wording=None), "have no wording of a closed set"),
+        ("unworded", without(head, wording=None), "have options but no wording of them"),
         ("nobody", without(header("device", "tier1", base="")), "do not say which model device"),
         ("nameless", without(head, task_id=""), "task: is not named by the records; give --task"),
     ):
@@ -339,3 +369,112 @@ def test_a_policy_that_does_not_fit_is_replayed_only_anyway(
     assert (code, "there is no policy" in stderr) == (3, True)
     code, _, stderr = run("replay", file, file)
     assert code == 2
+
+
+def test_free_answers_with_features_gain_and_an_early_stop(run: Run, tmp_path: Path) -> None:
+    file, out = tmp_path / "talk.parquet", tmp_path / "policy.json"
+    save(file, talk(4000, empty=100))
+    words = ("--target", "risk=0.2", "--early-stop", "--gain", "--feature", "mean_logprob")
+    code, stdout, stderr = run("tune", file, *words, "--out", out, "--json")
+    assert (code, stderr) == (0, "")
+    content = json.loads(stdout, parse_constant=pytest.fail)
+    assert set(content["parts"]) == {"develop", "stop", "certify", "test"}
+    assert content["unmeasured"]["certify"]["mean_logprob"] > 5
+    (shown,) = content["policies"]
+    policy = Policy.from_bytes(out.read_bytes())
+    assert policy.task == free("talk")
+    assert policy.confidence.features == ("mean_logprob",)
+    assert policy.gain is not None
+    assert policy.early_stop is not None
+    assert policy.early_stop.threshold <= policy.threshold
+    assert shown["early_stop"]["certificate"]["lost"] == 0.05
+    assert 0 < shown["test"]["saved"]["saved"] < 1
+    assert shown["test"]["unmeasured"] > 0
+
+    code, stdout, _ = run("replay", out, file, "--bootstrap", 20, "--json")
+    found = json.loads(stdout, parse_constant=pytest.fail)
+    assert code == 0
+    assert found["unmeasured"] == 40
+    assert found["figures"]["coverage"]["value"] < 1
+    assert found["early_stop"]["saved_tokens"] > 0
+    lead, plain, gain = (
+        found["figures"][name]["value"]
+        for name in ("deferral_auc_gain_lead", "deferral_auc", "deferral_auc_by_gain")
+    )
+    assert lead == pytest.approx(gain - plain)
+
+
+def test_what_gains_little_stays_and_is_counted_apart(run: Run, tmp_path: Path) -> None:
+    file, out = tmp_path / "talk.parquet", tmp_path / "policy.json"
+    save(file, talk(4000))
+    code, _, stderr = run("tune", file, "--target", "risk=0.2", "--min-gain", 0.3, "--out", out)
+    assert (code, stderr) == (0, "")
+    assert Policy.from_bytes(out.read_bytes()).min_gain == 0.3
+    code, stdout, _ = run("replay", out, file, "--bootstrap", 20, "--json")
+    found = json.loads(stdout, parse_constant=pytest.fail)
+    assert code == 0
+    shares = [found["figures"][name]["value"] for name in ("coverage", "unverified", "escalated")]
+    assert sum(shares) == pytest.approx(1)
+    assert shares[1] == found["unverified"] / found["n"] > 0
+
+
+def test_confidences_are_compared_on_develop_alone(run: Run, tmp_path: Path) -> None:
+    records = talk(500)
+    one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
+    save(one, records)
+    parts = split(records, {"develop": 0.3, "certify": 0.5, "test": 0.2}, seed="1")
+    save(two, parts["develop"])
+    code, whole, _ = run("tune", one, "--compare", "--feature", "log_tokens", "--json")
+    assert code == 0
+    code, alone, _ = run("tune", f"develop={two}", "--compare", "--feature", "log_tokens", "--json")
+    assert code == 0
+    assert json.loads(whole, parse_constant=pytest.fail) == json.loads(alone)
+    names = [each["name"] for each in json.loads(whole)["compared"]]
+    assert names[0] == "score (the default)"
+    assert "--feature log_tokens" in names
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--confidence", "sklearn.svm.SVC"], "neither score, features nor an estimator that can"),
+        (["--confidence", "sklearn.tree.RandomForestClassifier"], "sklearn.ensemble.RandomForest"),
+        (
+            ["--confidence", "RandomForestClassifier", "--params", "[1]"],
+            "params: is no JSON object",
+        ),
+        (["--confidence", "RandomForestClassifier", "--params", '{"n": 1}'], "has no 'n'; it has"),
+        (["--params", "{}"], "params: are an estimator's"),
+        (["--confidence", "score", "--feature", "log_tokens"], "feature: is for --confidence"),
+        (["--feature", "nonsense"], "features: 'nonsense' is not known"),
+        (["--feature", "top2_margin"], "no row has a value of top2_margin"),
+        (["--min-gain", "2"], "min-gain: 2.0 is not between -1 and 1"),
+        (["--early-stop"], "early-stop: is for free text"),
+        (["--early-stop", "--min-gain", "0.1"], "min-gain: is not for --early-stop"),
+        (["--early-stop", "--group", "domain"], "early-stop: is for one policy of all rows"),
+        (["--split", "develop=0.3,stop=0.3,certify=0.4"], "stop, which is for --early-stop alone"),
+        (["--compare"], "target: does not go with --compare"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said_in_one_line(
+    run: Run, file: Path, words: list[str], problem: str
+) -> None:
+    code, stdout, stderr = run("tune", file, "--target", "risk=0.2", *words)
+    assert (code, stdout) == (2, "")
+    assert problem in stderr
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        (["--confidence", "features"], "confidence: features is not for ladders"),
+        (["--gain"], "gain: is not for ladders"),
+        (["--early-stop"], "early-stop: is not for ladders"),
+    ],
+)
+def test_ladders_go_by_scores_alone(run: Run, file: Path, word: list[str], problem: str) -> None:
+    words = ("--ladder", "device,tier1", "--objective", "min cost s.t. risk<=0.1")
+    code, _, stderr = run("tune", file, *words, *word)
+    assert code == 2
+    assert problem in stderr

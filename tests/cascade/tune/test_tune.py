@@ -23,11 +23,14 @@ from cascade.certify import (
     selective_risk,
 )
 from cascade.errors import InvalidInput, NotFound
+from cascade.features import of_records
 from cascade.pair import Pair, pair
 from cascade.policy import Policy
 from cascade.records import RecordSet, from_columns, input_sha256
+from cascade.replay import replay
+from cascade.report.evaluated import evaluate
 from cascade.task import generic
-from cascade.tune import Aim, examine, goes_up, observe, tune, tune_groups
+from cascade.tune import Aim, Modelling, examine, goes_up, observe, tune, tune_groups
 from tests.cascade.drawn_records import OPTIONS, drawn, header
 
 TASK = dataclasses.replace(generic(OPTIONS), task_id="mood")
@@ -85,7 +88,13 @@ def test_a_target_that_cannot_be_had_escalates_everything_and_says_why() -> None
 def test_several_targets_hold_together(calibrator: str) -> None:
     rows = pair(drawn(4000, seed=3))
     aims = [Aim("excess_error", 0.15), Aim("escalation_share", 0.7)]
-    tuned = tune(*parts(rows, 1000, 3000), aims, delta=0.1, task=TASK, calibrator=calibrator)
+    tuned = tune(
+        *parts(rows, 1000, 3000),
+        aims,
+        delta=0.1,
+        task=TASK,
+        modelling=Modelling(calibrator=calibrator),
+    )
     assert tuned.policy.certificate is not None
     promises = tuned.policy.certificate.promises
     assert [promise.kind for promise in promises] == ["excess_error", "escalation_share"]
@@ -208,3 +217,49 @@ def test_a_promise_of_a_policy_is_read_back() -> None:
     assert tuned.policy.certificate is not None
     (promise,) = tuned.policy.certificate.promises
     assert Promise.from_json(promise.to_json()) == promise
+
+
+def by_length(rows: int) -> Pair:
+    """Records whose rightness the raw score does not tell, and the length of the answer does."""
+    plain, rng = drawn(rows, per_document=2), np.random.default_rng(8)
+    long = rng.random(rows) < 0.5
+    records = [
+        dataclasses.replace(
+            record,
+            outcomes={
+                **record.outcomes,
+                "device": dataclasses.replace(
+                    record.outcomes["device"],
+                    correct=float(rng.random() < (0.4 if long[place] else 0.95)),
+                    prompt_tokens=30,
+                    completion_tokens=30 if long[place] else 5,
+                ),
+            },
+        )
+        for place, record in enumerate(plain)
+    ]
+    return pair(RecordSet.of(plain.header, records))
+
+
+def test_the_best_confidence_is_of_features_where_they_tell_more_and_replays_the_same() -> None:
+    rows = by_length(1200)
+    develop, fresh = parts(rows, 400, 800)
+    plain = tune(develop, fresh, RISK, delta=0.1, task=TASK)
+    best = tune(develop, fresh, RISK, delta=0.1, task=TASK, modelling=Modelling(of="best"))
+    assert plain.refusal is not None
+    assert best.policy.confidence.scorer is not None
+    read = Policy.from_bytes(best.policy.to_bytes())
+    kept = examine(fresh, RISK, read)
+    assert 0.45 < kept.coverage < 0.7
+    assert best.policy.certificate is not None
+    assert kept.accepted == best.policy.certificate.n_accepted
+    assert replay(read, fresh, replicates=0).accepted == kept.accepted
+    assert evaluate(fresh.records, read).score == pytest.approx(
+        read.confidence.of_features(of_records(fresh.records, "device"))
+    )
+
+
+def test_the_best_confidence_is_the_default_where_the_score_tells_all() -> None:
+    develop, fresh = parts(pair(drawn(1500)), 500, 1000)
+    best = tune(develop, fresh, RISK, delta=0.1, task=TASK, modelling=Modelling(of="best"))
+    assert best.policy == tune(develop, fresh, RISK, delta=0.1, task=TASK).policy

@@ -56,6 +56,7 @@ chosen_requests = st.builds(
     task_id=text,
     max_tokens=st.integers(1, 100_000),
     stop=st.lists(text.filter(bool), max_size=8).map(tuple),
+    score=st.booleans(),
     constraints=st.builds(
         Constraints,
         allowed_tiers=st.none() | st.frozensets(written, min_size=1, max_size=3),
@@ -86,6 +87,8 @@ reports = st.builds(
     base_digest=digest,
     adapter_digest=digest,
     tokenizer_digest=digest,
+    ladder_digest=digest,
+    answer_sha256=digest,
     signals=_signals(),
 )
 
@@ -103,6 +106,7 @@ events = st.one_of(
         confidence=st.none() | share,
         reasons=st.lists(text, max_size=3).map(tuple),
         server_s=st.floats(0, 1e5),
+        raw_score=st.none() | share,
     ),
 )
 
@@ -133,7 +137,9 @@ def test_a_request_arrives_as_it_was_sent(
         residency=request.constraints.residency,
         commercial=request.constraints.commercial,
     )
-    for name in ("confidence", "raw_score", "base_digest", "adapter_digest", "tokenizer_digest"):
+    assert read.score == request.score
+    numbers, digests = ("confidence", "raw_score"), ("base", "adapter", "tokenizer", "ladder")
+    for name in (*numbers, *(f"{kind}_digest" for kind in digests), "answer_sha256"):
         assert getattr(read.report, name) == getattr(report, name)
     for name in ("logprobs", "entropies", "margins"):
         left, right = getattr(read.report.signals, name), getattr(report.signals, name)
@@ -251,6 +257,8 @@ def _structure_with_a_stop(sent: pb.Open) -> None:
         (_change(device__confidence=1.5), "device.confidence"),
         (_change(device__raw_score=-0.1), "device.raw_score"),
         (_change(device__base_digest="ABC"), "device.base_digest"),
+        (_change(device__ladder_digest="ABC"), "device.ladder_digest"),
+        (_change(device__answer_sha256="good"), "device.answer_sha256"),
         (_signals_of([-1.0, -2.0], [0.5]), "device.signals"),
         (_signals_of([0.5], [0.5]), "device.signals.logprobs"),
         (_signals_of([float("nan")], [0.5]), "device.signals.logprobs"),

@@ -15,8 +15,10 @@ from cascade.errors import ClusterError
 from cascade.wire import KeyRing
 from cloud import session, startup
 from cloud.access_check import access_problems
+from cloud.accounting import Accounting
 from cloud.config import load_config, parse_config
 from cloud.errors import ConfigError
+from cloud.front_door import GatewayFiles
 from cloud.plan import plan_cluster
 from cloud.tls import TlsPaths
 from tests.cloud.access.gate import KEY, gate
@@ -113,6 +115,19 @@ def test_files_about_callers_are_checked_before_anything_starts(
     planned = json.loads(capsys.readouterr().out)
     assert planned["access_problems"] == problems
     assert not planned["starts"]
+
+
+@pytest.mark.parametrize(
+    ("gateway", "name"),
+    [
+        ("{quotas: {default: {usd_per_day: 1}}}", "quotas.file"),
+        ("{audit: {required: true}}", "audit.file"),
+    ],
+)
+def test_what_has_to_be_kept_needs_a_file(tmp_path: Path, gateway: str, name: str) -> None:
+    files = GatewayFiles(tmp_path / "c", tmp_path / "k", tmp_path / "keys")
+    with pytest.raises(ConfigError, match=f"gateway.{name} is missing"):
+        Accounting(parse_config(f"gateway: {gateway}\n{TIERS}", "f.yaml"), files)
 
 
 def test_a_plan_says_who_may_call(tmp_path: Path) -> None:

@@ -71,6 +71,9 @@ def test_any_other_folder_is_exported_and_says_so(build, tmp_path):
     assert code == 0
     assert "the slower path" in said
     assert opened("other").graph == "exported"
+    assert "gpt_neox.layers.0.attention.dense" in {
+        slot.name for slot in opened("other").adapter_slots
+    }
     assert opened("other").quantisation == "int4 in blocks of 32"
 
 
