@@ -44,10 +44,11 @@ def config(file: Path, **audit: object) -> ClusterConfig:
     )
 
 
-def ask(cluster: Cluster, tier: str = "theirs") -> Finished:
+def ask(cluster: Cluster, *tiers: str, calls: int = 1) -> Finished:
     async def once() -> Finished:
         remote = GrpcRemote(cluster.profile)
-        limits = Constraints(allowed_tiers=frozenset({tier}), max_remote_calls=1)
+        allowed = frozenset(tiers or {"theirs"})
+        limits = Constraints(allowed_tiers=allowed, max_remote_calls=calls)
         request = Request((Message("user", SECRET),), constraints=limits)
         try:
             events = remote.answer(
@@ -230,3 +231,19 @@ def test_the_host_of_a_provider_is_known_without_an_address() -> None:
     assert host("anthropic") == "api.anthropic.com"
     assert host("openai", base_url="http://127.0.0.1:9/v1") == "127.0.0.1"
     assert host("llama_cpp") == ""
+
+
+def test_a_hedge_to_a_provider_is_recorded_under_its_caller(tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    plain = config(file).model_dump(mode="json")
+    plain["tiers"][0]["hedge"] = {"to": "theirs", "least_s": 0.0}
+    with testing.cluster(tiers(), config=ClusterConfig.model_validate(plain)) as cluster:
+        for _ in range(6):  # until it is known how long the tier takes
+            ask(cluster, "own", "theirs", calls=2)
+        before = len(entries(file)) if file.exists() else 0
+        cluster.play("own", Script("mine", pause_s=5.0))
+        assert ask(cluster, "own", "theirs", calls=2).tier == "theirs"
+    sent, ended = entries(file)[before:]
+    assert (sent["caller"], ended["status"]) == ("testing", "OK")
+    assert sent["request_id"] == cluster.records[-1].request_id
+    assert sent["reasons"] == ["lowest_tier", "own:not_enough"]

@@ -198,7 +198,7 @@ async def test_streams_beyond_the_limit_of_a_connection_wait(tls: TlsPaths, tmp_
         assert gated.answering == 3
         let_go.set()
         ends = await asyncio.gather(*calls, return_exceptions=True)
-        # The others may be refused where they come in the moment in which one ends (REFUSED_STREAM).
+        # The others may be refused where they come just as one ends (REFUSED_STREAM).
         assert sum(isinstance(end, pb.AnswerEvent) for end in ends) >= 3
 
 
