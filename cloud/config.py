@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from cascade.catalog import Entry, entries
 from cascade.errors import NotFound
 from cascade.events import DEVICE
+from cloud.access_config import AuditConfig, JwtConfig, Quotas, TlsFiles
 from cloud.errors import ConfigError
+from cloud.strict_model import StrictModel as _Strict
 
 EngineName = Literal["llama_cpp", "onnx", "onnx_classifier", "openai", "anthropic"]
 _PROVIDERS: Final = ("openai", "anthropic")
@@ -28,31 +30,14 @@ Input = Literal["text", "tensors"]
 _MOST_TENSOR_BYTES: Final = 4_000_000
 METRIC_PORTS: Final = 10
 """Gateways on one node that can show their metrics: so many ports from the first one on."""
+# Beside text and tensors a message holds options, a schema, the device's signals.
+_MESSAGE_REST_BYTES: Final = 1 << 18
+_MOST_BYTES_OF_A_CHARACTER: Final = 4
 # Ray's workers take ports from this range.
 _RAY_PORTS: Final = range(10002, 20000)
 _TIER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 Price = Annotated[float, Field(ge=0, lt=math.inf)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class TlsFiles(_Strict):
-    """PEM files of the operator's own certificate; all ``None`` for a local authority."""
-
-    certificate: Path | None = Field(default=None, strict=False)
-    key: Path | None = Field(default=None, strict=False)
-    ca: Path | None = Field(default=None, strict=False)
-
-    @model_validator(mode="after")
-    def _both_or_neither(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("give both certificate and key, or neither")
-        if self.ca is not None and self.certificate is None:
-            raise ValueError("ca needs a certificate and key too")
-        return self
 
 
 class MetricsConfig(_Strict):
@@ -81,12 +66,20 @@ class GatewayConfig(_Strict):
     port: int = Field(default=7443, ge=1, le=65535)
     tls: TlsFiles = TlsFiles()
     api_keys_file: Path | None = Field(default=None, strict=False)
+    jwt: JwtConfig | None = None
+    quotas: Quotas = Quotas()
+    audit: AuditConfig = AuditConfig()
     registry: str | None = Field(default=None, min_length=1)
     metrics: MetricsConfig | None = None
     max_concurrent_requests: int = Field(default=64, ge=1)
     max_prompt_chars: int = Field(default=32_000, ge=1)
     max_tensor_bytes: int = Field(default=1_000_000, ge=1, le=_MOST_TENSOR_BYTES)
     max_deadline_s: float = Field(default=600.0, gt=0, lt=math.inf)
+    first_message_s: float = Field(default=10.0, gt=0, le=600)
+    stalled_s: float = Field(default=30.0, gt=0, le=3600)
+    idle_connection_s: float = Field(default=600.0, ge=1, le=86_400)
+    connection_age_s: float = Field(default=3600.0, ge=1, le=604_800)
+    max_streams_per_connection: int = Field(default=100, ge=1, le=10_000)
     drain_s: float = Field(default=5.0, ge=0, le=600)
 
     @field_validator("port")
@@ -103,6 +96,19 @@ class GatewayConfig(_Strict):
         if self.metrics is not None and 0 <= self.port - self.metrics.port < METRIC_PORTS:
             raise ValueError("metrics.port and the 9 after it must keep out of gateway.port")
         return self
+
+    @model_validator(mode="after")
+    def _second_port(self) -> Self:
+        other = self.tls.client_port
+        if other is not None and (other == self.port or other in _RAY_PORTS):
+            raise ValueError("tls.client_port must differ from port and lie out of 10002-19999")
+        return self
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest message that a permitted request can be."""
+        text = self.max_prompt_chars * _MOST_BYTES_OF_A_CHARACTER
+        return max(text, self.max_tensor_bytes) + _MESSAGE_REST_BYTES
 
 
 class PriceList(_Strict):
@@ -270,6 +276,7 @@ class TierConfig(_Strict):
 class ClusterConfig(_Strict):
     """The whole file. ``tiers`` go from the lowest to the highest; ``ladders`` are signed files."""
 
+    commercial: bool = False
     gateway: GatewayConfig = GatewayConfig()
     tiers: tuple[TierConfig, ...] = Field(strict=False)
     ladders: tuple[Annotated[Path, Field(strict=False)], ...] = Field(default=(), strict=False)
@@ -284,6 +291,23 @@ class ClusterConfig(_Strict):
             if names.count(name) > 1:
                 raise ValueError(f"two tiers are called {name!r}; names must differ")
         return tiers
+
+    @model_validator(mode="after")
+    def _may_be_sold(self) -> Self:
+        for tier in self.tiers if self.commercial else ():
+            if tier.allows_commercial_use:
+                continue
+            known = tier.catalogued
+            if known is not None:
+                raise ValueError(
+                    f"commercial is true, but {known.licence}, the licence of {tier.model} (tier "
+                    f"{tier.name}), does not allow that; take another model"
+                )
+            raise ValueError(
+                f"commercial is true, but nobody has said that {tier.model} (tier {tier.name}) may "
+                "be used so; read its licence, then set commercial_use: true there"
+            )
+        return self
 
     @model_validator(mode="after")
     def _hedged_by_others(self) -> Self:
@@ -384,15 +408,14 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
     def anchor(path: Path | None) -> Path | None:
         return None if path is None else folder / path.expanduser()
 
-    tls = config.gateway.tls
-    gateway = config.gateway.model_copy(
+    given = config.gateway
+    gateway = given.model_copy(
         update={
-            "tls": TlsFiles(
-                certificate=anchor(tls.certificate),
-                key=anchor(tls.key),
-                ca=anchor(tls.ca),
-            ),
-            "api_keys_file": anchor(config.gateway.api_keys_file),
+            "tls": given.tls.anchored(folder),
+            "api_keys_file": anchor(given.api_keys_file),
+            "jwt": None if given.jwt is None else given.jwt.anchored(folder),
+            "quotas": given.quotas.model_copy(update={"file": anchor(given.quotas.file)}),
+            "audit": given.audit.model_copy(update={"file": anchor(given.audit.file)}),
             "registry": _anchored_url(config.gateway.registry, folder),
         }
     )
@@ -438,7 +461,8 @@ def _problem(place: Sequence[int | str], kind: str, text: str, value: object) ->
 def _keys_at(place: Sequence[int | str]) -> list[str]:
     model: type[BaseModel] = ClusterConfig
     for step in place:
-        if isinstance(step, str):
+        # The names of a mapping are no keys of a model.
+        if isinstance(step, str) and step in model.model_fields:
             annotation = model.model_fields[step].annotation
             parts = (annotation, *get_args(annotation))
             model = next(p for p in parts if isinstance(p, type) and issubclass(p, BaseModel))

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray.serve import Application
 
 from cascade.errors import ClusterError
+from cloud.access_check import access_problems
 from cloud.app import build_app
 from cloud.config import ClusterConfig, is_model_path, load_config, parse_config
 from cloud.errors import ConfigError
@@ -97,6 +98,9 @@ def gateway_files(config: ClusterConfig, request_log: Path | None = None) -> Gat
     ):
         if not path.is_file() or not os.access(path, os.R_OK):
             raise ClusterError(f"gateway.{name}: the file {path} cannot be read on this node")
+    problems = list(access_problems(config))
+    if problems:
+        raise ClusterError("\n".join(problems))
     if request_log is not None and not os.access(request_log.parent, os.W_OK):
         raise ClusterError(f"request_log: nothing can be written to {request_log.parent}")
     return GatewayFiles(
@@ -111,8 +115,13 @@ def _check_absolute(config: ClusterConfig) -> None:
         "gateway.tls.certificate": gateway.tls.certificate,
         "gateway.tls.key": gateway.tls.key,
         "gateway.tls.ca": gateway.tls.ca,
+        "gateway.tls.client_ca": gateway.tls.client_ca,
         "gateway.api_keys_file": gateway.api_keys_file,
+        "gateway.quotas.file": gateway.quotas.file,
+        "gateway.audit.file": gateway.audit.file,
     }
+    if gateway.jwt is not None and "://" not in gateway.jwt.jwks:
+        named["gateway.jwt.jwks"] = Path(gateway.jwt.jwks)
     if gateway.registry is not None and "://" not in gateway.registry:
         named["gateway.registry"] = Path(gateway.registry)
     for place, tier in enumerate(config.tiers):

@@ -18,6 +18,16 @@ class ModelUnusable(CascadeError):
     """A tier's model file is missing or no model that its engine can load. Pull it again."""
 
 
+class LicenceForbids(RemoteError):
+    """A licence does not allow commercial use, and that is what it would be for. Take another."""
+
+    def __init__(self, what: str, licence: str) -> None:
+        super().__init__(
+            "FAILED_PRECONDITION",
+            f"{licence}, the licence of {what}, does not allow commercial use",
+        )
+
+
 class NoTierAllowed(RemoteError):
     """No tier satisfies the request's constraints. Loosen the one that the message names."""
 
@@ -30,6 +40,19 @@ class Overloaded(RemoteError):
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__("RESOURCE_EXHAUSTED", message, retry_after_s)
+
+
+class QuotaExceeded(RemoteError):
+    """The caller has used what it may. Come back after ``retry_after_s``, or ask the operator.
+
+    Arguments:
+        quota: the limit, as the configuration calls it.
+        retry_after_s: ``None`` where waiting does not help.
+    """
+
+    def __init__(self, quota: str, message: str, retry_after_s: float | None) -> None:
+        super().__init__("RESOURCE_EXHAUSTED", message, retry_after_s)
+        self.quota = quota
 
 
 class TierUnavailable(RemoteError):
@@ -56,9 +79,11 @@ class EngineFailed(RemoteError):
 __all__ = [
     "ConfigError",
     "EngineFailed",
+    "LicenceForbids",
     "ModelUnusable",
     "NoTierAllowed",
     "Overloaded",
     "ProviderUnavailable",
+    "QuotaExceeded",
     "TierUnavailable",
 ]

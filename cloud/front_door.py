@@ -1,4 +1,4 @@
-"""The cluster's front door: a gRPC server with TLS, API keys, health, reflection and drain.
+"""The cluster's front door: a gRPC server with TLS, credentials, health, reflection and drain.
 
 Plain async Python over an ``Answerer``; the Ray Serve deployment around it is ``gateway``.
 """
@@ -19,25 +19,31 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cascade.errors import RemoteError
 from cascade.wire import (
     ARTIFACT_SERVICE,
     INFERENCE_SERVICE,
+    AccessInterceptor,
     Answerer,
-    ApiKeyInterceptor,
+    ApiKeys,
     ArtifactSource,
+    Authenticator,
     CallRecord,
-    KeyRing,
+    ClientCertificates,
+    KeyFile,
     add_answerer,
     add_artifacts,
 )
+from cloud.config import GatewayConfig
+from cloud.token_memory import TokenMemory
 
 _LOG_BYTES: Final = 10_000_000
-_SERVER_OPTIONS: Final = (
-    # The old and the new replica of a redeploy share the port while one drains.
-    ("grpc.so_reuseport", 1),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-)
+_HANDSHAKE_MS: Final = 10_000
+# A device that vanished without a word is noticed after a minute and a half.
+_PING_MS: Final = 60_000
+_PONG_MS: Final = 30_000
+# A client that pings more often is sent away; devices ping every 20 s.
+_LEAST_BETWEEN_PINGS_MS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,10 @@ class GatewayFiles:
 
     Arguments:
         certificate, key: PEM files of the server.
-        api_keys: keys file, ``name sha256`` a line.
+        api_keys: keys file; see ``cascade.wire.keys``.
+        ca: certificate of this machine's own authority, whose client certificates count beside
+            those of ``tls.client_ca``.
+        quotas, audit: where the configuration names no other file; ``None`` keeps none.
         request_log: one JSON line a request; ``None`` for the process's own log.
     """
 
@@ -54,6 +63,9 @@ class GatewayFiles:
     key: Path
     api_keys: Path
     request_log: Path | None = None
+    ca: Path | None = None
+    quotas: Path | None = None
+    audit: Path | None = None
 
 
 class FrontDoor:
@@ -61,10 +73,13 @@ class FrontDoor:
 
     Arguments:
         address: ``host:port`` to listen on; port 0 takes a free one.
-        max_deadline_s: longer deadlines are cut to this.
+        config: who may call, and the limits of a call; of its tiers nothing is known here.
         artifacts: what devices are given to run; ``None`` has no artifact service.
         on_call: told about every call when it has ended; by default it is logged.
         observer: told likewise, beside ``on_call``.
+
+    Raises:
+        InvalidInput, ConfigError: a file of keys cannot be read.
     """
 
     def __init__(
@@ -73,29 +88,39 @@ class FrontDoor:
         files: GatewayFiles,
         *,
         address: str,
-        max_deadline_s: float = 600.0,
+        config: GatewayConfig | None = None,
         artifacts: ArtifactSource | None = None,
         on_call: Callable[[CallRecord], None] | None = None,
         observer: Callable[[CallRecord], None] | None = None,
     ) -> None:
+        config = config or GatewayConfig()
         on_call = _both(on_call or _request_log(files.request_log), observer)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[ApiKeyInterceptor(KeyRing.load(files.api_keys))], options=_SERVER_OPTIONS
+            interceptors=[AccessInterceptor(_authenticators(config, files), _refusals(on_call))],
+            options=_options(config),
         )
         add_answerer(
             self._server,
             answerer,
-            max_deadline_s=max_deadline_s,
+            max_deadline_s=config.max_deadline_s,
+            first_message_s=config.first_message_s,
+            stalled_s=config.stalled_s,
             on_call=on_call,
         )
         names = [INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if artifacts is not None:
-            add_artifacts(self._server, artifacts)
+            add_artifacts(self._server, artifacts, stalled_s=config.stalled_s)
             names.append(ARTIFACT_SERVICE)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(tuple(names), self._server)
-        self._port = self._server.add_secure_port(address, _credentials(files))
+        tls = config.tls
+        clients = None if tls.client_ca is None else _trusted(tls.client_ca, files.ca)
+        everywhere = clients if tls.client_port is None else None
+        self._port = self._server.add_secure_port(address, _credentials(files, everywhere))
+        if clients is not None and tls.client_port is not None:
+            host = address.rpartition(":")[0]
+            self._server.add_secure_port(f"{host}:{tls.client_port}", _credentials(files, clients))
 
     @property
     def port(self) -> int:
@@ -123,9 +148,52 @@ class FrontDoor:
         await self._health.set(service, states.SERVING if ready else states.NOT_SERVING)
 
 
-def _credentials(files: GatewayFiles) -> grpc.ServerCredentials:
+def _options(config: GatewayConfig) -> list[tuple[str, int]]:
+    return [
+        # The old and the new replica of a redeploy share the port while one drains.
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_concurrent_streams", config.max_streams_per_connection),
+        ("grpc.max_connection_idle_ms", round(config.idle_connection_s * 1000)),
+        ("grpc.max_connection_age_ms", round(config.connection_age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(config.max_deadline_s * 1000)),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+        ("grpc.keepalive_time_ms", _PING_MS),
+        ("grpc.keepalive_timeout_ms", _PONG_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_BETWEEN_PINGS_MS),
+    ]
+
+
+def _authenticators(config: GatewayConfig, files: GatewayFiles) -> list[Authenticator]:
+    """Those that the configuration asks for: tokens, keys, certificates."""
+    keys = [KeyFile(path).ring for path in (files.api_keys, config.api_keys_file) if path]
+    found: list[Authenticator] = [ApiKeys(*keys)]
+    if config.jwt is not None:
+        from cloud.tokens import Tokens
+
+        file = config.quotas.file or files.quotas
+        found.insert(0, Tokens(config.jwt, None if file is None else TokenMemory(file)))
+    if config.tls.client_ca is not None:
+        found.append(ClientCertificates(config.tls.client_name))
+    return found
+
+
+def _trusted(client_ca: Path, own: Path | None) -> bytes:
+    return b"\n".join(path.read_bytes() for path in (client_ca, own) if path)
+
+
+def _credentials(files: GatewayFiles, clients: bytes | None) -> grpc.ServerCredentials:
+    """Of the server; with ``clients``, every connection must show a certificate of these."""
     pair = (files.key.read_bytes(), files.certificate.read_bytes())
-    return grpc.ssl_server_credentials([pair])
+    return grpc.ssl_server_credentials([pair], clients, clients is not None)
+
+
+def _refusals(on_call: Callable[[CallRecord], None]) -> Callable[[RemoteError], None]:
+    def refused(refusal: RemoteError) -> None:
+        on_call(CallRecord("", "", "", refusal.status, refusal.message, 0.0))
+
+    return refused
 
 
 def _both(

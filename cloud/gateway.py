@@ -24,6 +24,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from cascade.errors import CascadeError
 from cascade.ladder import LadderPolicy
 from cascade.tracing import export_spans, flush_spans
+from cloud.accounting import Accounting
 from cloud.attempt import TierStream
 from cloud.config import ClusterConfig
 from cloud.engines import ChatRequest
@@ -66,12 +67,16 @@ class Gateway:
         export_spans("cascade-gateway")
         self._observer = observer = Observer(config)
         self._registry = Registry(gateway.registry) if gateway.registry else None
+        accounting = Accounting(config, files)
+        streams = observer.tiers(accounting.streams(_streams(tiers)))
         self._door = FrontDoor(
-            observer.answerer(Router(config, observer.tiers(_streams(tiers)), ladders)),
+            observer.answerer(accounting.answerer(Router(config, streams, ladders))),
             files,
             address=f"{gateway.host}:{gateway.port}",
-            max_deadline_s=gateway.max_deadline_s,
-            artifacts=Delivery(self._registry) if self._registry else None,
+            config=gateway,
+            artifacts=Delivery(self._registry, commercial=config.commercial)
+            if self._registry
+            else None,
             observer=observer.called,
         )
         await self._watch_once(_nothing_runs)

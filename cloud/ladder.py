@@ -68,9 +68,19 @@ def choose_tier(tiers: Sequence[TierConfig], request: OpenRequest) -> Choice:
         there = ", ".join(f"{tier.name} reads {tier.reads}" for tier in tiers)
         raise NoTierAllowed(f"no tier of this cluster reads {_kind(request)}: {there}")
     raise NoTierAllowed(
-        f"no tier satisfies the request's constraints ({', '.join(passed_over)}); "
-        "loosen one of them or answer on the device"
+        f"no tier satisfies the request's constraints ({', '.join(passed_over)})"
+        f"{_licences(tiers, passed_over)}; loosen one of them or answer on the device"
     )
+
+
+def _licences(tiers: Sequence[TierConfig], passed_over: Sequence[str]) -> str:
+    """The licences in the way, by name where the catalog knows them."""
+    known = [
+        f"{tier.model} is under {tier.catalogued.licence}"
+        for tier in tiers
+        if f"{tier.name}:licence" in passed_over and tier.catalogued
+    ]
+    return f"; {', '.join(known)}" if known else ""
 
 
 def max_output_tokens(tier: TierConfig, request: OpenRequest) -> int:
@@ -85,14 +95,17 @@ def max_output_tokens(tier: TierConfig, request: OpenRequest) -> int:
 
 
 def max_cost_usd(tier: TierConfig, request: OpenRequest) -> float:
-    """An upper bound on the price: a token holds at least one byte of the prompt, and the answer is
-    as long as it may be. Tensors have no tokens."""
+    """An upper bound on the price: the answer is as long as it may be."""
+    return tier.price.cost_usd(max_prompt_tokens(tier, request), max_output_tokens(tier, request))
+
+
+def max_prompt_tokens(tier: TierConfig, request: OpenRequest) -> int:
+    """An upper bound: a token holds at least one byte of the prompt. Tensors have no tokens."""
     if request.tensors:
-        return tier.price.cost_usd(0, max_output_tokens(tier, request))
+        return 0
     prompt_bytes = sum(len(turn.content.encode()) for turn in request.messages)
     template = _TEMPLATE_TOKENS + _TOKENS_PER_TURN * len(request.messages)
-    prompt_tokens = min(prompt_bytes + template, tier.context_tokens)
-    return tier.price.cost_usd(prompt_tokens, max_output_tokens(tier, request))
+    return min(prompt_bytes + template, tier.context_tokens)
 
 
 def _kind(request: OpenRequest) -> Input:

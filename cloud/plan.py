@@ -13,11 +13,12 @@ from typing import Final
 
 from cascade.download import cached
 from cascade.errors import ClusterError
-from cloud.config import ClusterConfig, TierConfig
+from cloud.access_check import access_problems
+from cloud.config import ClusterConfig, GatewayConfig, TierConfig
 from cloud.engines import make_engine
 from cloud.engines.provider import Key
 from cloud.errors import ModelUnusable
-from cloud.startup import model_file
+from cloud.startup import licence, model_file
 
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _PROMPT_SHARE: Final = 0.75
@@ -65,21 +66,27 @@ class Plan:
     """The whole cluster.
 
     Arguments:
+        callers: what they may show to be let in.
+        commercial: whether answers may be sold.
+        access_problems: files about callers that cannot be used.
         cores, threads: of this machine, and what all tiers use at their largest.
         notes: what an operator may want to know, a line each.
     """
 
     address: str
     tls: str
+    callers: str
+    commercial: bool
     tiers: tuple[TierPlan, ...]
     cores: int
     threads: int
     notes: tuple[str, ...]
+    access_problems: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What keeps it from starting on this machine, a line each."""
-        return tuple(tier.problem for tier in self.tiers if tier.problem)
+        return (*self.access_problems, *(tier.problem for tier in self.tiers if tier.problem))
 
 
 def plan_cluster(config: ClusterConfig, *, cores: int | None = None) -> Plan:
@@ -88,28 +95,43 @@ def plan_cluster(config: ClusterConfig, *, cores: int | None = None) -> Plan:
     Arguments:
         cores: of the machine; by default those of this one.
     """
-    tiers = tuple(_tier(tier) for tier in config.tiers)
+    tiers = tuple(_tier(config, tier) for tier in config.tiers)
     gateway = config.gateway
     own = gateway.tls.certificate is None
     here = cores or os.cpu_count() or 1
     return Plan(
         address=f"{gateway.host}:{gateway.port}",
         tls="an authority of its own" if own else f"the certificate {gateway.tls.certificate}",
+        callers=_callers(gateway),
+        commercial=config.commercial,
         tiers=tiers,
         cores=here,
         threads=config.threads,
         notes=tuple(_notes(config, here)),
+        access_problems=tuple(access_problems(config)),
     )
 
 
-def _tier(tier: TierConfig) -> TierPlan:
+def _callers(gateway: GatewayConfig) -> str:
+    ways = ["API keys"]
+    if gateway.jwt is not None:
+        ways.append(f"tokens of {gateway.jwt.issuer}")
+    tls = gateway.tls
+    if tls.client_ca is not None:
+        where = "" if tls.client_port is None else f" on port {tls.client_port}"
+        ways.append(f"client certificates{where}")
+    return ", ".join(ways)
+
+
+def _tier(config: ClusterConfig, tier: TierConfig) -> TierPlan:
     size, problem = None, ""
     try:
         if tier.provider is not None:
             make_engine(tier, "")
             Key(tier.provider)
         else:
-            size = _size(model_file(tier))
+            file = model_file(tier)
+            size, problem = _size(file), licence(config, tier, file) or ""
     except ModelUnusable as missing:
         problem = f"tier {tier.name}: {missing}"
     except ClusterError as missing:

@@ -70,6 +70,21 @@ def request_log_path() -> Path:
     return cluster_dir() / "requests.jsonl"
 
 
+def api_keys_path() -> Path:
+    """The keys that may call this machine's cluster."""
+    return cluster_dir() / "api-keys"
+
+
+def quotas_path() -> Path:
+    """What callers have used."""
+    return cluster_dir() / "quotas.sqlite"
+
+
+def audit_path() -> Path:
+    """What went to providers."""
+    return cluster_dir() / "audit.jsonl"
+
+
 def read_state() -> SessionState | None:
     """What the pid file says, whether or not that supervisor still lives."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import logging
 import os
 import re
@@ -23,14 +24,16 @@ from cascade.home import cluster_dir, trust_dir
 from cascade.remote import DeviceReport, Transfer
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.signing import TrustStore
-from cascade.wire import ClientProfile, GrpcRemote, KeyRing, new_key
+from cascade.wire import ClientProfile, GrpcRemote, editing_keys, new_key
 from cloud import session
+from cloud.access_check import access_problems, licence_problem
+from cloud.accounting import WARM_UP_KEY
 from cloud.config import ClusterConfig, TierConfig, is_model_path
 from cloud.control import Progress
 from cloud.errors import ModelUnusable
 from cloud.ladders import load_ladders
 from cloud.local_ray import start_ray
-from cloud.tls import TlsPaths, ensure_local_tls
+from cloud.tls import TlsPaths, ensure_local_client, ensure_local_tls
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ _READY_TIMEOUT_S: Final = 120.0
 _WARM_UP_S: Final = 120.0
 _POLL_S: Final = 0.2
 _KEY_NAME: Final = "local"
+_TRIAL_KEY_S: Final = 3600.0
 
 
 def model_files(config: ClusterConfig) -> dict[str, Path]:
@@ -45,9 +49,22 @@ def model_files(config: ClusterConfig) -> dict[str, Path]:
     provider have none.
 
     Raises:
-        ClusterError: one is not there; the message says how to get it.
+        ClusterError: one is not there, its licence forbids what the cluster is for, or a file about
+            callers cannot be used; the message says what to do.
     """
-    return {tier.name: model_file(tier) for tier in config.tiers if tier.provider is None}
+    files = {tier.name: model_file(tier) for tier in config.tiers if tier.provider is None}
+    problems = list(access_problems(config))
+    problems += filter(None, (licence(config, tier, files.get(tier.name)) for tier in config.tiers))
+    if problems:
+        raise ClusterError("\n".join(problems))
+    return files
+
+
+def licence(config: ClusterConfig, tier: TierConfig, model: Path | None) -> str | None:
+    """Why a tier may not run in a commercial deployment, by what is inside its model."""
+    if not config.commercial or model is None or not model.is_dir():
+        return None
+    return licence_problem(tier, model)
 
 
 def model_file(tier: TierConfig) -> Path:
@@ -124,13 +141,17 @@ def start(
     from cloud.front_door import GatewayFiles
     from cloud.gateway import APP_NAME
 
-    tls, ca_pem = _tls(config)
-    keys_file, key = _api_key(config)
+    tls, ca_pem, own_ca = _tls(config)
+    keys_file = session.api_keys_path()
+    key, trial_key = _api_keys(keys_file)
     files = GatewayFiles(
         certificate=tls.certificate,
         key=tls.key,
         api_keys=keys_file,
         request_log=session.request_log_path(),
+        ca=own_ca,
+        quotas=session.quotas_path(),
+        audit=session.audit_path(),
     )
     on_progress("loading " + ", ".join(f"{tier.model_name} ({tier.name})" for tier in config.tiers))
     try:
@@ -139,9 +160,13 @@ def start(
     except RuntimeError:
         _log.exception("the deployment failed")
         raise ClusterError(_why_not_deployed()) from None
-    profile = ClientProfile(client_address(config), ca_pem, key)
+    profile = _with_certificate(config, ClientProfile(client_address(config), ca_pem, key))
     on_progress("warming up")
-    asyncio.run(_prove(config, model_files, profile))
+    try:
+        asyncio.run(_prove(config, model_files, replace(profile, api_key=trial_key)))
+    finally:
+        with editing_keys(keys_file) as ring:
+            ring.without(WARM_UP_KEY).save(keys_file)
     return profile
 
 
@@ -158,32 +183,47 @@ def _why_not_deployed() -> str:
     return f"the gateway or a tier does not start; the cause is in {session.log_path()}"
 
 
-def _tls(config: ClusterConfig) -> tuple[TlsPaths, bytes | None]:
-    """The server's files, and what clients shall trust."""
-    given = config.gateway.tls
+def _tls(config: ClusterConfig) -> tuple[TlsPaths, bytes | None, Path | None]:
+    """The server's files, what clients shall trust, and this machine's own authority, if there is
+    one."""
+    given, folder = config.gateway.tls, _tls_folder()
     if given.certificate is not None and given.key is not None:
         for path in filter(None, (given.certificate, given.key, given.ca)):
             _check_readable("gateway.tls", path)
         trusted = None if given.ca is None else given.ca.read_bytes()
-        return TlsPaths(given.certificate, given.certificate, given.key), trusted
-    paths = ensure_local_tls(cluster_dir() / "tls", config.gateway.host)
-    return paths, paths.ca.read_bytes()
+        # This machine has to show a certificate too, and nobody else gives it one.
+        own = None if given.client_ca is None else ensure_local_tls(folder, config.gateway.host).ca
+        return TlsPaths(given.certificate, given.certificate, given.key), trusted, own
+    paths = ensure_local_tls(folder, config.gateway.host)
+    return paths, paths.ca.read_bytes(), paths.ca
 
 
-def _api_key(config: ClusterConfig) -> tuple[Path, str]:
-    """The file of all keys that may call, and this machine's own among them."""
-    own = cluster_dir() / "api-keys"
-    given = config.gateway.api_keys_file
-    if given is not None:
-        _check_readable("gateway.api_keys_file", given)
-    key = new_key()
-    # A profile that was copied to another device stays good over a restart.
-    with contextlib.suppress(CascadeError):
-        known = ClientProfile.load().api_key
-        if KeyRing.load(own).owner(known) == _KEY_NAME:
-            key = known
-    KeyRing.load(given or own).with_key(_KEY_NAME, key).save(own)
-    return own, key
+def _tls_folder() -> Path:
+    return cluster_dir() / "tls"
+
+
+def _with_certificate(config: ClusterConfig, profile: ClientProfile) -> ClientProfile:
+    """The profile with a certificate of this machine, where every connection must show one."""
+    tls = config.gateway.tls
+    if tls.client_ca is None or tls.client_port is not None:
+        return profile
+    certificate, key = ensure_local_client(_tls_folder(), _KEY_NAME)
+    return replace(profile, certificate_pem=certificate.read_bytes(), key_pem=key.read_bytes())
+
+
+def _api_keys(path: Path) -> tuple[str, str]:
+    """This machine's own key, and one for the first requests; both are in the file then."""
+    key, trial = new_key(), new_key()
+    # Should this process die, the key for the first requests dies too.
+    ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=_TRIAL_KEY_S)
+    with editing_keys(path) as ring:
+        # A profile that was copied to another device stays good over a restart.
+        with contextlib.suppress(CascadeError):
+            known = ClientProfile.load().api_key
+            if ring.owner(known) == _KEY_NAME:
+                key = known
+        ring.with_key(_KEY_NAME, key).with_key(WARM_UP_KEY, trial, expires=ends).save(path)
+    return key, trial
 
 
 def _check_readable(name: str, path: Path) -> None:

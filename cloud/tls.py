@@ -19,10 +19,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cascade.errors import ClusterError
 from cascade.files import write_whole
 
 _CA_LIFE: Final = datetime.timedelta(days=3650)
-_SERVER_LIFE: Final = datetime.timedelta(days=90)
+_LEAF_LIFE: Final = datetime.timedelta(days=90)
 _RENEW_BEFORE: Final = datetime.timedelta(days=7)
 # A clock that is a little behind must not find the certificate in its future.
 _CLOCK_SKEW: Final = datetime.timedelta(minutes=5)
@@ -55,8 +56,33 @@ def ensure_local_tls(folder: Path, host: str, *, now: datetime.datetime | None =
         _save(ca, paths.ca, ca_key_file)
     server = _load(paths.certificate, paths.key)
     if server is None or not _fits(server[0], ca[0], names, now):
-        _save(_new_server(ca, names, now), paths.certificate, paths.key)
+        leaf = _new_leaf(ca, "cascade gateway", names, ExtendedKeyUsageOID.SERVER_AUTH, now)
+        _save(leaf, paths.certificate, paths.key)
     return paths
+
+
+def ensure_local_client(
+    folder: Path, name: str, *, now: datetime.datetime | None = None
+) -> tuple[Path, Path]:
+    """A client certificate of the local authority under ``folder`` and its private key; made or
+    renewed where needed.
+
+    Arguments:
+        name: the caller's name, as its common name.
+
+    Raises:
+        ClusterError: there is no authority; ``ensure_local_tls`` makes one.
+    """
+    now = now or datetime.datetime.now(datetime.UTC)
+    certificate, key = folder / f"client-{name}.pem", folder / f"client-{name}.key"
+    ca = _load(folder / "ca.pem", folder / "ca.key")
+    if ca is None:
+        raise ClusterError(f"there is no certificate authority in {folder}")
+    names: list[x509.GeneralName] = [x509.DNSName(name)]
+    made = _load(certificate, key)
+    if made is None or not _fits(made[0], ca[0], names, now):
+        _save(_new_leaf(ca, name, names, ExtendedKeyUsageOID.CLIENT_AUTH, now), certificate, key)
+    return certificate, key
 
 
 _Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
@@ -86,16 +112,22 @@ def _new_ca(now: datetime.datetime) -> _Pair:
     return certificate, key
 
 
-def _new_server(ca: _Pair, names: list[x509.GeneralName], now: datetime.datetime) -> _Pair:
+def _new_leaf(
+    ca: _Pair,
+    name: str,
+    names: list[x509.GeneralName],
+    usage: x509.ObjectIdentifier,
+    now: datetime.datetime,
+) -> _Pair:
     authority, authority_key = ca
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cascade gateway")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     issuer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     certificate = (
-        _builder(subject, authority.subject, key, now, _SERVER_LIFE)
+        _builder(subject, authority.subject, key, now, _LEAF_LIFE)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .add_extension(issuer_id, critical=False)
         .sign(authority_key, hashes.SHA256())
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade import catalog
-from cascade.cli import cluster_check, cluster_status
+from cascade.cli import cluster_check, cluster_keys, cluster_status
 from cascade.cli.interrupt import loading
 from cascade.cli.models import pull_with_progress
 
@@ -31,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     down = actions.add_parser("down", help="stop it and wait until it is gone")
     down.set_defaults(run=_down)
     cluster_check.configure(actions)
+    cluster_keys.configure(actions)
 
 
 def prepare_config(path: Path | None, port: int | None = None) -> ClusterConfig:

@@ -59,6 +59,12 @@ def _schema(args: argparse.Namespace) -> int:
 def _lines(plan: Plan) -> list[str]:
     lines = [
         f"gateway  {plan.address} · TLS by {plan.tls}",
+        f"callers  {plan.callers}",
+        *(
+            ["licence  commercial: every model's licence has to allow it"]
+            if plan.commercial
+            else []
+        ),
         f"threads  {plan.threads} at the most, on {plan.cores} cores",
         "",
         *_table([_HEAD, *(_row(tier) for tier in plan.tiers)]),

@@ -36,6 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     publish.add_argument(
         "--canary", type=int, metavar="PERCENT", help="to so many of a hundred devices first"
     )
+    publish.add_argument(
+        "--commercial", action="store_true", help="refuse what is licensed for research only"
+    )
     _changes(publish)
     publish.set_defaults(run=_publish)
     promote = actions.add_parser("promote", help="serve a channel's canary to everybody")
@@ -104,7 +107,7 @@ def _publish(args: argparse.Namespace) -> int:
             copied += count
             line.update(copied)
 
-        published.append(registry.publish(path, trust, on_bytes))
+        published.append(registry.publish(path, trust, on_bytes, commercial=args.commercial))
         line.done(f"{copied / 1e6:.1f} MB copied")
     # A bundle first, then what is for it.
     order = {"bundle": 0, "adapter": 1, "policy": 2}

@@ -18,6 +18,7 @@ from cascade.ladder import LadderPolicy
 from cascade.testing.scripted import Script, ScriptedTier
 from cascade.testing.tiny import TinyBundle
 from cascade.wire import ArtifactSource, CallRecord, ClientProfile, KeyRing, new_key
+from cloud.accounting import Accounting
 from cloud.attempt import TierStream
 from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest, Engine
@@ -85,10 +86,18 @@ class Cluster:
         artifacts: ArtifactSource | None = None,
     ) -> None:
         self._artifacts = artifacts
+        self._config = config
         tls = ensure_local_tls(folder, "localhost")
         self._key = new_key()
-        self._files = GatewayFiles(tls.certificate, tls.key, folder / "api-keys")
-        KeyRing({}).with_key(_CALLER, self._key).save(self._files.api_keys)
+        self._files = GatewayFiles(
+            tls.certificate,
+            tls.key,
+            folder / "api-keys",
+            ca=tls.ca,
+            quotas=folder / "quotas.sqlite",
+            audit=folder / "audit.jsonl",
+        )
+        KeyRing().with_key(_CALLER, self._key).save(self._files.api_keys)
         self._ca_pem = tls.ca.read_bytes()
         self._port = 0
         self._scripted = {
@@ -104,8 +113,10 @@ class Cluster:
             **{name: _Noted(name, _EngineStream(each)) for name, each in self._engines.items()},
         }
         self._observer = Observer(config)
-        self._router = self._observer.answerer(
-            Router(config, self._observer.tiers(self._streams), ladders)
+        accounting = Accounting(config, self._files)
+        streams = self._observer.tiers(accounting.streams(self._streams))
+        self._answerer = self._observer.answerer(
+            accounting.answerer(Router(config, streams, ladders))
         )
         self._records: list[CallRecord] = []
         self._door: FrontDoor | None = None
@@ -165,9 +176,10 @@ class Cluster:
         for engine in self._engines.values():
             await engine.start()
         door = FrontDoor(
-            self._router,
+            self._answerer,
             self._files,
             address=f"127.0.0.1:{self._port}",
+            config=self._config.gateway,
             artifacts=self._artifacts,
             on_call=self._records.append,
             observer=self._observer.called,

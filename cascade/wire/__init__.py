@@ -1,7 +1,7 @@
 """The wire: everything that knows gRPC and the generated stubs; nothing else imports them.
 
 Devices use ``GrpcRemote`` with a ``ClientProfile``; servers use ``add_answerer`` with an
-``Answerer``, behind an ``ApiKeyInterceptor``. Names are loaded when they are used: gRPC takes a
+``Answerer``, behind an ``AccessInterceptor``. Names are loaded when they are used: gRPC takes a
 quarter of a second, and a device that stays offline does not need it.
 """
 
@@ -11,7 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cascade.wire.access import ApiKeyInterceptor, KeyRing, caller, new_key
+    from cascade.wire.access import (
+        AccessInterceptor,
+        ApiKeys,
+        Authenticator,
+        Caller,
+        ClientCertificates,
+        Shown,
+        caller,
+        caller_name,
+        current_caller,
+        unauthenticated,
+    )
     from cascade.wire.artifacts import (
         ARTIFACT_SERVICE,
         ArtifactQuery,
@@ -26,59 +37,85 @@ if TYPE_CHECKING:
     from cascade.wire.client import GrpcRemote
     from cascade.wire.connection import API_KEY_HEADER
     from cascade.wire.convert import OpenRequest
+    from cascade.wire.keys import ApiKey, KeyFile, KeyRing, editing_keys, new_key
     from cascade.wire.profile import ClientProfile, check_address, profile_path
     from cascade.wire.server import INFERENCE_SERVICE, Answerer, CallRecord, add_answerer
+    from cascade.wire.status import status_of
 
 _HOMES = {
     "API_KEY_HEADER": "cascade.wire.connection",
     "ARTIFACT_SERVICE": "cascade.wire.artifacts",
     "INFERENCE_SERVICE": "cascade.wire.server",
+    "AccessInterceptor": "cascade.wire.access",
     "Answerer": "cascade.wire.server",
-    "ApiKeyInterceptor": "cascade.wire.access",
+    "ApiKey": "cascade.wire.keys",
+    "ApiKeys": "cascade.wire.access",
     "ArtifactQuery": "cascade.wire.artifacts",
     "ArtifactSource": "cascade.wire.artifacts",
+    "Authenticator": "cascade.wire.access",
     "CallRecord": "cascade.wire.server",
+    "Caller": "cascade.wire.access",
+    "ClientCertificates": "cascade.wire.access",
     "ClientProfile": "cascade.wire.profile",
     "FilePiece": "cascade.wire.artifacts",
     "GrpcArtifacts": "cascade.wire.artifacts",
     "GrpcRemote": "cascade.wire.client",
-    "KeyRing": "cascade.wire.access",
+    "KeyFile": "cascade.wire.keys",
+    "KeyRing": "cascade.wire.keys",
     "Offer": "cascade.wire.artifacts",
     "OfferedArtifact": "cascade.wire.artifacts",
     "OpenRequest": "cascade.wire.convert",
+    "Shown": "cascade.wire.access",
     "SignedBytes": "cascade.wire.artifacts",
     "add_answerer": "cascade.wire.server",
     "add_artifacts": "cascade.wire.artifacts",
     "caller": "cascade.wire.access",
+    "caller_name": "cascade.wire.access",
     "check_address": "cascade.wire.profile",
-    "new_key": "cascade.wire.access",
+    "current_caller": "cascade.wire.access",
+    "editing_keys": "cascade.wire.keys",
+    "new_key": "cascade.wire.keys",
     "profile_path": "cascade.wire.profile",
+    "status_of": "cascade.wire.status",
+    "unauthenticated": "cascade.wire.access",
 }
 
 __all__ = [
     "API_KEY_HEADER",
     "ARTIFACT_SERVICE",
     "INFERENCE_SERVICE",
+    "AccessInterceptor",
     "Answerer",
-    "ApiKeyInterceptor",
+    "ApiKey",
+    "ApiKeys",
     "ArtifactQuery",
     "ArtifactSource",
+    "Authenticator",
     "CallRecord",
+    "Caller",
+    "ClientCertificates",
     "ClientProfile",
     "FilePiece",
     "GrpcArtifacts",
     "GrpcRemote",
+    "KeyFile",
     "KeyRing",
     "Offer",
     "OfferedArtifact",
     "OpenRequest",
+    "Shown",
     "SignedBytes",
     "add_answerer",
     "add_artifacts",
     "caller",
+    "caller_name",
     "check_address",
+    "current_caller",
+    "editing_keys",
     "new_key",
     "profile_path",
+    "status_of",
+    "unauthenticated",
 ]
 
 

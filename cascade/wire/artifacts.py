@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, cast
@@ -17,6 +17,7 @@ from cascade.v1 import artifact_pb2_grpc
 from cascade.wire.connection import Connection
 from cascade.wire.profile import ClientProfile
 from cascade.wire.status import status_of
+from cascade.wire.writing import abort, write
 
 ARTIFACT_SERVICE: Final = str(pb.DESCRIPTOR.services_by_name["ArtifactService"].full_name)
 MAX_CHUNK_BYTES: Final = 1 << 20
@@ -105,14 +106,22 @@ class ArtifactSource(Protocol):
         ...
 
 
-def add_artifacts(server: grpc.aio.Server, source: ArtifactSource) -> None:
-    """Serve ``source`` as ``ArtifactService``."""
-    cast(Any, artifact_pb2_grpc).add_ArtifactServiceServicer_to_server(_Servicer(source), server)
+def add_artifacts(
+    server: grpc.aio.Server, source: ArtifactSource, *, stalled_s: float = 30.0
+) -> None:
+    """Serve ``source`` as ``ArtifactService``.
+
+    Arguments:
+        stalled_s: a caller that takes nothing of its file for this time is cut off; it may resume.
+    """
+    servicer = _Servicer(source, stalled_s)
+    cast(Any, artifact_pb2_grpc).add_ArtifactServiceServicer_to_server(servicer, server)
 
 
 class _Servicer:
-    def __init__(self, source: ArtifactSource) -> None:
+    def __init__(self, source: ArtifactSource, stalled_s: float) -> None:
         self._source = source
+        self._stalled_s = stalled_s
 
     # The names are the contract's.
     async def Resolve(
@@ -126,17 +135,18 @@ class _Servicer:
 
     async def Download(
         self, request: pb.DownloadRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pb.DownloadResponse]:
+    ) -> None:
         try:
             if not _SHA256.fullmatch(request.sha256):
                 raise InvalidInput("sha256", "must be 64 lower-case hex digits")
             async with aclosing(self._source.download(request.sha256, request.offset)) as pieces:
                 async for piece in pieces:
-                    yield pb.DownloadResponse(
+                    message = pb.DownloadResponse(
                         offset=piece.offset, data=piece.data, total_bytes=piece.total_bytes
                     )
+                    await write(context, message, self._stalled_s)
         except CascadeError as error:
-            await context.abort_with_status(status_of(error))
+            await abort(context, status_of(error))
 
 
 class GrpcArtifacts:

@@ -4,6 +4,7 @@ what goes wrong on the way.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -13,6 +14,8 @@ from cascade.wire.profile import ClientProfile
 from cascade.wire.status import sent_status
 
 API_KEY_HEADER: Final = "x-api-key"
+_TOO_LARGE: Final = "SERVER: Received message larger"
+TOKEN_HEADER: Final = "authorization"
 _CHANNEL_OPTIONS: Final = (
     # Only the code below retries, so that max_remote_calls is true.
     ("grpc.enable_retries", 0),
@@ -44,15 +47,26 @@ class Connection:
                 options.append(("grpc.ssl_target_name_override", self._profile.server_name))
             self._channel = grpc.aio.secure_channel(
                 self._profile.address,
-                grpc.ssl_channel_credentials(self._profile.ca_pem),
+                grpc.ssl_channel_credentials(
+                    self._profile.ca_pem, self._profile.key_pem, self._profile.certificate_pem
+                ),
                 options=options,
             )
         return self._channel
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call."""
-        return ((API_KEY_HEADER, self._profile.api_key),)
+        """What goes with every call.
+
+        Raises:
+            RemoteError: UNAUTHENTICATED; the token's file cannot be read.
+        """
+        sent: list[tuple[str, str]] = []
+        if self._profile.api_key:
+            sent.append((API_KEY_HEADER, self._profile.api_key))
+        if self._profile.token_file is not None:
+            sent.append((TOKEN_HEADER, f"Bearer {_token(self._profile.token_file)}"))
+        return tuple(sent)
 
     async def close(self) -> None:
         """Close the channel. Calls under way end with CANCELLED."""
@@ -82,7 +96,20 @@ class Connection:
                 f"no connection to the cluster at {address}; is it running "
                 "(`cascade cluster status`)?",
             )
+        if (error.details() or "").startswith(_TOO_LARGE):
+            # gRPC's own code for it would tell a device to come back later.
+            return RemoteError("INVALID_ARGUMENT", "the request is larger than this cluster reads")
         return RemoteError(code.name, f"the call to {address} failed")
+
+
+def _token(path: Path) -> str:
+    try:
+        words = path.read_text().split()
+    except (OSError, UnicodeDecodeError):
+        words = []
+    if len(words) != 1 or not words[0].isascii():
+        raise RemoteError("UNAUTHENTICATED", f"the file {path} does not hold one token; renew it")
+    return words[0]
 
 
 def too_late(deadline_s: float) -> RemoteError:

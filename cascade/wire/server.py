@@ -16,14 +16,15 @@ from typing import Any, Final, Protocol, cast
 
 import grpc
 
-from cascade.errors import CascadeError, InvalidInput
+from cascade.errors import CascadeError, InvalidInput, RemoteError
 from cascade.remote import Finished, RemoteEvent
 from cascade.tracing import TRACEPARENT_HEADER, Attribute, start_span, trace_id
 from cascade.v1 import inference_pb2 as pb
 from cascade.v1 import inference_pb2_grpc
-from cascade.wire.access import caller
+from cascade.wire.access import current_caller
 from cascade.wire.convert import OpenRequest, event_message, read_open
 from cascade.wire.status import status_of
+from cascade.wire.writing import abort, write
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ class CallRecord:
     """What the log keeps of one call: never its content.
 
     Arguments:
-        caller: name of the API key, ``""`` where none is asked for.
+        caller: who called; ``""`` where nobody was asked, or it was not found out.
+        auth: how that is known: ``"api_key"``, ``"jwt"``, ``"mtls"`` or ``""``.
+        quota: which of the caller's limits refused the call, in a word; else ``""``.
         status: gRPC status name; ``"CANCELLED"`` when the caller went away.
         seconds: from arrival to the end.
         trace_id: 32 hex digits, the device's where it sent one.
@@ -61,6 +64,8 @@ class CallRecord:
     completion_tokens: int = 0
     cost_usd: float = 0.0
     trace_id: str = ""
+    auth: str = ""
+    quota: str = ""
 
 
 def add_answerer(
@@ -68,6 +73,8 @@ def add_answerer(
     answerer: Answerer,
     *,
     max_deadline_s: float = 600.0,
+    first_message_s: float = 10.0,
+    stalled_s: float = 30.0,
     on_call: Callable[[CallRecord], None] | None = None,
 ) -> None:
     """Serve ``answerer`` as ``InferenceService``.
@@ -75,18 +82,32 @@ def add_answerer(
     Arguments:
         max_deadline_s: longer deadlines are cut to this; a call without a deadline is refused with
             INVALID_ARGUMENT.
+        first_message_s: a call whose first message does not come in this time is refused with
+            DEADLINE_EXCEEDED.
+        stalled_s: a caller that takes nothing of its answer for this time is cut off. What it has
+            not taken is one message and gRPC's own buffer, never more.
         on_call: told about every call when it has ended.
     """
-    servicer = _Servicer(answerer, max_deadline_s, on_call or (lambda record: None))
+    limits = _Limits(max_deadline_s, first_message_s, stalled_s)
+    servicer = _Servicer(answerer, limits, on_call or (lambda record: None))
     cast(Any, inference_pb2_grpc).add_InferenceServiceServicer_to_server(servicer, server)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Seconds; see ``add_answerer``."""
+
+    max_deadline_s: float
+    first_message_s: float
+    stalled_s: float
 
 
 class _Servicer:
     def __init__(
-        self, answerer: Answerer, max_deadline_s: float, on_call: Callable[[CallRecord], None]
+        self, answerer: Answerer, limits: _Limits, on_call: Callable[[CallRecord], None]
     ) -> None:
         self._answerer = answerer
-        self._max_deadline_s = max_deadline_s
+        self._limits = limits
         self._on_call = on_call
 
     # The name is the contract's.
@@ -96,7 +117,7 @@ class _Servicer:
         context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent],
     ) -> None:
         span = start_span("gateway.answer", _traceparent(context), kind="server")
-        call = _Call(self._answerer, span.traceparent)
+        call = _Call(self._answerer, self._limits, span.traceparent)
         began = time.monotonic()
         error: BaseException | None = None
         try:
@@ -114,14 +135,15 @@ class _Servicer:
         else:
             problem = ""
         code = "CANCELLED" if cancelled else "OK" if status is None else status.code.name
-        record = call.record(code, problem, time.monotonic() - began)
+        quota = getattr(error, "quota", "")
+        record = call.record(code, problem, time.monotonic() - began, quota)
         span.note(_told(record, call.reasons))
         span.end("" if code == "OK" else code)
         self._on_call(record)
         if cancelled and error is not None:
             raise error
         if status is not None:
-            await context.abort_with_status(status)
+            await abort(context, status)
 
     def _deadline(
         self, context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent]
@@ -129,12 +151,13 @@ class _Servicer:
         remaining_s = cast("float | None", context.time_remaining())
         if remaining_s is None:
             raise InvalidInput("deadline", "is required; set a gRPC deadline on the call")
-        return min(remaining_s, self._max_deadline_s)
+        return min(remaining_s, self._limits.max_deadline_s)
 
 
 class _Call:
-    def __init__(self, answerer: Answerer, traceparent: str) -> None:
+    def __init__(self, answerer: Answerer, limits: _Limits, traceparent: str) -> None:
         self._answerer = answerer
+        self._limits = limits
         self._traceparent = traceparent
         self._open: OpenRequest | None = None
         self._finished: Finished | None = None
@@ -153,7 +176,7 @@ class _Call:
         context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent],
         deadline_s: float,
     ) -> None:
-        first = await anext(requests, None)
+        first = await self._first(requests, deadline_s)
         if first is None:
             raise InvalidInput("open", "is missing; the call ended without a message")
         opened = read_open(first, deadline_s=deadline_s)
@@ -166,18 +189,36 @@ class _Call:
                         rest.result()
                     if isinstance(event, Finished):
                         self._finished = event
-                    await context.write(event_message(opened.request_id, event))
+                    await write(
+                        context, event_message(opened.request_id, event), self._limits.stalled_s
+                    )
         finally:
             rest.cancel()
             # Whatever the caller still sends does not change an answer that is already given.
             with suppress(asyncio.CancelledError, Exception):
                 await rest
 
-    def record(self, status: str, problem: str, seconds: float) -> CallRecord:
-        done = self._finished
+    async def _first(
+        self, requests: AsyncIterator[pb.AnswerRequest], deadline_s: float
+    ) -> pb.AnswerRequest | None:
+        wait_s = self._limits.first_message_s
+        try:
+            async with asyncio.timeout(wait_s):
+                return await anext(requests, None)
+        except TimeoutError:
+            if wait_s >= deadline_s:
+                raise
+            raise RemoteError(
+                "DEADLINE_EXCEEDED", f"no message came within {wait_s:g} s; send `open` first"
+            ) from None
+
+    def record(self, status: str, problem: str, seconds: float, quota: str = "") -> CallRecord:
+        done, by = self._finished, current_caller()
         return CallRecord(
             request_id=self.request_id,
-            caller=caller(),
+            caller=by.name,
+            auth=by.kind,
+            quota=quota,
             task_id="" if self._open is None else self._open.task_id,
             status=status,
             problem=problem,

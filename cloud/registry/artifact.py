@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, cast, get_args
@@ -14,6 +14,7 @@ from cascade.files import sha256_bytes
 from cascade.policy import Policy
 from cascade.signing import TrustStore
 from cascade.strict import Fields
+from cloud.errors import LicenceForbids
 from cloud.registry.channel import Artifact, Kind
 from edge import Adapter, Bundle
 
@@ -102,6 +103,17 @@ class Published:
         if sha256_bytes(manifest) != read.artifact.digest:
             raise InvalidInput("artifact.manifest", "is not the one of its digest")
         return read
+
+
+def check_commercial(artifacts: Iterable[Published]) -> None:
+    """Refuse what must not be part of something that is sold.
+
+    Raises:
+        LicenceForbids: naming the first artifact and its licence.
+    """
+    for each in artifacts:
+        if not each.commercial_use:
+            raise LicenceForbids(f"the {each.artifact.kind} {each.name}", each.licence)
 
 
 def read_artifact(path: Path, trust: TrustStore) -> tuple[Published, dict[str, Path]]:

@@ -10,6 +10,7 @@ from typing import Final
 from cascade.errors import InvalidInput
 from cascade.wire import ArtifactQuery, FilePiece, Offer, OfferedArtifact, SignedBytes
 from cloud.errors import Overloaded
+from cloud.registry.artifact import check_commercial
 from cloud.registry.channel import Device
 from cloud.registry.store import Registry
 
@@ -23,10 +24,14 @@ class Delivery:
 
     Arguments:
         most_downloads: files that are sent at one time.
+        commercial: releases with research-only artifacts are refused.
     """
 
-    def __init__(self, registry: Registry, *, most_downloads: int = 16) -> None:
+    def __init__(
+        self, registry: Registry, *, most_downloads: int = 16, commercial: bool = False
+    ) -> None:
         self._registry = registry
+        self._commercial = commercial
         self._most_downloads = most_downloads
         self._under_way = 0
 
@@ -62,6 +67,8 @@ class Delivery:
         release = self._registry.channel(name).resolve(device)
         if not release:
             return None
+        if self._commercial:
+            check_commercial(self._registry.artifact(digest) for digest in release)
         signed = self._registry.release(name, release)
         lacking = (self._registry.artifact(d) for d in release if d not in query.held)
         return Offer(

@@ -23,7 +23,7 @@ from cascade.files import sha256_file
 from cascade.release import ReleaseManifest
 from cascade.signing import SigningKey, TrustStore
 from cascade.strict import Fields
-from cloud.registry.artifact import Published, read_artifact
+from cloud.registry.artifact import Published, check_commercial, read_artifact
 from cloud.registry.channel import Channel, Release, check_name
 
 CHUNK: Final = 1 << 20
@@ -55,19 +55,28 @@ class Registry:
             raise InvalidInput("registry", f"{url} cannot be reached: {problem}") from None
 
     def publish(
-        self, path: Path, trust: TrustStore, on_bytes: Callable[[int], None] | None = None
+        self,
+        path: Path,
+        trust: TrustStore,
+        on_bytes: Callable[[int], None] | None = None,
+        *,
+        commercial: bool = False,
     ) -> Published:
         """Check an artifact of this machine and copy it in. Files that are there already stay.
 
         Arguments:
+            commercial: it will be part of something that is sold.
             on_bytes: told the size of each piece that was copied.
 
         Raises:
             NotFound: there is no artifact at ``path``.
             UnknownPublisher, Tampered, BundleError, InvalidInput: it must not be published.
+            LicenceForbids: its licence does not allow commercial use.
             ClusterError: the registry cannot be written.
         """
         published, paths = read_artifact(path, trust)
+        if commercial:
+            check_commercial([published])
         try:
             for name, file in paths.items():
                 digest, size = published.files[name]

@@ -22,7 +22,8 @@ from cascade.signing import SigningKey, TrustStore
 from cascade.task import of_labels
 from cascade.tensor import pack
 from cascade.wire import (
-    ApiKeyInterceptor,
+    AccessInterceptor,
+    ApiKeys,
     CallRecord,
     ClientProfile,
     GrpcRemote,
@@ -166,8 +167,8 @@ class Cluster:
                 yield Refused(error.field, error.problem)
 
         self.records: list[CallRecord] = []
-        ring = KeyRing({}).with_key("tests", KEY)
-        self.server = grpc.aio.server(interceptors=[ApiKeyInterceptor(ring)])
+        ring = KeyRing().with_key("tests", KEY)
+        self.server = grpc.aio.server(interceptors=[AccessInterceptor([ApiKeys(lambda: ring)])])
         router = Router(config, {each.name: stream for each in config.tiers})
         add_answerer(self.server, router, on_call=self.records.append)
         tls = ensure_local_tls(folder, "127.0.0.1")

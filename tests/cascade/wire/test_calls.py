@@ -21,7 +21,8 @@ from cascade.v1 import inference_pb2 as pb
 from cascade.v1 import inference_pb2_grpc
 from cascade.wire import (
     API_KEY_HEADER,
-    ApiKeyInterceptor,
+    AccessInterceptor,
+    ApiKeys,
     CallRecord,
     ClientProfile,
     GrpcRemote,
@@ -76,8 +77,8 @@ class Cluster:
     def __init__(self, tls: TlsPaths) -> None:
         self.answerer = Scripted()
         self.records: list[CallRecord] = []
-        ring = KeyRing({}).with_key("tests", KEY)
-        self.server = grpc.aio.server(interceptors=[ApiKeyInterceptor(ring)])
+        ring = KeyRing().with_key("tests", KEY)
+        self.server = grpc.aio.server(interceptors=[AccessInterceptor([ApiKeys(lambda: ring)])])
         add_answerer(self.server, self.answerer, on_call=self.records.append)
         pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
         credentials = grpc.ssl_server_credentials([pair])

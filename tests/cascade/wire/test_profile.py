@@ -45,7 +45,7 @@ def test_a_spoilt_profile_is_refused_in_one_line(tmp_path: Path, content: str) -
 def test_keys_are_kept_as_hashes_and_found_by_owner(tmp_path: Path) -> None:
     path = tmp_path / "api-keys"
     first, second = new_key(), new_key()
-    KeyRing({}).with_key("phone", first).with_key("box", second).save(path)
+    KeyRing().with_key("phone", first).with_key("box", second).save(path)
     assert first not in path.read_text()
     ring = KeyRing.load(path)
     assert (ring.owner(first), ring.owner(second)) == ("phone", "box")
