@@ -1,6 +1,6 @@
 """A bundle on disk: the manifest that describes it, and the checks before anything of it is used.
 
-Nothing here runs a model (``edge.engine``) or makes a bundle (``edge.build``).
+Nothing here runs a model (``edge.model``, ``edge.classifier``) or makes a bundle (``edge.build``).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Manifest:
         licence: SPDX identifier of the weights' licence.
         commercial_use: whether that licence allows commercial use.
         architecture: ``"llama"`` or another family of ``edge.build``.
-        quantisation: how weights are stored, e.g. ``"int4-lossless"``.
+        quantisation: how weights are stored, for people, e.g. ``"lossless Q4_1+Q8_0"``.
         context_tokens, vocab_size, layers, kv_heads, head_dim: the graph's sizes.
         stop_token_ids: tokens that end an answer.
         adapter_slots: where the graph takes LoRA adapters; may be empty.

@@ -45,7 +45,7 @@ def folder(tmp_path, key):
         licence="Apache-2.0",
         commercial_use=True,
         architecture="llama",
-        quantisation="int4-lossless",
+        quantisation="lossless Q4_1+Q8_0",
         context_tokens=64,
         vocab_size=32,
         layers=1,
