@@ -13,10 +13,9 @@ import torch
 from cascade.errors import BundleError, Cancelled, CascadeError, InvalidInput
 from cascade.local import CancelToken
 from cascade.request import Message
-from cascade.signing import SigningKey, TrustStore
 from edge.bench import measure_here
-from edge.build.export import build_by_export, trace
-from edge.bundle import Bundle, inspect
+from edge.build.export import trace
+from edge.bundle import inspect
 from edge.decoder import TreeNode
 from edge.exported import ExportedDecoder
 from edge.model import OnnxModel
@@ -30,34 +29,14 @@ FAMILIES = ("gpt_neox", "gpt2")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def folder(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / request.param
-    save_model(folder, request.param)
-    return folder
+def folder(request, exports):
+    return exports.folder(request.param)
 
 
 @pytest.fixture(scope="module")
-def bundles(folder, tmp_path_factory):
+def bundles(folder, exports):
     """An opened bundle by quantisation, with float32 activations."""
-    key, home = SigningKey.generate(), tmp_path_factory.mktemp("bundles")
-    trust = TrustStore(home / "trust")
-    trust.pin("tests", key.public)
-
-    def build(quantisation):
-        out = build_by_export(
-            folder,
-            home / quantisation,
-            name=f"tiny-{quantisation}",
-            base_model="none",
-            licence="Apache-2.0",
-            commercial_use=True,
-            signing_key=key,
-            quantise=quantisation,
-            accuracy_level=0,
-        )
-        return Bundle.open(out, trust)
-
-    return {quantisation: build(quantisation) for quantisation in ("fp32", "int8")}
+    return {stored: exports.bundle(folder.name, stored) for stored in ("fp32", "int8")}
 
 
 @pytest.fixture
