@@ -258,20 +258,20 @@ def test_a_graph_of_another_kind_is_refused(tmp_path, build):
 
 
 def _round_as_stored(model):
-    """What int8 blocks stand for: GPT-2's own matrices lie the other way round."""
-    if model.config.model_type == "gpt2":
-        matrices = [
-            values
-            for name, values in model.named_parameters()
-            if ".c_" in name and name.endswith("weight")
-        ]
-        positions = model.transformer.wpe.weight
-        kept = positions.detach().clone()
-        for values in matrices:
-            values.data = values.data.T.contiguous()
-        round_weights(model, 8)
-        for values in matrices:
-            values.data = values.data.T.contiguous()
-        positions.data = kept
-    else:
-        round_weights(model, 8)
+    """What int8 blocks stand for. Learned positions stay as they are; GPT-2's own matrices lie the
+    other way round."""
+    named = dict(model.named_parameters())
+    positions = [values for name, values in named.items() if "wpe" in name or "positions" in name]
+    turned = [
+        values
+        for name, values in named.items()
+        if model.config.model_type == "gpt2" and ".c_" in name and name.endswith("weight")
+    ]
+    kept = [values.detach().clone() for values in positions]
+    for values in turned:
+        values.data = values.data.T.contiguous()
+    round_weights(model, 8)
+    for values in turned:
+        values.data = values.data.T.contiguous()
+    for values, before in zip(positions, kept, strict=True):
+        values.data = before
