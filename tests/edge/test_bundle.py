@@ -119,6 +119,10 @@ def test_a_folder_without_a_bundle_says_how_to_make_one(tmp_path, trust):
     [
         ({"format_version": 99}, "upgrade the SDK"),
         ({"layers": 0}, "layers"),
+        ({"layers": True}, "layers is True, not a positive integer"),
+        ({"name": 5}, "name must be a string"),
+        ({"commercial_use": "no"}, "commercial_use must be true or false"),
+        ({"stop_token_ids": ["2"]}, "stop_token_ids must be whole numbers"),
         ({"colour": "red"}, "colour"),
         ({"files": {"../x": {"bytes": 1, "sha256": "00"}}}, "no plain file name"),
         ({"files": {}}, r"files lacks decode\.onnx"),
