@@ -11,6 +11,7 @@ import re
 import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
+from numbers import Integral
 from typing import Literal, get_args
 
 from cascade.errors import InvalidInput
@@ -21,6 +22,7 @@ from cascade.tensor import Tensor, check_tensors
 
 MAX_OPTIONS = 1000
 Role = Literal["system", "user", "assistant"]
+_MAX_TOKENS = 2**32 - 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -141,8 +143,7 @@ class Request:
             self._check_tensors()
         else:
             self._check_messages()
-        if self.max_tokens < 1:
-            raise InvalidInput("max_tokens", f"{self.max_tokens} is below 1")
+        check_max_tokens(self.max_tokens)
         if not _REQUEST_ID.fullmatch(self.request_id):
             raise InvalidInput("request_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
         if any(not stop for stop in self.stop):
@@ -217,6 +218,15 @@ def check_options(options: tuple[str, ...]) -> None:
         if option in seen:
             raise InvalidInput("options", f"names {option!r} twice; each answer must differ")
         seen.add(option)
+
+
+def check_max_tokens(max_tokens: int) -> None:
+    """Raise ``InvalidInput`` unless ``max_tokens`` is a whole number that the wire can carry: no
+    count of tokens ever equals 2.5 or NaN, so that such an answer would fill the context."""
+    if not isinstance(max_tokens, Integral):
+        raise InvalidInput("max_tokens", f"{max_tokens!r} is not a whole number")
+    if not 1 <= max_tokens <= _MAX_TOKENS:
+        raise InvalidInput("max_tokens", f"{max_tokens} is not in 1 … {_MAX_TOKENS}")
 
 
 def is_unicode(text: str) -> bool:

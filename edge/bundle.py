@@ -1,6 +1,6 @@
 """A bundle on disk: the manifest that describes it, and the checks before anything of it is used.
 
-Nothing here runs a model (``edge.engine``) or makes a bundle (``edge.build``).
+Nothing here runs a model (``edge.model``, ``edge.classifier``) or makes a bundle (``edge.build``).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Manifest:
         licence: SPDX identifier of the weights' licence.
         commercial_use: whether that licence allows commercial use.
         architecture: ``"llama"`` or another family of ``edge.build``.
-        quantisation: how weights are stored, e.g. ``"int4-lossless"``.
+        quantisation: how weights are stored, for people, e.g. ``"lossless Q4_1+Q8_0"``.
         context_tokens, vocab_size, layers, kv_heads, head_dim: the graph's sizes.
         stop_token_ids: tokens that end an answer.
         adapter_slots: where the graph takes LoRA adapters; may be empty.
@@ -168,6 +168,11 @@ class Manifest:
         return self.classifier
 
     def _check(self) -> None:
+        for field in ("name", "base_model", "licence", "architecture", "quantisation"):
+            if not isinstance(getattr(self, field), str):
+                raise BundleError(f"{MANIFEST}: {field} must be a string")
+        if not isinstance(self.commercial_use, bool):  # the string "no" would count as true
+            raise BundleError(f"{MANIFEST}: commercial_use must be true or false")
         if self.kind not in ("decoder", "classifier"):
             raise BundleError(f"{MANIFEST}: kind is {self.kind!r}; upgrade the SDK")
         if (self.kind == "classifier") != (self.classifier is not None):
@@ -185,8 +190,10 @@ class Manifest:
     def _check_sizes(self) -> None:
         for field in ("context_tokens", "vocab_size", "layers", "kv_heads", "head_dim"):
             value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
+            if not _is_whole(value) or value < 1:
                 raise BundleError(f"{MANIFEST}: {field} is {value!r}, not a positive integer")
+        if not all(map(_is_whole, self.stop_token_ids)):
+            raise BundleError(f"{MANIFEST}: stop_token_ids must be whole numbers")
         if self.graph not in get_args(GraphLayout):
             raise BundleError(
                 f"{MANIFEST}: graph is {self.graph!r}; this SDK runs "
@@ -231,6 +238,10 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Path of one of the bundle's files."""
         return self.path / name
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _adapter_slot(fields: dict[str, Any]) -> AdapterSlot:

@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 from cascade.errors import BundleError, InvalidInput, NotFound
 from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt
+from cascade.request import check_max_tokens
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import SEARCH_TOLERANCE, ScoreMode
 from edge.adapter import Adapter, Floats
@@ -207,8 +208,7 @@ class OnnxModel:
     def _ending(
         self, max_tokens: int, stop: tuple[str, ...], stop_tokens: Collection[int]
     ) -> Ending:
-        if max_tokens < 1:
-            raise InvalidInput("max_tokens", f"{max_tokens} is below 1")
+        check_max_tokens(max_tokens)
         if not all(stop):
             raise InvalidInput("stop", "contains an empty string")
         for token in stop_tokens:

@@ -10,6 +10,8 @@ from contextlib import aclosing
 from queue import SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
+from cascade.errors import InvalidInput
+
 T = TypeVar("T")
 
 _CLEAN_UP_S = 5.0
@@ -27,7 +29,14 @@ class Portal:
         self._thread.start()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` to its end. An interrupt here cancels it and waits for its clean-up."""
+        """Run ``work`` to its end. An interrupt here cancels it and waits for its clean-up.
+
+        Raises:
+            InvalidInput: the loop was ended.
+        """
+        if self.closed:
+            work.close()
+            raise _closed()
         job = _Job(self._loop, work)
         try:
             job.hand_over()
@@ -36,7 +45,13 @@ class Portal:
             job.end()
 
     def iterate(self, events: AsyncGenerator[T, None]) -> Iterator[T]:
-        """Iterate an async generator; leaving the loop early closes it."""
+        """Iterate an async generator; leaving the loop early closes it.
+
+        Raises:
+            InvalidInput: the loop was ended; raised where the iteration begins.
+        """
+        if self.closed:
+            raise _closed()
         # One task of the loop owns the generator, from its first step to its closing: an interrupt
         # of this thread cannot come between a step that runs and the closing.
         arrived: SimpleQueue[Any] = SimpleQueue()
@@ -65,7 +80,7 @@ class Portal:
 
     def close(self) -> None:
         """Cancel what still runs, and end the loop and its thread."""
-        if self._loop.is_closed():
+        if self.closed:
             return
         self.call(_cancel_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -116,6 +131,10 @@ class _Job(Generic[T]):
         else:  # the interrupt came before the hand-over
             self._work.close()
             self.outcome.cancel()
+
+
+def _closed() -> InvalidInput:
+    return InvalidInput("device", "is closed; open another one")
 
 
 async def _cancel_all() -> None:

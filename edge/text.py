@@ -40,14 +40,12 @@ class TextCodec:
             if token.special
         )
         try:
-            self._templates = minijinja.Environment(
-                templates={"chat": bundle.file(CHAT_TEMPLATE).read_text(encoding="utf-8")},
-                trim_blocks=True,
-                lstrip_blocks=True,
-                pycompat=True,
-            )
-        except (UnicodeDecodeError, minijinja.TemplateError) as problem:
+            template = bundle.file(CHAT_TEMPLATE).read_text(encoding="utf-8")
+            self._templates = compiled(template)
+        except UnicodeDecodeError as problem:
             raise BundleError(f"{CHAT_TEMPLATE}: cannot be read ({problem})") from None
+        except InvalidInput as problem:
+            raise BundleError(f"{CHAT_TEMPLATE}: {problem.problem}") from None
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a completion prompt, or of a conversation up to the answer's first token.
@@ -113,8 +111,29 @@ class TextCodec:
             )
         except minijinja.TemplateError as problem:
             raise BundleError(
-                f"{CHAT_TEMPLATE}: cannot render this conversation ({problem})"
+                f"{CHAT_TEMPLATE}: cannot render this conversation ({_first_line(problem)})"
             ) from None
+
+
+def compiled(template: str) -> minijinja.Environment:
+    """The chat template, as ``"chat"`` of an environment that renders as transformers does.
+
+    Raises:
+        InvalidInput: ``template`` is no Jinja template.
+    """
+    environment = minijinja.Environment(trim_blocks=True, lstrip_blocks=True, pycompat=True)
+    try:
+        environment.add_template("chat", template)
+    except minijinja.TemplateError as problem:
+        raise InvalidInput(
+            "chat_template", f"is no Jinja template ({_first_line(problem)})"
+        ) from None
+    return environment
+
+
+def _first_line(problem: minijinja.TemplateError) -> str:
+    """What is wrong and where, without the source that follows."""
+    return str(problem).splitlines()[0]
 
 
 class TokenStream:

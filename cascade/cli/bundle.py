@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cascade import home
 from cascade.cli import bundle_bench, classifier_bundle, recipe
@@ -17,9 +19,12 @@ from cascade.cli.recipe import Recipe
 from cascade.errors import InvalidInput
 from cascade.signing import SigningKey, TrustStore
 
+if TYPE_CHECKING:
+    from edge.bundle import AdapterSlot
+
 DEFAULT_MODEL = "smollm2-135m-instruct-q4_1"
 _PUBLISHER = "this-machine"
-
+_LAYER = re.compile(r"(.*?\.)(\d+)(\..*)")  # "gpt_neox.layers.", "0", ".attention.dense"
 
 _BUILD_HELP = """\
 Make a signed bundle, which is what a device runs, and pin its key on this machine.
@@ -255,11 +260,29 @@ def _show(path: Path, *, as_json: bool) -> int:
         print(json.dumps(fields))
         return 0
     for name, value in fields.items():
-        if name != "files":
+        if name not in ("files", "adapter_slots"):
             print(f"{name:<18} {value}")
+    for linear in _linears(manifest.adapter_slots):
+        print(f"{'adapters for':<18} {linear}")
     for name, entry in manifest.files.items():
         print(f"{name:<22} {entry.bytes:>12,} bytes  sha256 {entry.sha256}")
     return 0
+
+
+def _linears(slots: Sequence[AdapterSlot]) -> Iterator[str]:
+    """Every linear that takes an adapter, with its inputs and outputs; what is alike in several
+    layers is one line, e.g. ``"layers.0–29.v_proj, 576 to 192"``."""
+    layers: dict[tuple[str, str, int, int], list[str]] = {}
+    for slot in slots:
+        for module, outputs in zip(slot.modules, slot.widths, strict=True):
+            numbered = _LAYER.fullmatch(module)
+            before, layer, after = numbered.groups() if numbered else (module, "", "")
+            layers.setdefault((before, after, slot.columns, outputs), []).append(layer)
+    for (before, after, inputs, outputs), found in layers.items():
+        shown = ",".join(found)
+        if len(found) > 1 and found == [str(int(found[0]) + i) for i in range(len(found))]:
+            shown = f"{found[0]}–{found[-1]}"
+        yield f"{before}{shown}{after}, {inputs} to {outputs}"
 
 
 def _megabytes(path: Path) -> float:

@@ -12,7 +12,15 @@ from typing import TypeAlias
 
 from cascade.signing import SigningKey
 from edge.build.place import check_free, finished_or_absent
-from edge.bundle import AdapterSlot, GraphLayout, Manifest, describe_files, seal
+from edge.bundle import (
+    CHAT_TEMPLATE,
+    AdapterSlot,
+    GraphLayout,
+    Manifest,
+    describe_files,
+    seal,
+)
+from edge.text import compiled
 
 Progress: TypeAlias = Callable[[str, float], None]
 
@@ -63,12 +71,14 @@ def assemble(
         ``out``.
 
     Raises:
-        InvalidInput: ``out`` exists (and is no bundle, or ``overwrite`` is off).
+        InvalidInput: ``out`` exists (and is no bundle, or ``overwrite`` is off), or the chat
+            template is none.
         CascadeError: the disk is full; nothing is left of the attempt.
     """
     check_free(out, overwrite=overwrite)
     with finished_or_absent(out) as folder:
         contents = fill(folder)
+        compiled((folder / CHAT_TEMPLATE).read_text(encoding="utf-8"))
         report("signing", 0.9)
         manifest = Manifest(
             name=label.name,

@@ -98,6 +98,9 @@ def test_a_stop_token_ends_the_answer_before_itself(babbler):
     ("fields", "field"),
     [
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 2**32}, "max_tokens"),
+        ({"max_tokens": 2.5}, "max_tokens"),
+        ({"max_tokens": float("nan")}, "max_tokens"),
         ({"stop": ("a", "")}, "stop"),
         ({"stop_tokens": (-1,)}, "stop_tokens"),
         ({"stop_tokens": (10**6,)}, "stop_tokens"),

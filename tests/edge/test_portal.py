@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cascade.errors import InvalidInput
 from edge.portal import Portal
 
 
@@ -141,3 +142,14 @@ def test_close_ends_what_another_thread_waits_for() -> None:
     assert not thread.is_alive()
     assert source.closed.is_set()
     assert portal.closed
+
+
+def test_what_comes_after_the_end_is_refused_by_name() -> None:
+    portal = Portal()
+    portal.close()
+    with pytest.raises(InvalidInput, match="device: is closed"):
+        portal.call(asyncio.sleep(0))
+    source = Endless()
+    with pytest.raises(InvalidInput, match="device: is closed"):
+        next(iter(portal.iterate(source.numbers())))
+    assert not source.opened

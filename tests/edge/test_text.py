@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from cascade.errors import InvalidInput
+from cascade.errors import BundleError, InvalidInput
 from cascade.request import Message, Request
 from cascade.testing import TinyBundle
 from edge.bundle import CHAT_TEMPLATE
@@ -68,3 +68,12 @@ def test_a_role_cannot_write_them_either() -> None:
     request = Request((Message(role, "hi"), Message("user", "hi")))  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match=r"messages: role .* is none of system, user, assistant"):
         request.check()
+
+
+def test_a_template_that_cannot_be_rendered_is_one_line(
+    tiny: TinyBundle,
+) -> None:
+    codec = TextCodec(tiny.bundle)
+    codec._templates.add_template("chat", "{{ raise_exception('no system message') }}")
+    with pytest.raises(BundleError, match=r"^chat_template\.jinja: cannot render .+\)$"):
+        codec.encode((Message("user", "hi"),))

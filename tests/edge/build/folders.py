@@ -27,6 +27,10 @@ _SIZES = {
     "max_position_embeddings": CONTEXT,
     "vocab_size": VOCABULARY,
     "initializer_range": 0.15,  # large enough that a wrong sign or row shows in the logits
+    # What OPT calls them, and matrices between its embedding and its layers.
+    "init_std": 0.15,
+    "ffn_dim": 96,
+    "word_embed_proj_dim": 32,
     "bos_token_id": 0,
     "eos_token_id": END,
 }

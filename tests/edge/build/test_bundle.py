@@ -100,6 +100,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_gguf, build, tmp_path, 
     build(tiny_gguf, tmp_path / "out")
 
 
+def test_a_template_that_is_none_is_refused_in_one_line(tiny_gguf, build, tmp_path):
+    with pytest.raises(InvalidInput, match=r"^chat_template: is no Jinja template \(.+\)$"):
+        build(tiny_gguf, tmp_path / "out", chat_template="{% for %}")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
 def test_a_full_disk_leaves_the_old_one(tiny_gguf, build, tmp_path, monkeypatch):
     out = build(tiny_gguf, tmp_path / "out")
     before = (out / MANIFEST).read_bytes()

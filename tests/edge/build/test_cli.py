@@ -54,6 +54,15 @@ def test_a_gguf_file_keeps_its_blocks(build, gguf):
     assert manifest.base_model == "Tiny Model.Q4_1.gguf"
 
 
+def test_inspect_names_the_linears_that_adapters_may_change(build, llama, capsys):
+    build("--from", llama, "--name", "it")
+    assert main(["bundle", "inspect", "it"]) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if "adapters for" in line]
+    assert len(shown) == 7
+    assert "adapters for       layers.0–1.q_proj, 64 to 64" in shown
+    assert "adapters for       layers.0–1.down_proj, 96 to 64" in shown
+
+
 def test_a_folder_becomes_int8(build, llama):
     code, out, _ = build("--from", llama, "--json", "--context", "48", "--base-model", "A Llama")
     told = json.loads(out)

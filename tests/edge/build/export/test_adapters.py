@@ -13,9 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
 from cascade.errors import BundleError
-from cascade.signing import SigningKey, TrustStore
 from edge.adapter import Adapter, LoraPair, write_adapter
-from edge.build.export import build_by_export
 from edge.build.exported_slots import modules_by_output
 from edge.bundle import Bundle, describe_files, seal
 from edge.decoder import TreeNode
@@ -23,72 +21,57 @@ from edge.exported import ExportedDecoder
 from edge.model import OnnxModel
 from edge.peft import read_peft
 
-from ..folders import IDS, load, logits, save_model
+from ..folders import IDS, load, logits
 from .test_export import _round_as_stored
 
-# One linear for q, k and v; its matrices the other way round (Conv1D); separate ones.
+# One linear for q, k and v; its matrices the other way round (Conv1D); separate ones; others before
+# and behind the layers.
 TARGETS = {
     "gpt_neox": ["query_key_value", "dense_4h_to_h"],
     "gpt2": ["c_attn", "c_fc"],
     "phi": ["q_proj", "v_proj", "fc1"],
+    "opt": ["project_in", "q_proj", "fc2", "project_out"],
 }
-ATTENTION = {"gpt_neox": "query_key_value", "gpt2": "c_attn", "phi": "q_proj"}
+PLAIN = "gpt_neox"  # for what does not depend on the family
 CLOSE = {"rtol": 0, "atol": 2e-4}
 OPTIONS = ("a", "b", "c")
 
 
 @pytest.fixture(scope="module", params=TARGETS)
-def folder(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / request.param
-    save_model(folder, request.param)
-    return folder
+def folder(request, exports):
+    return exports.folder(request.param)
 
 
 @pytest.fixture(scope="module")
-def publisher(tmp_path_factory):
-    key = SigningKey.generate()
-    trust = TrustStore(tmp_path_factory.mktemp("trust"))
-    trust.pin("tests", key.public)
-    return key, trust
-
-
-@pytest.fixture(scope="module")
-def bundles(folder, publisher, tmp_path_factory):
+def bundles(folder, exports):
     """An opened bundle by quantisation, with float32 activations."""
-    key, trust = publisher
-    home = tmp_path_factory.mktemp("bundles")
-    return {
-        quantisation: Bundle.open(
-            build_by_export(
-                folder,
-                home / quantisation,
-                name=f"tiny-{quantisation}",
-                base_model="none",
-                licence="Apache-2.0",
-                commercial_use=True,
-                signing_key=key,
-                quantise=quantisation,
-                accuracy_level=0,
-            ),
-            trust,
-        )
-        for quantisation in ("fp32", "int8")
-    }
+    return {stored: exports.bundle(folder.name, stored) for stored in ("fp32", "int8")}
+
+
+@pytest.fixture
+def bundle(exports):
+    return exports.bundle(PLAIN)
 
 
 @pytest.fixture(scope="module")
-def all_linears(folder, bundles, publisher, tmp_path_factory):
-    """An adapter of every linear, opened for the fp32 bundle."""
-    home = tmp_path_factory.mktemp("all")
-    save_peft(load(folder), home / "peft", seed=3, target_modules="all-linear", r=2, lora_alpha=2)
-    return signed(home, bundles["fp32"], publisher)
+def publisher(exports):
+    return exports.key, exports.trust
 
 
 @pytest.fixture(scope="module")
-def attention(folder, bundles, publisher, tmp_path_factory):
-    home, targets = tmp_path_factory.mktemp("some"), [ATTENTION[folder.name]]
-    save_peft(load(folder), home / "peft", seed=4, target_modules=targets, r=4, lora_alpha=8)
-    return signed(home, bundles["fp32"], publisher)
+def all_linears(exports, publisher, tmp_path_factory):
+    """An adapter of every linear, opened for the plain model's fp32 bundle."""
+    home, model = tmp_path_factory.mktemp("all"), load(exports.folder(PLAIN))
+    save_peft(model, home / "peft", seed=3, target_modules="all-linear", r=2, lora_alpha=2)
+    return signed(home, exports.bundle(PLAIN), publisher)
+
+
+@pytest.fixture(scope="module")
+def attention(exports, publisher, tmp_path_factory):
+    home, model = tmp_path_factory.mktemp("some"), load(exports.folder(PLAIN))
+    targets = ["query_key_value"]
+    save_peft(model, home / "peft", seed=4, target_modules=targets, r=4, lora_alpha=8)
+    return signed(home, exports.bundle(PLAIN), publisher)
 
 
 def save_peft(model, where, *, seed, **options):
@@ -134,7 +117,8 @@ def test_every_linear_but_the_head_is_a_slot(folder, bundles):
 
 
 def _called(path):
-    short = path.endswith(("q_proj", "k_proj", "v_proj"))  # Phi's, as in a Llama
+    llamas = path.startswith("model.layers.")  # OPT's layers are in a decoder
+    short = llamas and path.endswith(("q_proj", "k_proj", "v_proj"))
     return path.removeprefix("model.").replace("self_attn.", "") if short else path
 
 
@@ -177,8 +161,8 @@ def test_idle_slots_change_no_bit(bundles, publisher, tmp_path, quantisation):
     np.testing.assert_array_equal(old.push(5), new.push(5))
 
 
-def test_adapters_are_swapped_and_leave_nothing_behind(bundles, all_linears, attention):
-    model = OnnxModel(bundles["fp32"])
+def test_adapters_are_swapped_and_leave_nothing_behind(bundle, all_linears, attention):
+    model = OnnxModel(bundle)
 
     def scores() -> np.ndarray:
         model.forget_prefix()  # what is read in other pieces is rounded otherwise
@@ -202,8 +186,7 @@ def test_adapters_are_swapped_and_leave_nothing_behind(bundles, all_linears, att
     assert model.generate("ab ab", max_tokens=8).text == text
 
 
-def test_what_another_adapter_read_is_read_again(bundles, attention):
-    bundle = bundles["fp32"]
+def test_what_another_adapter_read_is_read_again(bundle, attention):
     decoder = ExportedDecoder(bundle.path, bundle.manifest)
     inputs = attention.inputs(bundle.manifest)
     decoder.use_adapter(attention.digest, inputs)
@@ -221,8 +204,8 @@ class TestRefused:
     """Whatever is refused is refused on loading, and the model stays as it was."""
 
     @pytest.fixture
-    def load(self, bundles, publisher, tmp_path):
-        bundle, (key, trust) = bundles["fp32"], publisher
+    def load(self, bundle, publisher, tmp_path):
+        key, trust = publisher
 
         def load(pairs, base_digest=""):
             folder = write_adapter(
@@ -237,8 +220,8 @@ class TestRefused:
         return load
 
     @pytest.fixture
-    def slot(self, bundles):
-        return bundles["fp32"].manifest.adapter_slots[0]
+    def slot(self, bundle):
+        return bundle.manifest.adapter_slots[0]
 
     def test_of_a_wrong_shape(self, load, slot):
         for a, b in (((63, 2), (2, slot.rows)), ((slot.columns, 2), (2, slot.rows + 1))):
@@ -260,17 +243,16 @@ class TestRefused:
             load({slot.name: pair(slot), "lm_head": pair(slot)})
 
     def test_by_a_bundle_from_before_there_were_slots(
-        self, bundles, publisher, all_linears, tmp_path
+        self, bundle, publisher, all_linears, tmp_path
     ):
-        before = without_slots(bundles["fp32"], publisher, tmp_path / "before")
+        before = without_slots(bundle, publisher, tmp_path / "before")
         model = OnnxModel(before)
         said = model.generate("ab ab", max_tokens=4).text
         with pytest.raises(BundleError, match=r"has no adapter slots; build the bundle again"):
             model.load_adapter(all_linears)
         assert (model.adapters, model.generate("ab ab", max_tokens=4).text) == ((), said)
 
-    def test_a_graph_whose_slots_are_not_those_of_its_manifest(self, bundles, tmp_path):
-        bundle = bundles["fp32"]
+    def test_a_graph_whose_slots_are_not_those_of_its_manifest(self, bundle):
         first, *rest = bundle.manifest.adapter_slots
         fewer = dataclasses.replace(bundle.manifest, adapter_slots=tuple(rest))
         with pytest.raises(BundleError, match="with the adapter slots of its manifest"):

@@ -13,10 +13,9 @@ import torch
 from cascade.errors import BundleError, Cancelled, CascadeError, InvalidInput
 from cascade.local import CancelToken
 from cascade.request import Message
-from cascade.signing import SigningKey, TrustStore
 from edge.bench import measure_here
-from edge.build.export import build_by_export, trace
-from edge.bundle import Bundle, inspect
+from edge.build.export import trace
+from edge.bundle import inspect
 from edge.decoder import TreeNode
 from edge.exported import ExportedDecoder
 from edge.model import OnnxModel
@@ -30,34 +29,14 @@ FAMILIES = ("gpt_neox", "gpt2")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def folder(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / request.param
-    save_model(folder, request.param)
-    return folder
+def folder(request, exports):
+    return exports.folder(request.param)
 
 
 @pytest.fixture(scope="module")
-def bundles(folder, tmp_path_factory):
+def bundles(folder, exports):
     """An opened bundle by quantisation, with float32 activations."""
-    key, home = SigningKey.generate(), tmp_path_factory.mktemp("bundles")
-    trust = TrustStore(home / "trust")
-    trust.pin("tests", key.public)
-
-    def build(quantisation):
-        out = build_by_export(
-            folder,
-            home / quantisation,
-            name=f"tiny-{quantisation}",
-            base_model="none",
-            licence="Apache-2.0",
-            commercial_use=True,
-            signing_key=key,
-            quantise=quantisation,
-            accuracy_level=0,
-        )
-        return Bundle.open(out, trust)
-
-    return {quantisation: build(quantisation) for quantisation in ("fp32", "int8")}
+    return {stored: exports.bundle(folder.name, stored) for stored in ("fp32", "int8")}
 
 
 @pytest.fixture
@@ -279,20 +258,20 @@ def test_a_graph_of_another_kind_is_refused(tmp_path, build):
 
 
 def _round_as_stored(model):
-    """What int8 blocks stand for: GPT-2's own matrices lie the other way round."""
-    if model.config.model_type == "gpt2":
-        matrices = [
-            values
-            for name, values in model.named_parameters()
-            if ".c_" in name and name.endswith("weight")
-        ]
-        positions = model.transformer.wpe.weight
-        kept = positions.detach().clone()
-        for values in matrices:
-            values.data = values.data.T.contiguous()
-        round_weights(model, 8)
-        for values in matrices:
-            values.data = values.data.T.contiguous()
-        positions.data = kept
-    else:
-        round_weights(model, 8)
+    """What int8 blocks stand for. Learned positions stay as they are; GPT-2's own matrices lie the
+    other way round."""
+    named = dict(model.named_parameters())
+    positions = [values for name, values in named.items() if "wpe" in name or "positions" in name]
+    turned = [
+        values
+        for name, values in named.items()
+        if model.config.model_type == "gpt2" and ".c_" in name and name.endswith("weight")
+    ]
+    kept = [values.detach().clone() for values in positions]
+    for values in turned:
+        values.data = values.data.T.contiguous()
+    round_weights(model, 8)
+    for values in turned:
+        values.data = values.data.T.contiguous()
+    for values, before in zip(positions, kept, strict=True):
+        values.data = before
