@@ -13,6 +13,7 @@ import numpy as np
 
 from cascade.cli.tune_arguments import default_split
 from cascade.cli.tune_files import install, read_parts, refuse_existing, sign
+from cascade.cli.tune_print import certified
 from cascade.errors import InfeasibleTarget, InvalidInput
 from cascade.ladder import (
     LadderPolicy,
@@ -187,7 +188,7 @@ def _lines(
             if bound.alpha != bound.limit:
                 seen = f"{bound.observed:.4g} of the answers later"
             lines.append(
-                f"certified   {bound.figure} ≤ {bound.limit:g} with {1 - certificate.delta:.4g} "
+                f"{certified(leaky=leaky)}{bound.figure} ≤ {bound.limit:g} with {1 - certificate.delta:.4g} "
                 f"certainty · {seen} on {certificate.n} rows"
             )
     if test is not None:
