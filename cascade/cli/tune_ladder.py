@@ -188,8 +188,8 @@ def _lines(
             if bound.alpha != bound.limit:
                 seen = f"{bound.observed:.4g} of the answers later"
             lines.append(
-                f"{certified(leaky=leaky)}{bound.figure} ≤ {bound.limit:g} with {1 - certificate.delta:.4g} "
-                f"certainty · {seen} on {certificate.n} rows"
+                f"{certified(leaky=leaky)}{bound.figure} ≤ {bound.limit:g} "
+                f"with {1 - certificate.delta:.4g} certainty · {seen} on {certificate.n} rows"
             )
     if test is not None:
         interval = _accuracy_interval(rows, test) or (math.nan, math.nan)

@@ -21,6 +21,7 @@ from cascade.pair import Pair
 from cascade.policy import Policy, check_task_id
 from cascade.records import RecordSet
 from cascade.rows import Floats
+from cascade.score_reference import ScoreReference
 from cascade.task import Task
 from cascade.tune.aims import Aim, goes_up, settled
 from cascade.tune.modelling import Fitted, Modelling, fit
@@ -98,7 +99,8 @@ def tune(
         )
     except InfeasibleTarget as problem:
         refusal = Refusal(str(problem), problem.labels_needed)
-    return Tuned(_with(draft, certificate), refusal, stopping=stopping)
+    policy = _with(draft, certificate, fresh.score[~seen.stopped])
+    return Tuned(policy, refusal, stopping=stopping)
 
 
 def tune_groups(
@@ -142,7 +144,7 @@ def tune_groups(
             rising=goes_up(aims),
         )
         grids[name] = _reachable(grid, fitted, mine)
-    seen = judge(draft, fresh.records, fresh.local)
+    seen, mine = judge(draft, fresh.records, fresh.local), np.asarray(names)
     found = certify_groups(
         ranked(seen.confidence),
         [settled(aim.target(fresh), seen.little_gain) for aim in aims],
@@ -155,6 +157,7 @@ def tune_groups(
             _with(
                 dataclasses.replace(draft, task=dataclasses.replace(task, task_id=tasks[name])),
                 found.certificates.get(name),
+                fresh.score[mine == name],
             ),
             found.refused.get(name),
             name,
@@ -240,8 +243,17 @@ def _reachable(grid: Floats, fitted: Fitted, rows: Ints | slice = slice(None)) -
     return kept if grid[0] < grid[-1] else kept[::-1].copy()
 
 
-def _with(draft: Policy, certificate: Certificate | None) -> Policy:
-    """The policy with its certificate; without one nothing is kept, so nothing is stopped."""
+def _with(draft: Policy, certificate: Certificate | None, scores: Floats) -> Policy:
+    """The policy with its certificate; without one nothing is kept, so nothing is stopped.
+
+    Arguments:
+        scores: raw scores of the certify rows that are written to their end, kept or not.
+    """
     if certificate is None:
         return dataclasses.replace(draft, early_stop=None)
-    return dataclasses.replace(draft, threshold=certificate.threshold, certificate=certificate)
+    return dataclasses.replace(
+        draft,
+        threshold=certificate.threshold,
+        certificate=certificate,
+        scores=ScoreReference.of(scores),
+    )

@@ -19,10 +19,12 @@ from cascade.ladder.device import DeviceRung
 from cascade.local import ModelInfo
 from cascade.policy import Policy, PolicyStore
 from cascade.records import Header, RecordSet, from_columns, load, save, split
+from cascade.score_reference import ScoreReference
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import free
 from cascade.testing import TinyBundle
 from cascade.tune import group_tasks
+from cascade.verdicts import judge
 from tests.cascade.drawn_records import BASE, OPTIONS, drawn, header
 from tests.cascade.talk_records import talk
 
@@ -438,6 +440,13 @@ def test_free_answers_with_features_gain_and_an_early_stop(run: Run, tmp_path: P
     assert shown["early_stop"]["certificate"]["lost"] == 0.05
     assert 0 < shown["test"]["saved"]["saved"] < 1
     assert shown["test"]["unmeasured"] > 0
+    # What the monitor compares with: what is written to its end, kept or not.
+    shares = {"develop": 0.2, "stop": 0.3, "certify": 0.3, "test": 0.2}
+    certify = split(load(file), shares, seed="1")["certify"]
+    stops = judge(policy, certify, "device").stopped
+    written = certify.column("device", "raw_score")[~stops]
+    assert 0 < stops.sum() < len(certify)
+    assert policy.scores == ScoreReference.of(written)
 
     code, stdout, _ = run("replay", out, file, "--bootstrap", 20, "--json")
     found = json.loads(stdout, parse_constant=pytest.fail)
