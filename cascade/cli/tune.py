@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cascade.cli import tune_arguments, tune_compare, tune_ladder
-from cascade.cli.tune_arguments import aims_of, default_split, modelling_of
+from cascade.cli.tune_arguments import aims_of, default_split, may_leak, modelling_of
 from cascade.cli.tune_files import (
     PARTS,
     STOP,
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return tune_compare.run(args)
     if args.early_stop and args.group is not None:
         raise InvalidInput("early-stop", "is for one policy of all rows; leave out --group")
-    aims, modelling = aims_of(args), modelling_of(args)
+    leaky, aims, modelling = may_leak(args), aims_of(args), modelling_of(args)
     if args.group is None:
         refuse_existing(args.out, force=args.force)
     wanted = (*PARTS, STOP) if args.early_stop else PARTS
@@ -74,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
         Result(tuned, _tested(rows.get("test"), aims, tuned, args.group), *_written(args, tuned))
         for tuned in policies
     ]
-    leaky = args.allow_leak and len(args.records) > 1
     sizes = {name: len(part) for name, part in rows.items()}
     if stop is not None:
         sizes[STOP] = len(stop)

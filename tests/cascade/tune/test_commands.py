@@ -161,6 +161,13 @@ def test_parts_that_leak_are_refused_unless_told(run: Run, file: Path, tmp_path:
     assert "LEAKY" in stdout
     assert "worth none  risk ≤ 0.2 with 0.9 certainty" in stdout
     assert "certified" not in stdout
+    for aim in (
+        ("--target", "risk=0.2"),
+        ("--ladder", "device,tier1", "--objective", "min cost s.t. risk<=0.2"),
+    ):
+        code, _, stderr = run("tune", *words, *aim, "--allow-leak", "--install")
+        assert code == 2
+        assert "install: is not for --allow-leak" in stderr
 
 
 def test_a_policy_for_each_group(run: Run, file: Path, tmp_path: Path) -> None:
