@@ -9,7 +9,7 @@ one than the default where it is better by more than its interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -110,13 +110,20 @@ def candidates(develop: Pair, chosen: Modelling | None = None) -> tuple[Candidat
 
 
 def compare(
-    develop: Pair, wanted: Sequence[Candidate], *, folds: int = 5, seed: int = 0
+    develop: Pair,
+    wanted: Sequence[Candidate],
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    on_progress: Callable[[int, str], None] = lambda done, name: None,
 ) -> tuple[Compared, ...]:
     """Judge candidates by cross-validation; the first is what the others are compared with.
 
     Arguments:
         develop: rows of the develop part; of more than ``MOST_ROWS`` a sample by document.
         folds: ≥ 2. ``seed``: of folds, sample and resamples.
+        on_progress: told how many of two steps for each candidate, a fit and its figures, are done,
+            and the name of the one that comes next.
 
     Raises:
         InvalidInput: there are fewer documents than folds, or the first cannot be fitted.
@@ -126,7 +133,8 @@ def compare(
     dealt = fold_of(rows.documents(), folds, seed)
     documents = rows.documents()
     orders: list[Floats | str] = []
-    for each in wanted:
+    for step, each in enumerate(wanted):
+        on_progress(step, each.name)
         try:
             orders.append(unseen(rows, each, dealt))
         except InvalidInput as problem:
@@ -136,7 +144,8 @@ def compare(
     default = orders[0]
     assert not isinstance(default, str)
     found = []
-    for each, order in zip(wanted, orders, strict=True):
+    for step, (each, order) in enumerate(zip(wanted, orders, strict=True), len(wanted)):
+        on_progress(step, each.name)
         if isinstance(order, str):
             found.append(Compared(each.name, len(rows), problem=order))
             continue

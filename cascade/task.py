@@ -6,6 +6,7 @@ A confidence is calibrated for one wording on one model; so the wording is part 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Self
 
@@ -68,6 +69,10 @@ class Task:
             turns.append(Message("user", self._cloud(example.text)))
             turns.append(Message("assistant", example.answer))
         return (*turns, Message("user", self._cloud(text)))
+
+    def asked_like(self, other: Task) -> bool:
+        """Whether both ask the same in the same words, under whatever id."""
+        return dataclasses.replace(self, task_id=other.task_id) == other
 
     def to_json(self) -> dict[str, object]:
         """Plain values for a policy file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -51,6 +52,9 @@ def _log(args: argparse.Namespace) -> int:
     entries = _store().log(task=args.task)
     if not args.all:
         entries = [entry for entry in entries if entry.kind in _STEPS]
+    if not entries and not args.json:
+        more = "" if args.all else "; --all shows every audit and report"
+        print(f"nothing is logged yet{more}", file=sys.stderr)
     for entry in entries:
         print(json.dumps(dataclasses.asdict(entry)) if args.json else _line(entry))
     return 0

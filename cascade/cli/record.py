@@ -174,6 +174,7 @@ def record(args: argparse.Namespace, data: Dataset) -> RecordSet:
         # Of every row, so that a run with another --limit has the same header.
         max_tokens=None if all(map(plan.options, data.items)) else args.max_tokens,
         grader=grades.spec if grades else "",
+        self_checks=_self_checks(args) if model is not None else (),
         data_sha256=data.sha256,
         description=args.description,
         licence=args.licence,

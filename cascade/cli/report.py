@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from cascade.errors import InvalidInput, NotFound
+from cascade.ladder import is_ladder
 from cascade.policy import Policy
 
 
@@ -51,8 +52,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _policy(path: Path) -> Policy:
     try:
-        return Policy.from_bytes(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         raise NotFound(f"there is no policy at {path}") from None
     except IsADirectoryError:
         raise InvalidInput("policy", f"{path} is a folder; name the JSON file in it") from None
+    if is_ladder(data):
+        raise InvalidInput(
+            "policy", f"{path} is a ladder, and a report is of two sides; cascade replay follows it"
+        )
+    return Policy.from_bytes(data)

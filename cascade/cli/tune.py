@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cascade.cli import tune_arguments, tune_compare, tune_ladder
-from cascade.cli.tune_arguments import aims_of, default_split, modelling_of
+from cascade.cli.tune_arguments import aims_of, default_split, may_leak, modelling_of
 from cascade.cli.tune_files import (
     PARTS,
     STOP,
@@ -28,7 +28,7 @@ from cascade.pair import Pair
 from cascade.policy import check_task_id
 from cascade.records import RecordSet
 from cascade.task import Task, free
-from cascade.tune import Aim, Modelling, Tested, Tuned, examine, tune, tune_groups
+from cascade.tune import Aim, Modelling, Tested, Tuned, examine, group_tasks, tune, tune_groups
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +47,9 @@ def run(args: argparse.Namespace) -> int:
         return tune_compare.run(args)
     if args.early_stop and args.group is not None:
         raise InvalidInput("early-stop", "is for one policy of all rows; leave out --group")
-    aims, modelling = aims_of(args), modelling_of(args)
-    refuse_existing(args.out, force=args.force)
+    leaky, aims, modelling = may_leak(args), aims_of(args), modelling_of(args)
+    if args.group is None:
+        refuse_existing(args.out, force=args.force)
     wanted = (*PARTS, STOP) if args.early_stop else PARTS
     parts = read_parts(
         args.records,
@@ -64,13 +65,15 @@ def run(args: argparse.Namespace) -> int:
     local = {"certify"} if modelling.gain else {"develop", "certify"}
     alone = local if all(aim.alone for aim in aims) else set()
     rows = {name: part_pair(name, part, args, alone=name in alone) for name, part in parts.items()}
+    if args.group is not None and args.out is not None:
+        for value in sorted({*rows["certify"].records.group(args.group)}):
+            refuse_existing(_group_file(args.out, value), force=args.force)
     how = Settings(args.delta, _task(args.task, rows["develop"]), modelling)
     policies = _tuned(rows, aims, how, args.group, stop)
     results = [
         Result(tuned, _tested(rows.get("test"), aims, tuned, args.group), *_written(args, tuned))
         for tuned in policies
     ]
-    leaky = args.allow_leak and len(args.records) > 1
     sizes = {name: len(part) for name, part in rows.items()}
     if stop is not None:
         sizes[STOP] = len(stop)
@@ -102,10 +105,7 @@ def _tuned(
     delta, task, modelling = how.delta, how.task, how.modelling
     if group is None:
         return (tune(develop, fresh, aims, delta=delta, task=task, modelling=modelling, stop=stop),)
-    policies = tune_groups(develop, fresh, aims, group, delta=delta, task=task, modelling=modelling)
-    for tuned in policies:
-        check_task_id(tuned.policy.task.task_id)
-    return policies
+    return tune_groups(develop, fresh, aims, group, delta=delta, task=task, modelling=modelling)
 
 
 def _task(task_id: str | None, develop: Pair) -> Task:
@@ -150,8 +150,14 @@ def _written(args: argparse.Namespace, tuned: Tuned) -> tuple[Path | None, str |
     if args.out is not None:
         file = args.out
         if tuned.group is not None:
-            file = file.with_name(f"{file.stem}-{tuned.group}{file.suffix}")
+            file = _group_file(file, tuned.group)
         signed_by = sign(tuned.policy.to_bytes(), file, args.key)
     if args.install:
         installed = install(tuned.policy, args.key)
     return file, signed_by, installed
+
+
+def _group_file(out: Path, value: str) -> Path:
+    """Where the policy of one value of a group goes; values may hold what no file's name should."""
+    name = group_tasks("task", [value])[value].removeprefix("task.")
+    return out.with_name(f"{out.stem}-{name}{out.suffix}")

@@ -83,7 +83,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--early-stop",
         action="store_true",
-        help="of free text: fit when to stop writing; takes a part 'stop' of its own",
+        help="of free text: fit when to stop writing; takes a part 'stop' of its own. Not with "
+        "--group or --min-gain",
     )
     parser.add_argument(
         "--compare",
@@ -118,6 +119,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--key", type=Path, metavar="FILE", help="sign with this key (default: this machine's own)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def may_leak(args: argparse.Namespace) -> bool:
+    """Whether parts that share inputs were let through; one file is split so that none does.
+
+    Raises:
+        InvalidInput: the policy is to be installed: devices would take it for a certified one.
+    """
+    leaky = bool(args.allow_leak) and len(args.records) > 1
+    if leaky and args.install:
+        raise InvalidInput(
+            "install",
+            "is not for --allow-leak: a device would trust a policy that promises nothing",
+        )
+    return leaky
 
 
 def aims_of(args: argparse.Namespace) -> tuple[Aim, ...]:

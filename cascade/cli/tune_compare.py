@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from cascade.cli.progress import ProgressLine
 from cascade.cli.tune_arguments import default_split, modelling_of
 from cascade.cli.tune_files import PARTS, STOP, part_pair, read_parts
 from cascade.compare import Compared, candidates, compare
@@ -39,7 +40,12 @@ def run(args: argparse.Namespace) -> int:
         needed=("develop",),
     )["develop"]
     rows = part_pair("develop", develop, args, alone=False)
-    found = compare(rows, candidates(rows, chosen))
+    wanted = candidates(rows, chosen)
+    line = ProgressLine("compare", 2 * len(wanted), "steps")
+    try:
+        found = compare(rows, wanted, on_progress=line.update)
+    finally:
+        line.abandon()
     if args.json:
         print(json.dumps(_json(found, len(rows))))
         return 0

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cascade.cli.tune_arguments import default_split
+from cascade.cli.tune_arguments import default_split, may_leak
 from cascade.cli.tune_files import install, read_parts, refuse_existing, sign
+from cascade.cli.tune_print import certified
 from cascade.errors import InfeasibleTarget, InvalidInput
 from cascade.ladder import (
     LadderPolicy,
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.objective is None:
         raise InvalidInput("objective", "is missing, e.g. --objective 'min cost s.t. risk<=0.1'")
-    objective = read_objective(args.objective)
+    objective, leaky = read_objective(args.objective), may_leak(args)
     refuse_existing(args.out, force=args.force)
     parts = read_parts(
         args.records, args.split or default_split(args), args.seed, allow_leak=args.allow_leak
@@ -74,7 +75,6 @@ def run(args: argparse.Namespace) -> int:
     signed_by = sign(found.policy.to_bytes(), args.out, args.key) if args.out else None
     installed = _installed(found.policy, args.key) if args.install else None
     test = score(rows["test"], found.policy.follow(rows["test"])) if "test" in rows else None
-    leaky = args.allow_leak and len(args.records) > 1
     if args.json:
         written = {"installed": str(installed.path) if installed and installed.path else None}
         print(json.dumps(_json(args, rows, found, test, signed_by, leaky=leaky) | written))
@@ -187,8 +187,8 @@ def _lines(
             if bound.alpha != bound.limit:
                 seen = f"{bound.observed:.4g} of the answers later"
             lines.append(
-                f"certified   {bound.figure} ≤ {bound.limit:g} with {1 - certificate.delta:.4g} "
-                f"certainty · {seen} on {certificate.n} rows"
+                f"{certified(leaky=leaky)}{bound.figure} ≤ {bound.limit:g} "
+                f"with {1 - certificate.delta:.4g} certainty · {seen} on {certificate.n} rows"
             )
     if test is not None:
         interval = _accuracy_interval(rows, test) or (math.nan, math.nan)

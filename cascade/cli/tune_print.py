@@ -137,11 +137,11 @@ def result_lines(
     if leaky:
         lines.append("LEAKY       the files may share inputs (--allow-leak): nothing is promised")
     for result in results:
-        lines += ["", *_policy_lines(result)]
+        lines += ["", *_policy_lines(result, leaky=leaky)]
     return lines
 
 
-def _policy_lines(result: Result) -> list[str]:
+def _policy_lines(result: Result, *, leaky: bool) -> list[str]:
     policy, refusal = result.tuned.policy, result.tuned.refusal
     lines = [
         f"policy      {policy.task.task_id}",
@@ -159,7 +159,7 @@ def _policy_lines(result: Result) -> list[str]:
             f"{policy.certificate.coverage:.1%} of the certify part"
         )
         lines += [
-            f"certified   {_called(promise.kind)} ≤ {promise.alpha:g} with "
+            f"{certified(leaky=leaky)}{_called(promise.kind)} ≤ {promise.alpha:g} with "
             f"{1 - policy.certificate.delta:.4g} certainty · seen {promise.observed:.4g} of "
             f"{promise.rows} · bound {promise.upper:.4g}"
             for promise in policy.certificate.promises
@@ -173,6 +173,11 @@ def _policy_lines(result: Result) -> list[str]:
     if result.installed is not None:
         lines.append(f"installed   {result.installed}")
     return lines
+
+
+def certified(*, leaky: bool) -> str:
+    """What stands before a promise. Of parts that may share inputs none is worth anything."""
+    return "worth none  " if leaky else "certified   "
 
 
 def _test_lines(test: Tested) -> list[str]:

@@ -10,13 +10,13 @@ from typing import Final, Self
 import numpy as np
 
 from cascade.confidence import ConfidenceModel
-from cascade.errors import InvalidInput
+from cascade.errors import InvalidInput, PolicyMismatch
 from cascade.ladder.rows import LadderRows
 from cascade.ladder.rungs import Ladder, Taken
 from cascade.records import Header, TierInfo
 from cascade.rows import Floats
 from cascade.strict import Fields
-from cascade.task import Task
+from cascade.task import Task, free
 
 FORMAT: Final = "cascade-ladder"
 VERSION: Final = 1
@@ -89,10 +89,12 @@ class LadderPolicy:
         return self.ladder.follow(rows, judged)
 
     def check_fits(self, header: Header) -> None:
-        """Refuse records in which other models went by the names of these tiers.
+        """Refuse records in which other models went by the names of these tiers, or that were asked
+        for in other words.
 
         Raises:
-            InvalidInput: with what differs.
+            PolicyMismatch: a model or an adapter is another.
+            InvalidInput: the wording or the options are.
         """
         theirs = {tier.name: tier for tier in header.tiers}
         for tier in self.tiers:
@@ -102,11 +104,17 @@ class LadderPolicy:
                     getattr(theirs[tier.name], name) if tier.name in theirs else "(no such tier)"
                 )
                 if mine != other:
-                    raise InvalidInput(
-                        "policy",
-                        f"is for {tier.name} with the {name} {mine[:12] or '(none)'}, and the "
-                        f"records have {other[:14] or '(none)'}; --anyway replays it all the same",
+                    raise PolicyMismatch(
+                        f"policy: is for {tier.name} with the {name} {mine[:12] or '(none)'}, and "
+                        f"the records have {other[:14] or '(none)'}; --anyway replays it all the "
+                        "same",
                     )
+        wording, recorded = self.wording or free(""), header.wording or free("")
+        if not wording.asked_like(recorded):
+            raise InvalidInput(
+                "policy",
+                "is for another wording or other options; --anyway replays it all the same",
+            )
 
     def to_bytes(self) -> bytes:
         """The bytes that are signed."""

@@ -152,8 +152,8 @@ class Journal:
     def _check(self, before: Header, name: str) -> None:
         """Refuse to add to what another run wrote; the time and the cloud's models may differ."""
         mine, theirs = (_comparable(header) for header in (self._header, before))
-        for field, value in mine.items():
-            if theirs[field] != value:
+        for field in mine | theirs:
+            if theirs.get(field) != mine.get(field):
                 raise InvalidInput(
                     "out",
                     f"{name} is of a run with another {field}; choose another file, "

@@ -92,6 +92,8 @@ class Header:
         max_tokens: upper bound on the tokens of a free answer; ``None`` where it is not known.
         grader: what decided whether an answer is right, as ``cascade.graders.grader`` takes it;
             empty where nothing did.
+        self_checks: what the device's model was asked about each of its answers, of
+            ``cascade.features.SELF_CHECKS``.
         data_sha256: of the file that the inputs come from; empty where not known.
         description, licence: of the data, one line each, for whoever gets the file.
         created: UTC, whole seconds.
@@ -103,6 +105,7 @@ class Header:
     wording: Task | None = None
     max_tokens: int | None = None
     grader: str = ""
+    self_checks: tuple[str, ...] = ()
     data_sha256: str = ""
     description: str = ""
     licence: str = ""
@@ -114,7 +117,8 @@ class Header:
         return tuple(tier.name for tier in self.tiers)
 
     def to_json(self) -> dict[str, object]:
-        """A plain dict for ``json.dumps``."""
+        """A plain dict for ``json.dumps``, without self checks where there are none."""
+        checks = {"self_checks": list(self.self_checks)} if self.self_checks else {}
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -124,6 +128,7 @@ class Header:
             "wording": None if self.wording is None else self.wording.to_json(),
             "max_tokens": self.max_tokens,
             "grader": self.grader,
+            **checks,
             "data_sha256": self.data_sha256,
             "description": self.description,
             "licence": self.licence,
@@ -159,6 +164,7 @@ class Header:
             ),
             max_tokens=read.integer("max_tokens", 1, MOST) if read.given("max_tokens") else None,
             grader=read.text("grader"),
+            self_checks=read.texts("self_checks") if read.given("self_checks") else (),
             data_sha256=_sha256_or_empty(read, "data_sha256"),
             description=read.text("description"),
             licence=read.text("licence"),

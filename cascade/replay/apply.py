@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cascade.certificate import Promise
 from cascade.early_stop import Savings
-from cascade.errors import InvalidInput
+from cascade.errors import InvalidInput, PolicyMismatch
 from cascade.metrics import Bin, reliability
 from cascade.pair import Pair
 from cascade.policy import Policy
@@ -126,20 +126,20 @@ def check_fits(policy: Policy, header: Header, rows: Pair) -> None:
     """Refuse a policy that was made for another model, adapter, wording or way of scoring.
 
     Raises:
-        InvalidInput: with what differs.
+        PolicyMismatch: the model or the adapter is another.
+        InvalidInput: the wording, the options or the way of scoring are.
     """
     (tier,) = (tier for tier in header.tiers if tier.name == rows.local)
     for name in ("base_digest", "adapter_digest"):
         mine, theirs = getattr(policy, name), getattr(tier, name)
         if mine != theirs:
-            raise InvalidInput(
-                "policy",
-                f"is for the {name} {mine[:12] or '(none)'}, and {tier.name} of the records had "
-                f"{theirs[:12] or '(none)'}; --anyway replays it all the same",
+            raise PolicyMismatch(
+                f"policy: is for the {name} {mine[:12] or '(none)'}, and {tier.name} of the "
+                f"records had {theirs[:12] or '(none)'}; --anyway replays it all the same",
             )
     # Free text is not worded.
     wording = header.wording if header.options or header.wording else free("")
-    if wording is None or _asked(policy.task.to_json()) != _asked(wording.to_json()):
+    if wording is None or not policy.task.asked_like(wording):
         raise InvalidInput(
             "policy", "is for another wording or other options; --anyway replays it all the same"
         )
@@ -149,10 +149,6 @@ def check_fits(policy: Policy, header: Header, rows: Pair) -> None:
             f"is for {policy.confidence.mode} scores, and those of the records are "
             f"{rows.mode()}; --anyway replays it all the same",
         )
-
-
-def _asked(task: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in task.items() if name != "task_id"}
 
 
 def _figures(

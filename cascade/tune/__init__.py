@@ -10,7 +10,7 @@ from cascade.tune.aims import AIMS, Aim, Observed, goes_up, observe, settled
 from cascade.tune.examining import Tested, examine, keeps
 from cascade.tune.modelling import Fitted, Modelling, estimator_named, features_of, fit
 from cascade.tune.stopping import Stopping
-from cascade.tune.tuning import Tuned, tune, tune_groups
+from cascade.tune.tuning import Tuned, group_tasks, tune, tune_groups
 
 __all__ = [
     "AIMS",
@@ -26,6 +26,7 @@ __all__ = [
     "features_of",
     "fit",
     "goes_up",
+    "group_tasks",
     "keeps",
     "observe",
     "settled",

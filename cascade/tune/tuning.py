@@ -7,7 +7,8 @@ threshold and nothing else; *test* is looked at once. An early stop has a part o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,10 @@ from cascade.certify import Target, certify_groups, certify_targets, plan_target
 from cascade.early_stop.token_lists import Ints
 from cascade.errors import InfeasibleTarget, InvalidInput
 from cascade.pair import Pair
-from cascade.policy import Policy
+from cascade.policy import Policy, check_task_id
 from cascade.records import RecordSet
 from cascade.rows import Floats
+from cascade.score_reference import ScoreReference
 from cascade.task import Task
 from cascade.tune.aims import Aim, goes_up, settled
 from cascade.tune.modelling import Fitted, Modelling, fit
@@ -97,7 +99,8 @@ def tune(
         )
     except InfeasibleTarget as problem:
         refusal = Refusal(str(problem), problem.labels_needed)
-    return Tuned(_with(draft, certificate), refusal, stopping=stopping)
+    policy = _with(draft, certificate, fresh.score[~seen.stopped])
+    return Tuned(policy, refusal, stopping=stopping)
 
 
 def tune_groups(
@@ -113,12 +116,13 @@ def tune_groups(
     """A policy for each value of a group, by name; all their promises hold at once.
 
     The models are those of all develop rows; each group has a grid of its own, and a share of delta
-    (``certify_groups``). A group's policy is for the task ``TASK.VALUE``.
+    (``certify_groups``). A group's policy is for the task ``TASK.VALUE``, see ``group_tasks``.
 
     Raises:
         NotFound: no record has this group.
-        InvalidInput, CascadeError: as for ``tune``.
+        InvalidInput: values of the group cannot name tasks; or as for ``tune``, as CascadeError.
     """
+    tasks = group_tasks(task.task_id, sorted({*fresh.records.group(group)}))
     fitted = _fitted(develop, fresh, modelling)
     draft = _draft(develop, task, fitted, modelling)
     confidence = ranked(fitted.confidence)
@@ -140,7 +144,7 @@ def tune_groups(
             rising=goes_up(aims),
         )
         grids[name] = _reachable(grid, fitted, mine)
-    seen = judge(draft, fresh.records, fresh.local)
+    seen, mine = judge(draft, fresh.records, fresh.local), np.asarray(names)
     found = certify_groups(
         ranked(seen.confidence),
         [settled(aim.target(fresh), seen.little_gain) for aim in aims],
@@ -151,16 +155,40 @@ def tune_groups(
     return tuple(
         Tuned(
             _with(
-                dataclasses.replace(
-                    draft, task=dataclasses.replace(task, task_id=f"{task.task_id}.{name}")
-                ),
+                dataclasses.replace(draft, task=dataclasses.replace(task, task_id=tasks[name])),
                 found.certificates.get(name),
+                fresh.score[mine == name],
             ),
             found.refused.get(name),
             name,
         )
         for name in counts
     )
+
+
+def group_tasks(task_id: str, values: Iterable[str]) -> dict[str, str]:
+    """The task of each value of a group: ``TASK.VALUE``, with ``-`` for all that no task's name may
+    hold, e.g. ``sentiment.movie-review``.
+
+    Raises:
+        InvalidInput: the name of one is too long, or two have the same.
+    """
+    tasks: dict[str, str] = {}
+    for value in values:
+        name = f"{task_id}.{re.sub(r'[^A-Za-z0-9._-]+', '-', value)}"
+        try:
+            check_task_id(name)
+        except InvalidInput:
+            raise InvalidInput(
+                "group", f"{value!r} makes the task {name}, longer than 64 characters; shorten it"
+            ) from None
+        if name in tasks.values():
+            other = next(known for known in tasks if tasks[known] == name)
+            raise InvalidInput(
+                "group", f"{other!r} and {value!r} would both be the task {name}; rename one"
+            )
+        tasks[value] = name
+    return tasks
 
 
 def _fitted(develop: Pair, fresh: Pair, modelling: Modelling) -> Fitted:
@@ -215,8 +243,17 @@ def _reachable(grid: Floats, fitted: Fitted, rows: Ints | slice = slice(None)) -
     return kept if grid[0] < grid[-1] else kept[::-1].copy()
 
 
-def _with(draft: Policy, certificate: Certificate | None) -> Policy:
-    """The policy with its certificate; without one nothing is kept, so nothing is stopped."""
+def _with(draft: Policy, certificate: Certificate | None, scores: Floats) -> Policy:
+    """The policy with its certificate; without one nothing is kept, so nothing is stopped.
+
+    Arguments:
+        scores: raw scores of the certify rows that are written to their end, kept or not.
+    """
     if certificate is None:
         return dataclasses.replace(draft, early_stop=None)
-    return dataclasses.replace(draft, threshold=certificate.threshold, certificate=certificate)
+    return dataclasses.replace(
+        draft,
+        threshold=certificate.threshold,
+        certificate=certificate,
+        scores=ScoreReference.of(scores),
+    )

@@ -90,12 +90,15 @@ def test_candidates_are_those_that_can_be_had() -> None:
     assert names[-1] == "gain of the features"
     chosen = Modelling("features", TWO)
     assert candidates(rows, chosen)[1].modelling is chosen
+    told: list[tuple[int, str]] = []
     found = compare(
         rows,
         [
             Candidate("score", Modelling()),
             Candidate("bad", Modelling("features", ("top2_margin",))),
         ],
+        on_progress=lambda done, name: told.append((done, name)),
     )
+    assert told == [(0, "score"), (1, "bad"), (2, "score"), (3, "bad")]
     assert found[1].problem is not None
     assert "no row has a value of top2_margin" in found[1].problem

@@ -15,6 +15,7 @@ from cascade.errors import InvalidInput, Tampered
 from cascade.events import DEVICE, Answer, Event, Final
 from cascade.ladder import Ladder, LadderPolicy
 from cascade.ladder.device import DeviceRung
+from cascade.monitor import Monitor, MonitorStore
 from cascade.policy import Reason
 from cascade.records import TierInfo
 from cascade.request import Constraints
@@ -108,6 +109,27 @@ def test_a_sure_answer_stays(bundle: TinyBundle, local: Answer) -> None:
     assert answer.reasons == (Reason.CONFIDENT,)
     assert answer.confidence == pytest.approx(local.raw_score)
     assert both.asked == {"tier1": 0, "tier2": 0}
+
+
+def test_a_monitor_does_not_watch_a_ladder(bundle: TinyBundle, tmp_path: Path) -> None:
+    both, file = Followers(bundle), tmp_path / "monitor.sqlite"
+    policy = both.policy(*THREE, way="climb", at=(0.0, 0.5))
+    bundle.policies.install(DeviceRung.of(policy), bundle.key)
+    monitor = Monitor.open(file, tier_error=0.0, share=1.0)
+    with (
+        testing.cluster(both.tiers, ladders=(policy,)) as cluster,
+        Device.open(
+            bundle.path,
+            trust=bundle.trust,
+            policies=bundle.policies,
+            cloud=cluster.profile,
+            monitor=monitor,
+        ) as device,
+    ):
+        assert device.choose("What a day.", MOODS, task="mood").verified
+        assert device.to_grade() == []
+        assert len(cluster.asked("tier1")) == 0
+    assert MonitorStore(file).monitors() == []
 
 
 def test_an_unsure_one_climbs_as_far_as_need_be(bundle: TinyBundle) -> None:

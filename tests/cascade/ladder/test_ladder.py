@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cascade.confidence import ConfidenceModel, Platt
-from cascade.errors import InvalidInput
+from cascade.errors import InvalidInput, PolicyMismatch
 from cascade.files import sha256_bytes
 from cascade.ladder import (
     Ladder,
@@ -199,8 +199,10 @@ def test_a_file_is_read_back_and_refused_where_it_is_broken() -> None:
     assert not is_ladder(b"no JSON")
     policy.check_fits(ALL.header)
     tiers = tuple(dataclasses.replace(tier, model="x") for tier in ALL.header.tiers)
-    with pytest.raises(InvalidInput, match="is for device with the model model of dev, and the r"):
+    with pytest.raises(PolicyMismatch, match="is for device with the model model of dev, and the"):
         policy.check_fits(dataclasses.replace(ALL.header, tiers=tiers))
+    with pytest.raises(InvalidInput, match="policy: is for another wording or other options"):
+        policy.check_fits(dataclasses.replace(ALL.header, options=(), wording=None))
     for field, value, problem in (
         ("version", 9, "ladder.format: is not cascade-ladder 1"),
         ("confidence", [], "ladder.confidence: must be a JSON object"),

@@ -44,6 +44,7 @@ def test_an_empty_home_has_nothing_to_show(empty_home, capsys):
     assert main(["monitor", "status"]) == 0
     assert "no policy is monitored" in capsys.readouterr().out
     assert main(["monitor", "log"]) == 0
+    assert "nothing is logged yet; --all shows every" in capsys.readouterr().err
     assert not empty_home.exists()
 
 

@@ -266,6 +266,21 @@ def test_another_model_behind_the_same_name_is_refused(
     assert load(out).header.tiers[0].model == "scripted"
 
 
+def test_rows_with_and_without_self_checks_are_not_mixed(
+    run: Run, data: Path, tiny: TinyBundle
+) -> None:
+    out = data.with_suffix(".jsonl")
+    words = ("record", data, "--tiers", "device", "--out", out, *CLOSED, "--bundle", tiny.path)
+    check = ("--self-check", "verification")
+    assert run(*words, *check, "--limit", 1)[0] == 0
+    assert load(out).header.self_checks == ("self_verification",)
+    code, _, stderr = run(*words)
+    assert (code, load(out).ids) == (2, ["a"])
+    assert "is of a run with another self_checks; choose another file" in stderr
+    assert run(*words, *check)[0] == 0
+    assert not np.isnan(load(out).column("device", "self_verification")).any()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cascade.confidence import ConfidenceModel, Platt
-from cascade.errors import InvalidInput
+from cascade.errors import InvalidInput, PolicyMismatch
 from cascade.pair import Pair, pair
 from cascade.policy import Policy
 from cascade.records import Header, RecordSet
@@ -120,7 +120,8 @@ def test_a_policy_for_something_else_is_refused(head: Header, problem: str) -> N
     policy = tuned(Aim("selective_risk", 0.2))
     rows = drawn(50)
     check_fits(policy, rows.header, pair(rows))
-    with pytest.raises(InvalidInput, match=f"policy: .*{problem}"):
+    kind = InvalidInput if "wording" in problem else PolicyMismatch
+    with pytest.raises(kind, match=f"policy: .*{problem}"):
         check_fits(policy, head, pair(drawn(50, head=head)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +13,18 @@ import pytest
 
 from cascade import home
 from cascade.cli import main
+from cascade.errors import InvalidInput
 from cascade.ladder import LadderPolicy
 from cascade.ladder.device import DeviceRung
 from cascade.local import ModelInfo
 from cascade.policy import Policy, PolicyStore
 from cascade.records import Header, RecordSet, from_columns, load, save, split
+from cascade.score_reference import ScoreReference
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import free
 from cascade.testing import TinyBundle
+from cascade.tune import group_tasks
+from cascade.verdicts import judge
 from tests.cascade.drawn_records import BASE, OPTIONS, drawn, header
 from tests.cascade.talk_records import talk
 
@@ -154,6 +159,15 @@ def test_parts_that_leak_are_refused_unless_told(run: Run, file: Path, tmp_path:
     code, stdout, _ = run("tune", *words, "--target", "risk=0.2", "--allow-leak")
     assert code == 0
     assert "LEAKY" in stdout
+    assert "worth none  risk ≤ 0.2 with 0.9 certainty" in stdout
+    assert "certified" not in stdout
+    for aim in (
+        ("--target", "risk=0.2"),
+        ("--ladder", "device,tier1", "--objective", "min cost s.t. risk<=0.2"),
+    ):
+        code, _, stderr = run("tune", *words, *aim, "--allow-leak", "--install")
+        assert code == 2
+        assert "install: is not for --allow-leak" in stderr
 
 
 def test_a_policy_for_each_group(run: Run, file: Path, tmp_path: Path) -> None:
@@ -171,6 +185,46 @@ def test_a_policy_for_each_group(run: Run, file: Path, tmp_path: Path) -> None:
     # The group's own rows, by the split of all.
     test = split(load(file), {"develop": 0.3, "certify": 0.5, "test": 0.2}, seed="1")["test"]
     assert policies[0]["test"]["n"] == np.sum(np.asarray(test.group("domain")) == "film")
+
+
+def test_groups_of_any_name_have_tasks_and_files(run: Run, tmp_path: Path) -> None:
+    records = drawn(4000)
+    kinds = [("movie review", "tweets/über")[i % 2] for i in range(4000)]
+    plain = {
+        name: np.asarray(records.source.numbers(f"tier.device.{name}"))
+        for name in ("raw_score", "correct")
+    }
+    columns = {
+        "id": records.ids,
+        "input_sha256": records.inputs,
+        **{f"tier.device.{name}": each for name, each in plain.items()},
+    }
+    header = dataclasses.replace(records.header, tiers=records.header.tiers[:1])
+    save(tmp_path / "kinds.parquet", from_columns(header, {**columns, "group.kind": kinds}))
+    out = tmp_path / "policy.json"
+    words = ("tune", tmp_path / "kinds.parquet", "--group", "kind", "--out", out)
+    code, stdout, _ = run(*words, "--target", "risk=0.25", "--json")
+    assert code == 0
+    policies = json.loads(stdout)["policies"]
+    assert [each["task"] for each in policies] == ["mood.movie-review", "mood.tweets-ber"]
+    assert [each["group"] for each in policies] == ["movie review", "tweets/über"]
+    files = ["policy-movie-review.json", "policy-tweets-ber.json"]
+    assert [Path(each["file"]).name for each in policies] == files
+    assert all((tmp_path / name).exists() for name in files)
+    code, _, stderr = run(*words, "--target", "risk=0.25")
+    assert (code, "policy-movie-review.json is there already" in stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (["a b", "a/b"], "group: 'a b' and 'a/b' would both be the task mood.a-b; rename one"),
+        (["x" * 70], f"group: '{'x' * 70}' makes the task mood.{'x' * 70}, longer than 64"),
+    ],
+)
+def test_groups_that_cannot_name_tasks_are_refused(values: list[str], problem: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(problem)):
+        group_tasks("mood", values)
 
 
 def test_a_ladder_is_installed_where_devices_look(run: Run, tmp_path: Path) -> None:
@@ -215,6 +269,9 @@ def test_a_ladder_is_searched_signed_and_replayed(run: Run, tmp_path: Path) -> N
     low, high = content["test_accuracy_ci"]
     assert low < content["test"]["accuracy"] < high
 
+    code, _, stderr = run("report", file, "--policy", out, "--out", tmp_path / "page")
+    assert code == 2
+    assert "is a ladder, and a report is of two sides; cascade replay follows it" in stderr
     code, stdout, _ = run("replay", out, file, "--bootstrap", 40)
     assert code == 0
     assert "signed by local" in stdout
@@ -229,7 +286,7 @@ def test_a_ladder_is_searched_signed_and_replayed(run: Run, tmp_path: Path) -> N
     other = tmp_path / "other.parquet"
     save(other, drawn(100))
     code, _, stderr = run("replay", out, other)
-    assert code == 2
+    assert code == 6
     assert "the records have (no such tier)" in stderr
 
 
@@ -354,7 +411,7 @@ def test_a_policy_that_does_not_fit_is_replayed_only_anyway(
     run("tune", file, "--target", "risk=0.2", "--out", out)
     save(other, drawn(300, head=header("device", "tier1", base="0c" * 32)))
     code, _, stderr = run("replay", out, other)
-    assert code == 2
+    assert code == 6
     assert "policy: is for the base_digest 0b0b0b0b0b0b, and device of the records had" in stderr
     assert run("replay", out, other, "--anyway", "--bootstrap", 0)[0] == 0
 
@@ -390,6 +447,13 @@ def test_free_answers_with_features_gain_and_an_early_stop(run: Run, tmp_path: P
     assert shown["early_stop"]["certificate"]["lost"] == 0.05
     assert 0 < shown["test"]["saved"]["saved"] < 1
     assert shown["test"]["unmeasured"] > 0
+    # What the monitor compares with: what is written to its end, kept or not.
+    shares = {"develop": 0.2, "stop": 0.3, "certify": 0.3, "test": 0.2}
+    certify = split(load(file), shares, seed="1")["certify"]
+    stops = judge(policy, certify, "device").stopped
+    written = certify.column("device", "raw_score")[~stops]
+    assert 0 < stops.sum() < len(certify)
+    assert policy.scores == ScoreReference.of(written)
 
     code, stdout, _ = run("replay", out, file, "--bootstrap", 20, "--json")
     found = json.loads(stdout, parse_constant=pytest.fail)

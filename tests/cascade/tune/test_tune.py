@@ -29,6 +29,7 @@ from cascade.policy import Policy
 from cascade.records import RecordSet, from_columns, input_sha256
 from cascade.replay import replay
 from cascade.report.evaluated import evaluate
+from cascade.score_reference import ScoreReference
 from cascade.task import generic
 from cascade.tune import Aim, Modelling, examine, goes_up, observe, tune, tune_groups
 from tests.cascade.drawn_records import OPTIONS, drawn, header
@@ -145,13 +146,16 @@ def test_a_target_by_name_is_that_of_certify(name: str) -> None:
 
 def test_groups_have_policies_of_their_own_and_share_delta() -> None:
     rows = pair(drawn(6000))
-    found = tune_groups(*parts(rows, 1500, 4500), RISK, "domain", delta=0.1, task=TASK)
+    develop, fresh = parts(rows, 1500, 4500)
+    found = tune_groups(develop, fresh, RISK, "domain", delta=0.1, task=TASK)
     assert [tuned.group for tuned in found] == ["film", "news", "shop"]
     assert [tuned.policy.task.task_id for tuned in found] == ["mood.film", "mood.news", "mood.shop"]
     for tuned in found:
         assert tuned.policy.certificate is not None
         assert tuned.policy.certificate.delta == pytest.approx(0.1 / 3)
         assert tuned.policy.certificate.n == 1500
+        own = np.asarray(fresh.records.group("domain")) == tuned.group
+        assert tuned.policy.scores == ScoreReference.of(fresh.score[own])
     with pytest.raises(NotFound, match="no group 'language'; there are domain"):
         tune_groups(*parts(rows, 1500, 4500), RISK, "language", delta=0.1, task=TASK)
 
