@@ -21,7 +21,9 @@ from cascade.errors import NotFound
 from cascade.events import DEVICE
 from cloud.errors import ConfigError
 
-EngineName = Literal["llama_cpp", "onnx", "onnx_classifier", "openai", "anthropic"]
+EngineName = Literal[
+    "llama_cpp", "onnx", "onnx_classifier", "transformers", "vllm", "openai", "anthropic"
+]
 _PROVIDERS: Final = ("openai", "anthropic")
 Input = Literal["text", "tensors"]
 # One gRPC message carries 4 MiB, the rest of the request included.

@@ -41,8 +41,8 @@ _KEY_NAME: Final = "local"
 
 
 def model_files(config: ClusterConfig) -> dict[str, Path]:
-    """The model of each tier on this machine: a GGUF file or a bundle's folder. Tiers that ask a
-    provider have none.
+    """The model of each tier on this machine: a GGUF file, or the folder of a bundle or a model. Tiers
+    that ask a provider have none.
 
     Raises:
         ClusterError: one is not there; the message says how to get it.
@@ -62,6 +62,11 @@ def model_file(tier: TierConfig) -> Path:
         folder = bundle_path(tier.model).absolute()
         if not folder.is_dir():
             raise ClusterError(f"tier {tier.name}: there is no bundle {folder}")
+        return folder
+    if tier.engine == "transformers":
+        folder = Path(tier.model).expanduser().absolute()
+        if not (folder / "config.json").is_file():
+            raise ClusterError(f"tier {tier.name}: there is no model folder {folder}")
         return folder
     if is_model_path(tier.model):
         path = Path(tier.model).expanduser().absolute()

@@ -60,8 +60,18 @@ def make_engine(tier: TierConfig, model_file: str) -> Engine:
             from cloud.engines.onnx_classifier import OnnxClassifierEngine
 
             return OnnxClassifierEngine(model_file, threads=tier.threads)
+        case "transformers":
+            return _transformers(tier, Path(model_file))
         case "openai" | "anthropic":
             return _provider_engine(tier)
+
+
+def _transformers(tier: TierConfig, folder: Path) -> Engine:
+    try:
+        from cloud.engines.transformers import Transformers
+    except ImportError:
+        raise ModelUnusable(_not_installed(tier.engine)) from None
+    return Transformers(folder, context_tokens=tier.context_tokens, threads=tier.threads)
 
 
 def _provider_engine(tier: TierConfig) -> Engine:
@@ -76,7 +86,8 @@ def _provider_engine(tier: TierConfig) -> Engine:
 
         return AnthropicEngine(tier.model, tier.provider, context_tokens=tier.context_tokens)
     except ImportError:
-        raise ModelUnusable(
-            f"the engine {tier.engine} is not installed: "
-            f"pip install 'edge-cloud-cascade[{tier.engine}]'"
-        ) from None
+        raise ModelUnusable(_not_installed(tier.engine)) from None
+
+
+def _not_installed(engine: str) -> str:
+    return f"the engine {engine} is not installed: pip install 'edge-cloud-cascade[{engine}]'"
