@@ -16,6 +16,7 @@ from cascade.errors import ClusterError
 from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import make_engine
 from cloud.engines.provider import Key
+from cloud.engines.vllm_config import require_vllm
 from cloud.errors import ModelUnusable
 from cloud.startup import model_file
 
@@ -107,6 +108,8 @@ def _tier(tier: TierConfig) -> TierPlan:
         if tier.provider is not None:
             make_engine(tier, "")
             Key(tier.provider)
+        elif tier.vllm is not None:
+            require_vllm()
         else:
             size = _size(model_file(tier))
     except ModelUnusable as missing:

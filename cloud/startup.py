@@ -41,13 +41,13 @@ _KEY_NAME: Final = "local"
 
 
 def model_files(config: ClusterConfig) -> dict[str, Path]:
-    """The model of each tier on this machine: a GGUF file, or the folder of a bundle or a model. Tiers
-    that ask a provider have none.
+    """The model of each tier on this machine: a GGUF file, or the folder of a bundle or model. Tiers
+    whose model is elsewhere have none.
 
     Raises:
         ClusterError: one is not there; the message says how to get it.
     """
-    return {tier.name: model_file(tier) for tier in config.tiers if tier.provider is None}
+    return {tier.name: model_file(tier) for tier in config.tiers if tier.local}
 
 
 def model_file(tier: TierConfig) -> Path:
@@ -204,7 +204,7 @@ async def _prove(
     try:
         await _until_serving(remote, time.monotonic() + _READY_TIMEOUT_S)
         for tier in config.tiers:
-            await _warm_up(remote, tier, model_files[tier.name])
+            await _warm_up(remote, tier, model_files.get(tier.name))
     except RemoteError as error:
         raise ClusterError(f"the cluster does not answer its first request: {error}") from None
     finally:
@@ -224,9 +224,9 @@ async def _until_serving(remote: GrpcRemote, end: float) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _warm_up(remote: GrpcRemote, tier: TierConfig, model_file: Path) -> None:
+async def _warm_up(remote: GrpcRemote, tier: TierConfig, model_file: Path | None) -> None:
     request = Request((Message("user", "Is water wet?"),), options=("yes", "no"))
-    if tier.reads == "tensors":
+    if tier.reads == "tensors" and model_file is not None:
         from cloud.engines.onnx_classifier import sample_request
 
         sample = sample_request(model_file)

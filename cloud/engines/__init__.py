@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloud.config import TierConfig
 from cloud.engines.base import (
@@ -16,6 +17,9 @@ from cloud.engines.base import (
 )
 from cloud.errors import ConfigError, ModelUnusable
 
+if TYPE_CHECKING:
+    from cloud.engines.vllm import ChatHandle
+
 __all__ = [
     "Capabilities",
     "ChatRequest",
@@ -28,12 +32,16 @@ __all__ = [
 ]
 
 
-def make_engine(tier: TierConfig, model_file: str) -> Engine:
+def make_engine(tier: TierConfig, model_file: str, backend: ChatHandle | None = None) -> Engine:
     """The engine that ``tier.engine`` names, not yet started.
 
     Arguments:
-        model_file: the model on this machine: a GGUF file, or a bundle's folder. Of no use where a
-            provider has it.
+        model_file: the model on this machine: a GGUF file, or the folder of a bundle or model. Of no
+            use where somebody else has it.
+        backend: the deployment of ray.serve.llm; for ``vllm`` alone.
+
+    Raises:
+        ModelUnusable: what the engine needs is not installed.
     """
     match tier.engine:
         case "llama_cpp":
@@ -62,6 +70,12 @@ def make_engine(tier: TierConfig, model_file: str) -> Engine:
             return OnnxClassifierEngine(model_file, threads=tier.threads)
         case "transformers":
             return _transformers(tier, Path(model_file))
+        case "vllm":
+            from cloud.engines.vllm import VllmEngine
+
+            if backend is None:
+                raise ConfigError(f"tier {tier.name} has no deployment of ray.serve.llm")
+            return VllmEngine(tier, backend)
         case "openai" | "anthropic":
             return _provider_engine(tier)
 
