@@ -41,8 +41,8 @@ _KEY_NAME: Final = "local"
 
 
 def model_files(config: ClusterConfig) -> dict[str, Path]:
-    """The model of each tier on this machine: a GGUF file, or the folder of a bundle or model. Tiers
-    whose model is elsewhere have none.
+    """The model of each tier on this machine: a GGUF file, or the folder of a bundle or model.
+    Tiers whose model is elsewhere have none.
 
     Raises:
         ClusterError: one is not there; the message says how to get it.

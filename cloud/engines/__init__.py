@@ -36,8 +36,8 @@ def make_engine(tier: TierConfig, model_file: str, backend: ChatHandle | None = 
     """The engine that ``tier.engine`` names, not yet started.
 
     Arguments:
-        model_file: the model on this machine: a GGUF file, or the folder of a bundle or model. Of no
-            use where somebody else has it.
+        model_file: the model on this machine: a GGUF file, or the folder of a bundle or model.
+            Of no use where somebody else has it.
         backend: the deployment of ray.serve.llm; for ``vllm`` alone.
 
     Raises:

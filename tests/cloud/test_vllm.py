@@ -1,5 +1,5 @@
-"""vLLM behind ray.serve.llm: what is configured, sent and read. vLLM itself is not installed here; the
-handle is a script."""
+"""vLLM behind ray.serve.llm: what is configured, sent and read. vLLM itself is not installed here;
+the handle is a script."""
 
 from __future__ import annotations
 
@@ -96,9 +96,8 @@ def test_ray_takes_the_configuration() -> None:
         assert config.model_id == "large"
         assert config.max_request_context_length == 8192
         PlacementGroupConfig(**given["placement_group_config"])
-    assert (
-        LLMConfig(**llm_config(tier(SECTION), name="n", drain_s=5)).multiplex_config() is not None
-    )
+    adapted = LLMConfig(**llm_config(tier(SECTION), name="n", drain_s=5))
+    assert adapted.multiplex_config().max_num_models_per_replica == 4
     with pytest.raises(ValueError, match="extra"):
         LLMConfig(**(given | {"acelerator_type": "L4"}))
     unknown = llm_config(tier("{accelerator_type: L5}"), name="n", drain_s=5)
@@ -215,7 +214,6 @@ def event(
     *,
     logprobs: tuple[float, ...] = (),
     reason: str | None = None,
-    **more: object,
 ) -> str:
     told = [{"token": "t", "logprob": each, "bytes": [116]} for each in logprobs]
     choice = {
@@ -224,9 +222,7 @@ def event(
         "logprobs": {"content": told} if told else None,
         "finish_reason": reason,
     }
-    return (
-        f"data: {json.dumps({'object': 'chat.completion.chunk', 'choices': [choice], **more})}\n\n"
-    )
+    return f"data: {json.dumps({'choices': [choice]})}\n\n"
 
 
 USAGE = {
