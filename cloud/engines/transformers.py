@@ -223,11 +223,13 @@ class TorchDecoder:
                 f"has {len(tokens)} tokens with its template; this tier reads at most "
                 f"{self._context_tokens}; shorten it",
             )
-        return self._rows_after(tokens, 1, cancel)[0]
+        row: Row = self._rows_after(tokens, 1, cancel)[0]
+        return row
 
     def push(self, token: int) -> Row:
         """Logits after one more token."""
-        return self.extend([token])[0]
+        row: Row = self.extend([token])[0]
+        return row
 
     def extend(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each of some more tokens, read in one pass: float32, shape
@@ -312,12 +314,12 @@ class TorchDecoder:
             start = end
         return rows
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def _run(self, tokens: Sequence[int], wanted: int) -> NDArray[np.float32]:
         """One pass behind what is held; logits after the last ``wanted`` tokens."""
         few = {name: max(wanted, 1) for name in self._few}
-        ids = torch.tensor([list(tokens)], device=self._model.device)
-        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **few)
+        with torch.inference_mode():
+            ids = torch.tensor([list(tokens)], device=self._model.device)
+            output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **few)
         self._tokens.extend(tokens)
         rows: NDArray[np.float32] = (
             output.logits[0, -wanted:].float().cpu().numpy()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Protocol, cast
 
@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from cascade.errors import InvalidInput, RemoteError
+from cascade.sampling import GREEDY
 from cascade.structured import grammar
 from cloud.config import TierConfig
 from cloud.engines.base import (
@@ -177,8 +178,9 @@ def build_backend(tier: TierConfig, *, name: str, drain_s: float) -> Any:
     require_vllm()
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
+    given: dict[str, Any] = llm_config(tier, name=name, drain_s=drain_s)
     try:
-        config = LLMConfig(**llm_config(tier, name=name, drain_s=drain_s))
+        config = LLMConfig(**given)
         return build_llm_deployment(config, name_prefix="vllm:")
     except ValueError as problem:
         first = str(problem).strip().splitlines()[0]
@@ -206,9 +208,9 @@ def chat_body(request: ChatRequest, model: str) -> dict[str, Any]:
         # The model's own, before masks and filters, which is vLLM's default.
         body |= {"logprobs": True, "top_logprobs": 0}
     if request.options:
-        options = {"structured_outputs": {"choice": list(request.options)}}
-        return body | options | _NEUTRAL | {"temperature": 0.0}
-    if request.json_schema is not None or request.regex is not None:
+        body["structured_outputs"] = {"choice": list(request.options)}
+        sampling = GREEDY
+    elif request.json_schema is not None or request.regex is not None:
         # Refused here, by name, is what no tier can keep.
         grammar(request.json_schema, request.regex)
         body["structured_outputs"] = (
@@ -224,17 +226,9 @@ def chat_body(request: ChatRequest, model: str) -> dict[str, Any]:
         "min_p": sampling.min_p,
         "repetition_penalty": sampling.repetition_penalty,
     }
-    if request.stop:
+    if request.stop and not request.options:
         body["stop"] = list(request.stop)
     return body if sampling.seed is None else body | {"seed": sampling.seed}
-
-
-_NEUTRAL: Final[Mapping[str, float]] = {
-    "top_p": 1.0,
-    "top_k": -1,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-}
 
 
 def _texts(batch: object) -> Iterator[str]:

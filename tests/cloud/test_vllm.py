@@ -6,20 +6,24 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from cascade.errors import InvalidInput, RemoteError
 from cascade.request import Message
 from cascade.sampling import Sampling
+from cloud.app import build_app
 from cloud.config import TierConfig, parse_config
 from cloud.engines import ChatRequest, Done, Piece, Started
 from cloud.engines.vllm import RayHandle, VllmEngine, build_backend, chat_body
 from cloud.engines.vllm_config import llm_config, request_id
 from cloud.errors import ConfigError, ModelUnusable
+from cloud.front_door import GatewayFiles
 from cloud.plan import plan_cluster
 
 YAML = """
@@ -178,6 +182,34 @@ def test_forms_are_asked_for_as_structured_outputs() -> None:
     assert schema["structured_outputs"] == {"json": {"type": "object"}}
     with pytest.raises(InvalidInput, match="json_schema: cannot be kept"):
         chat_body(ChatRequest(QUESTION, 9, json_schema='{"type": "thing"}'), "m")
+
+
+def test_the_tier_stands_thin_before_the_deployment_that_scales(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    @serve.deployment(name="vllm:tier-large")
+    class Backend:
+        pass
+
+    asked: list[dict[str, object]] = []
+
+    def backend(tier: TierConfig, **options: object) -> serve.Application:
+        asked.append({"tier": tier.name, **options})
+        return Backend.bind()
+
+    monkeypatch.setattr("cloud.engines.vllm.build_backend", backend)
+    config = parse_config(YAML.replace("{SECTION}", SECTION), "f.yaml")
+    files = GatewayFiles(tmp_path, tmp_path, tmp_path, tmp_path)
+    bound = build_app(config, files, {})._bound_deployment.init_kwargs["large"]._bound_deployment
+    assert asked == [{"tier": "large", "name": "tier-large", "drain_s": 5.0}]
+    assert bound.name == "tier-large"
+    assert bound.ray_actor_options["num_cpus"] == 0
+    assert bound.max_ongoing_requests == 3 * 32
+    scaling = bound._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 1)
+    tier, model_file, handle = bound.init_args
+    assert (tier, model_file) == (config.tiers[0], "")
+    assert handle._bound_deployment.name == "vllm:tier-large"
 
 
 class Script:
