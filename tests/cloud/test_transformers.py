@@ -362,6 +362,21 @@ async def test_a_draft_that_makes_no_sense_is_refused(
         await engine.score_draft(QUESTION, draft)
 
 
+async def test_the_example_in_the_docs_runs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+    (example,) = (
+        block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Draft(" in block
+    )
+    names: dict[str, Any] = {}
+    exec(example, names)
+    await names["verified"](folder, "Is it?", "no idea")
+    printed = capsys.readouterr().out
+    assert re.match(r"keeps \d of 7 tokens: ", printed)
+    assert "Done(" in printed
+
+
 async def test_a_tier_of_the_configuration(folder: Path) -> None:
     tier = TierConfig(name="tier1", engine="transformers", model=str(folder), context_tokens=256)
     engine = make_engine(tier, tier.model)
