@@ -14,7 +14,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from cascade.ladder import LadderPolicy
-from cloud.config import ClusterConfig, TierConfig
+from cloud.config import Autoscaling, ClusterConfig, TierConfig
 from cloud.front_door import GatewayFiles
 from cloud.gateway import Gateway, deployment_name
 from cloud.tier import Tier
@@ -39,10 +39,11 @@ def build_app(
         model_files: the model file of each tier that has one, by the tier's name.
         ladders: those that ``config`` names, verified.
     """
+    drain_s = config.gateway.drain_s
     tiers = {
-        tier.name: _deployment(tier, config.gateway.drain_s).bind(
-            tier, str(model_files.get(tier.name, ""))
-        )
+        tier.name: _before_vllm(tier, drain_s)
+        if tier.vllm is not None
+        else _deployment(tier, drain_s).bind(tier, str(model_files.get(tier.name, "")))
         for tier in config.tiers
     }
     gateway = serve.deployment(
@@ -73,3 +74,15 @@ def _deployment(tier: TierConfig, drain_s: float) -> serve.Deployment:
         max_constructor_retry_count=_START_ATTEMPTS,
         ray_actor_options={"num_cpus": tier.threads},
     )(Tier)
+
+
+def _before_vllm(tier: TierConfig, drain_s: float) -> Application:
+    """One thin replica that speaks for the tier, before the deployment of ray.serve.llm, which
+    scales by itself."""
+    from cloud.engines.vllm import build_backend
+
+    backend = build_backend(tier, name=deployment_name(tier.name), drain_s=drain_s)
+    at_once = tier.ongoing_requests * tier.autoscaling.max_replicas
+    thin = tier.model_copy(update={"autoscaling": Autoscaling(), "max_ongoing_requests": at_once})
+    deployment = _deployment(thin, drain_s).options(ray_actor_options={"num_cpus": 0})
+    return deployment.bind(tier, "", backend)

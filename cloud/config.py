@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from cascade.catalog import Entry, entries
 from cascade.errors import NotFound
@@ -23,8 +30,22 @@ from cloud.access_config import AuditConfig, JwtConfig, Quotas, TlsFiles
 from cloud.errors import ConfigError
 from cloud.strict_model import StrictModel as _Strict
 
-EngineName = Literal["llama_cpp", "onnx", "onnx_classifier", "openai", "anthropic"]
+EngineName = Literal[
+    "llama_cpp", "onnx", "onnx_classifier", "transformers", "vllm", "openai", "anthropic"
+]
 _PROVIDERS: Final = ("openai", "anthropic")
+# What vLLM is told by keys of the tier, and therefore not in ``engine_kwargs``.
+_FROM_THE_TIER: Final = frozenset(
+    {
+        "enable_lora",
+        "max_loras",
+        "max_model_len",
+        "max_num_seqs",
+        "pipeline_parallel_size",
+        "structured_outputs_config",
+        "tensor_parallel_size",
+    }
+)
 Input = Literal["text", "tensors"]
 # One gRPC message carries 4 MiB, the rest of the request included.
 _MOST_TENSOR_BYTES: Final = 4_000_000
@@ -154,6 +175,44 @@ class ProviderConfig(_Strict):
         return self
 
 
+class VllmConfig(_Strict):
+    """How ray.serve.llm runs a tier's model: docs/cluster.md, "GPUs by vLLM"."""
+
+    accelerator_type: str | None = Field(default=None, min_length=1)
+    tensor_parallel: int = Field(default=1, ge=1, le=1024)
+    pipeline_parallel: int = Field(default=1, ge=1, le=1024)
+    cpus_per_worker: float = Field(default=1.0, ge=0, lt=math.inf)
+    gpus_per_worker: float = Field(default=1.0, ge=0, lt=math.inf)
+    placement: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
+    adapters_url: str | None = None
+    adapter: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    most_adapters: int = Field(default=4, ge=1, le=1024)
+    engine_kwargs: dict[str, JsonValue] = Field(default={}, strict=False)
+
+    @field_validator("engine_kwargs")
+    @classmethod
+    def _not_the_tiers(cls, given: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        taken = sorted(_FROM_THE_TIER.intersection(given))
+        if taken:
+            raise ValueError(f"{', '.join(taken)} follows from the tier's other keys; leave it out")
+        return given
+
+    @field_validator("adapters_url")
+    @classmethod
+    def _remote(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("s3://", "gs://", "abfss://", "azure://")):
+            raise ValueError("must begin with s3://, gs://, abfss:// or azure://")
+        return url
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.adapter is not None and self.adapters_url is None:
+            raise ValueError("adapter needs adapters_url, the place of the adapters")
+        if self.gpus_per_worker == 0 and self.accelerator_type is not None:
+            raise ValueError("accelerator_type needs gpus_per_worker above 0")
+        return self
+
+
 class Autoscaling(_Strict):
     """Bounds on the number of replicas."""
 
@@ -191,6 +250,7 @@ class TierConfig(_Strict):
     region: str = ""
     commercial_use: bool | None = None
     provider: ProviderConfig | None = None
+    vllm: VllmConfig | None = None
     price: PriceList = PriceList()
     autoscaling: Autoscaling = Autoscaling()
     max_ongoing_requests: int | None = Field(default=None, ge=1)
@@ -224,6 +284,14 @@ class TierConfig(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _with_its_section(self) -> Self:
+        if self.engine == "vllm" and self.vllm is None:
+            raise ValueError("vllm is missing; write vllm: {} for its defaults")
+        if self.engine != "vllm" and self.vllm is not None:
+            raise ValueError(f"vllm is for the engine vllm, not for {self.engine}")
+        return self
+
+    @model_validator(mode="after")
     def _within_the_licence(self) -> Self:
         known = self.catalogued
         if self.commercial_use and known is not None and not known.commercial_use:
@@ -251,9 +319,14 @@ class TierConfig(_Strict):
         return next((entry for entry in entries() if entry.name == self.model), None)
 
     @property
+    def local(self) -> bool:
+        """Whether this machine needs its model: neither a provider nor vLLM's workers have it."""
+        return self.provider is None and self.vllm is None
+
+    @property
     def model_name(self) -> str:
         """What answers are signed with: the name in the catalog, of the bundle or of the file."""
-        if self.provider is None and is_model_path(self.model):
+        if self.local and is_model_path(self.model):
             return Path(self.model).name
         return self.model
 
@@ -423,7 +496,7 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
         _anchored_provider(tier, folder)
         if tier.provider is not None
         else tier.model_copy(update={"model": str(anchor(Path(tier.model)))})
-        if is_model_path(tier.model)
+        if tier.local and is_model_path(tier.model)
         else tier
         for tier in config.tiers
     )

@@ -17,6 +17,7 @@ from cloud.access_check import access_problems
 from cloud.config import ClusterConfig, GatewayConfig, TierConfig
 from cloud.engines import make_engine
 from cloud.engines.provider import Key
+from cloud.engines.vllm_config import require_vllm
 from cloud.errors import ModelUnusable
 from cloud.startup import licence, model_file
 
@@ -129,6 +130,8 @@ def _tier(config: ClusterConfig, tier: TierConfig) -> TierPlan:
         if tier.provider is not None:
             make_engine(tier, "")
             Key(tier.provider)
+        elif tier.vllm is not None:
+            require_vllm()
         else:
             file = model_file(tier)
             size, problem = _size(file), licence(config, tier, file) or ""

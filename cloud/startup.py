@@ -45,14 +45,14 @@ _TRIAL_KEY_S: Final = 3600.0
 
 
 def model_files(config: ClusterConfig) -> dict[str, Path]:
-    """The model of each tier on this machine: a GGUF file or a bundle's folder. Tiers that ask a
-    provider have none.
+    """The model of each tier on this machine: a GGUF file, or the folder of a bundle or model.
+    Tiers whose model is elsewhere have none.
 
     Raises:
         ClusterError: one is not there, its licence forbids what the cluster is for, or a file about
             callers cannot be used; the message says what to do.
     """
-    files = {tier.name: model_file(tier) for tier in config.tiers if tier.provider is None}
+    files = {tier.name: model_file(tier) for tier in config.tiers if tier.local}
     problems = list(access_problems(config))
     problems += filter(None, (licence(config, tier, files.get(tier.name)) for tier in config.tiers))
     if problems:
@@ -79,6 +79,11 @@ def model_file(tier: TierConfig) -> Path:
         folder = bundle_path(tier.model).absolute()
         if not folder.is_dir():
             raise ClusterError(f"tier {tier.name}: there is no bundle {folder}")
+        return folder
+    if tier.engine == "transformers":
+        folder = Path(tier.model).expanduser().absolute()
+        if not (folder / "config.json").is_file():
+            raise ClusterError(f"tier {tier.name}: there is no model folder {folder}")
         return folder
     if is_model_path(tier.model):
         path = Path(tier.model).expanduser().absolute()
@@ -239,7 +244,7 @@ async def _prove(
     try:
         await _until_serving(remote, time.monotonic() + _READY_TIMEOUT_S)
         for tier in config.tiers:
-            await _warm_up(remote, tier, model_files[tier.name])
+            await _warm_up(remote, tier, model_files.get(tier.name))
     except RemoteError as error:
         raise ClusterError(f"the cluster does not answer its first request: {error}") from None
     finally:
@@ -259,9 +264,9 @@ async def _until_serving(remote: GrpcRemote, end: float) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _warm_up(remote: GrpcRemote, tier: TierConfig, model_file: Path) -> None:
+async def _warm_up(remote: GrpcRemote, tier: TierConfig, model_file: Path | None) -> None:
     request = Request((Message("user", "Is water wet?"),), options=("yes", "no"))
-    if tier.reads == "tensors":
+    if tier.reads == "tensors" and model_file is not None:
         from cloud.engines.onnx_classifier import sample_request
 
         sample = sample_request(model_file)

@@ -11,12 +11,16 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cascade.errors import InvalidInput, RemoteError
 from cascade.tracing import Span, export_spans, flush_spans, start_span
 from cloud.config import TierConfig
 from cloud.engines import ChatRequest, Done, Engine, EngineEvent, Started, make_engine
 from cloud.errors import EngineFailed
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 _log = logging.getLogger("ray.serve")
 
@@ -46,15 +50,23 @@ class Tier:
     Arguments:
         config: the tier.
         model_file: the model on this machine.
+        backend: Ray's handle to the deployment of ray.serve.llm, where that computes.
     """
 
     # Ray Serve awaits it.
     async def __init__(  # type: ignore[misc]
-        self, config: TierConfig, model_file: str
+        self, config: TierConfig, model_file: str, backend: DeploymentHandle[object] | None = None
     ) -> None:
         self._name = config.name
         export_spans("cascade-tier")
-        self._engine = make_engine(config, model_file)
+        if backend is None:
+            self._engine = make_engine(config, model_file)
+        else:
+            from cloud.engines.vllm import RayHandle
+            from cloud.engines.vllm_config import request_id
+
+            handle = RayHandle(backend, request_id(config))
+            self._engine = make_engine(config, model_file, handle)
         await self._engine.start()
 
     async def answer(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:

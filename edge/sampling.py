@@ -83,12 +83,13 @@ class Sampler:
             logits = penalise(logits, self._seen, self._sampling.repetition_penalty)
         if allowed is not None:
             logits = np.where(allowed, logits, np.float32(-np.inf))
-        token = self._pick(logits, log_z)
+        token = self.pick(logits, log_z)
         if self._penalised:
             self._seen[token] = True
         return token
 
-    def _pick(self, logits: Row, log_z: float | None) -> int:
+    def pick(self, logits: Row, log_z: float | None) -> int:
+        """The token of a row in which penalty and grammar have been applied; see ``draw``."""
         if self._sampling.greedy:
             return int(logits.argmax())
         # The upper 53 bits, as a float64 in [0, 1).

@@ -6,6 +6,8 @@ Text that a user wrote never becomes a control token: only the template may writ
 from __future__ import annotations
 
 import threading
+from pathlib import Path
+from typing import Protocol
 
 import minijinja
 from tokenizers import Tokenizer
@@ -14,10 +16,18 @@ from tokenizers.decoders import DecodeStream
 from cascade.errors import BundleError, InvalidInput
 from cascade.local import Prompt
 from cascade.request import Message, is_unicode
-from edge.bundle import CHAT_TEMPLATE, TOKENIZER, Bundle
+from edge.bundle import CHAT_TEMPLATE, TOKENIZER
 
 # Private-use characters that stand for a message while the template is rendered around it.
 _OPEN, _CLOSE = "\ue000", "\ue001"
+
+
+class TextFiles(Protocol):
+    """Where ``tokenizer.json`` and ``chat_template.jinja`` are: a ``Bundle``, or a folder's."""
+
+    def file(self, name: str, /) -> Path:
+        """The path of a file."""
+        ...
 
 
 class TextCodec:
@@ -27,7 +37,7 @@ class TextCodec:
         BundleError: a file cannot be read by this version of the libraries.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: TextFiles) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(bundle.file(TOKENIZER)))
         except Exception as problem:  # tokenizers raises bare Exception

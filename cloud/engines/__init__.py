@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloud.config import TierConfig
 from cloud.engines.base import (
@@ -16,6 +17,9 @@ from cloud.engines.base import (
 )
 from cloud.errors import ConfigError, ModelUnusable
 
+if TYPE_CHECKING:
+    from cloud.engines.vllm import ChatHandle
+
 __all__ = [
     "Capabilities",
     "ChatRequest",
@@ -28,12 +32,16 @@ __all__ = [
 ]
 
 
-def make_engine(tier: TierConfig, model_file: str) -> Engine:
+def make_engine(tier: TierConfig, model_file: str, backend: ChatHandle | None = None) -> Engine:
     """The engine that ``tier.engine`` names, not yet started.
 
     Arguments:
-        model_file: the model on this machine: a GGUF file, or a bundle's folder. Of no use where a
-            provider has it.
+        model_file: the model on this machine: a GGUF file, or the folder of a bundle or model.
+            Of no use where somebody else has it.
+        backend: the deployment of ray.serve.llm; for ``vllm`` alone.
+
+    Raises:
+        ModelUnusable: what the engine needs is not installed.
     """
     match tier.engine:
         case "llama_cpp":
@@ -60,8 +68,24 @@ def make_engine(tier: TierConfig, model_file: str) -> Engine:
             from cloud.engines.onnx_classifier import OnnxClassifierEngine
 
             return OnnxClassifierEngine(model_file, threads=tier.threads)
+        case "transformers":
+            return _transformers(tier, Path(model_file))
+        case "vllm":
+            from cloud.engines.vllm import VllmEngine
+
+            if backend is None:
+                raise ConfigError(f"tier {tier.name} has no deployment of ray.serve.llm")
+            return VllmEngine(tier, backend)
         case "openai" | "anthropic":
             return _provider_engine(tier)
+
+
+def _transformers(tier: TierConfig, folder: Path) -> Engine:
+    try:
+        from cloud.engines.transformers import Transformers
+    except ImportError:
+        raise ModelUnusable(_not_installed(tier.engine)) from None
+    return Transformers(folder, context_tokens=tier.context_tokens, threads=tier.threads)
 
 
 def _provider_engine(tier: TierConfig) -> Engine:
@@ -76,7 +100,8 @@ def _provider_engine(tier: TierConfig) -> Engine:
 
         return AnthropicEngine(tier.model, tier.provider, context_tokens=tier.context_tokens)
     except ImportError:
-        raise ModelUnusable(
-            f"the engine {tier.engine} is not installed: "
-            f"pip install 'edge-cloud-cascade[{tier.engine}]'"
-        ) from None
+        raise ModelUnusable(_not_installed(tier.engine)) from None
+
+
+def _not_installed(engine: str) -> str:
+    return f"the engine {engine} is not installed: pip install 'edge-cloud-cascade[{engine}]'"

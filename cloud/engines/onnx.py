@@ -10,12 +10,14 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 
 from cascade.errors import BundleError, NotFound
 from cascade.local import CancelToken, LocalAnswer
 from cascade.signing import TrustStore
-from cloud.engines.base import Capabilities, ChatRequest, Done, EngineEvent, Piece, Started
+from cloud.engines.base import Capabilities, ChatRequest, EngineEvent
+from cloud.engines.one_at_a_time import Put, stream_answer
 from cloud.errors import EngineFailed, ModelUnusable
 from edge import Bundle, OnnxModel
 
@@ -77,14 +79,8 @@ class OnnxBundle:
         model, worker = self._model, self._worker
         if model is None or worker is None:
             raise EngineFailed
-        loop = asyncio.get_running_loop()
-        cancel = CancelToken()
-        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
 
-        def compute() -> LocalAnswer:
-            def put(text: str, count: int = 1) -> None:
-                loop.call_soon_threadsafe(pieces.put_nowait, Piece(text, count))
-
+        def compute(put: Put, cancel: CancelToken) -> LocalAnswer:
             if not request.options:
                 return model.generate(
                     request.messages,
@@ -93,37 +89,17 @@ class OnnxBundle:
                     sampling=request.sampling,
                     json_schema=request.json_schema,
                     regex=request.regex,
-                    on_text=put,
+                    on_text=lambda text: put(text, 1),
                     cancel=cancel,
                 )
             answer = model.choose(request.messages, request.options, cancel=cancel)
             put(answer.text, answer.tokens)
             return answer
 
-        def end(work: asyncio.Future[LocalAnswer]) -> None:
-            pieces.put_nowait(None)
-            if not work.cancelled():
-                work.exception()  # asked for here, in case that nobody waits for it any more
-
-        started = Started(model.count_tokens(request.messages))
-        work = loop.run_in_executor(worker, compute)
-        work.add_done_callback(end)
-        try:
-            yield [started]
-            ended = False
-            while not ended:
-                batch = [await pieces.get()]
-                while not pieces.empty():
-                    batch.append(pieces.get_nowait())
-                ended = batch[-1] is None
-                events: list[EngineEvent] = [piece for piece in batch if piece is not None]
-                if events:
-                    yield events
-            yield [_done(await work, request)]
-        finally:
-            # At most one step later the worker sees this, and is free for the next request.
-            cancel.cancel()
-            work.cancel()
+        prompt_tokens = model.count_tokens(request.messages)
+        async with aclosing(stream_answer(worker, request, prompt_tokens, compute)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def reset_prefix_cache(self) -> int:
         """Empty the model's cache; see ``Engine.reset_prefix_cache``."""
@@ -143,13 +119,3 @@ class OnnxBundle:
         self._context_tokens = min(self._context_tokens, bundle.manifest.context_tokens)
         manifest = dataclasses.replace(bundle.manifest, context_tokens=self._context_tokens)
         return OnnxModel(dataclasses.replace(bundle, manifest=manifest), threads=self._threads)
-
-
-def _done(answer: LocalAnswer, request: ChatRequest) -> Done:
-    return Done(
-        reason="length" if answer.finish == "length" else "stop",
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.tokens,
-        cached_tokens=0,
-        raw_score=min(1.0, answer.raw_score) if request.score else None,
-    )

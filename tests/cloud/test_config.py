@@ -56,6 +56,8 @@ def test_the_files_in_the_docs_are_good() -> None:
     assert any(config.tiers[-1].provider for config in read)
     assert any(config.gateway.jwt for config in read)
     assert any(config.gateway.quotas.any for config in read)
+    engines = [tier.engine for config in read for tier in config.tiers]
+    assert {"openai", "transformers", "vllm"} < set(engines)
 
 
 def test_ladders_lie_where_the_file_lies(tmp_path: Path) -> None:

@@ -1,0 +1,197 @@
+"""What a decoder of any runtime needs to answer: text, grammars, closed sets and drafts around it.
+
+Decoding is the device's (``edge.parts``), so that a tier and a device with the same logits give the
+same answers and scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.errors import InvalidInput
+from cascade.local import CancelToken, LocalAnswer, Prompt
+from cascade.request import Message, is_unicode
+from cascade.sampling import GREEDY, Sampling
+from cloud.engines.draft import Draft, DraftReader, DraftSampler, DraftScore, ReadsAhead, score
+from edge.parts import (
+    CHAT_TEMPLATE,
+    PLAIN_TEMPLATE,
+    TOKENIZER,
+    Chooser,
+    Ending,
+    FolderText,
+    Grammars,
+    OnText,
+    Row,
+    Sampler,
+    TextCodec,
+    TreeNode,
+    generate,
+)
+
+
+class CausalDecoder(ReadsAhead, Protocol):
+    """Token ids in, rows of logits out; see ``edge.decoder.Decoder`` for what each promises."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Length of a row."""
+        ...
+
+    def read_tree(
+        self,
+        tokens: Sequence[int],
+        nodes: Sequence[TreeNode],
+        cancel: CancelToken | None = None,
+        *,
+        known: int = 0,
+    ) -> NDArray[np.float32]:
+        """Logits after ``tokens`` and the path to each of ``nodes[known:]``."""
+        ...
+
+    def read(self, tokens: Sequence[int], cancel: CancelToken | None = None) -> Row:
+        """Logits that follow ``tokens``."""
+        ...
+
+    def forget(self) -> int:
+        """Hold nothing any more; returns the number of tokens forgotten."""
+        ...
+
+
+class FolderFiles:
+    """Tokenizer and template of a Hugging Face folder, as a bundle has them.
+
+    Arguments:
+        folder: with ``tokenizer.json``.
+        scratch: where the two files are written.
+
+    Raises:
+        InvalidInput: the tokenizer is missing or unusable.
+    """
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
+        self.file = scratch.joinpath
+        text = FolderText(folder)
+        self.end_tokens = text.stop_token_ids()
+        try:
+            template = text.chat_template()
+        except InvalidInput:  # a model that was never taught to chat
+            template = PLAIN_TEMPLATE
+        self.file(TOKENIZER).write_text(text.tokenizer(), encoding="utf-8")
+        self.file(CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+
+
+class CausalModel:
+    """Answers with one decoder. Not thread-safe, but for ``count_tokens``.
+
+    Arguments:
+        decoder: of the same vocabulary as the tokenizer.
+        files: tokenizer and chat template, and the ids that end an answer.
+    """
+
+    def __init__(self, decoder: CausalDecoder, files: FolderFiles) -> None:
+        self._decoder = decoder
+        self._codec = TextCodec(files)
+        self._end_tokens = frozenset(files.end_tokens)
+        self._grammars = Grammars(files.file(TOKENIZER), decoder.vocab_size, files.end_tokens)
+        self._chooser = Chooser(self._codec, decoder)
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Tokens of a prompt with its template."""
+        return len(self._codec.encode(prompt))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
+        sampling: Sampling = GREEDY,
+        json_schema: str | None = None,
+        regex: str | None = None,
+        draft: Draft | None = None,
+        on_text: OnText | None = None,
+        cancel: CancelToken | None = None,
+    ) -> LocalAnswer:
+        """Answer freely, or within a grammar; see ``LocalModel.generate``.
+
+        Arguments:
+            draft: with tolerance 0 the answer is the one without it, only sooner; else its tokens
+                stand for as long as they are tolerated.
+
+        Raises:
+            InvalidInput: an argument is out of its range; it is named.
+            CascadeError: a grammar is given, and llguidance is not installed.
+        """
+        if max_tokens < 1:
+            raise InvalidInput("max_tokens", f"{max_tokens} is below 1")
+        if not all(stop):
+            raise InvalidInput("stop", "contains an empty string")
+        if stop and (json_schema is not None or regex is not None):
+            raise InvalidInput("stop", "cannot be combined with json_schema or regex; leave it out")
+        sampling.check()
+        matcher = self._grammars.matcher(json_schema, regex)
+        ids = self._codec.encode(prompt)
+        drafted = () if draft is None else self.draft_tokens(draft)
+        vocab = self._decoder.vocab_size
+        return generate(
+            DraftReader(self._decoder, drafted),
+            ids,
+            text=self._codec.stream(),
+            sampler=(
+                Sampler(sampling, vocab, ids)
+                if draft is None or draft.tolerance == 0
+                else DraftSampler(drafted, draft.tolerance, sampling, vocab, ids)
+            ),
+            ending=Ending(max_tokens, stop, self._end_tokens),
+            matcher=matcher,
+            on_text=on_text,
+            cancel=cancel,
+        )
+
+    def choose(
+        self, prompt: Prompt, options: tuple[str, ...], *, cancel: CancelToken | None = None
+    ) -> LocalAnswer:
+        """Answer with one of ``options``; see ``LocalModel.choose``."""
+        return self._chooser.choose(prompt, options, cancel=cancel)
+
+    def score_draft(
+        self, prompt: tuple[Message, ...], draft: Draft, cancel: CancelToken | None = None
+    ) -> DraftScore:
+        """How far this model agrees with ``draft`` after ``prompt``.
+
+        Raises:
+            InvalidInput: an id is not in the vocabulary, or the tolerance is out of range.
+            Cancelled: ``cancel`` was used.
+        """
+        tokens = self.draft_tokens(draft)
+        ids = self._codec.encode(prompt)
+        kept, logprobs, gap = score(self._decoder, ids, tokens, draft.tolerance, cancel)
+        stream = self._codec.stream()
+        text = "".join(map(stream.push, tokens[:kept]))
+        return DraftScore(tokens, kept, text, logprobs, gap)
+
+    def draft_tokens(self, draft: Draft) -> tuple[int, ...]:
+        """The draft in this model's tokens.
+
+        Raises:
+            InvalidInput: see ``score_draft``.
+        """
+        draft.check()
+        if isinstance(draft.content, str):
+            if not is_unicode(draft.content):
+                raise InvalidInput("draft", "is not valid Unicode (lone surrogate)")
+            return tuple(self._codec.encode_plain(draft.content))
+        last = self._decoder.vocab_size - 1
+        if not all(0 <= token <= last for token in draft.content):
+            raise InvalidInput("draft", f"has ids that are not in 0 … {last}")
+        return draft.content
+
+    def forget_prefix(self) -> int:
+        """Forget what was read; returns the number of tokens forgotten."""
+        return self._decoder.forget()
