@@ -31,6 +31,8 @@ def build_app(
     files: GatewayFiles,
     model_files: Mapping[str, Path],
     ladders: tuple[LadderPolicy, ...] = (),
+    *,
+    tier_class: type[Tier] = Tier,
 ) -> Application:
     """The application to deploy.
 
@@ -38,9 +40,10 @@ def build_app(
         files: what the gateway reads and writes.
         model_files: the model file of each tier that has one, by the tier's name.
         ladders: those that ``config`` names, verified.
+        tier_class: what runs in the replicas of all tiers.
     """
     tiers = {
-        tier.name: _deployment(tier, config.gateway.drain_s).bind(
+        tier.name: _deployment(tier, config.gateway.drain_s, tier_class).bind(
             tier, str(model_files.get(tier.name, ""))
         )
         for tier in config.tiers
@@ -57,7 +60,9 @@ def build_app(
     return gateway.bind(config, files, ladders, **tiers)
 
 
-def _deployment(tier: TierConfig, drain_s: float) -> serve.Deployment:
+def _deployment(
+    tier: TierConfig, drain_s: float, tier_class: type[Tier]
+) -> serve.Deployment:
     return serve.deployment(
         name=deployment_name(tier.name),
         autoscaling_config=AutoscalingConfig(
@@ -72,4 +77,4 @@ def _deployment(tier: TierConfig, drain_s: float) -> serve.Deployment:
         graceful_shutdown_wait_loop_s=0.1,
         max_constructor_retry_count=_START_ATTEMPTS,
         ray_actor_options={"num_cpus": tier.threads},
-    )(Tier)
+    )(tier_class)

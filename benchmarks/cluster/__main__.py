@@ -1,0 +1,24 @@
+"""``python -m benchmarks.cluster``: the cluster's figures."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.cluster import ingress
+from benchmarks.hardware import describe
+from benchmarks.run import main
+
+GROUPS = {
+    "ingress": ingress.rows,
+}
+
+if __name__ == "__main__":
+    sys.exit(
+        main(
+            "cluster",
+            None,
+            groups=GROUPS,
+            subject=lambda run: None,
+            hardware=lambda: describe("ray", "grpcio"),
+        )
+    )
