@@ -14,7 +14,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from cascade.ladder import LadderPolicy
-from cloud.config import ClusterConfig, TierConfig
+from cloud.config import Autoscaling, ClusterConfig, TierConfig
 from cloud.front_door import GatewayFiles
 from cloud.gateway import Gateway, deployment_name
 from cloud.tier import Tier
@@ -22,6 +22,9 @@ from cloud.tier import Tier
 # A lost replica is back in about two seconds; at Serve's default of 10 it takes as many more.
 _HEALTH_PERIOD_S: Final = 2.0
 _HEALTH_TIMEOUT_S: Final = 30.0
+# Of the load that replicas follow; Serve's own defaults.
+_LOOK_BACK_S: Final = 30.0
+_METRICS_S: Final = 10.0
 # A model that does not load at once will not load later.
 _START_ATTEMPTS: Final = 2
 
@@ -60,15 +63,10 @@ def build_app(
     return gateway.bind(config, files, ladders, **tiers)
 
 
-def _deployment(
-    tier: TierConfig, drain_s: float, tier_class: type[Tier]
-) -> serve.Deployment:
+def _deployment(tier: TierConfig, drain_s: float, tier_class: type[Tier]) -> serve.Deployment:
     return serve.deployment(
         name=deployment_name(tier.name),
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=tier.autoscaling.min_replicas,
-            max_replicas=tier.autoscaling.max_replicas,
-        ),
+        autoscaling_config=_autoscaling(tier.autoscaling),
         max_ongoing_requests=tier.ongoing_requests,
         max_queued_requests=tier.max_queued_requests,
         health_check_period_s=_HEALTH_PERIOD_S,
@@ -78,3 +76,17 @@ def _deployment(
         max_constructor_retry_count=_START_ATTEMPTS,
         ray_actor_options={"num_cpus": tier.threads},
     )(tier_class)
+
+
+def _autoscaling(wanted: Autoscaling) -> AutoscalingConfig:
+    # A mean over much longer than the shorter delay would itself delay.
+    look_back_s = min(_LOOK_BACK_S, max(1.0, min(wanted.upscale_delay_s, wanted.downscale_delay_s)))
+    return AutoscalingConfig(
+        min_replicas=wanted.min_replicas,
+        max_replicas=wanted.max_replicas,
+        target_ongoing_requests=wanted.target_ongoing_requests,
+        upscale_delay_s=wanted.upscale_delay_s,
+        downscale_delay_s=wanted.downscale_delay_s,
+        look_back_period_s=look_back_s,
+        metrics_interval_s=min(_METRICS_S, look_back_s),
+    )

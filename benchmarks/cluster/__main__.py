@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.cluster import ingress
+from benchmarks.cluster import ingress, killed, overload, scaling, share
 from benchmarks.hardware import describe
 from benchmarks.run import main
 
 GROUPS = {
     "ingress": ingress.rows,
+    "share": share.rows,
+    "killed": killed.rows,
+    "overload": overload.rows,
+    "scaling": scaling.rows,
 }
 
 if __name__ == "__main__":

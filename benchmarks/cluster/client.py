@@ -8,7 +8,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import grpc
@@ -57,7 +57,6 @@ class Outcome:
     ended: float
     status: str
     tokens: int
-    last_message: float
     problem: str = ""
 
     @property
@@ -94,7 +93,7 @@ class Caller:
 
     async def call(self, opened: pb.AnswerRequest, deadline_s: float) -> Outcome:
         """Ask, and read the answer to its end."""
-        began = last = time.monotonic()
+        began = time.monotonic()
         tokens = 0
         status, problem = "OK", ""
         call = self._answer(
@@ -104,11 +103,10 @@ class Caller:
         )
         try:
             async for event in call:
-                last = time.monotonic()
                 tokens += event.tokens.count
         except grpc.aio.AioRpcError as error:
             status, problem = error.code().name, error.details() or ""
-        return Outcome(began, time.monotonic(), status, tokens, last, problem)
+        return Outcome(began, time.monotonic(), status, tokens, problem)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -116,8 +114,8 @@ class Caller:
 
 
 class Callers:
-    """What the parent may ask for; every method answers with a JSON object. ``target`` is the fields
-    of a ``Target``."""
+    """What the parent may ask for; every method answers with a JSON object. ``target`` has the
+    fields of a ``Target``."""
 
     def __init__(self, run: Callable[[Coroutine[Any, Any, Fields]], Fields]) -> None:
         self._run = run
@@ -125,18 +123,19 @@ class Callers:
     def closed_loop(
         self,
         target: Fields,
+        *,
         callers: int,
         seconds: float,
         tokens: int = 1,
         deadline_s: float = 30.0,
-        warm_up_s: float = 0.0,
     ) -> Fields:
         """``callers`` ask again and again, each as soon as it has its answer."""
-        return self._run(_closed(Target(**target), callers, seconds, tokens, deadline_s, warm_up_s))
+        return self._run(_closed(Target(**target), callers, seconds, tokens, deadline_s))
 
     def open_loop(
         self,
         target: Fields,
+        *,
         rate: float,
         seconds: float,
         connections: int,
@@ -144,11 +143,26 @@ class Callers:
         deadline_s: float = 10.0,
     ) -> Fields:
         """``rate`` requests a second, evenly, whether or not earlier ones have been answered."""
-        return self._run(_opened(Target(**target), rate, seconds, connections, tokens, deadline_s))
+        return self._run(
+            _opened(
+                Target(**target),
+                rate=rate,
+                seconds=seconds,
+                connections=connections,
+                tokens=tokens,
+                deadline_s=deadline_s,
+            )
+        )
 
-    def one(self, target: Fields, tokens: int, deadline_s: float) -> Fields:
-        """One call, and when it ended."""
-        return self._run(_one(Target(**target), tokens, deadline_s))
+    def count(self, target: Fields, callers: int, requests: int, deadline_s: float) -> Fields:
+        """So many requests of one token, shared out among ``callers``."""
+        return self._run(_counted(Target(**target), callers, requests, deadline_s))
+
+    def together(
+        self, target: Fields, callers: int, tokens: int, deadline_s: float, apart_s: float = 0.0
+    ) -> Fields:
+        """One call of each caller, ``apart_s`` after each other: ``outcomes`` has them all."""
+        return self._run(_together(Target(**target), callers, tokens, deadline_s, apart_s))
 
     def until_answered(self, target: Fields, seconds: float) -> Fields:
         """Ask with a deadline of a second until there is an answer; ``at`` is when (monotonic)."""
@@ -156,7 +170,7 @@ class Callers:
 
 
 async def _closed(
-    target: Target, callers: int, seconds: float, tokens: int, deadline_s: float, warm_up_s: float
+    target: Target, callers: int, seconds: float, tokens: int, deadline_s: float
 ) -> Fields:
     opened = _opening(tokens)
     connected = [Caller(target) for _ in range(callers)]
@@ -171,7 +185,6 @@ async def _closed(
         return outcomes
 
     try:
-        await asyncio.gather(*(repeat(each, time.monotonic() + warm_up_s) for each in connected))
         cpu, began = time.process_time(), time.monotonic()
         parts = await asyncio.gather(*(repeat(each, began + seconds) for each in connected))
         took = time.monotonic() - began
@@ -184,7 +197,7 @@ async def _closed(
 
 
 async def _opened(
-    target: Target, rate: float, seconds: float, connections: int, tokens: int, deadline_s: float
+    target: Target, *, rate: float, seconds: float, connections: int, tokens: int, deadline_s: float
 ) -> Fields:
     opened = _opening(tokens)
     connected = [Caller(target) for _ in range(connections)]
@@ -199,24 +212,44 @@ async def _opened(
         sent = time.monotonic() - began
         outcomes = await asyncio.gather(*calls)
         took = max(seconds, time.monotonic() - began)
-        return {**_summary(outcomes, took), "sent_s": sent}
+        in_time = [
+            each for each in outcomes if each.status == "OK" and each.ended < began + seconds
+        ]
+        return {**_summary(outcomes, took), "sent_s": sent, "in_time": len(in_time)}
     finally:
         await asyncio.gather(*(each.close() for each in connected))
 
 
-async def _one(target: Target, tokens: int, deadline_s: float) -> Fields:
-    caller = Caller(target)
+async def _counted(target: Target, callers: int, requests: int, deadline_s: float) -> Fields:
+    opened = _opening(1)
+    connected = [Caller(target) for _ in range(callers)]
+    left = iter(range(requests))
+
+    async def share(caller: Caller) -> list[Outcome]:
+        return [await caller.call(opened, deadline_s) for _ in left]
+
     try:
-        outcome = await caller.call(_opening(tokens), deadline_s)
+        began = time.monotonic()
+        parts = await asyncio.gather(*(share(each) for each in connected))
+        outcomes = [outcome for part in parts for outcome in part]
+        return _summary(outcomes, time.monotonic() - began)
     finally:
-        await caller.close()
-    return {
-        "status": outcome.status,
-        "ended": outcome.ended,
-        "seconds": outcome.seconds,
-        "tokens": outcome.tokens,
-        "last_message": outcome.last_message,
-    }
+        await asyncio.gather(*(each.close() for each in connected))
+
+
+async def _together(
+    target: Target, callers: int, tokens: int, deadline_s: float, apart_s: float
+) -> Fields:
+    opened = _opening(tokens)
+    connected = [Caller(target) for _ in range(callers)]
+    calls: list[asyncio.Task[Outcome]] = []
+    try:
+        for caller in connected:
+            calls.append(asyncio.create_task(caller.call(opened, deadline_s)))
+            await asyncio.sleep(apart_s)
+        return {"outcomes": [asdict(outcome) for outcome in await asyncio.gather(*calls)]}
+    finally:
+        await asyncio.gather(*(each.close() for each in connected))
 
 
 async def _until(target: Target, seconds: float) -> Fields:
@@ -252,6 +285,7 @@ def _summary(outcomes: Sequence[Outcome], wall_s: float) -> Fields:
         "wall_s": wall_s,
         "statuses": dict(Counter(outcome.status for outcome in outcomes)),
         "problem": next((each.problem for each in outcomes if each.problem), ""),
+        "failed": len(outcomes) - len(good),
         "requests": len(good),
         "tokens": sum(outcome.tokens for outcome in good),
         "seconds": _quantiles([outcome.seconds for outcome in good]),
@@ -272,7 +306,13 @@ def main() -> None:
     """Serve until standard input ends."""
     with asyncio.Runner() as runner:
         callers = Callers(runner.run)
-        requests = (callers.closed_loop, callers.open_loop, callers.one, callers.until_answered)
+        requests = (
+            callers.closed_loop,
+            callers.open_loop,
+            callers.count,
+            callers.together,
+            callers.until_answered,
+        )
         handlers: dict[str, Callable[..., Fields]] = {each.__name__: each for each in requests}
         serve(lambda: handlers)
 

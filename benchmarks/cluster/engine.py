@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,13 @@ import grpc
 from cascade.v1 import inference_pb2 as pb
 from cloud.config import TierConfig
 from cloud.engines import Capabilities, ChatRequest, Done, EngineEvent, Piece, Started
-from cloud.tier import Tier
+from cloud.session import FOLDER_VARIABLE
+from cloud.tier import Tier, TierMessage, messages
 
 ONE_WAY = "cascade.benchmarks.OneWay"
 """The peer's service without an upstream: one request, a stream of the same events."""
 _WORD = "word "
+_SPANS = "engine-seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,27 @@ class FixedTier(Tier):
         self, config: TierConfig, model_file: str
     ) -> None:
         self._engine = FixedEngine(Script.load(Path(model_file)))
+
+
+class TimedTier(Tier):
+    """A tier as it is, which also notes how long its engine took for each answer."""
+
+    async def answer(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
+        """As the tier's own."""
+        began = time.perf_counter()
+        async with aclosing(messages(self._engine, request)) as answer:
+            async for message in answer:
+                # The engine's work ends here, before the message is on its way.
+                took = time.perf_counter() - began
+                yield message
+        with (Path(os.environ[FOLDER_VARIABLE]) / _SPANS).open("a") as spans:
+            spans.write(f"{took!r}\n")
+
+
+def engine_seconds(folder: Path) -> list[float]:
+    """What a ``TimedTier`` noted, in order."""
+    file = folder / _SPANS
+    return [float(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 class Peer:

@@ -3,7 +3,9 @@ one run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from benchmarks.child import Fields
 from benchmarks.cluster.engine import Script
@@ -12,7 +14,7 @@ from benchmarks.hardware import package_version
 from benchmarks.peers import PeerUnavailable
 from benchmarks.rows import Row
 from benchmarks.run import Run
-from benchmarks.timing import Estimate, median, ratio
+from benchmarks.timing import median, ratio
 
 _OURS, _THEIRS, _ONE_WAY = "our gateway", "Serve's proxy", "Serve's proxy, one-way"
 _REQUESTS_REACH = {64: 1.3}
@@ -33,19 +35,16 @@ def _requests(cluster: Cluster, run: Run, peer: str) -> Iterator[Row]:
     rounds, seconds = (2, 1.0) if run.quick else (7, 4.0)
     for callers in (1, 8, 64):
         run.say(f"answers of one token, {callers} callers")
-        taken = _in_turn(cluster, rounds, callers=callers, seconds=seconds, tokens=1)
+        load = {"callers": callers, "seconds": seconds, "tokens": 1}
         how = (
             f"answers of one token in one message of the engine, {callers} connections in one "
             f"process, each asking again once it is answered; {rounds} rounds of {seconds:g} s, "
             "sides in turn. Ours: TLS, API key, checks, request log, three gRPC messages an "
             "answer. Theirs: no TLS, one message"
         )
-        name = f"requests, {callers} callers"
-        yield from _rows(run, name, "1/s", taken, _rate("requests"), how)
-        yield from _ratios(
-            run, name, taken, _rate("requests"), how, peer, _REQUESTS_REACH.get(callers)
-        )
-        yield from _cpu(run, name, taken, "requests", how)
+        compared = _Compared(f"requests, {callers} callers", "requests", how, peer)
+        reach = _REQUESTS_REACH.get(callers)
+        yield from compared.rows(run, _in_turn(cluster, rounds, load), reach)
 
 
 def _tokens(cluster: Cluster, run: Run, peer: str) -> Iterator[Row]:
@@ -53,16 +52,14 @@ def _tokens(cluster: Cluster, run: Run, peer: str) -> Iterator[Row]:
     for per_message, reach in _TOKENS_REACH.items():
         run.say(f"streams with {per_message} tokens a message")
         _deploy(cluster, Script(per_message=per_message))
-        taken = _in_turn(cluster, rounds, callers=_STREAMS, seconds=seconds, tokens=tokens)
+        load = {"callers": _STREAMS, "seconds": seconds, "tokens": tokens}
         how = (
             f"{_STREAMS} callers stream answers of {tokens} tokens, {per_message} a message from "
             f"the engine to the caller on both sides; {rounds} rounds of {seconds:g} s, sides in "
             "turn. TLS on ours alone"
         )
-        name = f"streamed tokens, {per_message} a message"
-        yield from _rows(run, name, "1/s", taken, _rate("tokens"), how)
-        yield from _ratios(run, name, taken, _rate("tokens"), how, peer, reach)
-        yield from _cpu(run, name, taken, "tokens", how)
+        compared = _Compared(f"streamed tokens, {per_message} a message", "tokens", how, peer)
+        yield from compared.rows(run, _in_turn(cluster, rounds, load), reach)
 
 
 def _deploy(cluster: Cluster, script: Script) -> None:
@@ -76,7 +73,7 @@ def _deploy(cluster: Cluster, script: Script) -> None:
 _Taken = dict[str, list[Fields]]
 
 
-def _in_turn(cluster: Cluster, rounds: int, **load: object) -> _Taken:
+def _in_turn(cluster: Cluster, rounds: int, load: Fields) -> _Taken:
     """What callers saw of each side, in rounds that go back and forth; the first is not counted."""
     sides = {_OURS: cluster.ours, _THEIRS: cluster.peer, _ONE_WAY: cluster.peer_one_way}
     taken: _Taken = {name: [] for name in sides}
@@ -87,55 +84,47 @@ def _in_turn(cluster: Cluster, rounds: int, **load: object) -> _Taken:
             seen["tree_cpu_s"] = cluster.usage()["cpu_s"] - before["cpu_s"]
             if seen["statuses"].keys() != {"OK"}:
                 told = ", ".join(f"{n} {status}" for status, n in seen["statuses"].items())
-                raise PeerUnavailable(f"{name} did not answer everything: {told} {seen['problem'][:300]}")
+                raise PeerUnavailable(
+                    f"{name} did not answer everything: {told} {seen['problem'][:300]}"
+                )
             if number >= 0:
                 taken[name].append(seen)
     return taken
 
 
-def _rate(what: str) -> Callable[[Fields], float]:
-    return lambda seen: float(seen[what]) / float(seen["wall_s"])
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """One load on all sides, as rows."""
 
+    name: str
+    counted: Literal["requests", "tokens"]
+    how: str
+    peer: str
 
-def _rows(
-    run: Run, name: str, unit: str, taken: _Taken, value: Callable[[Fields], float], how: str
-) -> Iterator[Row]:
-    for side, seen in taken.items():
-        yield run.row(f"{name}, {side}", median([value(each) for each in seen]), unit, how)
-
-
-def _ratios(
-    run: Run,
-    name: str,
-    taken: _Taken,
-    value: Callable[[Fields], float],
-    how: str,
-    peer: str,
-    reach: float | None,
-) -> Iterator[Row]:
-    ours = [value(each) for each in taken[_OURS]]
-    for side, what in (
-        (_THEIRS, "the same RPC"),
-        (_ONE_WAY, "a one-way RPC, which costs Serve less"),
-    ):
-        compared: Estimate = ratio(ours, [value(each) for each in taken[side]])
-        yield run.row(
-            f"{name}: ours over {side}",
-            compared,
-            "×",
-            f"ours over theirs, round by round, theirs by {what}; {how}",
-            reach=reach if side == _THEIRS else None,
-            sense=">=",
-            peer=peer,
-        )
-
-
-def _cpu(run: Run, name: str, taken: _Taken, what: str, how: str) -> Iterator[Row]:
-    for side, seen in taken.items():
-        per = [1e3 * each["tree_cpu_s"] / each[what] for each in seen]
-        yield run.row(
-            f"{name}, {side}, CPU time of all server processes each",
-            median(per),
-            "ms",
-            f"by the kernel's counters, in steps of 10 ms; {how}",
-        )
+    def rows(self, run: Run, taken: _Taken, reach: float | None) -> Iterator[Row]:
+        rates = {
+            side: [each[self.counted] / each["wall_s"] for each in seen]
+            for side, seen in taken.items()
+        }
+        for side, values in rates.items():
+            yield run.row(f"{self.name}, {side}", median(values), "1/s", self.how)
+        for side, rpc in (
+            (_THEIRS, "the same RPC"),
+            (_ONE_WAY, "an RPC without an upstream, which costs Serve less"),
+        ):
+            yield run.row(
+                f"{self.name}: ours over {side}",
+                ratio(rates[_OURS], rates[side]),
+                "×",
+                f"ours over theirs, round by round, theirs by {rpc}; {self.how}",
+                reach=reach if side == _THEIRS else None,
+                sense=">=",
+                peer=self.peer,
+            )
+        for side, seen in taken.items():
+            yield run.row(
+                f"{self.name}, {side}, CPU time of all server processes each",
+                median([1e3 * each["tree_cpu_s"] / each[self.counted] for each in seen]),
+                "ms",
+                f"by the kernel's counters, in steps of 10 ms; {self.how}",
+            )

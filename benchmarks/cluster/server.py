@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.child import Fields, serve
-from benchmarks.cluster.engine import FixedTier, Peer, Script
+from benchmarks.cluster.engine import FixedTier, Peer, Script, TimedTier, engine_seconds
 from cascade.wire import KeyRing, new_key
 from cloud import processes
 from cloud.config import ClusterConfig, GatewayConfig, TierConfig
@@ -38,6 +38,7 @@ def main() -> None:
         server.kill,
         server.running,
         server.usage,
+        server.engine_seconds,
     )
     handlers: dict[str, Callable[..., Fields]] = {each.__name__: each for each in requests}
     try:
@@ -92,12 +93,13 @@ class Server:
         """Deploy our gateway over one tier, or replace what is deployed; waits until it runs.
 
         Arguments:
-            script: of the fixed engine; ``None`` runs the engine that ``tier`` names.
+            script: of the fixed engine; ``None`` runs the engine that ``tier`` names, timed.
             tier, gateway: keys of the configuration.
         """
+        from ray import serve as ray_serve
+
         import cloud.app
         from cloud.gateway import APP_NAME
-        from ray import serve as ray_serve
 
         described = {"name": TIER, "model": "fixed.gguf", **(tier or {})}
         config = ClusterConfig(
@@ -107,7 +109,9 @@ class Server:
         if script is None:
             from cloud.startup import model_files
 
-            app = cloud.app.build_app(config, self._files, model_files(config))
+            app = cloud.app.build_app(
+                config, self._files, model_files(config), tier_class=TimedTier
+            )
         else:
             self._scripts += 1  # another file is another version, which Serve rolls out
             path = self._folder / f"script-{self._scripts}.json"
@@ -124,7 +128,7 @@ class Server:
         deployment = ray_serve.deployment(
             name="peer", max_ongoing_requests=1024, ray_actor_options={"num_cpus": 1}
         )(Peer)
-        ray_serve.run(deployment.bind(Script(**script)), name=_PEER_APP, route_prefix=None)
+        ray_serve.run(deployment.bind(Script(**script)), name=_PEER_APP, route_prefix="/peer")
         return {}
 
     def kill(self, deployment: str) -> Fields:
@@ -132,19 +136,17 @@ class Server:
         pid = min(self._replicas(deployment))
         at = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        return {"pid": pid, "at": at}
+        return {"at": at}
 
     def running(self) -> Fields:
         """Running replicas of the tier, as Ray Serve knows them."""
-        from cloud.gateway import APP_NAME, deployment_name
         from ray import serve as ray_serve
+
+        from cloud.gateway import APP_NAME, deployment_name
 
         app = ray_serve.status().applications[APP_NAME]
         states = app.deployments[deployment_name(TIER)].replica_states
-        return {
-            "tier": sum(n for state, n in states.items() if state == "RUNNING"),
-            "at": time.monotonic(),
-        }
+        return {"tier": sum(n for state, n in states.items() if state == "RUNNING")}
 
     def usage(self) -> Fields:
         """CPU seconds of everything below this process so far, and the gateway's resident bytes."""
@@ -155,6 +157,10 @@ class Server:
             "gateway_cpu_s": sum(_cpu_s(pid) for pid in gateways),
             "gateway_rss": sum(_resident_bytes(pid) for pid in gateways),
         }
+
+    def engine_seconds(self) -> Fields:
+        """What the engine of a real tier took for each answer so far."""
+        return {"seconds": engine_seconds(self._folder)}
 
     def _replicas(self, deployment: str) -> list[int]:
         name = f"ServeReplica:cascade:{deployment}".encode()

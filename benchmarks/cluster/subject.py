@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import tempfile
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from benchmarks.peers import Child, PeerUnavailable
 from cloud import processes
 from cloud.session import FOLDER_VARIABLE
 
+_POLL_S = 0.1
 _PORTS = range(7500, 9500)  # Ray's workers take theirs above
 
 
@@ -35,6 +37,7 @@ class Cluster:
         self._folder = Path(tempfile.mkdtemp(prefix="cascade-bench-", dir="/tmp"))
         self.server = Child("benchmarks.cluster.server", self._folder)
         self.client = Child("benchmarks.cluster.client")
+        self._other_client = Child("benchmarks.cluster.client")
         self._beside = ThreadPoolExecutor(1)
         self._with_peer = peer
 
@@ -59,7 +62,7 @@ class Cluster:
         trace: TracebackType | None,
     ) -> None:
         try:
-            for child in (self.client, self.server):
+            for child in (self.client, self._other_client, self.server):
                 child.__exit__(kind, error, trace)
             self._beside.shutdown()
         finally:
@@ -83,6 +86,10 @@ class Cluster:
         """CPU seconds and resident bytes of the server's processes; see ``Server.usage``."""
         return self.server.ask("usage")
 
+    def engine_seconds(self) -> list[float]:
+        """What the engine of a real tier took for each answer so far."""
+        return list(self.server.ask("engine_seconds")["seconds"])
+
     def until_answered(self, target: Fields | None = None, *, within_s: float = 60.0) -> Fields:
         """Wait until there is an answer, from our gateway where it is not said whose.
 
@@ -95,8 +102,31 @@ class Cluster:
         return seen
 
     def beside(self, do: str, **fields: object) -> Future[Fields]:
-        """Have the callers call our gateway while this process goes on."""
-        return self._beside.submit(self.client.ask, do, target=self.ours, **fields)
+        """Have other callers call our gateway while this process goes on."""
+        return self._beside.submit(self._other_client.ask, do, target=self.ours, **fields)
+
+    def ask(self, do: str, **fields: object) -> Fields:
+        """Have callers call our gateway."""
+        return self.client.ask(do, target=self.ours, **fields)
+
+    def kill(self, deployment: str) -> float:
+        """SIGKILL one of its replicas; the monotonic time."""
+        return float(self.server.ask("kill", deployment=deployment)["at"])
+
+    def until_running(self, replicas: int, *, within_s: float = 90.0) -> float:
+        """Wait until so many replicas of the tier run; the monotonic time.
+
+        Raises:
+            PeerUnavailable: there are more or fewer for too long.
+        """
+        end = time.monotonic() + within_s
+        while (running := self.server.ask("running")["tier"]) != replicas:
+            if time.monotonic() > end:
+                raise PeerUnavailable(
+                    f"{running} replicas run after {within_s:g} s, not {replicas}"
+                )
+            time.sleep(_POLL_S)
+        return time.monotonic()
 
 
 def _free_ports(count: int) -> list[int]:
