@@ -19,8 +19,8 @@ from cloud.front_door import GatewayFiles
 from cloud.gateway import Gateway, deployment_name
 from cloud.tier import Tier
 
-# A lost replica is back in about two seconds; at Serve's default of 10 it takes as many more.
-_HEALTH_PERIOD_S: Final = 2.0
+# A lost replica is back in two to three seconds; at Serve's default of 10 it takes as many more.
+_HEALTH_PERIOD_S: Final = 1.0
 _HEALTH_TIMEOUT_S: Final = 30.0
 # Of the load that replicas follow; Serve's own defaults.
 _LOOK_BACK_S: Final = 30.0

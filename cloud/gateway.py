@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any, Final, cast
 
 from ray import serve
@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cascade.ladder import LadderPolicy
 from cloud.attempt import TierStream
-from cloud.config import ClusterConfig
+from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest
 from cloud.errors import Overloaded, TierUnavailable
 from cloud.front_door import FrontDoor, GatewayFiles
@@ -58,7 +58,7 @@ class Gateway:
         self._config = config
         gateway = config.gateway
         self._door = FrontDoor(
-            Router(config, _streams(tiers), ladders),
+            Router(config, _streams(config, tiers), ladders),
             files,
             address=f"{gateway.host}:{gateway.port}",
             max_deadline_s=gateway.max_deadline_s,
@@ -123,18 +123,37 @@ async def _running_tiers() -> frozenset[str]:
     )
 
 
-def _streams(tiers: Mapping[str, DeploymentHandle[object]]) -> dict[str, TierStream]:
-    return {name: _HandleStream(name, handle) for name, handle in tiers.items()}
+def _streams(
+    config: ClusterConfig, tiers: Mapping[str, DeploymentHandle[object]]
+) -> dict[str, TierStream]:
+    return {tier.name: _HandleStream(tier, tiers[tier.name]) for tier in config.tiers}
 
 
 class _HandleStream:
     """A ``TierStream`` over a deployment handle."""
 
-    def __init__(self, tier: str, handle: DeploymentHandle[object]) -> None:
-        self._tier = tier
+    def __init__(self, tier: TierConfig, handle: DeploymentHandle[object]) -> None:
+        self._tier = tier.name
         self._handle = handle.options(method_name="answer", stream=True)
+        # What Serve would queue and no more, even with all replicas there may be. Serve refuses the
+        # rest as well, but each of its refusals costs as much as an answer.
+        self._most = (
+            tier.ongoing_requests * tier.autoscaling.max_replicas + tier.max_queued_requests
+        )
+        self._under_way = 0
 
     async def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
+        if self._under_way >= self._most:
+            raise Overloaded(f"{self._tier} has no room in its queue", RETRY_AFTER_S)
+        self._under_way += 1
+        try:
+            async with aclosing(self._messages(request)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self._under_way -= 1
+
+    async def _messages(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
         messages = cast("DeploymentResponseGenerator[TierMessage]", self._handle.remote(request))
         try:
             async for message in messages:
