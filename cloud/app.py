@@ -16,7 +16,7 @@ from ray.serve.config import AutoscalingConfig
 from cascade.ladder import LadderPolicy
 from cloud.config import Autoscaling, ClusterConfig, TierConfig
 from cloud.front_door import GatewayFiles
-from cloud.gateway import Gateway, deployment_name
+from cloud.gateway import GATEWAY, REPLACEMENT_S, Gateway, deployment_name
 from cloud.tier import Tier
 
 # A lost replica is back in two to three seconds; at Serve's default of 10 it takes as many more.
@@ -52,12 +52,12 @@ def build_app(
         for tier in config.tiers
     }
     gateway = serve.deployment(
-        name="gateway",
+        name=GATEWAY,
         num_replicas=1,
         max_ongoing_requests=config.gateway.max_concurrent_requests,
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=config.gateway.drain_s + 2,
+        graceful_shutdown_timeout_s=REPLACEMENT_S + config.gateway.drain_s + 2,
         ray_actor_options={"num_cpus": 0},
     )(Gateway)
     return gateway.bind(config, files, ladders, **tiers)

@@ -20,6 +20,7 @@ from ray.serve.exceptions import (
     RayServeException,
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.schema import ApplicationStatus
 
 from cascade.ladder import LadderPolicy
 from cloud.attempt import TierStream
@@ -34,7 +35,11 @@ from cloud.tier import TierMessage
 _log = logging.getLogger("ray.serve")
 
 APP_NAME: Final = "cascade"
+GATEWAY: Final = "gateway"
+REPLACEMENT_S: Final = 30.0
+"""Longest that an old replica waits for a new one to listen."""
 _WATCH_PERIOD_S: Final = 1.0
+_REPLACEMENT_POLL_S: Final = 0.1
 
 
 class Gateway:
@@ -81,6 +86,8 @@ class Gateway:
     async def __del__(self) -> None:
         # Serve knows nothing of the calls on our server: it awaits this before the replica ends.
         if hasattr(self, "_watching"):
+            if not self._watching.done():
+                await _until_replaced()
             await self.drain()
 
     async def _watch(self) -> None:
@@ -121,6 +128,26 @@ async def _running_tiers() -> frozenset[str]:
         for name, deployment in deployments.items()
         if any(state == "RUNNING" and n > 0 for state, n in deployment.replica_states.items())
     )
+
+
+async def _until_replaced() -> None:
+    """Wait for the next version of the gateway, where one is being deployed: Serve stops the last
+    replica of the old one before the new one listens, and callers would find a closed port."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REPLACEMENT_S):
+            while await asyncio.to_thread(_replacement_starts):
+                await asyncio.sleep(_REPLACEMENT_POLL_S)
+
+
+def _replacement_starts() -> bool:
+    try:
+        app = serve.status().applications.get(APP_NAME)
+    except (RayError, RayServeException):
+        return False
+    if app is None or app.status != ApplicationStatus.DEPLOYING:
+        return False
+    gateway = app.deployments.get(GATEWAY)
+    return gateway is not None and not gateway.replica_states.get("RUNNING")
 
 
 def _streams(

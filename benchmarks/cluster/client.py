@@ -1,5 +1,6 @@
-"""The callers as a child: ``python -m benchmarks.cluster.client``. Every caller has a connection of
-its own; nothing is retried, so that every failure is seen."""
+"""The callers as a child: ``python -m benchmarks.cluster.client``. Every caller has a connection
+of its own and no retry policy, so that every failure is seen; what a server never looked at gRPC
+itself sends again, as every client's does."""
 
 from __future__ import annotations
 
@@ -23,7 +24,6 @@ from cascade.wire.convert import open_message
 
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_500),
     ("grpc.max_reconnect_backoff_ms", 500),
