@@ -20,7 +20,7 @@ from ray.serve.exceptions import (
     RayServeException,
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, DeploymentStatusOverview
 
 from cascade.ladder import LadderPolicy
 from cloud.attempt import TierStream
@@ -126,8 +126,12 @@ async def _running_tiers() -> frozenset[str]:
     return frozenset(
         name.removeprefix(deployment_name(""))
         for name, deployment in deployments.items()
-        if any(state == "RUNNING" and n > 0 for state, n in deployment.replica_states.items())
+        if _runs(deployment)
     )
+
+
+def _runs(deployment: DeploymentStatusOverview) -> bool:
+    return any(state == "RUNNING" and n > 0 for state, n in deployment.replica_states.items())
 
 
 async def _until_replaced() -> None:
@@ -147,7 +151,7 @@ def _replacement_starts() -> bool:
     if app is None or app.status != ApplicationStatus.DEPLOYING:
         return False
     gateway = app.deployments.get(GATEWAY)
-    return gateway is not None and not gateway.replica_states.get("RUNNING")
+    return gateway is not None and not _runs(gateway)
 
 
 def _streams(

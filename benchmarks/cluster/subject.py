@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import tempfile
@@ -131,7 +132,8 @@ class Cluster:
 
 def _free_ports(count: int) -> list[int]:
     found: list[int] = []
-    for port in _PORTS:
+    # Two gateways may listen on one port: runs beside each other must not choose alike.
+    for port in random.sample(_PORTS, len(_PORTS)):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
