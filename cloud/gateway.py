@@ -165,7 +165,9 @@ class _HandleStream:
 
     def __init__(self, tier: TierConfig, handle: DeploymentHandle[object]) -> None:
         self._tier = tier.name
-        self._handle = handle.options(method_name="answer", stream=True)
+        # By value: messages go straight to the replica and back. By reference each one is an object
+        # in Ray's store, which costs more than half of the tokens a second. Limit: 4 MiB a message.
+        self._handle = handle.options(method_name="answer", stream=True, _by_reference=False)
         # What Serve would queue and no more, even with all replicas there may be. Serve refuses the
         # rest as well, but each of its refusals costs as much as an answer.
         self._most = (
