@@ -26,9 +26,17 @@ def describe(*packages: str) -> str:
         _memory(),
         f"{platform.system()} {platform.release().split('-')[0]}",
         f"Python {sys.version.split()[0]}",
-        *(f"{name} {_version(name)}" for name in packages),
+        *(f"{name} {package_version(name)}" for name in packages),
     ]
     return ", ".join(part for part in parts if part)
+
+
+def package_version(name: str) -> str:
+    """The installed version, or ``"absent"``."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def _processor() -> tuple[str, frozenset[str]]:
@@ -51,10 +59,3 @@ def _memory() -> str:
     except (AttributeError, ValueError, OSError):
         return ""
     return f"{size / 2**30:.0f} GiB"
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "absent"

@@ -20,7 +20,8 @@ _REPEAT = """
 ```bash
 python -m benchmarks.edge --json edge.json
 python -m benchmarks.decision --json decision.json
-python -m benchmarks.report edge.json decision.json
+python -m benchmarks.cluster --json cluster.json
+python -m benchmarks.report edge.json decision.json cluster.json
 ```
 Peers are installed, pinned, into environments of their own below `~/.cache/cascade-benchmarks`
 (`CASCADE_BENCH_CACHE` moves it); compiling llama.cpp takes most of the first run. `--quick` takes

@@ -16,12 +16,15 @@ from ray.serve.config import AutoscalingConfig
 from cascade.ladder import LadderPolicy
 from cloud.config import Autoscaling, ClusterConfig, TierConfig
 from cloud.front_door import GatewayFiles
-from cloud.gateway import Gateway, deployment_name
+from cloud.gateway import GATEWAY, REPLACEMENT_S, Gateway, deployment_name
 from cloud.tier import Tier
 
-# A lost replica is back in about two seconds; at Serve's default of 10 it takes as many more.
-_HEALTH_PERIOD_S: Final = 2.0
+# A lost replica is back in two to three seconds; at Serve's default of 10 it takes as many more.
+_HEALTH_PERIOD_S: Final = 1.0
 _HEALTH_TIMEOUT_S: Final = 30.0
+# Of the load that replicas follow; Serve's own defaults.
+_LOOK_BACK_S: Final = 30.0
+_METRICS_S: Final = 10.0
 # A model that does not load at once will not load later.
 _START_ATTEMPTS: Final = 2
 
@@ -31,6 +34,8 @@ def build_app(
     files: GatewayFiles,
     model_files: Mapping[str, Path],
     ladders: tuple[LadderPolicy, ...] = (),
+    *,
+    tier_class: type[Tier] = Tier,
 ) -> Application:
     """The application to deploy.
 
@@ -38,33 +43,31 @@ def build_app(
         files: what the gateway reads and writes.
         model_files: the model file of each tier that has one, by the tier's name.
         ladders: those that ``config`` names, verified.
+        tier_class: what runs in the replicas of all tiers.
     """
     drain_s = config.gateway.drain_s
     tiers = {
         tier.name: _before_vllm(tier, drain_s)
         if tier.vllm is not None
-        else _deployment(tier, drain_s).bind(tier, str(model_files.get(tier.name, "")))
+        else _deployment(tier, drain_s, tier_class).bind(tier, str(model_files.get(tier.name, "")))
         for tier in config.tiers
     }
     gateway = serve.deployment(
-        name="gateway",
+        name=GATEWAY,
         num_replicas=1,
         max_ongoing_requests=config.gateway.max_concurrent_requests,
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=config.gateway.drain_s + 2,
+        graceful_shutdown_timeout_s=REPLACEMENT_S + config.gateway.drain_s + 2,
         ray_actor_options={"num_cpus": 0},
     )(Gateway)
     return gateway.bind(config, files, ladders, **tiers)
 
 
-def _deployment(tier: TierConfig, drain_s: float) -> serve.Deployment:
+def _deployment(tier: TierConfig, drain_s: float, tier_class: type[Tier]) -> serve.Deployment:
     return serve.deployment(
         name=deployment_name(tier.name),
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=tier.autoscaling.min_replicas,
-            max_replicas=tier.autoscaling.max_replicas,
-        ),
+        autoscaling_config=_autoscaling(tier.autoscaling),
         max_ongoing_requests=tier.ongoing_requests,
         max_queued_requests=tier.max_queued_requests,
         health_check_period_s=_HEALTH_PERIOD_S,
@@ -73,7 +76,7 @@ def _deployment(tier: TierConfig, drain_s: float) -> serve.Deployment:
         graceful_shutdown_wait_loop_s=0.1,
         max_constructor_retry_count=_START_ATTEMPTS,
         ray_actor_options={"num_cpus": tier.threads},
-    )(Tier)
+    )(tier_class)
 
 
 def _before_vllm(tier: TierConfig, drain_s: float) -> Application:
@@ -84,5 +87,19 @@ def _before_vllm(tier: TierConfig, drain_s: float) -> Application:
     backend = build_backend(tier, name=deployment_name(tier.name), drain_s=drain_s)
     at_once = tier.ongoing_requests * tier.autoscaling.max_replicas
     thin = tier.model_copy(update={"autoscaling": Autoscaling(), "max_ongoing_requests": at_once})
-    deployment = _deployment(thin, drain_s).options(ray_actor_options={"num_cpus": 0})
+    deployment = _deployment(thin, drain_s, Tier).options(ray_actor_options={"num_cpus": 0})
     return deployment.bind(tier, "", backend)
+
+
+def _autoscaling(wanted: Autoscaling) -> AutoscalingConfig:
+    # A mean over much longer than the shorter delay would itself delay.
+    look_back_s = min(_LOOK_BACK_S, max(1.0, min(wanted.upscale_delay_s, wanted.downscale_delay_s)))
+    return AutoscalingConfig(
+        min_replicas=wanted.min_replicas,
+        max_replicas=wanted.max_replicas,
+        target_ongoing_requests=wanted.target_ongoing_requests,
+        upscale_delay_s=wanted.upscale_delay_s,
+        downscale_delay_s=wanted.downscale_delay_s,
+        look_back_period_s=look_back_s,
+        metrics_interval_s=min(_METRICS_S, look_back_s),
+    )

@@ -214,10 +214,13 @@ class VllmConfig(_Strict):
 
 
 class Autoscaling(_Strict):
-    """Bounds on the number of replicas."""
+    """Bounds on the number of replicas, and how they follow the load between them."""
 
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=1, ge=1)
+    target_ongoing_requests: float = Field(default=2.0, gt=0, lt=math.inf)
+    upscale_delay_s: float = Field(default=30.0, ge=0, le=3600)
+    downscale_delay_s: float = Field(default=600.0, ge=0, le=86_400)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

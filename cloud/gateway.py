@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any, Final, cast
 
 from ray import serve
@@ -20,13 +20,14 @@ from ray.serve.exceptions import (
     RayServeException,
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.schema import ApplicationStatus, DeploymentStatusOverview
 
 from cascade.errors import CascadeError
 from cascade.ladder import LadderPolicy
 from cascade.tracing import export_spans, flush_spans
 from cloud.accounting import Accounting
 from cloud.attempt import TierStream
-from cloud.config import ClusterConfig
+from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest
 from cloud.errors import Overloaded, TierUnavailable
 from cloud.front_door import FrontDoor, GatewayFiles
@@ -40,8 +41,12 @@ from cloud.tier import TierMessage
 _log = logging.getLogger("ray.serve")
 
 APP_NAME: Final = "cascade"
+GATEWAY: Final = "gateway"
+REPLACEMENT_S: Final = 30.0
+"""Longest that an old replica waits for a new one to listen."""
 _WATCH_PERIOD_S: Final = 1.0
 _POLICIES_PERIOD_S: Final = 60.0
+_REPLACEMENT_POLL_S: Final = 0.1
 
 
 class Gateway:
@@ -68,7 +73,7 @@ class Gateway:
         self._observer = observer = Observer(config)
         self._registry = Registry(gateway.registry) if gateway.registry else None
         accounting = Accounting(config, files)
-        streams = observer.tiers(accounting.streams(_streams(tiers)))
+        streams = observer.tiers(accounting.streams(_streams(config, tiers)))
         self._door = FrontDoor(
             observer.answerer(accounting.answerer(Router(config, streams, ladders))),
             files,
@@ -113,6 +118,8 @@ class Gateway:
     async def __del__(self) -> None:
         # Serve knows nothing of the calls on our server: it awaits this before the replica ends.
         if hasattr(self, "_watching"):
+            if not self._watching.done():
+                await _until_replaced()
             await self.drain()
 
     async def _watch(self) -> None:
@@ -167,18 +174,63 @@ async def _running_tiers() -> Mapping[str, int]:
     }
 
 
-def _streams(tiers: Mapping[str, DeploymentHandle[object]]) -> dict[str, TierStream]:
-    return {name: _HandleStream(name, handle) for name, handle in tiers.items()}
+def _runs(deployment: DeploymentStatusOverview) -> bool:
+    return any(state == "RUNNING" and n > 0 for state, n in deployment.replica_states.items())
+
+
+async def _until_replaced() -> None:
+    """Wait for the next version of the gateway, where one is being deployed: Serve stops the last
+    replica of the old one before the new one listens, and callers would find a closed port."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REPLACEMENT_S):
+            while await asyncio.to_thread(_replacement_starts):
+                await asyncio.sleep(_REPLACEMENT_POLL_S)
+
+
+def _replacement_starts() -> bool:
+    try:
+        app = serve.status().applications.get(APP_NAME)
+    except (RayError, RayServeException):
+        return False
+    if app is None or app.status != ApplicationStatus.DEPLOYING:
+        return False
+    gateway = app.deployments.get(GATEWAY)
+    return gateway is not None and not _runs(gateway)
+
+
+def _streams(
+    config: ClusterConfig, tiers: Mapping[str, DeploymentHandle[object]]
+) -> dict[str, TierStream]:
+    return {tier.name: _HandleStream(tier, tiers[tier.name]) for tier in config.tiers}
 
 
 class _HandleStream:
     """A ``TierStream`` over a deployment handle."""
 
-    def __init__(self, tier: str, handle: DeploymentHandle[object]) -> None:
-        self._tier = tier
-        self._handle = handle.options(method_name="answer", stream=True)
+    def __init__(self, tier: TierConfig, handle: DeploymentHandle[object]) -> None:
+        self._tier = tier.name
+        # By value: messages go straight to the replica and back. By reference each one is an object
+        # in Ray's store, which costs more than half of the tokens a second. Limit: 4 MiB a message.
+        self._handle = handle.options(method_name="answer", stream=True, _by_reference=False)
+        # What Serve would queue and no more, even with all replicas there may be. Serve refuses the
+        # rest as well, but each of its refusals costs as much as an answer.
+        self._most = (
+            tier.ongoing_requests * tier.autoscaling.max_replicas + tier.max_queued_requests
+        )
+        self._under_way = 0
 
     async def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
+        if self._under_way >= self._most:
+            raise Overloaded(f"{self._tier} has no room in its queue", RETRY_AFTER_S)
+        self._under_way += 1
+        try:
+            async with aclosing(self._messages(request)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self._under_way -= 1
+
+    async def _messages(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
         messages = cast("DeploymentResponseGenerator[TierMessage]", self._handle.remote(request))
         try:
             async for message in messages:
