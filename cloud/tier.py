@@ -59,15 +59,19 @@ class Tier:
     ) -> None:
         self._name = config.name
         export_spans("cascade-tier")
-        if backend is None:
-            self._engine = make_engine(config, model_file)
-        else:
-            from cloud.engines.vllm import RayHandle
-            from cloud.engines.vllm_config import request_id
-
-            handle = RayHandle(backend, request_id(config))
-            self._engine = make_engine(config, model_file, handle)
+        self._engine = self.made(config, model_file, backend)
         await self._engine.start()
+
+    def made(
+        self, config: TierConfig, model_file: str, backend: DeploymentHandle[object] | None
+    ) -> Engine:
+        """The engine, not started."""
+        if backend is None:
+            return make_engine(config, model_file)
+        from cloud.engines.vllm import RayHandle
+        from cloud.engines.vllm_config import request_id
+
+        return make_engine(config, model_file, RayHandle(backend, request_id(config)))
 
     async def answer(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
         """The engine's messages; see ``messages``."""

@@ -95,10 +95,9 @@ class FixedTier(Tier):
         model_file: its script.
     """
 
-    async def __init__(  # type: ignore[misc]
-        self, config: TierConfig, model_file: str
-    ) -> None:
-        self._engine = FixedEngine(Script.load(Path(model_file)))
+    def made(self, config: TierConfig, model_file: str, backend: object | None) -> FixedEngine:
+        """The fixed engine."""
+        return FixedEngine(Script.load(Path(model_file)))
 
 
 class TimedTier(Tier):
