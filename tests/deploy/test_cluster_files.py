@@ -21,6 +21,7 @@ def test_nothing_but_keys_is_missing(file: Path, capsys: pytest.CaptureFixture[s
     code = main(["cluster", "check", str(file), "--json"])
     told = json.loads(capsys.readouterr().out)
     missing = [tier["problem"] for tier in told["tiers"] if tier["problem"]]
+    missing += told["access_problems"]
     assert all(re.search(r"key", problem) for problem in missing), missing
     assert code == (ClusterError.exit_code if missing else 0)
 
