@@ -9,7 +9,7 @@ import anthropic
 import httpx2
 from anthropic import AsyncAnthropic
 
-from cloud.config import ProviderConfig
+from cloud.backend_config import ProviderConfig
 from cloud.engines.base import Capabilities, ChatRequest, Done, EngineEvent, Piece, Started
 from cloud.engines.provider import (
     Key,

@@ -10,7 +10,7 @@ from typing import Any, Final
 import openai
 from openai import AsyncOpenAI
 
-from cloud.config import ProviderConfig
+from cloud.backend_config import ProviderConfig
 from cloud.engines.base import (
     Capabilities,
     ChatRequest,

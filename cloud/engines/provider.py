@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from cascade.errors import CascadeError, InvalidInput
-from cloud.config import ProviderConfig
+from cloud.backend_config import ProviderConfig
 from cloud.engines.base import ChatRequest
 from cloud.errors import EngineFailed, ModelUnusable, Overloaded, ProviderUnavailable
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from cloud.config import TierConfig, VllmConfig
+from cloud.backend_config import VllmConfig
+from cloud.config import TierConfig
 from cloud.errors import ConfigError, ModelUnusable
 
 

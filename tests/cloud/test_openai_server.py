@@ -11,7 +11,7 @@ import xllamacpp
 
 from cascade.errors import InvalidInput
 from cascade.request import Message
-from cloud.config import ProviderConfig
+from cloud.backend_config import ProviderConfig
 from cloud.engines import ChatRequest, Done, EngineEvent, Piece, Started
 from cloud.engines.openai import OpenAiEngine
 from cloud.errors import ProviderUnavailable

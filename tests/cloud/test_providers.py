@@ -13,7 +13,8 @@ import pytest
 from cascade.errors import InvalidInput, RemoteError
 from cascade.request import Message
 from cascade.sampling import Sampling
-from cloud.config import ProviderConfig, TierConfig, parse_config
+from cloud.backend_config import ProviderConfig
+from cloud.config import TierConfig, parse_config
 from cloud.engines import ChatRequest, Done, Engine, EngineEvent, Piece, Started, make_engine
 from cloud.errors import ConfigError, EngineFailed, ModelUnusable, Overloaded, ProviderUnavailable
 from tests.cloud.provider_server import KEY, WORDS, ProviderServer, serving
