@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -128,16 +129,16 @@ def _publish(args: argparse.Namespace) -> int:
 
 
 def _promote(args: argparse.Namespace) -> int:
-    registry = _registry(args)
-    channel = registry.channel(args.channel).promoted(_needs(args))
-    registry.save(channel, signing_key(args.key), _expiry(args))
-    _told(args, registry, channel)
-    return 0
+    return _step(args, lambda channel, needs: channel.promoted(needs))
 
 
 def _rollback(args: argparse.Namespace) -> int:
+    return _step(args, lambda channel, needs: channel.rolled_back(needs))
+
+
+def _step(args: argparse.Namespace, change: Callable[[Channel, Needs], Channel]) -> int:
     registry = _registry(args)
-    channel = registry.channel(args.channel).rolled_back(_needs(args))
+    channel = change(registry.channel(args.channel), _needs(args))
     registry.save(channel, signing_key(args.key), _expiry(args))
     _told(args, registry, channel)
     return 0

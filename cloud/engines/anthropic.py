@@ -9,10 +9,9 @@ import anthropic
 import httpx2
 from anthropic import AsyncAnthropic
 
-from cloud.backend_config import ProviderConfig
 from cloud.engines.base import Capabilities, ChatRequest, Done, EngineEvent, Piece, Started
 from cloud.engines.provider import (
-    Key,
+    ProviderEngine,
     Wanted,
     meaning,
     prompt_bytes,
@@ -26,22 +25,12 @@ _RETRIES: Final = 1
 _CUT: Final = ("max_tokens", "model_context_window_exceeded")
 
 
-class AnthropicEngine:
+class AnthropicEngine(ProviderEngine[AsyncAnthropic]):
     """An ``Engine`` over Anthropic's API, or an endpoint that speaks it.
 
-    Arguments:
-        model: its name there.
-        provider: where it is and how it is asked. With ``sampling`` it is sent a temperature and
-            ``top_p``, which not every model takes; without, it draws as it is made to.
-        context_tokens: that the model reads and writes together, for the ladder.
+    With ``provider.sampling`` it is sent a temperature and ``top_p``, which not every model takes;
+    without, it draws as it is made to.
     """
-
-    def __init__(self, model: str, provider: ProviderConfig, *, context_tokens: int) -> None:
-        self._model = model
-        self._provider = provider
-        self._context_tokens = context_tokens
-        self._key: Key | None = None
-        self._client: AsyncAnthropic | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -53,22 +42,6 @@ class AnthropicEngine:
             logprobs=False,
             seeds=False,
             context_tokens=self._context_tokens,
-        )
-
-    async def start(self) -> None:
-        """Find the key. Nothing is sent: a provider that is down now may be up when it is needed.
-
-        Raises:
-            ModelUnusable: there is no key.
-        """
-        if self._client is not None:
-            return
-        self._key = Key(self._provider)
-        self._client = AsyncAnthropic(
-            api_key=self._key.read(),
-            base_url=self._provider.base_url,
-            timeout=self._provider.timeout_s,
-            max_retries=_RETRIES,
         )
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[list[EngineEvent]]:
@@ -102,15 +75,13 @@ class AnthropicEngine:
             await stream.close()
         yield reader.end()
 
-    async def reset_prefix_cache(self) -> int:
-        """Nothing is kept here."""
-        return 0
-
-    async def close(self) -> None:
-        """Close the connections."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+    def _connected(self, key: str) -> AsyncAnthropic:
+        return AsyncAnthropic(
+            api_key=key,
+            base_url=self._provider.base_url,
+            timeout=self._provider.timeout_s,
+            max_retries=_RETRIES,
+        )
 
     def _body(self, request: ChatRequest, wanted: Wanted) -> dict[str, Any]:
         refuse_sampling(request)

@@ -15,6 +15,30 @@ Compute = Callable[[Put, CancelToken], LocalAnswer]
 """Answers in the worker thread."""
 
 
+def answering(
+    generate: Callable[..., LocalAnswer], choose: Callable[..., LocalAnswer], request: ChatRequest
+) -> Compute:
+    """What answers ``request`` by a model's two methods; see ``cascade.local.LocalModel``."""
+
+    def compute(put: Put, cancel: CancelToken) -> LocalAnswer:
+        if not request.options:
+            return generate(
+                request.messages,
+                max_tokens=request.max_tokens,
+                stop=request.stop,
+                sampling=request.sampling,
+                json_schema=request.json_schema,
+                regex=request.regex,
+                on_text=lambda text: put(text, 1),
+                cancel=cancel,
+            )
+        answer = choose(request.messages, request.options, cancel=cancel)
+        put(answer.text, answer.tokens)
+        return answer
+
+    return compute
+
+
 async def stream_answer(
     worker: ThreadPoolExecutor, request: ChatRequest, prompt_tokens: int, compute: Compute
 ) -> AsyncGenerator[list[EngineEvent]]:

@@ -14,10 +14,9 @@ from contextlib import aclosing
 from pathlib import Path
 
 from cascade.errors import BundleError, NotFound
-from cascade.local import CancelToken, LocalAnswer
 from cascade.signing import TrustStore
 from cloud.engines.base import Capabilities, ChatRequest, EngineEvent
-from cloud.engines.one_at_a_time import Put, stream_answer
+from cloud.engines.one_at_a_time import answering, stream_answer
 from cloud.errors import EngineFailed, ModelUnusable
 from edge import Bundle, OnnxModel
 
@@ -80,22 +79,7 @@ class OnnxBundle:
         if model is None or worker is None:
             raise EngineFailed
 
-        def compute(put: Put, cancel: CancelToken) -> LocalAnswer:
-            if not request.options:
-                return model.generate(
-                    request.messages,
-                    max_tokens=request.max_tokens,
-                    stop=request.stop,
-                    sampling=request.sampling,
-                    json_schema=request.json_schema,
-                    regex=request.regex,
-                    on_text=lambda text: put(text, 1),
-                    cancel=cancel,
-                )
-            answer = model.choose(request.messages, request.options, cancel=cancel)
-            put(answer.text, answer.tokens)
-            return answer
-
+        compute = answering(model.generate, model.choose, request)
         prompt_tokens = model.count_tokens(request.messages)
         async with aclosing(stream_answer(worker, request, prompt_tokens, compute)) as batches:
             async for batch in batches:

@@ -10,7 +10,6 @@ from typing import Any, Final
 import openai
 from openai import AsyncOpenAI
 
-from cloud.backend_config import ProviderConfig
 from cloud.engines.base import (
     Capabilities,
     ChatRequest,
@@ -21,7 +20,7 @@ from cloud.engines.base import (
     geometric_mean,
 )
 from cloud.engines.provider import (
-    Key,
+    ProviderEngine,
     Wanted,
     meaning,
     prompt_bytes,
@@ -36,21 +35,8 @@ _RETRIES: Final = 1
 _OWN: Final = "https://api.openai.com/v1"
 
 
-class OpenAiEngine:
-    """An ``Engine`` over an OpenAI-compatible endpoint.
-
-    Arguments:
-        model: its name there.
-        provider: where it is and how it is asked.
-        context_tokens: that the model reads and writes together, for the ladder.
-    """
-
-    def __init__(self, model: str, provider: ProviderConfig, *, context_tokens: int) -> None:
-        self._model = model
-        self._provider = provider
-        self._context_tokens = context_tokens
-        self._key: Key | None = None
-        self._client: AsyncOpenAI | None = None
+class OpenAiEngine(ProviderEngine[AsyncOpenAI]):
+    """An ``Engine`` over an OpenAI-compatible endpoint."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -62,22 +48,6 @@ class OpenAiEngine:
             logprobs=self._provider.logprobs,
             seeds=self._provider.sampling,
             context_tokens=self._context_tokens,
-        )
-
-    async def start(self) -> None:
-        """Find the key. Nothing is sent: a provider that is down now may be up when it is needed.
-
-        Raises:
-            ModelUnusable: there is no key.
-        """
-        if self._client is not None:
-            return
-        self._key = Key(self._provider)
-        self._client = AsyncOpenAI(
-            api_key=self._key.read(),
-            base_url=self._provider.base_url or _OWN,
-            timeout=self._provider.timeout_s,
-            max_retries=_RETRIES,
         )
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[list[EngineEvent]]:
@@ -131,15 +101,13 @@ class OpenAiEngine:
             )
         ]
 
-    async def reset_prefix_cache(self) -> int:
-        """Nothing is kept here."""
-        return 0
-
-    async def close(self) -> None:
-        """Close the connections."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+    def _connected(self, key: str) -> AsyncOpenAI:
+        return AsyncOpenAI(
+            api_key=key,
+            base_url=self._provider.base_url or _OWN,
+            timeout=self._provider.timeout_s,
+            max_retries=_RETRIES,
+        )
 
     def _body(self, request: ChatRequest, wanted: Wanted) -> dict[str, Any]:
         refuse_sampling(request)

@@ -1,5 +1,5 @@
-"""What all engines over somebody else's API share: the key, what an answer has to be, and what the
-provider's errors mean here.
+"""What all engines over somebody else's API share: their client and its key, what an answer has to
+be, and what the provider's errors mean here.
 
 The two SDKs are made by one generator: their errors have the same names and fields, and are told
 apart by status alone.
@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, Generic, Protocol, TypeVar, cast
 
 from cascade.errors import CascadeError, InvalidInput
 from cloud.backend_config import ProviderConfig
@@ -65,6 +65,56 @@ class Key:
         return found
 
 
+class Client(Protocol):
+    """What both SDKs' clients have."""
+
+    async def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Client)
+
+
+class ProviderEngine(Generic[C]):
+    """The part of an ``Engine`` over somebody else's API that is the same for all of them.
+
+    Arguments:
+        model: its name there.
+        provider: where it is and how it is asked.
+        context_tokens: that the model reads and writes together, for the ladder.
+    """
+
+    def __init__(self, model: str, provider: ProviderConfig, *, context_tokens: int) -> None:
+        self._model = model
+        self._provider = provider
+        self._context_tokens = context_tokens
+        self._key: Key | None = None
+        self._client: C | None = None
+
+    async def start(self) -> None:
+        """Find the key. Nothing is sent: a provider that is down now may be up when it is needed.
+
+        Raises:
+            ModelUnusable: there is no key.
+        """
+        if self._client is None:
+            self._key = Key(self._provider)
+            self._client = self._connected(self._key.read())
+
+    async def reset_prefix_cache(self) -> int:
+        """Nothing is kept here."""
+        return 0
+
+    async def close(self) -> None:
+        """Close the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    def _connected(self, key: str) -> C:
+        """The SDK's client, which sends nothing yet."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the text of an answer has to be, where that is not up to the model.
@@ -72,12 +122,10 @@ class Wanted:
     Arguments:
         schema: that the provider is asked to keep; ``None`` for free text.
         options: one of these; the provider then writes ``{"answer": …}``.
-        checked: the JSON Schema that the text has to keep.
     """
 
     schema: dict[str, object] | None
     options: tuple[str, ...] = ()
-    checked: str | None = None
 
     @classmethod
     def of(cls, request: ChatRequest) -> Wanted:
@@ -89,7 +137,7 @@ class Wanted:
         if request.regex is not None:
             raise InvalidInput("regex", "is not kept by this tier; ask for a JSON Schema")
         if request.json_schema is not None:
-            return cls(_object(request.json_schema), checked=request.json_schema)
+            return cls(_object(request.json_schema))
         if not request.options:
             return cls(None)
         schema: dict[str, object] = {
@@ -120,7 +168,7 @@ class Wanted:
                 _log.error("the provider's answer is none of the %d options", len(self.options))
                 raise EngineFailed
             return chosen
-        if self.checked is not None and not cut and not _keeps(written, self.checked):
+        if self.schema is not None and not cut and not _keeps(written, self.schema):
             _log.error("the provider's answer does not keep the JSON Schema")
             raise EngineFailed
         return written
@@ -220,11 +268,11 @@ def _chosen(written: str, options: Sequence[str]) -> str | None:
     return alike[0] if len(alike) == 1 else None
 
 
-def _keeps(written: str, schema: str) -> bool:
+def _keeps(written: str, schema: dict[str, object]) -> bool:
     import jsonschema
 
     try:
-        jsonschema.validate(json.loads(written), json.loads(schema))
+        jsonschema.validate(json.loads(written), schema)
     except (ValueError, jsonschema.ValidationError, jsonschema.SchemaError, RecursionError):
         return False
     return True

@@ -7,6 +7,7 @@ are read from safetensors only, and no code out of the folder is run.
 from __future__ import annotations
 
 import asyncio
+import functools
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,12 @@ import transformers
 from numpy.typing import NDArray
 
 from cascade.errors import Cancelled, CascadeError, InvalidInput
-from cascade.local import CancelToken, LocalAnswer
+from cascade.local import CancelToken
 from cascade.request import Message
 from cloud.engines.base import Capabilities, ChatRequest, EngineEvent
 from cloud.engines.causal import CausalModel, FolderFiles
 from cloud.engines.draft import Draft, DraftScore
-from cloud.engines.one_at_a_time import Put, stream_answer
+from cloud.engines.one_at_a_time import answering, stream_answer
 from cloud.errors import EngineFailed, ModelUnusable
 from edge.parts import Row, TreeNode
 
@@ -90,23 +91,7 @@ class Transformers:
         if model is None or worker is None:
             raise EngineFailed
 
-        def compute(put: Put, cancel: CancelToken) -> LocalAnswer:
-            if not request.options:
-                return model.generate(
-                    request.messages,
-                    max_tokens=request.max_tokens,
-                    stop=request.stop,
-                    sampling=request.sampling,
-                    json_schema=request.json_schema,
-                    regex=request.regex,
-                    draft=draft,
-                    on_text=lambda text: put(text, 1),
-                    cancel=cancel,
-                )
-            answer = model.choose(request.messages, request.options, cancel=cancel)
-            put(answer.text, answer.tokens)
-            return answer
-
+        compute = answering(functools.partial(model.generate, draft=draft), model.choose, request)
         prompt_tokens = model.count_tokens(request.messages)
         async with aclosing(stream_answer(worker, request, prompt_tokens, compute)) as batches:
             async for batch in batches:
