@@ -82,7 +82,7 @@ class TrainingConditions:
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """A device's request to be known. ``signature`` covers ``signed.enrolment(challenge)``."""
+    """A device's request to be known. ``signature`` covers ``statements.enrolment(challenge)``."""
 
     public_key: bytes
     challenge: bytes
@@ -102,7 +102,7 @@ class Enrolled:
 
 @dataclass(frozen=True, slots=True)
 class CheckIn:
-    """A device's request to take part. ``signature`` covers ``signed.check_in(...)``."""
+    """A device's request to take part. ``signature`` covers ``statements.check_in(...)``."""
 
     device_id: str
     request_id: bytes
@@ -150,7 +150,7 @@ class CheckInReply:
 
 @dataclass(frozen=True, slots=True)
 class UploadHeader:
-    """What will be uploaded. ``signature`` covers ``signed.update(...)``."""
+    """What will be uploaded. ``signature`` is ``sign_update``'s."""
 
     device_id: str
     lease_id: str
@@ -194,7 +194,7 @@ class UploadState:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """A lease given back. ``signature`` covers ``signed.abort(...)``."""
+    """A lease given back. ``signature`` covers ``statements.abort(...)``."""
 
     device_id: str
     lease_id: str
@@ -212,7 +212,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class MetricsReport:
-    """A device's counts since its last report. ``signature`` covers ``signed.metrics(...)``."""
+    """A device's counts since its last report. ``signature`` covers ``statements.metrics(...)``."""
 
     device_id: str
     report_id: bytes
@@ -224,7 +224,7 @@ class MetricsReport:
 @dataclass(frozen=True, slots=True)
 class PhaseMessage:
     """One device's message of one phase of secure aggregation. ``signature`` covers
-    ``signed.exchange(...)``."""
+    ``statements.exchange(...)``."""
 
     device_id: str
     lease_id: str

@@ -1,4 +1,4 @@
-"""The exact bytes that a device's ed25519 signatures cover, the same on both sides.
+"""What a device's signatures cover, to the byte, wherever it is not an update (``signed``).
 
 Every statement begins with its own name, so that a signature under one cannot be shown as another,
 and its parts are split by a zero byte, which none of them can hold.
@@ -24,29 +24,6 @@ def enrolment(challenge: bytes) -> bytes:
 def check_in(device_id: str, request_id: bytes, base_digest: str, adapter_digest: str) -> bytes:
     """What a check-in's signature covers."""
     return _statement("checkin", device_id, request_id.hex(), base_digest, adapter_digest)
-
-
-def update(
-    *,
-    device_id: str,
-    lease_id: str,
-    round_number: int,
-    base_digest: str,
-    adapter_version: int,
-    examples: int,
-    payload_sha256: str,
-) -> bytes:
-    """What an update's signature covers: it holds for one lease and one payload alone."""
-    return _statement(
-        "update",
-        device_id,
-        lease_id,
-        str(round_number),
-        base_digest,
-        str(adapter_version),
-        str(examples),
-        payload_sha256,
-    )
 
 
 def abort(device_id: str, lease_id: str) -> bytes:
