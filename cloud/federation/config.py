@@ -1,5 +1,5 @@
-"""The ``federation`` section of the cluster's YAML: what rounds are like, and what devices are asked
-to do in them."""
+"""The ``federation`` section of the cluster's YAML: what rounds are like, and what devices are
+asked to do in them."""
 
 from __future__ import annotations
 
@@ -36,6 +36,24 @@ class PlanConfig(StrictModel):
     def plan(self) -> TrainingPlan:
         """The plan that leases carry."""
         return TrainingPlan(**self.model_dump())
+
+
+class AggregationConfig(StrictModel):
+    """How updates become an adapter: where B alone is trained, by FFA-LoRA with this rule and this
+    server optimiser; where A is trained too, by the mean of products (rules ``mean`` and ``krum``).
+
+    Arguments:
+        trim: share that ``trimmed_mean`` leaves out at each end.
+        byzantine: hostile devices that ``krum`` withstands.
+        rate: of the server's step; by default 1 without an optimiser and with momentum, 0.01 with
+            Adam.
+    """
+
+    rule: Literal["mean", "trimmed_mean", "median", "krum"] = "mean"
+    trim: float = Field(default=0.1, ge=0, lt=0.5)
+    byzantine: int = Field(default=1, ge=0, le=10_000)
+    optimiser: Literal["plain", "momentum", "adam"] = "plain"
+    rate: float | None = Field(default=None, gt=0, lt=math.inf)
 
 
 class FederationConfig(StrictModel):
@@ -83,6 +101,7 @@ class FederationConfig(StrictModel):
     upload_memory_bytes: int = Field(default=64_000_000, ge=1)
     start_from: Literal["approved", "candidate"] = "approved"
     plan: PlanConfig = PlanConfig()
+    aggregation: AggregationConfig = AggregationConfig()
 
     @field_validator("adapter")
     @classmethod
@@ -97,6 +116,19 @@ class FederationConfig(StrictModel):
         if not 0 <= window[0] <= window[1] <= 604_800:
             raise ValueError("must be two rising numbers of seconds, 0 to 604800")
         return window
+
+    @model_validator(mode="after")
+    def _aggregable(self) -> Self:
+        how = self.aggregation
+        if self.plan.trained == "both" and how.rule not in ("mean", "krum"):
+            raise ValueError(
+                f"aggregation.rule {how.rule} is for plan.trained: b; with both take mean or krum"
+            )
+        if self.plan.trained == "both" and how.optimiser != "plain":
+            raise ValueError("aggregation.optimiser must be plain where plan.trained is both")
+        if how.rule == "krum" and self.minimum < 2 * how.byzantine + 3:
+            raise ValueError(f"krum needs a minimum of {2 * how.byzantine + 3} updates")
+        return self
 
     @model_validator(mode="after")
     def _fit(self) -> Self:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from cascade.errors import CascadeError, InvalidInput, RemoteError
+from cascade.errors import InvalidInput, RemoteError
 
 _log = logging.getLogger(__name__)
 
@@ -118,43 +118,35 @@ class Database:
                 return
 
     def _commit(self, jobs: Sequence[_Job]) -> None:
-        outcomes: list[tuple[_Job, object, BaseException | None]] = []
+        outcomes: list[tuple[_Job, object, Exception | None]] = []
         try:
             self._backend.begin()
             for job in jobs:
                 self._backend.execute("SAVEPOINT step", ())
+                result: object = None
+                failed: Exception | None = None
                 try:
-                    result, problem = job.step(self._backend), None
-                except CascadeError as refused:
-                    # A refusal that counts something keeps its count: see ``Refused``.
-                    result, problem = None, refused
-                    if not isinstance(refused, Kept):
-                        self._backend.execute("ROLLBACK TO SAVEPOINT step", ())
+                    result = job.step(self._backend)
                 except self._backend.errors:
                     raise
-                except Exception as defect:
-                    result, problem = None, defect
-                    self._backend.execute("ROLLBACK TO SAVEPOINT step", ())
+                except Exception as problem:
+                    failed = problem
+                    if not isinstance(problem, Kept):
+                        self._backend.execute("ROLLBACK TO SAVEPOINT step", ())
                 self._backend.execute("RELEASE SAVEPOINT step", ())
-                outcomes.append((job, result, problem))
+                outcomes.append((job, result, failed))
             self._backend.commit()
         except self._backend.errors as problem:
             _log.warning("the store of federated rounds failed: %s", problem)
             self._backend.close()
             for job in jobs:
-                job.done.set_exception(_unavailable("cannot be reached now"))
+                job.done.set_exception(_unavailable("cannot be used now"))
             return
-        except OSError as problem:
-            _log.warning("the store of federated rounds failed: %s", problem)
-            self._backend.close()
-            for job in jobs:
-                job.done.set_exception(_unavailable("cannot be written now"))
-            return
-        for job, result, failed in outcomes:
-            if failed is None:
+        for job, result, refused in outcomes:
+            if refused is None:
                 job.done.set_result(result)
             else:
-                job.done.set_exception(failed)
+                job.done.set_exception(refused)
 
 
 class Kept(RemoteError):
@@ -180,7 +172,7 @@ class _Backend(Transaction, Protocol):
 
 
 class _Sqlite:
-    errors: tuple[type[Exception], ...] = (sqlite3.Error,)
+    errors: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -236,7 +228,7 @@ class _PostgreSql:
                 "store", "PostgreSQL needs its driver: pip install 'edge-cloud-cascade[postgresql]'"
             ) from None
         self._psycopg = psycopg
-        self.errors: tuple[type[Exception], ...] = (psycopg.Error,)
+        self.errors: tuple[type[Exception], ...] = (psycopg.Error, OSError)
         self._url = url
         self._connection: psycopg.Connection[Any] | None = None
 

@@ -1,5 +1,5 @@
-"""What the store does for devices: enrol, lease, pieces, commit, abort. Each function is one step of
-one transaction; see ``database``. Times are seconds since 1970 by the coordinator's clock.
+"""What the store does for devices: enrol, lease, pieces, commit, abort. Each function is one step
+of one transaction; see ``database``. Times are seconds since 1970 by the coordinator's clock.
 """
 
 from __future__ import annotations
@@ -225,7 +225,9 @@ def receipt(tx: Transaction, lease_id: str) -> Receipt | None:
     return None if row is None else Receipt(lease_id, int(row[0]), str(row[1]), float(row[2]))
 
 
-def keep(tx: Transaction, lease_id: str, sha256: str, start: int, data: bytes, now: float) -> bool:
+def keep(
+    tx: Transaction, lease_id: str, *, sha256: str, start: int, data: bytes, now: float
+) -> bool:
     """Keep a piece of an upload that goes on where the kept ones end, while its lease is open; a
     piece of another payload replaces those before it. Returns whether it was kept."""
     found = lease(tx, lease_id)

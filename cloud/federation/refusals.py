@@ -1,4 +1,4 @@
-"""Why an update does not count: the reasons, each with its gRPC status, and how they are counted."""
+"""Why an update does not count: the reasons, each with its gRPC status, and their counters."""
 
 from __future__ import annotations
 
