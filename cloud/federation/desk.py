@@ -10,7 +10,7 @@ import hmac
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Final
 
 from cascade.errors import CascadeError, InvalidInput
@@ -88,6 +88,7 @@ class Desk:
         self._keys: dict[str, PublicKey] = {}
         self._leases: dict[str, tuple[leases.StoredLease, rounds.Round]] = {}
         self.uploading_bytes = 0
+        self._carried_on: set[asyncio.Task[object]] = set()
 
     def close(self) -> None:
         """Close the store."""
@@ -272,6 +273,13 @@ class Desk:
         """Note that an upload of this size has begun, or with a negative size that it has ended."""
         self.uploading_bytes += size
 
+    async def carry_on(self, work: Coroutine[object, object, T]) -> T:
+        """Do something to its end even where the call that asked for it is cancelled meanwhile."""
+        task = asyncio.create_task(work)
+        self._carried_on.add(task)
+        task.add_done_callback(self._carried_on.discard)
+        return await asyncio.shield(task)
+
     async def refuse(self, reason: Reason) -> Refused:
         """Count a refusal and give it, to be raised."""
         return await self._refusal(reason)
@@ -389,7 +397,9 @@ class _Upload:
             )
         self._keeping = False
         try:
-            return await self._desk.commit(self._header, self._shapes, self._payload)
+            return await self._desk.carry_on(
+                self._desk.commit(self._header, self._shapes, self._payload)
+            )
         except Refused:
             raise
         except CascadeError:
@@ -398,6 +408,9 @@ class _Upload:
             raise
 
     async def close(self) -> None:
+        await self._desk.carry_on(self._close())
+
+    async def _close(self) -> None:
         try:
             if self._keeping and len(self._payload) > self._kept:
                 await self._keep()
