@@ -436,7 +436,10 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
         for tier in config.tiers
     )
     ladders = tuple(folder / path.expanduser() for path in config.ladders)
-    return config.model_copy(update={"gateway": gateway, "tiers": tiers, "ladders": ladders})
+    anchored = {"gateway": gateway, "tiers": tiers, "ladders": ladders}
+    if config.federation is not None:
+        anchored["federation"] = config.federation.anchored(folder)
+    return config.model_copy(update=anchored)
 
 
 def _anchored_url(url: str | None, folder: Path) -> str | None:

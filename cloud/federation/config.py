@@ -140,6 +140,15 @@ class FederationConfig(StrictModel):
             raise ValueError("upload_memory_bytes is below max_payload_bytes")
         return self
 
+    def anchored(self, folder: Path) -> Self:
+        """The same with relative paths taken from ``folder``."""
+        changed: dict[str, object] = {}
+        if self.store is not None and "://" not in self.store:
+            changed["store"] = str(folder / Path(self.store).expanduser())
+        if self.signing_key is not None:
+            changed["signing_key"] = folder / self.signing_key.expanduser()
+        return self.model_copy(update=changed)
+
     @property
     def leases(self) -> int:
         """Leases at one time, or in a synchronous round."""
