@@ -7,6 +7,7 @@ which update counts, is the source's business. Devices use ``federation_client``
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar, cast
 
@@ -32,6 +33,8 @@ from cascade.federation.v1alpha1 import federation_pb2 as pb
 from cascade.federation.v1alpha1 import federation_pb2_grpc
 from cascade.wire import federation_convert as convert
 from cascade.wire.status import status_of
+
+_log = logging.getLogger(__name__)
 
 FEDERATION_SERVICE: Final = str(pb.DESCRIPTOR.services_by_name["FederationService"].full_name)
 
@@ -204,6 +207,8 @@ class _Servicer:
 async def _answered(context: _Context, answer: Callable[[], Awaitable[_Reply]]) -> _Reply | None:
     try:
         return await answer()
-    except CascadeError as error:
+    except Exception as error:
+        if not isinstance(error, CascadeError):
+            _log.error("a call of the federation service failed", exc_info=error)
         await context.abort_with_status(status_of(error))
     return None

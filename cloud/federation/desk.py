@@ -47,6 +47,7 @@ from cloud.registry import Registry
 
 _CHALLENGE_S: Final = 300.0
 _REMEMBERED: Final = 50_000
+_REMEMBERED_SIZES: Final = 64
 _PIECE_BYTES: Final = 1 << 18
 _OFF_THE_LOOP_BYTES: Final = 1 << 17
 """Payloads from this size on are checked in a thread: a smaller one takes less than the hop."""
@@ -87,6 +88,7 @@ class Desk:
         self._identity: tuple[str, bytes] | None = None
         self._keys: dict[str, PublicKey] = {}
         self._leases: dict[str, tuple[leases.StoredLease, rounds.Round]] = {}
+        self._sizes: dict[tuple[str, str], tuple[Shapes, int]] = {}
         self.uploading_bytes = 0
         self._carried_on: set[asyncio.Task[object]] = set()
 
@@ -175,9 +177,8 @@ class Desk:
         )
         if not key.signed(said.to_bytes(), header.signature):
             raise await self._refusal(Reason.BAD_SIGNATURE)
-        plan = TrainingPlan.from_bytes(of.plan.encode())
-        shapes = plan.shapes((await self._adapter(of.adapter_digest)).shapes)
-        if header.payload_bytes != plan.payload_bytes(shapes):
+        shapes, size = await self._expected(of)
+        if header.payload_bytes != size:
             raise await self._refusal(Reason.WRONG_SHAPE)
         if self.uploading_bytes + header.payload_bytes > self._config.upload_memory_bytes:
             raise Overloaded("the cluster takes as many updates as it may now", self._later())
@@ -298,6 +299,18 @@ class Desk:
         known = self._adapters.known(digest)
         if known is None:
             known = await asyncio.to_thread(self._adapters.read, digest)
+        return known
+
+    async def _expected(self, of: rounds.Round) -> tuple[Shapes, int]:
+        """Shapes and size of a round's updates."""
+        known = self._sizes.get((of.adapter_digest, of.plan))
+        if known is None:
+            plan = TrainingPlan.from_bytes(of.plan.encode())
+            adapter = (await self._adapter(of.adapter_digest)).shapes
+            known = plan.shapes(adapter), plan.payload_bytes(adapter)
+            while len(self._sizes) >= _REMEMBERED_SIZES:
+                del self._sizes[next(iter(self._sizes))]
+            self._sizes[of.adapter_digest, of.plan] = known
         return known
 
     async def _key(self, device_id: str) -> PublicKey:
