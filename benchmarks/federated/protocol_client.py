@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,9 @@ class _Device:
     key: SigningKey
     payload: bytes
     digest: str
+
+
+Work = Callable[[GrpcFederation, _Device], Awaitable[None]]
 
 
 class Fleet:
@@ -67,16 +71,16 @@ class Fleet:
 
     def take_part(self, at_once: int) -> Fields:
         """One round of every device: connect, check in, upload, have a receipt, disconnect."""
-        return asyncio.run(self._all(self._round, at_once))
+        return asyncio.run(self._all(self._take_part, at_once))
 
-    async def _all(self, work, at_once: int) -> Fields:  # type: ignore[no-untyped-def]
+    async def _all(self, work: Work, at_once: int) -> Fields:
         gate, statuses = asyncio.Semaphore(at_once), Counter[str]()
         began, cpu = time.monotonic(), time.process_time()
 
         async def one(device: _Device) -> float:
             async with gate:
                 start = time.monotonic()
-                statuses[await work(device)] += 1
+                statuses[await self._insist(work, device)] += 1
                 return time.monotonic() - start
 
         seconds = await asyncio.gather(*(one(device) for device in self._devices))
@@ -88,24 +92,12 @@ class Fleet:
             "seconds": {str(q): float(np.percentile(seconds, q)) for q in (50, 95, 100)},
         }
 
-    async def _enrol(self, device: _Device) -> str:
-        service = GrpcFederation(self._profile, deadline_s=_DEADLINE_S)
-        try:
-            public = device.key.public.raw
-            given = await service.challenge(public)
-            proof = device.key.sign_raw(statements.enrolment(given.challenge))
-            await service.enrol(Enrolment(public, given.challenge, proof))
-        except RemoteError as problem:
-            return problem.status
-        finally:
-            await service.close()
-        return "OK"
-
-    async def _round(self, device: _Device) -> str:
+    async def _insist(self, work: Work, device: _Device) -> str:
+        """Do something on a connection of its own; the status that it ends with."""
         while True:
             service = GrpcFederation(self._profile, deadline_s=_DEADLINE_S)
             try:
-                await self._take_part(service, device)
+                await work(service, device)
             except RemoteError as problem:
                 if problem.status != "UNAVAILABLE":
                     return f"{problem.status}: {problem.message}"
@@ -116,6 +108,12 @@ class Fleet:
                 return "OK"
             finally:
                 await service.close()
+
+    async def _enrol(self, service: GrpcFederation, device: _Device) -> None:
+        public = device.key.public.raw
+        given = await service.challenge(public)
+        proof = device.key.sign_raw(statements.enrolment(given.challenge))
+        await service.enrol(Enrolment(public, given.challenge, proof))
 
     async def _take_part(self, service: GrpcFederation, device: _Device) -> None:
         name, draw = device.key.public.key_id, random.Random()
