@@ -55,8 +55,11 @@ from edge.federation.timer import Timer
 if TYPE_CHECKING:  # gRPC takes a quarter of a second
     from cascade.wire import ClientProfile, GrpcArtifacts, GrpcFederation
 
-_KEEP: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"})
-"""Statuses after which an update is sent again; after any other it will never be taken."""
+_KEEP: Final = frozenset(
+    {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN"}
+)
+"""Statuses after which an update is sent again, until its lease expires; after any other it will
+never be taken."""
 _UNSAID_WAIT_S: Final = 60.0
 _SPREAD: Final = 0.25
 

@@ -130,6 +130,17 @@ def test_rounds_need_a_registry() -> None:
         parse_config(text, "cluster.yaml")
 
 
+def test_an_operator_s_cluster_needs_a_signing_key() -> None:
+    from cloud.deployment import DeployArgs, build
+
+    text = YAML.format(adapter="a" * 64).replace("  signing_key: publisher.key\n", "")
+    text = text.replace("registry: registry", "registry: /registry")
+    with pytest.raises(ConfigError, match=r"federation\.signing_key is missing"):
+        build(DeployArgs(config=text))
+    with pytest.raises(ConfigError, match=r"federation\.signing_key must be an absolute path"):
+        build(DeployArgs(config=YAML.format(adapter="a" * 64)))
+
+
 def test_a_password_is_not_shown(tmp_path: Path) -> None:
     text = YAML.format(adapter="a" * 64) + "  store: postgresql://me:secret@db:5432/rounds?x=y\n"
     planned = plan_cluster(parse_config(text, "cluster.yaml"), cores=2)
