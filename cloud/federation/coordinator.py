@@ -19,7 +19,7 @@ import numpy as np
 
 from cascade.errors import InvalidInput
 from cascade.federation import Shapes, Tensors, clip_to_norm, decode
-from cascade.federation.plan import TrainingPlan
+from cascade.federation.plan import RoundPlan
 from cloud.federation import leases, rounds
 from cloud.federation.adapters import Adapters
 from cloud.federation.chosen import chosen_strategy, read_state, write_state
@@ -180,7 +180,7 @@ class Coordinator:
     def _compute(self, claimed: Round, given: _Inputs) -> _Outcome:
         """The round's candidate, published. The same inputs give the same artifact."""
         start = self._adapters.read(claimed.adapter_digest)
-        plan = TrainingPlan.from_bytes(claimed.plan.encode())
+        plan = RoundPlan.from_bytes(claimed.plan.encode())
         contributions = []
         for each in given.updates:
             digest = given.served.get(each.adapter_version)
@@ -239,7 +239,7 @@ class Coordinator:
             _log.info("round %d is open", fresh.number)
 
 
-def _untouched(plan: TrainingPlan, adapter: Shapes) -> Tensors:
+def _untouched(plan: RoundPlan, adapter: Shapes) -> Tensors:
     """Zeros for what an update could have changed, had the plan said so."""
     return {
         name: np.zeros(shape, np.float32)
