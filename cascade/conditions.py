@@ -1,4 +1,4 @@
-"""What state the device is in: its connection and its battery.
+"""What state the device is in: its connection, its battery, and whether it has time to spare.
 
 ``ConditionsSource`` is the seam: an app knows its platform better than this package does. What a
 source does not know it leaves unknown, and nothing unknown stops a request.
@@ -23,11 +23,15 @@ class Conditions:
     Arguments:
         battery_share: what is left of the battery, in [0, 1]; ``None`` without one.
         charging: whether it is connected to power; ``None`` where that is not known.
+        idle: whether nobody uses it; ``None`` where that is not known.
+        temperature_c: of the part that gets too hot first, in degrees Celsius; likewise.
     """
 
     connectivity: Connectivity = "unknown"
     battery_share: float | None = None
     charging: bool | None = None
+    idle: bool | None = None
+    temperature_c: float | None = None
 
 
 class ConditionsSource(Protocol):

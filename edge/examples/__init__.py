@@ -1,0 +1,36 @@
+"""What a device may learn from: examples from its own answers, kept on the device alone.
+
+``example`` and ``consent`` say what one is and which may be kept, ``store`` keeps them
+(``cipher``: how; ``retention``: how long), ``learning`` fills it while the device answers, and
+``curate`` chooses from it (``similar``: what is said twice; ``label_noise``: which labels are
+doubtful).
+docs/examples.md shows all of it.
+"""
+
+from edge.examples.cipher import AesGcm, Cipher, Clear
+from edge.examples.consent import Consent, ConsentEntry
+from edge.examples.curate import Curated, CurationRules, LeftOut, Weighted, curate
+from edge.examples.example import HELD_OUT_SHARE, Example, Source
+from edge.examples.learning import Learning
+from edge.examples.retention import Retention
+from edge.examples.store import DamagedStore, ExampleStore
+
+__all__ = [
+    "HELD_OUT_SHARE",
+    "AesGcm",
+    "Cipher",
+    "Clear",
+    "Consent",
+    "ConsentEntry",
+    "Curated",
+    "CurationRules",
+    "DamagedStore",
+    "Example",
+    "ExampleStore",
+    "Learning",
+    "LeftOut",
+    "Retention",
+    "Source",
+    "Weighted",
+    "curate",
+]

@@ -1,0 +1,437 @@
+"""Where examples are kept: one SQLite file on the device, shared by its processes.
+
+Every write goes through ``_write``, which asks the standing consent first: what may not be kept is
+never in the file. Deleted texts are overwritten, and ``forget`` writes the file anew, so that their
+bytes are gone from it; what a flash chip keeps of old blocks is beyond its reach.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from cascade import home
+from cascade.errors import CascadeError, InvalidInput, NotFound
+from cascade.request import DataClass
+from edge.examples.cipher import Cipher, Clear
+from edge.examples.consent import Consent, ConsentEntry
+from edge.examples.example import Example, Source
+from edge.examples.retention import WAITING, Kept, Retention
+
+_FORMAT: Final = 1
+_BUSY_S: Final = 5.0
+_CHECK: Final = b"cascade examples"
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS seal (cipher TEXT NOT NULL, proof BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS consent (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, terms TEXT
+);
+CREATE TABLE IF NOT EXISTS example (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL UNIQUE, task TEXT NOT NULL,
+    at REAL NOT NULL, source TEXT NOT NULL, rejected INTEGER NOT NULL, data_class TEXT NOT NULL,
+    tier TEXT NOT NULL, model TEXT NOT NULL, confidence REAL, weight REAL NOT NULL,
+    worth INTEGER NOT NULL, size INTEGER NOT NULL, texts BLOB NOT NULL
+);
+"""
+_COLUMNS: Final = (
+    "request, task, at, source, rejected, data_class, tier, model, confidence, weight, texts"
+)
+_Row = tuple[str, str, float, str, int, str, str, str, float | None, float, bytes]
+
+
+class DamagedStore(CascadeError):
+    """The file is no store of examples any more. ``cascade examples forget --all`` removes it."""
+
+
+class ExampleStore:
+    """The examples of a device. Nothing is created before something is written. Safe to use from
+    any thread, and by several processes at once.
+
+    Arguments:
+        path: the file; by default the one under ``CASCADE_HOME``.
+        cipher: how texts lie in it; by default in clear.
+        clock: seconds since 1970.
+
+    Raises:
+        DamagedStore: by every method, where the file is damaged.
+        CascadeError: likewise, where it cannot be read or written: the disk is full, or another
+            process holds it for more than five seconds.
+        InvalidInput: likewise, where it was written with another cipher or key.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        retention: Retention | None = None,
+        cipher: Cipher | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = path or home.examples_path()
+        self._retention = retention or Retention()
+        self._cipher: Cipher = cipher or Clear()
+        self._clock = clock
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever written."""
+        return self.path.exists()
+
+    def grant(self, consent: Consent) -> None:
+        """Note that examples may be kept on these terms from now on, unless that stands already."""
+        with self._transaction() as file:
+            if _standing(file) != consent:
+                self._note(file, consent.to_text())
+
+    def withdraw(self) -> None:
+        """Note that nothing may be kept or learned any more. What is there stays until it is
+        forgotten."""
+        with self._transaction() as file:
+            if _standing(file) is not None:
+                self._note(file, None)
+
+    def consent(self) -> Consent | None:
+        """The terms that stand; ``None`` where nobody consented, or consent was withdrawn."""
+        entries = self.consents()
+        return entries[-1].terms if entries else None
+
+    def consents(self) -> list[ConsentEntry]:
+        """When consent was given and withdrawn, oldest first."""
+        with self._reading() as file:
+            rows = file.execute("SELECT at, terms FROM consent ORDER BY number") if file else []
+            return [
+                ConsentEntry(float(at), None if terms is None else Consent.from_text(terms))
+                for at, terms in rows
+            ]
+
+    def add(self, example: Example) -> str | None:
+        """Keep an example, and let go what is then too old or too much.
+
+        Returns:
+            Why it may not be kept, a fixed word; ``None`` where it is.
+        """
+        with self._transaction() as file:
+            return self._write(file, example)
+
+    def judge(self, request_id: str, *, correct: bool, correction: str | None = None) -> Example:
+        """Keep a user's word on an answer; the last one counts.
+
+        Arguments:
+            correct: the answer was right; a confirmed one is worth more than an unconfirmed one.
+            correction: what would have been right. Without one, a wrong answer is only left out.
+
+        Raises:
+            NotFound: nothing is kept of that request.
+            InvalidInput: ``correction`` is empty, none of the options, or comes with ``correct``.
+        """
+        with self._transaction() as file:
+            rows = self._examples(file, "WHERE request = ?", (request_id,))
+            if not rows:
+                raise NotFound(f"nothing is kept of request {request_id} to learn from")
+            judged = _judged(rows[0], correct, correction)
+            refusal = self._write(file, dataclasses.replace(judged, at_s=self._clock()))
+            if refusal is not None:
+                raise NotFound(f"of request {request_id} nothing may be kept any more ({refusal})")
+            return judged
+
+    def examples(self, *, task: str | None = None) -> list[Example]:
+        """All examples, oldest first; of one task, or of all."""
+        with self._reading() as file:
+            if file is None:
+                return []
+            where = "" if task is None else "WHERE task = ?"
+            return self._examples(file, where, () if task is None else (task,))
+
+    def size(self) -> int:
+        """Bytes of all texts together, as they lie in the file."""
+        with self._reading() as file:
+            if file is None:
+                return 0
+            (total,) = file.execute("SELECT COALESCE(SUM(size), 0) FROM example").fetchone()
+            return int(total)
+
+    def forget(
+        self, *, request_ids: Sequence[str] = (), task: str | None = None, mentioning: str = ""
+    ) -> int:
+        """Remove examples for good: those named, those of a task, those with a text in them.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            CascadeError: another process reads the file: the examples are removed, but bytes of
+                them may be left in it. Call it again.
+        """
+        if not self.exists:
+            return 0
+        with self._transaction() as file:
+            gone = [(name,) for name in request_ids]
+            if task is not None:
+                found = file.execute("SELECT request FROM example WHERE task = ?", (task,))
+                gone += found.fetchall()
+            if mentioning:
+                kept = self._examples(file, "", ())
+                gone += [(each.request_id,) for each in kept if each.mentions(mentioning)]
+            deleted = file.executemany("DELETE FROM example WHERE request = ?", gone).rowcount
+        self._scrub()
+        return max(0, deleted)
+
+    def forget_all(self) -> int:
+        """Remove every example for good, and the file itself where it is damaged. Needs no key.
+
+        Returns:
+            How many there were, as far as one can tell.
+        """
+        if not self.exists:
+            return 0
+        try:
+            with self._transaction(sealed=False) as file:
+                deleted = file.execute("DELETE FROM example").rowcount
+                file.execute("DELETE FROM seal")  # the next one to write may choose anew
+            self._scrub()
+            return deleted
+        except DamagedStore:
+            self.close()
+            for end in ("", "-wal", "-shm"):
+                self.path.with_name(self.path.name + end).unlink(missing_ok=True)
+            return 0
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, file: sqlite3.Connection, example: Example) -> str | None:
+        """The only way into the file. Returns why it is closed to ``example``."""
+        consent = _standing(file)
+        refusal = "no_consent" if consent is None else consent.refusal(example)
+        if refusal is not None:
+            return refusal
+        texts = self._cipher.seal(example.texts_to_bytes(), _about(example.request_id))
+        file.execute("DELETE FROM example WHERE request = ?", (example.request_id,))
+        file.execute(
+            f"INSERT INTO example ({_COLUMNS}, worth, size) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                example.request_id,
+                example.task_id,
+                example.at_s,
+                example.source.value,
+                int(example.rejected),
+                example.data_class.value,
+                example.tier,
+                example.model,
+                example.confidence,
+                example.weight,
+                texts,
+                _worth(example),
+                len(texts),
+            ),
+        )
+        self._retain(file)
+        return None
+
+    def _retain(self, file: sqlite3.Connection) -> None:
+        rows = file.execute("SELECT number, at, size, worth FROM example").fetchall()
+        outgoing = self._retention.outgoing([Kept(*row) for row in rows], self._clock())
+        file.executemany("DELETE FROM example WHERE number = ?", [(each,) for each in outgoing])
+
+    def _examples(
+        self, file: sqlite3.Connection, where: str, values: tuple[str, ...]
+    ) -> list[Example]:
+        rows = file.execute(f"SELECT {_COLUMNS} FROM example {where} ORDER BY at, number", values)
+        return [self._example(row) for row in rows]
+
+    def _example(self, row: _Row) -> Example:
+        request_id, task, at, source, rejected, data_class, tier, model, sure, weight, texts = row
+        bare = Example(
+            request_id,
+            (),
+            "",
+            Source(source),
+            at,
+            task_id=task,
+            data_class=DataClass(data_class),
+            rejected=bool(rejected),
+            tier=tier,
+            model=model,
+            confidence=sure,
+            weight=weight,
+        )
+        return bare.with_texts(self._cipher.open(texts, _about(request_id)))
+
+    def _note(self, file: sqlite3.Connection, terms: str | None) -> None:
+        file.execute("INSERT INTO consent (at, terms) VALUES (?, ?)", (self._clock(), terms))
+
+    def _scrub(self) -> None:
+        """Leave nothing of deleted rows in the file and its log of writes."""
+        with self._lock, self._named_errors():
+            file = self._opened()
+            file.execute("VACUUM")
+            # The log of writes still has the old pages until it is emptied.
+            (busy, _, _) = file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise CascadeError(
+                f"another process reads {self.path}: the examples are removed, but bytes of them "
+                "may be left in it; forget them again"
+            )
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """The file, if there is one, checked to be of this cipher and key."""
+        if not self.exists:
+            yield None
+            return
+        with self._lock, self._named_errors():
+            file = self._opened()
+            self._check_seal(file)
+            yield file
+
+    @contextlib.contextmanager
+    def _transaction(self, *, sealed: bool = True) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._named_errors():
+            file = self._opened()
+            file.execute("BEGIN IMMEDIATE")
+            try:
+                if sealed and not self._check_seal(file):
+                    proof = self._cipher.seal(_CHECK, _CHECK)
+                    file.execute("INSERT INTO seal VALUES (?, ?)", (self._cipher.name, proof))
+                yield file
+            except BaseException:
+                if file.in_transaction:  # a full disk may have ended it already
+                    file.execute("ROLLBACK")
+                raise
+            file.execute("COMMIT")
+
+    def _check_seal(self, file: sqlite3.Connection) -> bool:
+        """Whether the file has a seal, which then is this cipher's."""
+        row = file.execute("SELECT cipher, proof FROM seal").fetchone()
+        if row is None:
+            return False
+        name, proof = row
+        if name != self._cipher.name:
+            raise InvalidInput(
+                "cipher", f"is {self._cipher.name}, but {self.path} was written with {name}"
+            )
+        if self._cipher.open(proof, _CHECK) != _CHECK:
+            raise InvalidInput("cipher", f"is not the one that {self.path} was written with")
+        return True
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as problem:
+            code = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise DamagedStore(
+                    f"{self.path} is damaged ({problem}); cascade examples forget --all removes it"
+                ) from None
+            raise CascadeError(
+                f"examples in {self.path} cannot be read or written ({problem})"
+            ) from None
+        except OSError as problem:
+            raise CascadeError(
+                f"examples in {self.path} cannot be read or written ({problem.strerror})"
+            ) from None
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            connection = sqlite3.connect(
+                self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            try:
+                _prepare(connection, self.path)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    # Written through by the system's own time: a killed process loses nothing, a power cut the last
+    # moments, and neither leaves half a transaction.
+    _switch_to_wal(connection)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA secure_delete = ON")
+    connection.execute("PRAGMA temp_store = MEMORY")  # VACUUM would write texts elsewhere
+    (written,) = connection.execute("PRAGMA user_version").fetchone()
+    if written > _FORMAT:
+        raise InvalidInput(f"{path}", f"has format {written}; this SDK reads {_FORMAT}; upgrade it")
+    if written < _FORMAT:
+        connection.executescript(_SCHEMA)
+        connection.execute(f"PRAGMA user_version = {_FORMAT}")
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Unlike every other statement, this one does not wait where two processes make the file."""
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as problem:
+            if problem.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.02)
+
+
+def _standing(file: sqlite3.Connection) -> Consent | None:
+    row = file.execute("SELECT terms FROM consent ORDER BY number DESC LIMIT 1").fetchone()
+    return None if row is None or row[0] is None else Consent.from_text(row[0])
+
+
+def _judged(example: Example, correct: bool, correction: str | None) -> Example:
+    if correction is None:
+        if not correct:
+            return dataclasses.replace(example, rejected=True)
+        source = example.source if example.source is Source.CORRECTION else Source.CONFIRMATION
+        return dataclasses.replace(example, source=source, rejected=False, weight=1.0)
+    if correct:
+        raise InvalidInput("correction", "is for a wrong answer; leave it out of a right one")
+    if not correction.strip():
+        raise InvalidInput("correction", "is empty; write what would have been right")
+    if example.options and correction not in example.options:
+        raise InvalidInput(
+            "correction", f"{correction!r} is none of the options {', '.join(example.options)}"
+        )
+    return dataclasses.replace(
+        example, answer=correction, source=Source.CORRECTION, rejected=False, weight=1.0
+    )
+
+
+def _worth(example: Example) -> int:
+    """For ``Retention``: 0 waits, 1 was rejected, then by source."""
+    if example.rejected:
+        return WAITING + 1
+    return WAITING if example.source is Source.DEVICE else 1 + example.source.rank
+
+
+def _about(request_id: str) -> bytes:
+    return f"example {request_id}".encode()
