@@ -72,7 +72,8 @@ class Learning:
 
         Arguments:
             path: of the store; by default under ``CASCADE_HOME``.
-            consent: what may be kept; by default all but what may not leave the device.
+            consent: what may be kept; by default the terms that stand, at first all but what may
+                not leave the device. A withdrawal stands until somebody gives terms again.
             cipher: how texts lie in the file; by default in clear, readable by the owner alone.
             privacy: see ``Learning``.
 
@@ -83,7 +84,8 @@ class Learning:
         """
         store = ExampleStore(path, retention=retention, cipher=cipher)
         try:
-            store.grant(consent or Consent())
+            if store.grant(consent) is None:
+                _log.warning("examples: consent was withdrawn; nothing is kept")
         except CascadeError as problem:
             if isinstance(problem, ValueError):  # a mistake in the call, which nobody else will see
                 raise

@@ -87,11 +87,23 @@ class ExampleStore:
         """Whether anything was ever written."""
         return self.path.exists()
 
-    def grant(self, consent: Consent) -> None:
-        """Note that examples may be kept on these terms from now on, unless that stands already."""
+    def grant(self, consent: Consent | None = None) -> Consent | None:
+        """Note that examples may be kept on these terms from now on, unless that stands already.
+
+        Arguments:
+            consent: ``None`` leaves the terms as they stand, and also a withdrawal; where there was
+                neither, it is all but what may not leave the device.
+
+        Returns:
+            The terms that stand now; ``None`` where consent was withdrawn.
+        """
         with self._transaction() as file:
-            if _standing(file) != consent:
+            (entries,) = file.execute("SELECT COUNT(*) FROM consent").fetchone()
+            if consent is None and not entries:
+                consent = Consent()
+            if consent is not None and _standing(file) != consent:
                 self._note(file, consent.to_text())
+            return _standing(file)
 
     def withdraw(self) -> None:
         """Note that nothing may be kept or learned any more. What is there stays until it is
@@ -118,7 +130,8 @@ class ExampleStore:
         """Keep an example, and let go what is then too old or too much.
 
         Returns:
-            Why it may not be kept, a fixed word; ``None`` where it is.
+            Why it is not kept, a fixed word: what consent says, or ``retention`` where it is itself
+            too old or too large; ``None`` where it is kept.
         """
         with self._transaction() as file:
             return self._write(file, example)
@@ -232,7 +245,7 @@ class ExampleStore:
             return refusal
         texts = self._cipher.seal(example.texts_to_bytes(), _about(example.request_id))
         file.execute("DELETE FROM example WHERE request = ?", (example.request_id,))
-        file.execute(
+        made = file.execute(
             f"INSERT INTO example ({_COLUMNS}, worth, size) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -251,13 +264,14 @@ class ExampleStore:
                 len(texts),
             ),
         )
-        self._retain(file)
-        return None
+        return "retention" if made.lastrowid in self._retain(file) else None
 
-    def _retain(self, file: sqlite3.Connection) -> None:
+    def _retain(self, file: sqlite3.Connection) -> list[int]:
+        """Let go what is too old or too much; the numbers of it."""
         rows = file.execute("SELECT number, at, size, worth FROM example").fetchall()
         outgoing = self._retention.outgoing([Kept(*row) for row in rows], self._clock())
         file.executemany("DELETE FROM example WHERE number = ?", [(each,) for each in outgoing])
+        return outgoing
 
     def _examples(
         self, file: sqlite3.Connection, where: str, values: tuple[str, ...]
