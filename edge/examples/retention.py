@@ -17,6 +17,11 @@ from cascade.errors import InvalidInput
 
 DAY_S: Final = 86_400.0
 WAITING: Final = 0
+"""The worth of what waits for a user's word."""
+
+_SPARE: Final = (
+    50  # a full store makes room for so many parts of itself at once: it looks at all rows
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,15 @@ class Kept:
     at_s: float
     size: int
     worth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Rows taken together: how many, their bytes, the oldest one's ``at_s``."""
+
+    count: int = 0
+    size: int = 0
+    oldest_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +79,17 @@ class Retention:
             if getattr(self, name) < 1:
                 raise InvalidInput(f"retention.{name}", "is below 1")
 
+    def keeps(self, waiting: Totals, others: Totals, now_s: float) -> bool:
+        """Whether no row has to go, told by totals alone: quicker than looking at each."""
+        return (
+            waiting.count <= self.waiting_count
+            and others.count <= self.count
+            and waiting.size <= self.size // 4
+            and others.size <= self.size
+            and now_s - waiting.oldest_s <= self.waiting_age_s
+            and now_s - others.oldest_s <= self.age_s
+        )
+
     def outgoing(self, rows: Sequence[Kept], now_s: float) -> list[int]:
         """Numbers of the rows that have to go."""
         waiting = [row for row in rows if row.worth == WAITING]
@@ -83,6 +108,9 @@ def _outgoing(rows: Sequence[Kept], now_s: float, age_s: float, count: int, size
     )
     out = [row.number for row in old]
     number, total = len(staying), sum(row.size for row in staying)
+    if number <= count and total <= size:
+        return out
+    count, size = count - count // _SPARE, size - size // _SPARE
     for row in staying:
         if number <= count and total <= size:
             break

@@ -24,7 +24,7 @@ from cascade.request import DataClass
 from edge.examples.cipher import Cipher, Clear
 from edge.examples.consent import Consent, ConsentEntry
 from edge.examples.example import Example, Source
-from edge.examples.retention import WAITING, Kept, Retention
+from edge.examples.retention import WAITING, Kept, Retention, Totals
 
 _FORMAT: Final = 1
 _BUSY_S: Final = 5.0
@@ -268,6 +268,14 @@ class ExampleStore:
 
     def _retain(self, file: sqlite3.Connection) -> list[int]:
         """Let go what is too old or too much; the numbers of it."""
+        totals = {
+            waits: Totals(count, size, oldest)
+            for waits, count, size, oldest in file.execute(
+                "SELECT worth = 0, COUNT(*), SUM(size), MIN(at) FROM example GROUP BY worth = 0"
+            )
+        }
+        if self._retention.keeps(totals.get(1, Totals()), totals.get(0, Totals()), self._clock()):
+            return []
         rows = file.execute("SELECT number, at, size, worth FROM example").fetchall()
         outgoing = self._retention.outgoing([Kept(*row) for row in rows], self._clock())
         file.executemany("DELETE FROM example WHERE number = ?", [(each,) for each in outgoing])

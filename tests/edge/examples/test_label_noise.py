@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from cascade.errors import InvalidInput
+from cascade.records import load
 from edge.examples.label_noise import doubts, label_right
+
+SENTIMENT = Path(__file__).parents[3] / "benchmarks/decision/data/sentiment.parquet"
+OPTIONS = ("positive", "negative")
 
 
 def test_the_rule_by_hand():
@@ -89,3 +95,16 @@ def test_the_chance_that_a_label_is_right_is_calibrated_where_errors_are_indepen
 def test_what_does_not_fit_is_refused(p, labels):
     with pytest.raises(InvalidInput):
         doubts(p, labels)
+
+
+def test_on_real_answers_a_suspected_label_is_wrong_far_more_often_than_another():
+    """SmolLM2-135M on the device, Qwen2.5-Coder-0.5B as the source; people's ratings as truth."""
+    rows = [row for row in load(SENTIMENT) if row.outcomes["tier1"].answer in OPTIONS]
+    p = np.clip([row.outcomes["device"].scores.probabilities for row in rows], 0, 1)
+    given = np.array([OPTIONS.index(row.outcomes["tier1"].answer) for row in rows])
+    right = np.array([row.outcomes["tier1"].correct == 1 for row in rows])
+    suspect = doubts(p, given).suspect
+    assert suspect.sum() >= 20
+    assert (~right)[suspect].mean() > 3 * (~right)[~suspect].mean()
+    weight = np.where(suspect, np.maximum(0.25, label_right(p, given, np.full(len(p), 0.9))), 1)
+    assert (weight * right).sum() / weight.sum() > right.mean()

@@ -54,7 +54,7 @@ def kept(learning):
 def test_without_opting_in_nothing_is_kept(tiny, cluster, empty_home):
     with Device.open(tiny.path, trust=tiny.trust, cloud=cluster.profile) as device:
         assert device.choose("What a day.", OPTIONS).source == "tier1"
-        with pytest.raises(InvalidInput, match="learn=Learning.open"):
+        with pytest.raises(InvalidInput, match="to learn from; open"):
             device.feedback("some", correct=False, correction="good")
     assert not list(empty_home.rglob("examples*"))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cascade.errors import InvalidInput
 from edge.examples import Retention
-from edge.examples.retention import Kept
+from edge.examples.retention import Kept, Totals
 
 
 def test_the_old_ones_go():
@@ -38,6 +38,12 @@ def test_those_that_wait_have_room_of_their_own():
     assert Retention(count=10, waiting_count=4).outgoing(rows, 20) == [10, 11]
 
 
+def totals(rows: list[Kept]) -> Totals:
+    if not rows:
+        return Totals()
+    return Totals(len(rows), sum(row.size for row in rows), min(row.at_s for row in rows))
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 100), st.integers(0, 50), st.integers(0, 4)), max_size=30).map(
         lambda rows: [Kept(n, *row) for n, row in enumerate(rows)]
@@ -54,6 +60,12 @@ def test_what_stays_keeps_every_limit_and_nothing_useful_goes_before_the_useless
     assert sum(row.size for row in labelled) <= size
     assert len(waiting) <= 5
     assert all(100 - row.at_s <= 80 for row in labelled)
+    assert retention.keeps(totals(waiting), totals(labelled), 100)
+    assert retention.keeps(
+        totals([row for row in rows if not row.worth]),
+        totals([row for row in rows if row.worth]),
+        100,
+    ) == (not out)
     young = [row for row in rows if row.worth and row.number in out and 100 - row.at_s <= 80]
     for gone in young:
         assert all((gone.worth, gone.at_s) <= (row.worth, row.at_s) for row in labelled)
