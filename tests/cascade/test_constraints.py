@@ -132,6 +132,7 @@ LIMITS = st.builds(
     commercial=st.booleans(),
     metered_ok=st.booleans(),
     min_battery=st.floats(0, 1),
+    never_train=st.booleans(),
 )
 NUMBERS = st.floats(-3, 3)
 SCORERS = st.sampled_from([("raw_score",), ("mean_logprob",), ("raw_score", "min_margin")]).flatmap(
