@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self
 
-from cascade.errors import CascadeError
+from cascade.errors import CascadeError, InvalidInput
 from cascade.events import DEVICE, Answer
 from cascade.local import LocalAnswer
 from cascade.privacy import Privacy
@@ -95,7 +95,8 @@ class Learning:
     @property
     def lost(self) -> dict[str, int]:
         """How many answers were not kept, by why: what consent forbids by its word, ``store`` where
-        the file could not be written, ``busy`` where too many waited for it."""
+        the file could not be written, ``busy`` where too many waited for it, ``closed`` where the
+        device was closed before its answer was there."""
         with self._lock:
             return dict(self._lost)
 
@@ -112,17 +113,28 @@ class Learning:
             if self._waiting >= _WAITING:
                 self._lost["busy"] += 1
                 return
+            try:
+                self._writer.submit(self._add, request, example)
+            except RuntimeError:  # closed, while this request was under way
+                self._lost["closed"] += 1
+                return
             self._waiting += 1
-        self._writer.submit(self._add, request, example)
 
     def judged(
         self, request_id: str, *, correct: bool, correction: str | None = None
     ) -> Future[Example]:
         """Keep a user's word, behind the answers that came before it; see ``ExampleStore.judge``
-        for arguments and errors."""
-        return self._writer.submit(
-            self.store.judge, request_id, correct=correct, correction=correction
-        )
+        for arguments and errors.
+
+        Raises:
+            InvalidInput: this was closed.
+        """
+        try:
+            return self._writer.submit(
+                self.store.judge, request_id, correct=correct, correction=correction
+            )
+        except RuntimeError:
+            raise InvalidInput("device", "is closed; open another one") from None
 
     def settled(self) -> None:
         """Wait until all that came in so far is written."""
@@ -142,9 +154,11 @@ class Learning:
             refusal = "store"
             if not self.lost.get(refusal):
                 _log.warning("examples: %s; answers are not kept", problem)
-        with self._lock:
-            self._waiting -= 1
-            if refusal is not None:
+        finally:
+            with self._lock:
+                self._waiting -= 1
+        if refusal is not None:
+            with self._lock:
                 self._lost[refusal] += 1
 
 

@@ -8,17 +8,21 @@ or else a full store would never hear of a local answer again.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from cascade.errors import InvalidInput
+from cascade.strict import Fields
 
 DAY_S: Final = 86_400.0
 WAITING: Final = 0
 """The worth of what waits for a user's word."""
 
+_MOST: Final = 2**53
 _SPARE: Final = (
     50  # a full store makes room for so many parts of itself at once: it looks at all rows
 )
@@ -78,6 +82,28 @@ class Retention:
         for name in ("count", "size", "waiting_count"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"retention.{name}", "is below 1")
+
+    def to_text(self) -> str:
+        """JSON."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Read what ``to_text`` wrote.
+
+        Raises:
+            InvalidInput: a field is missing, unknown or unusable; it is named.
+        """
+        fields = Fields.from_bytes(text.encode(), "retention")
+        read = cls(
+            fields.number("age_s"),
+            fields.integer("count", 1, _MOST),
+            fields.integer("size", 1, _MOST),
+            fields.number("waiting_age_s"),
+            fields.integer("waiting_count", 1, _MOST),
+        )
+        fields.end()
+        return read
 
     def keeps(self, waiting: Totals, others: Totals, now_s: float) -> bool:
         """Whether no row has to go, told by totals alone: quicker than looking at each."""

@@ -31,6 +31,9 @@ _BUSY_S: Final = 5.0
 _CHECK: Final = b"cascade examples"
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS seal (cipher TEXT NOT NULL, proof BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS retention (
+    one INTEGER PRIMARY KEY CHECK (one = 1), limits TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS consent (
     number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, terms TEXT
 );
@@ -57,6 +60,8 @@ class ExampleStore:
 
     Arguments:
         path: the file; by default the one under ``CASCADE_HOME``.
+        retention: how long examples stay, for all who open the file from the first write on; by
+            default what it was last opened with, at first the usual.
         cipher: how texts lie in it; by default in clear.
         clock: seconds since 1970.
 
@@ -76,7 +81,7 @@ class ExampleStore:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.path = path or home.examples_path()
-        self._retention = retention or Retention()
+        self._retention = retention
         self._cipher: Cipher = cipher or Clear()
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
@@ -274,12 +279,23 @@ class ExampleStore:
                 "SELECT worth = 0, COUNT(*), SUM(size), MIN(at) FROM example GROUP BY worth = 0"
             )
         }
-        if self._retention.keeps(totals.get(1, Totals()), totals.get(0, Totals()), self._clock()):
+        retention = self._limits(file)
+        if retention.keeps(totals.get(1, Totals()), totals.get(0, Totals()), self._clock()):
             return []
         rows = file.execute("SELECT number, at, size, worth FROM example").fetchall()
-        outgoing = self._retention.outgoing([Kept(*row) for row in rows], self._clock())
+        outgoing = retention.outgoing([Kept(*row) for row in rows], self._clock())
         file.executemany("DELETE FROM example WHERE number = ?", [(each,) for each in outgoing])
         return outgoing
+
+    def _limits(self, file: sqlite3.Connection) -> Retention:
+        """Those of this process, which are then the file's, or else the file's own."""
+        row = file.execute("SELECT limits FROM retention").fetchone()
+        if self._retention is None:
+            return Retention() if row is None else Retention.from_text(row[0])
+        text = self._retention.to_text()
+        if row is None or row[0] != text:
+            file.execute("INSERT OR REPLACE INTO retention VALUES (1, ?)", (text,))
+        return self._retention
 
     def _examples(
         self, file: sqlite3.Connection, where: str, values: tuple[str, ...]

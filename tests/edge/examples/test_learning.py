@@ -222,6 +222,18 @@ def test_another_key_is_refused_when_the_device_is_opened(path):
         Learning.open(path)
 
 
+async def test_an_answer_that_comes_after_the_end_is_no_error(tiny, path):
+    learning = Learning.open(path)
+    async with AsyncDevice.open(
+        tiny.path, trust=tiny.trust, policies=tiny.policies, learn=learning
+    ) as device:
+        learning.close()
+        answer = await device.choose("Late.", OPTIONS)
+        with pytest.raises(InvalidInput, match="is closed"):
+            await device.feedback(answer, correct=True)
+    assert learning.lost == {"closed": 1}
+
+
 def test_consent_that_was_withdrawn_stands(tiny, path, caplog):
     first = Learning.open(path)
     first.store.withdraw()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,36 @@ def test_limits_are_kept_with_every_write(tmp_path, make):
             store.add(make(f"text {number}", request_id=f"r{number}"))
         assert [each.request_id for each in store.examples()] == ["r7", "r8", "r9"]
         assert store.add(make("old", at_s=0.5)) == "retention"
+
+
+def test_limits_hold_for_whoever_opens_the_file_next(tmp_path, make):
+    with ExampleStore(tmp_path / "s", retention=Retention(count=3), clock=lambda: 100.0) as store:
+        store.grant()
+        store.add(make("text"))
+    with ExampleStore(tmp_path / "s", clock=lambda: 100.0) as store:
+        for number in range(10):
+            store.add(make(f"text {number}"))
+        assert len(store.examples()) == 3
+    with ExampleStore(tmp_path / "s", retention=Retention(count=4), clock=lambda: 100.0) as store:
+        for number in range(10):
+            store.add(make(f"text {number}"))
+        assert len(store.examples()) == 4
+
+
+def test_who_forgets_is_told_where_a_reader_keeps_old_bytes(store, make, monkeypatch):
+    monkeypatch.setattr("edge.examples.store._BUSY_S", 0.2)
+    store.close()
+    store.add(make(SECRET, request_id="secret"))
+    reader = sqlite3.connect(store.path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT COUNT(*) FROM example").fetchone()
+    with pytest.raises(CascadeError, match="forget them again"):
+        store.forget(request_ids=["secret"])
+    assert store.examples() == []
+    reader.execute("COMMIT")
+    reader.close()
+    assert store.forget(request_ids=["secret"]) == 0
+    assert SECRET.encode() not in bytes_of(store)
 
 
 @pytest.mark.parametrize(
