@@ -1,9 +1,9 @@
 """What a device may learn from: examples from its own answers, kept on the device alone.
 
-``example`` and ``consent`` say what one is and which may be kept, ``store`` keeps them
-(``cipher``: how; ``retention``: how long), ``learning`` fills it while the device answers, and
-``curate`` chooses from it (``similar``: what is said twice; ``label_noise``: which labels are
-doubtful).
+``example`` and ``consent`` say what one is and which may be kept; ``store`` keeps them in a
+``file``, which ``cipher`` seals and ``retention`` bounds; ``learning`` fills it while the device
+answers; ``curate`` chooses from it (``similar``: what is said twice; ``label_noise``: which labels
+are doubtful), and ``stats`` counts what came of that.
 docs/examples.md shows all of it.
 """
 
@@ -11,9 +11,10 @@ from edge.examples.cipher import AesGcm, Cipher, Clear
 from edge.examples.consent import Consent, ConsentEntry
 from edge.examples.curate import Curated, CurationRules, LeftOut, Weighted, curate
 from edge.examples.example import HELD_OUT_SHARE, Example, Source
+from edge.examples.file import DamagedStore
 from edge.examples.learning import Learning
 from edge.examples.retention import Retention
-from edge.examples.store import DamagedStore, ExampleStore
+from edge.examples.store import ExampleStore
 
 __all__ = [
     "HELD_OUT_SHARE",

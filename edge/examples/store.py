@@ -7,51 +7,27 @@ bytes are gone from it; what a flash chip keeps of old blocks is beyond its reac
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from cascade import home
-from cascade.errors import CascadeError, InvalidInput, NotFound
+from cascade.errors import InvalidInput, NotFound
 from cascade.request import DataClass
 from edge.examples.cipher import Cipher, Clear
 from edge.examples.consent import Consent, ConsentEntry
 from edge.examples.example import Example, Source
+from edge.examples.file import DamagedStore, ExampleFile
 from edge.examples.retention import WAITING, Kept, Retention, Totals
 
-_FORMAT: Final = 1
-_BUSY_S: Final = 5.0
-_CHECK: Final = b"cascade examples"
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS seal (cipher TEXT NOT NULL, proof BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS retention (
-    one INTEGER PRIMARY KEY CHECK (one = 1), limits TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS consent (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, terms TEXT
-);
-CREATE TABLE IF NOT EXISTS example (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL UNIQUE, task TEXT NOT NULL,
-    at REAL NOT NULL, source TEXT NOT NULL, rejected INTEGER NOT NULL, data_class TEXT NOT NULL,
-    tier TEXT NOT NULL, model TEXT NOT NULL, confidence REAL, weight REAL NOT NULL,
-    worth INTEGER NOT NULL, size INTEGER NOT NULL, texts BLOB NOT NULL
-);
-"""
 _COLUMNS: Final = (
     "request, task, at, source, rejected, data_class, tier, model, confidence, weight, texts"
 )
 _Row = tuple[str, str, float, str, int, str, str, str, float | None, float, bytes]
-
-
-class DamagedStore(CascadeError):
-    """The file is no store of examples any more. ``cascade examples forget --all`` removes it."""
 
 
 class ExampleStore:
@@ -84,13 +60,12 @@ class ExampleStore:
         self._retention = retention
         self._cipher: Cipher = cipher or Clear()
         self._clock = clock
-        self._connection: sqlite3.Connection | None = None
-        self._lock = threading.RLock()
+        self._file = ExampleFile(self.path, self._cipher)
 
     @property
     def exists(self) -> bool:
         """Whether anything was ever written."""
-        return self.path.exists()
+        return self._file.exists
 
     def grant(self, consent: Consent | None = None) -> Consent | None:
         """Note that examples may be kept on these terms from now on, unless that stands already.
@@ -102,7 +77,7 @@ class ExampleStore:
         Returns:
             The terms that stand now; ``None`` where consent was withdrawn.
         """
-        with self._transaction() as file:
+        with self._file.transaction() as file:
             (entries,) = file.execute("SELECT COUNT(*) FROM consent").fetchone()
             if consent is None and not entries:
                 consent = Consent()
@@ -113,7 +88,7 @@ class ExampleStore:
     def withdraw(self) -> None:
         """Note that nothing may be kept or learned any more. What is there stays until it is
         forgotten."""
-        with self._transaction() as file:
+        with self._file.transaction() as file:
             if _standing(file) is not None:
                 self._note(file, None)
 
@@ -124,7 +99,7 @@ class ExampleStore:
 
     def consents(self) -> list[ConsentEntry]:
         """When consent was given and withdrawn, oldest first."""
-        with self._reading() as file:
+        with self._file.reading() as file:
             rows = file.execute("SELECT at, terms FROM consent ORDER BY number") if file else []
             return [
                 ConsentEntry(float(at), None if terms is None else Consent.from_text(terms))
@@ -138,7 +113,7 @@ class ExampleStore:
             Why it is not kept, a fixed word: what consent says, or ``retention`` where it is itself
             too old or too large; ``None`` where it is kept.
         """
-        with self._transaction() as file:
+        with self._file.transaction() as file:
             return self._write(file, example)
 
     def judge(self, request_id: str, *, correct: bool, correction: str | None = None) -> Example:
@@ -152,7 +127,7 @@ class ExampleStore:
             NotFound: nothing is kept of that request.
             InvalidInput: ``correction`` is empty, none of the options, or comes with ``correct``.
         """
-        with self._transaction() as file:
+        with self._file.transaction() as file:
             rows = self._examples(file, "WHERE request = ?", (request_id,))
             if not rows:
                 raise NotFound(f"nothing is kept of request {request_id} to learn from")
@@ -164,7 +139,7 @@ class ExampleStore:
 
     def examples(self, *, task: str | None = None) -> list[Example]:
         """All examples, oldest first; of one task, or of all."""
-        with self._reading() as file:
+        with self._file.reading() as file:
             if file is None:
                 return []
             where = "" if task is None else "WHERE task = ?"
@@ -172,7 +147,7 @@ class ExampleStore:
 
     def size(self) -> int:
         """Bytes of all texts together, as they lie in the file."""
-        with self._reading() as file:
+        with self._file.reading() as file:
             if file is None:
                 return 0
             (total,) = file.execute("SELECT COALESCE(SUM(size), 0) FROM example").fetchone()
@@ -192,7 +167,7 @@ class ExampleStore:
         """
         if not self.exists:
             return 0
-        with self._transaction() as file:
+        with self._file.transaction() as file:
             gone = [(name,) for name in request_ids]
             if task is not None:
                 found = file.execute("SELECT request FROM example WHERE task = ?", (task,))
@@ -201,7 +176,7 @@ class ExampleStore:
                 kept = self._examples(file, "", ())
                 gone += [(each.request_id,) for each in kept if each.mentions(mentioning)]
             deleted = file.executemany("DELETE FROM example WHERE request = ?", gone).rowcount
-        self._scrub()
+        self._file.scrub()
         return max(0, deleted)
 
     def forget_all(self) -> int:
@@ -213,23 +188,18 @@ class ExampleStore:
         if not self.exists:
             return 0
         try:
-            with self._transaction(sealed=False) as file:
+            with self._file.transaction(sealed=False) as file:
                 deleted = file.execute("DELETE FROM example").rowcount
                 file.execute("DELETE FROM seal")  # the next one to write may choose anew
-            self._scrub()
+            self._file.scrub()
             return deleted
         except DamagedStore:
-            self.close()
-            for end in ("", "-wal", "-shm"):
-                self.path.with_name(self.path.name + end).unlink(missing_ok=True)
+            self._file.remove()
             return 0
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -323,121 +293,6 @@ class ExampleStore:
 
     def _note(self, file: sqlite3.Connection, terms: str | None) -> None:
         file.execute("INSERT INTO consent (at, terms) VALUES (?, ?)", (self._clock(), terms))
-
-    def _scrub(self) -> None:
-        """Leave nothing of deleted rows in the file and its log of writes."""
-        with self._lock, self._named_errors():
-            file = self._opened()
-            file.execute("VACUUM")
-            # The log of writes still has the old pages until it is emptied.
-            (busy, _, _) = file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise CascadeError(
-                f"another process reads {self.path}: the examples are removed, but bytes of them "
-                "may be left in it; forget them again"
-            )
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection | None]:
-        """The file, if there is one, checked to be of this cipher and key."""
-        if not self.exists:
-            yield None
-            return
-        with self._lock, self._named_errors():
-            file = self._opened()
-            self._check_seal(file)
-            yield file
-
-    @contextlib.contextmanager
-    def _transaction(self, *, sealed: bool = True) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._named_errors():
-            file = self._opened()
-            file.execute("BEGIN IMMEDIATE")
-            try:
-                if sealed and not self._check_seal(file):
-                    proof = self._cipher.seal(_CHECK, _CHECK)
-                    file.execute("INSERT INTO seal VALUES (?, ?)", (self._cipher.name, proof))
-                yield file
-            except BaseException:
-                if file.in_transaction:  # a full disk may have ended it already
-                    file.execute("ROLLBACK")
-                raise
-            file.execute("COMMIT")
-
-    def _check_seal(self, file: sqlite3.Connection) -> bool:
-        """Whether the file has a seal, which then is this cipher's."""
-        row = file.execute("SELECT cipher, proof FROM seal").fetchone()
-        if row is None:
-            return False
-        name, proof = row
-        if name != self._cipher.name:
-            raise InvalidInput(
-                "cipher", f"is {self._cipher.name}, but {self.path} was written with {name}"
-            )
-        if self._cipher.open(proof, _CHECK) != _CHECK:
-            raise InvalidInput("cipher", f"is not the one that {self.path} was written with")
-        return True
-
-    @contextlib.contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as problem:
-            code = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise DamagedStore(
-                    f"{self.path} is damaged ({problem}); cascade examples forget --all removes it"
-                ) from None
-            raise CascadeError(
-                f"examples in {self.path} cannot be read or written ({problem})"
-            ) from None
-        except OSError as problem:
-            raise CascadeError(
-                f"examples in {self.path} cannot be read or written ({problem.strerror})"
-            ) from None
-
-    def _opened(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            connection = sqlite3.connect(
-                self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-            )
-            try:
-                _prepare(connection, self.path)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
-        return self._connection
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    # Written through by the system's own time: a killed process loses nothing, a power cut the last
-    # moments, and neither leaves half a transaction.
-    _switch_to_wal(connection)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA secure_delete = ON")
-    connection.execute("PRAGMA temp_store = MEMORY")  # VACUUM would write texts elsewhere
-    (written,) = connection.execute("PRAGMA user_version").fetchone()
-    if written > _FORMAT:
-        raise InvalidInput(f"{path}", f"has format {written}; this SDK reads {_FORMAT}; upgrade it")
-    if written < _FORMAT:
-        connection.executescript(_SCHEMA)
-        connection.execute(f"PRAGMA user_version = {_FORMAT}")
-
-
-def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    """Unlike every other statement, this one does not wait where two processes make the file."""
-    until = time.monotonic() + _BUSY_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as problem:
-            if problem.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                raise
-        time.sleep(0.02)
 
 
 def _standing(file: sqlite3.Connection) -> Consent | None:

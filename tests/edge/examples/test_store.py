@@ -150,7 +150,7 @@ def test_limits_hold_for_whoever_opens_the_file_next(tmp_path, make):
 
 
 def test_who_forgets_is_told_where_a_reader_keeps_old_bytes(store, make, monkeypatch):
-    monkeypatch.setattr("edge.examples.store._BUSY_S", 0.2)
+    monkeypatch.setattr("edge.examples.file._BUSY_S", 0.2)
     store.close()
     store.add(make(SECRET, request_id="secret"))
     reader = sqlite3.connect(store.path, isolation_level=None)
@@ -222,7 +222,7 @@ def test_texts_cannot_be_exchanged(tmp_path, make):
         store.grant()
         store.add(make("one", request_id="one"))
         store.add(make("two", request_id="two"))
-        file = store._opened()
+        file = store._file._opened()
         file.execute("UPDATE example SET texts = (SELECT texts FROM example WHERE request = 'one')")
         with pytest.raises(InvalidInput, match="was changed"):
             store.examples()
@@ -250,7 +250,7 @@ def test_a_damaged_file_is_named_and_can_be_removed(store, make, damage):
 
 
 def test_a_file_of_a_newer_format_is_left_alone(store):
-    store._opened().execute("PRAGMA user_version = 9")
+    store._file._opened().execute("PRAGMA user_version = 9")
     store.close()
     with pytest.raises(InvalidInput, match="format 9"):
         store.examples()
