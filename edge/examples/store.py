@@ -110,10 +110,17 @@ class ExampleStore:
         """Keep an example, and let go what is then too old or too much.
 
         Returns:
-            Why it is not kept, a fixed word: what consent says, or ``retention`` where it is itself
-            too old or too large; ``None`` where it is kept.
+            Why it is not kept, a fixed word: what consent says, ``retention`` where it is itself
+            too old or too large, ``judged`` where the same request was asked before and a user has
+            spoken on that answer; ``None`` where it is kept.
         """
         with self._file.transaction() as file:
+            before = file.execute(
+                "SELECT source, rejected FROM example WHERE request = ?", (example.request_id,)
+            ).fetchone()
+            users = (Source.CONFIRMATION.value, Source.CORRECTION.value)
+            if before is not None and (before[0] in users or before[1]):
+                return "judged"
             return self._write(file, example)
 
     def judge(self, request_id: str, *, correct: bool, correction: str | None = None) -> Example:

@@ -110,6 +110,18 @@ def test_a_users_word(store, make):
     assert store.judge("mended", correct=True).source is Source.CORRECTION
 
 
+def test_a_request_that_is_asked_again_does_not_undo_a_users_word(store, make):
+    for name in ("open", "mended", "wrong"):
+        store.add(make(name, request_id=name))
+    store.judge("mended", correct=False, correction="bad")
+    store.judge("wrong", correct=False)
+    refused = [store.add(make("again", request_id=name)) for name in ("open", "mended", "wrong")]
+    assert refused == [None, "judged", "judged"]
+    found = {each.request_id: each for each in store.examples()}
+    assert (found["mended"].answer, found["wrong"].rejected) == ("bad", True)
+    assert found["open"].messages[0].content == "again"
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
