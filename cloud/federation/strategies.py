@@ -149,7 +149,7 @@ class ProductMean:
 
     A singular value σ is shared out so that A's column has the length max(1, √σ). All of it in B,
     as in the paper, makes A's gradients so steep that training diverges at learning rates at which
-    it does well with separate means; √σ everywhere would make columns vanish that have yet to learn.
+    it does well with separate means; √σ everywhere would take away columns that have yet to learn.
 
     Arguments:
         rank: of what is served, ≥ 1.
