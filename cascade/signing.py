@@ -31,6 +31,14 @@ class PublicKey:
         """sha256 of the raw key, lower-case hex; names the key in signatures and messages."""
         return sha256_bytes(self.raw)
 
+    def signed(self, data: bytes, raw: bytes) -> bool:
+        """Whether ``raw`` is this key's bare signature (64 bytes) of ``data``."""
+        try:
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(raw, data)
+        except (InvalidSignature, ValueError):  # ValueError: the key is no point of the curve
+            return False
+        return True
+
 
 class SigningKey:
     """A publisher's private key. Keep it off devices."""
@@ -78,7 +86,11 @@ class SigningKey:
 
     def sign(self, data: bytes) -> bytes:
         """A detached signature file (JSON) over the exact bytes of ``data``."""
-        return _signature_file(self.public, self._private.sign(data))
+        return _signature_file(self.public, self.sign_raw(data))
+
+    def sign_raw(self, data: bytes) -> bytes:
+        """The bare signature, 64 bytes: for messages that name the key elsewhere."""
+        return self._private.sign(data)
 
 
 class TrustStore:
@@ -121,11 +133,8 @@ class TrustStore:
             UnknownPublisher: no pinned key did.
         """
         for key in self.keys().values():
-            try:
-                Ed25519PublicKey.from_public_bytes(key.raw).verify(raw, data)
-            except InvalidSignature:
-                continue
-            return _signature_file(key, raw)
+            if key.signed(data, raw):
+                return _signature_file(key, raw)
         raise UnknownPublisher(
             f"{what} is signed by none of the publishers that are pinned in {self._folder}"
         )
@@ -150,12 +159,10 @@ class TrustStore:
             ) from None
         for name, key in self.keys().items():
             if key.key_id == key_id:
-                try:
-                    Ed25519PublicKey.from_public_bytes(key.raw).verify(raw, data)
-                except InvalidSignature:
+                if not key.signed(data, raw):
                     raise Tampered(
                         what, f"differs from what {name} signed; fetch or build it again"
-                    ) from None
+                    )
                 return name
         raise UnknownPublisher(
             f"{what} is signed by the unknown publisher {key_id[:16]}…; "

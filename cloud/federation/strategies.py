@@ -1,0 +1,334 @@
+"""How a round's updates become the next adapter, and how far that is from what it should be.
+
+What it should be, for every strategy alike, is the served matrix plus the mean of what the devices
+changed in theirs:
+
+    W = A B + Σ c_i (A_i B_i − A_i⁰ B_i⁰),   c_i = w_i / Σ w_j / (1 + √gap_i)
+
+with A_i⁰ B_i⁰ what device i started from and gap_i the versions served since: buffered as FedBuff
+(arXiv 2106.06639), discounted as in NVFlare. Where all started from what is served, it is the mean
+of the products A_i B_i. ``agg_rel_err`` is ‖served − W‖ / ‖W‖ over all linears: 0 but for rounding
+with FFA-LoRA, the tail of the singular values with the product mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from cascade.errors import InvalidInput
+from cascade.federation import Shapes, Tensors, check_tensors, flatten, shapes_of, unflatten
+from cascade.federation.tensors import Doubles, Floats
+from cloud.federation.low_rank import Factor, LowRank
+from cloud.federation.optimisers import FRESH, Plain, ServerOptimiser, State
+from cloud.federation.robust import MultiKrum, Rule, WeightedMean
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One device's part in a round.
+
+    Arguments:
+        start: what it started from, by tensor name: ``NAME.a`` [inputs, rank] and ``NAME.b`` [rank,
+            outputs] of its rank, and heads; the served ones of its version (``at_rank``).
+        change: what it added to them; B's alone, or A's too. Decoded, so of right names and shapes.
+        weight: > 0; the number of its examples, bounded by whoever sets it.
+        gap: versions served since ``start``, ≥ 0.
+    """
+
+    start: Tensors
+    change: Tensors
+    weight: float = 1.0
+    gap: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """A round's result.
+
+    Arguments:
+        tensors: the next adapter, by name as served.
+        state: of the server optimiser.
+        agg_rel_err: of ``tensors``, before the server optimiser bends the step on purpose.
+    """
+
+    tensors: Mapping[str, Floats]
+    state: State
+    agg_rel_err: float
+
+
+class Strategy(Protocol):
+    """The seam: what is served and what came in, to what is served next."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether the sum of the changes is enough: the condition for secure aggregation."""
+        ...
+
+    def aggregate(
+        self, served: Tensors, contributions: Sequence[Contribution], state: State = FRESH
+    ) -> Aggregate:
+        """The next adapter.
+
+        Raises:
+            InvalidInput: no contributions, too few for a robust rule, or one that does not fit.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FfaLora:
+    """FFA-LoRA (arXiv 2403.12313): A stays as it is, and the mean of B is the mean of A B.
+
+    Arguments:
+        rule: what takes the place of the mean, in clear mode.
+        optimiser: of the server.
+    """
+
+    rule: Rule = field(default_factory=WeightedMean)
+    optimiser: ServerOptimiser = field(default_factory=Plain)
+
+    @property
+    def linear(self) -> bool:
+        """Only with the plain mean."""
+        return isinstance(self.rule, WeightedMean)
+
+    def aggregate(
+        self, served: Tensors, contributions: Sequence[Contribution], state: State = FRESH
+    ) -> Aggregate:
+        """The next adapter; A's are the served ones."""
+        weights = _weights(contributions)
+        shapes = _trained(served)
+        for contribution in contributions:
+            check_tensors(contribution.change, shapes)
+        rows = np.stack([discount(c.gap) * flatten(c.change) for c in contributions])
+        mean = unflatten(self.rule.combine(rows, weights), shapes)
+        return self._served(served, mean, state, target(served, contributions))
+
+    def from_mean(
+        self, served: Tensors, mean: Doubles, shapes: Shapes, state: State = FRESH
+    ) -> Aggregate:
+        """The next adapter from a mean that was formed elsewhere: under masks, or with noise.
+
+        Its ``agg_rel_err`` is that of rounding alone: what the mean should have been, nobody knows.
+
+        Arguments:
+            mean: flat, as ``cascade.federation.flatten`` orders it.
+            shapes: of the changes.
+        """
+        named = unflatten(mean, shapes)
+        check_tensors(named, _trained(served))
+        wanted = {
+            module: LowRank.sum(
+                [(1.0, a, b.astype(np.float64)), (1.0, a, named[f"{module}.b"].astype(np.float64))]
+            )
+            for module, (a, b) in ((module, _pair(served, module)) for module in modules(served))
+        }
+        return self._served(served, named, state, wanted)
+
+    def _served(
+        self, served: Tensors, mean: Tensors, state: State, wanted: Mapping[str, LowRank]
+    ) -> Aggregate:
+        step, state = self.optimiser.step(mean, state)
+        error = relative_error(_plus(served, mean), wanted)
+        return Aggregate(_plus(served, step), state, error)
+
+
+@dataclass(frozen=True, slots=True)
+class ProductMean:
+    """FlexLoRA (arXiv 2402.11505): the mean of products, by SVD back to rank ``rank``.
+
+    Devices may have ranks of their own: each gets the leading columns of what is served. Unlike the
+    paper, what counts is what a device changed and not what it had, so that a device of low rank
+    does not erase what it could never hold; with equal ranks the two are the same. The LoRA scale
+    is part of B and the same for all ranks: with alpha / rank it diverged. Heads are averaged.
+
+    A singular value σ is shared out so that A's column has the length max(1, √σ). All of it in B,
+    as in the paper, makes A's gradients so steep that training diverges at learning rates at which
+    it does well with separate means; √σ everywhere would take away columns that have yet to learn.
+
+    Arguments:
+        rank: of what is served, ≥ 1.
+        krum: drops contributions by their products before the mean; None for none.
+    """
+
+    rank: int
+    krum: MultiKrum | None = None
+
+    @property
+    def linear(self) -> bool:
+        """Never: the product of sums is not the sum of products."""
+        return False
+
+    def aggregate(
+        self, served: Tensors, contributions: Sequence[Contribution], state: State = FRESH
+    ) -> Aggregate:
+        """The next adapter; ``state`` passes through."""
+        _weights(contributions)
+        for contribution in contributions:
+            start = shapes_of(contribution.start)
+            trained_a = {name: start[name] for name in start.keys() & contribution.change.keys()}
+            check_tensors(contribution.change, _trained(contribution.start) | trained_a)
+        wanted = target(served, contributions)
+        kept = contributions
+        if self.krum is not None:
+            kept = [contributions[i] for i in self.krum.select(_distances(contributions))]
+        tensors = _heads(served, kept)
+        for module, matrix in (wanted if kept is contributions else target(served, kept)).items():
+            short = matrix.truncated(self.rank)
+            length = np.maximum(1.0, np.sqrt(np.linalg.norm(short.right, axis=1)))
+            tensors[f"{module}.a"] = (short.left * length).astype(np.float32)
+            tensors[f"{module}.b"] = (short.right / length[:, None]).astype(np.float32)
+        return Aggregate(tensors, state, relative_error(tensors, wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class SeparateMean:
+    """The mean of A and the mean of B, each by itself: wrong, and here to show by how much."""
+
+    @property
+    def linear(self) -> bool:
+        """The sums are enough, for what they are worth."""
+        return True
+
+    def aggregate(
+        self, served: Tensors, contributions: Sequence[Contribution], state: State = FRESH
+    ) -> Aggregate:
+        """The next adapter; ``state`` passes through."""
+        weights = _weights(contributions)
+        for contribution in contributions:
+            check_tensors(contribution.change, shapes_of(served))
+        rows = np.stack([discount(c.gap) * flatten(c.change) for c in contributions])
+        mean = unflatten(weights @ rows, shapes_of(served))
+        tensors = {name: served[name] + change for name, change in mean.items()}
+        return Aggregate(tensors, state, relative_error(tensors, target(served, contributions)))
+
+
+def discount(gap: int) -> float:
+    """1 / (1 + √gap): what an update is worth that is ``gap`` versions late."""
+    if gap < 0:
+        raise InvalidInput("gap", f"{gap} versions: an update cannot be ahead of what is served")
+    return 1 / (1 + math.sqrt(gap))
+
+
+def at_rank(served: Tensors, rank: int) -> dict[str, Floats]:
+    """What a device of ``rank`` starts from: the leading columns of A and rows of B, heads whole.
+
+    They are the best approximation of that rank after ``ProductMean``, which orders them.
+    """
+    if rank < 1:
+        raise InvalidInput("rank", f"{rank} is not 1 or more")
+    return {name: _leading(name, tensor, rank) for name, tensor in served.items()}
+
+
+def modules(tensors: Tensors) -> list[str]:
+    """The linears of which both A and B are there, sorted."""
+    names = sorted(name.removesuffix(".a") for name in tensors if name.endswith(".a"))
+    if lone := [name for name in names if f"{name}.b" not in tensors]:
+        raise InvalidInput(f"{lone[0]}.b", "is missing beside its A")
+    return names
+
+
+def target(served: Tensors, contributions: Sequence[Contribution]) -> dict[str, LowRank]:
+    """W of each linear, in factors."""
+    shares = _weights(contributions) * [discount(c.gap) for c in contributions]
+    wanted = {}
+    for module in modules(served):
+        a, b = _pair(served, module)
+        terms: list[tuple[float, Factor, Doubles]] = []
+        with_served_a = b.astype(np.float64)
+        for share, contribution in zip(shares, contributions, strict=True):
+            for sign, left, right in _product_change(contribution, module):
+                if np.array_equal(left, a):  # all of FFA-LoRA: one term instead of one a device
+                    with_served_a += share * sign * right
+                else:
+                    terms.append((share * sign, left, right))
+        wanted[module] = LowRank.sum([(1.0, a, with_served_a), *terms])
+    return wanted
+
+
+def relative_error(tensors: Tensors, wanted: Mapping[str, LowRank]) -> float:
+    """‖A B − W‖ / ‖W‖, Frobenius over all linears; 0 where both are 0."""
+    error = length = 0.0
+    for module, matrix in wanted.items():
+        a, b = _pair(tensors, module)
+        both = LowRank(np.hstack([matrix.left, a]), np.vstack([matrix.right, -b]))
+        error += both.norm() ** 2
+        length += matrix.norm() ** 2
+    if error == 0:
+        return 0.0
+    return math.sqrt(error / length) if length else math.inf
+
+
+def _weights(contributions: Sequence[Contribution]) -> Doubles:
+    if not contributions:
+        raise InvalidInput("updates", "are none; a round needs at least one")
+    weights = np.array([c.weight for c in contributions], np.float64)
+    if not (np.isfinite(weights) & (weights > 0)).all():
+        raise InvalidInput("weight", "must be a positive number for each update")
+    return np.asarray(weights / weights.sum(), np.float64)
+
+
+def _pair(tensors: Tensors, module: str) -> tuple[Floats, Floats]:
+    return tensors[f"{module}.a"], tensors[f"{module}.b"]
+
+
+def _product_change(contribution: Contribution, module: str) -> list[tuple[float, Factor, Doubles]]:
+    """A_i B_i − A_i⁰ B_i⁰ as terms."""
+    a, b = _pair(contribution.start, module)
+    change_b = contribution.change[f"{module}.b"].astype(np.float64)
+    change_a = contribution.change.get(f"{module}.a")
+    if change_a is None:
+        return [(1.0, a, change_b)]
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    return [(1.0, wide_a + change_a, wide_b + change_b), (-1.0, a, wide_b)]
+
+
+def _trained(served: Tensors) -> dict[str, tuple[int, ...]]:
+    """Shapes of what FFA-LoRA trains: all but A."""
+    return {name: tensor.shape for name, tensor in served.items() if not name.endswith(".a")}
+
+
+def _plus(served: Tensors, change: Tensors) -> dict[str, Floats]:
+    return {**served, **{name: served[name] + delta for name, delta in change.items()}}
+
+
+def _heads(served: Tensors, contributions: Sequence[Contribution]) -> dict[str, Floats]:
+    """Whatever is no A or B, plus the mean of its changes."""
+    shares = _weights(contributions) * [discount(c.gap) for c in contributions]
+    heads = {}
+    for name in (name for name in served if not name.endswith((".a", ".b"))):
+        change = sum(
+            share * c.change[name].astype(np.float64)
+            for share, c in zip(shares, contributions, strict=True)
+        )
+        heads[name] = (served[name] + change).astype(np.float32)
+    return heads
+
+
+def _distances(contributions: Sequence[Contribution]) -> Doubles:
+    """Squared distances between the devices' changes: of products, and of heads."""
+    inner = np.zeros((len(contributions), len(contributions)))
+    for module in modules(contributions[0].start):
+        products = [LowRank.sum(_product_change(c, module)) for c in contributions]
+        inner += [[one.inner(other) for other in products] for one in products]
+    heads = [
+        flatten({n: t for n, t in c.change.items() if not n.endswith((".a", ".b"))} or _NOTHING)
+        for c in contributions
+    ]
+    inner += np.array(heads) @ np.array(heads).T
+    squares = np.diag(inner)
+    return np.maximum(squares[:, None] + squares - 2 * inner, 0.0)
+
+
+def _leading(name: str, tensor: Floats, rank: int) -> Floats:
+    if name.endswith(".a"):
+        return np.ascontiguousarray(tensor[:, :rank])
+    return tensor[:rank].copy() if name.endswith(".b") else tensor.copy()
+
+
+_NOTHING: Tensors = {"nothing": np.zeros(1, np.float32)}
