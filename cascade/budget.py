@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from cascade.clock import Clock, Reading, SystemClock
+from cascade.clock import Clock, Reading, SystemClock, passed_s
 from cascade.errors import CascadeError, InvalidInput
 
 DAY_S: Final = 86_400.0
@@ -136,13 +136,10 @@ class Account:
 
     def at(self, reading: Reading, limits: MoneyLimits) -> Account:
         """The account at a later reading."""
-        if reading.boot == self.boot:
-            passed_s = max(0.0, reading.uptime_s - self.uptime_s)
-        else:
-            passed_s = max(0.0, reading.wall_s - self.now_s)
-        now_s = self.now_s + passed_s
+        since_s = passed_s(Reading(self.now_s, self.uptime_s, self.boot), reading)
+        now_s = self.now_s + since_s
         day = int(now_s // DAY_S)
-        flow = (limits.per_hour_usd or 0.0) * passed_s / _HOUR_S
+        flow = (limits.per_hour_usd or 0.0) * since_s / _HOUR_S
         return Account(
             now_s,
             reading.uptime_s,

@@ -30,6 +30,15 @@ class Reading:
     boot: str
 
 
+def passed_s(before: Reading, now: Reading) -> float:
+    """Seconds between two readings, ≥ 0. While the machine runs, time passes by its uptime alone:
+    setting the wall clock buys nothing. Across a restart there is the wall clock alone, of which
+    backwards counts as no time."""
+    if now.boot == before.boot:
+        return max(0.0, now.uptime_s - before.uptime_s)
+    return max(0.0, now.wall_s - before.wall_s)
+
+
 class Clock(Protocol):
     """A source of readings."""
 

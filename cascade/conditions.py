@@ -1,4 +1,4 @@
-"""What state the device is in: its connection and its battery.
+"""What state the device is in: its connection, its battery, and whether it has time to spare.
 
 ``ConditionsSource`` is the seam: an app knows its platform better than this package does. What a
 source does not know it leaves unknown, and nothing unknown stops a request.
@@ -23,11 +23,15 @@ class Conditions:
     Arguments:
         battery_share: what is left of the battery, in [0, 1]; ``None`` without one.
         charging: whether it is connected to power; ``None`` where that is not known.
+        idle: whether nobody uses it; ``None`` where that is not known.
+        temperature_c: of the part that gets too hot first, in degrees Celsius; likewise.
     """
 
     connectivity: Connectivity = "unknown"
     battery_share: float | None = None
     charging: bool | None = None
+    idle: bool | None = None
+    temperature_c: float | None = None
 
 
 class ConditionsSource(Protocol):
@@ -72,14 +76,21 @@ class LinuxConditions:
     Arguments:
         root: ``/sys/class``, or a copy for tests.
         now: a clock that does not jump.
+        temperature: whether to read the hottest thermal zone too, a file for each; who trains looks
+            at it, who escalates does not.
     """
 
     forget_s: Final = 5.0
 
     def __init__(
-        self, root: Path = Path("/sys/class"), *, now: Callable[[], float] = time.monotonic
+        self,
+        root: Path = Path("/sys/class"),
+        *,
+        now: Callable[[], float] = time.monotonic,
+        temperature: bool = False,
     ) -> None:
         self._root = root
+        self._temperature = temperature
         self._now = now
         self._lock = threading.Lock()
         self._unreached_s: float | None = None
@@ -87,7 +98,9 @@ class LinuxConditions:
     def read(self) -> Conditions:
         """The state now; a few small files are read."""
         share, charging = self._power()
-        return Conditions("offline" if self._offline() else "unknown", share, charging)
+        hottest_c = self._hottest_c() if self._temperature else None
+        connectivity: Connectivity = "offline" if self._offline() else "unknown"
+        return Conditions(connectivity, share, charging, temperature_c=hottest_c)
 
     def note_call(self, reached: bool) -> None:
         """Remember whether the last call found a connection."""
@@ -105,6 +118,11 @@ class LinuxConditions:
             if interface.name != "lo"
         ]
         return bool(states) and not any(state in ("up", "unknown") for state in states)
+
+    def _hottest_c(self) -> float | None:
+        """Of all thermal zones, in which the kernel tells thousandths of a degree."""
+        told = [_text(zone / "temp") for zone in _entries(self._root / "thermal")]
+        return max((int(each) / 1000 for each in told if each.lstrip("-").isdigit()), default=None)
 
     def _power(self) -> tuple[float | None, bool | None]:
         shares: list[float] = []

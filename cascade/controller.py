@@ -19,8 +19,8 @@ from cascade.constraints import refusal
 from cascade.decision_record import DecisionRecord
 from cascade.egress import Egress, Passage
 from cascade.errors import CascadeError, DeadlineExceeded, InvalidInput, RemoteError
-from cascade.events import DEVICE, Event, Final, Superseded, Token
-from cascade.local import LocalClassifier, LocalModel, Unreadable
+from cascade.events import DEVICE, Answer, Event, Final, Superseded, Token
+from cascade.local import LocalAnswer, LocalClassifier, LocalModel, Unreadable
 from cascade.local_decode import LocalDecode
 from cascade.monitor import Monitor
 from cascade.policy import (
@@ -53,6 +53,8 @@ class Controller:
             limits.
         checks: what the device's answers have to pass.
         on_decision: told about every decision, with all that it was made from.
+        on_answer: told about every answer before it is given, with the device's own if it tried.
+            Must be quick, and must not raise.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Controller:
         egress: Egress | None = None,
         checks: Checks | None = None,
         on_decision: Callable[[DecisionRecord], None] | None = None,
+        on_answer: Callable[[Request, LocalAnswer | None, Answer], None] | None = None,
     ) -> None:
         if local is None and remote is None:
             raise InvalidInput("local", "is None and so is remote; give at least one of them")
@@ -75,6 +78,7 @@ class Controller:
         self._egress = egress or Egress()
         self._checks = checks or Checks()
         self._on_decision = on_decision
+        self._on_answer = on_answer
 
     async def run(self, request: Request, *, show: Show = "final") -> AsyncGenerator[Event, None]:
         """Answer ``request``. Closing the iterator cancels whatever is under way.
@@ -111,7 +115,7 @@ class Controller:
                 async for event in events:
                     yield event
             if state.answer is not None:
-                yield Final(state.answer)
+                yield self._final(state, state.answer)
                 return
         if state.cut and self._local is not None:
             async with contextlib.aclosing(self._finish_locally(self._local, state)) as events:
@@ -357,8 +361,13 @@ class Controller:
         if local is None:  # only after a remote failure, which then was raised
             raise state.remote_error or RemoteError("INTERNAL", "there is no answer")
         events = state.show_locally(local.text)
-        events.append(Final(state.local_answer(local, decision)))
+        events.append(self._final(state, state.local_answer(local, decision)))
         return events
+
+    def _final(self, state: RequestState, answer: Answer) -> Final:
+        if self._on_answer is not None:
+            self._on_answer(state.request, state.local, answer)
+        return Final(answer)
 
 
 def _without_answer(problem: RemoteError, request: Request) -> CascadeError:

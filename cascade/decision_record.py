@@ -214,6 +214,7 @@ def _constraints(value: object) -> Constraints:
         commercial=fields.boolean("commercial"),
         metered_ok=fields.boolean("metered_ok"),
         min_battery=fields.number("min_battery"),
+        never_train=fields.boolean("never_train") if fields.given("never_train") else False,
     )
     fields.end()
     read.check()
@@ -244,7 +245,12 @@ def _conditions(value: object) -> Conditions:
         raise InvalidInput(fields.path("charging"), "must be true, false or null")
     connectivity = fields.choice("connectivity", get_args(Connectivity))
     read = Conditions(
-        cast(Connectivity, connectivity), fields.number_or_none("battery_share", 0.0, 1.0), charging
+        cast(Connectivity, connectivity),
+        fields.number_or_none("battery_share", 0.0, 1.0),
+        charging,
+        # Written since devices learn.
+        fields.boolean("idle") if fields.given("idle") else None,
+        fields.number("temperature_c") if fields.given("temperature_c") else None,
     )
     fields.end()
     return read

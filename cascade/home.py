@@ -74,6 +74,16 @@ def budget_path() -> Path:
     return home() / "budget.sqlite3"
 
 
+def examples_path() -> Path:
+    """What this device may learn from: the users' own words."""
+    return home() / "examples.sqlite3"
+
+
+def training_path() -> Path:
+    """How much of its budget for learning this device has used."""
+    return home() / "training.sqlite3"
+
+
 def latency_path() -> Path:
     """How long the tiers of each cluster took."""
     return home() / "latency.json"

@@ -58,6 +58,7 @@ class Constraints:
         metered_ok: whether a metered connection may be used.
         min_battery: share of the battery, in [0, 1], below which nothing is escalated unless the
             device is being charged.
+        never_train: nothing of this request is kept to learn from, whatever its data class.
     """
 
     deadline_s: float = 60.0
@@ -69,6 +70,7 @@ class Constraints:
     commercial: bool = False
     metered_ok: bool = True
     min_battery: float = 0.0
+    never_train: bool = False
 
     def check(self) -> None:
         """Raise ``InvalidInput`` naming the first field that is out of range."""

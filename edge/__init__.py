@@ -31,6 +31,7 @@ from edge.classifier_spec import ClassifierSpec, InputSpec
 from edge.conversation import AsyncConversation, Conversation
 from edge.delivery import Delivered, set_up
 from edge.device import Device
+from edge.examples import Consent, Learning
 from edge.generate import Step
 from edge.metrics import DeviceMetrics, MetricsServer
 from edge.model import OnnxModel
@@ -50,6 +51,7 @@ __all__ = [
     "ClientProfile",
     "Conditions",
     "ConditionsSource",
+    "Consent",
     "Constraints",
     "Conversation",
     "DataClass",
@@ -63,6 +65,7 @@ __all__ = [
     "FixedConditions",
     "InputSpec",
     "Latency",
+    "Learning",
     "LocalAnswer",
     "LocalModel",
     "Manifest",

@@ -38,6 +38,7 @@ from edge.bundle import Bundle
 from edge.classifier import OnnxClassifier
 from edge.conversation import AsyncConversation, Overflow
 from edge.delivery import Delivered
+from edge.examples import Learning
 from edge.model import OnnxModel
 from edge.observing import Observer, deciding, observed
 from edge.profile import recommended_threads
@@ -67,9 +68,11 @@ class AsyncDevice:
         checks: Checks | None = None,
         on_decision: Callable[[DecisionRecord], None] | None = None,
         observers: Iterable[Observer] = (),
+        learn: Learning | None = None,
     ) -> None:
         self._model = model
         self._monitor = monitor
+        self._learn = learn
         self._observers = tuple(observers)
         self._controller = Controller(
             model,
@@ -79,6 +82,7 @@ class AsyncDevice:
             egress=egress,
             checks=checks,
             on_decision=deciding(on_decision, self._observers),
+            on_answer=learn.answered if learn else None,
         )
 
     @classmethod
@@ -95,6 +99,7 @@ class AsyncDevice:
         checks: Checks | None = None,
         on_decision: Callable[[DecisionRecord], None] | None = None,
         observers: Iterable[Observer] = (),
+        learn: Learning | None = None,
     ) -> Self:
         """Verify and load a bundle.
 
@@ -115,6 +120,8 @@ class AsyncDevice:
             checks: what the device's answers have to pass, whatever their confidence.
             on_decision: told about every decision, with all that it was made from.
             observers: told about every decision, answer and failure, e.g. ``DeviceMetrics``.
+            learn: keeps answers as examples to learn from, ``Learning.open(…)``; closed with the
+                device. By default nothing is kept.
 
         Raises:
             NotFound: there is no such bundle.
@@ -147,6 +154,7 @@ class AsyncDevice:
             checks=checks,
             on_decision=on_decision,
             observers=observers,
+            learn=learn,
         )
 
     @property
@@ -362,16 +370,45 @@ class AsyncDevice:
         """
         await asyncio.to_thread(self._own_model().unload_adapter, digest)
 
-    async def feedback(self, request_id: str, *, correct: bool) -> None:
-        """Tell the monitor what a user says of a recent answer that this device kept.
+    async def feedback(
+        self, answer: Answer | str, *, correct: bool, correction: str | None = None
+    ) -> None:
+        """Tell what a user says of an answer: to the monitor, of a recent one that this device
+        kept; and to what it learns from, of any that is there, also from before a restart.
 
         Arguments:
-            request_id: of the answer, ``Answer.request_id``.
+            answer: the answer, or its ``request_id``.
+            correction: what would have been right, to learn from; one of the options where there
+                were any. It stays on this device.
 
         Raises:
-            NotFound: there is no monitor, or no such answer is remembered.
+            NotFound: neither the monitor nor the store of examples knows that answer, or there is
+                neither.
+            InvalidInput: ``correction`` is none of the options, or comes with a right answer.
+            CascadeError: the store of examples cannot be written.
         """
-        self._own_monitor().feedback(request_id, correct=correct)
+        request_id = answer if isinstance(answer, str) else answer.request_id
+        unknown: NotFound | None = None
+        heard = False
+        if self._learn is not None:
+            judged = self._learn.judged(request_id, correct=correct, correction=correction)
+            try:
+                await asyncio.wrap_future(judged)
+                heard = True
+            except NotFound as problem:
+                unknown = problem
+        elif correction is not None:
+            raise InvalidInput(
+                "correction", "is to learn from; open the device with learn=Learning.open()"
+            )
+        if self._monitor is not None or self._learn is None:
+            try:
+                self._own_monitor().feedback(request_id, correct=correct)
+                heard = True
+            except NotFound as problem:
+                unknown = problem
+        if not heard and unknown is not None:
+            raise unknown
 
     async def to_grade(self) -> list[str]:
         """Request ids of answers that were drawn for a grader of yours, oldest first; see
@@ -389,6 +426,9 @@ class AsyncDevice:
             NotFound: there is no monitor, or the answer does not wait for a grader.
         """
         self._own_monitor().grade(request_id, correct=correct)
+        if self._learn is not None:
+            with contextlib.suppress(NotFound):  # the store need not know what the monitor does
+                await asyncio.wrap_future(self._learn.judged(request_id, correct=correct))
 
     async def audited(self) -> None:
         """Wait until the audits under way have ended; ``close`` cancels them. One takes at most
@@ -400,8 +440,11 @@ class AsyncDevice:
         await self._own_monitor().settled()
 
     async def close(self) -> None:
-        """Close the connection to the cluster, and the monitor with its audits under way."""
+        """Close the connection to the cluster, the monitor with its audits under way, and the store
+        of examples once everything is written."""
         await self._controller.close()
+        if self._learn is not None:
+            await asyncio.to_thread(self._learn.close)
 
     def _own_monitor(self) -> Monitor:
         if self._monitor is None:

@@ -27,6 +27,7 @@ from cascade.wire import ClientProfile
 from edge.async_device import AsyncDevice, remote_to
 from edge.classifier import OnnxClassifier
 from edge.conversation import Conversation, Overflow
+from edge.examples import Learning
 from edge.model import OnnxModel
 from edge.observing import Observer
 from edge.portal import Portal
@@ -90,6 +91,7 @@ class Device:
         checks: Checks | None = None,
         on_decision: Callable[[DecisionRecord], None] | None = None,
         observers: Iterable[Observer] = (),
+        learn: Learning | None = None,
     ) -> Self:
         """Verify and load a bundle; see ``AsyncDevice.open``."""
 
@@ -105,6 +107,7 @@ class Device:
                 checks=checks,
                 on_decision=on_decision,
                 observers=observers,
+                learn=learn,
             )
 
         portal = Portal()
@@ -126,6 +129,7 @@ class Device:
         checks: Checks | None = None,
         on_decision: Callable[[DecisionRecord], None] | None = None,
         observers: Iterable[Observer] = (),
+        learn: Learning | None = None,
     ) -> Self:
         """A device around a model that is loaded already; several may share it."""
 
@@ -139,6 +143,7 @@ class Device:
                 checks=checks,
                 on_decision=on_decision,
                 observers=observers,
+                learn=learn,
             )
 
         portal = Portal()

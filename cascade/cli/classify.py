@@ -27,6 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer and print."""
+    if args.learn:
+        raise InvalidInput("learn", "keeps texts alone; leave it out where tensors are asked about")
     tensors = dict(_read(text) for text in args.inputs)
     with open_device(args) as device:
         answer = device.classify(

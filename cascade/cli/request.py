@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cascade.cli import audits, limits
+from cascade.cli import audits, learning, limits
 from cascade.cli.interrupt import loading
 from cascade.events import DEVICE, Answer
 from cascade.policy import Reason
@@ -91,6 +91,7 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     limits.add_limit_options(parser)
     audits.add_audit_options(parser)
+    learning.add_learning_options(parser)
 
 
 def add_answering_options(parser: argparse.ArgumentParser) -> None:
@@ -153,6 +154,7 @@ def constraints(args: argparse.Namespace) -> Constraints:
         residency=args.residency,
         metered_ok=not args.unmetered,
         min_battery=args.min_battery,
+        never_train=args.never_train,
     )
 
 
@@ -171,6 +173,7 @@ def open_device(args: argparse.Namespace) -> Iterator[Device]:
         egress=limits.egress(args, profile.address if profile else ""),
         checks=limits.checks(args),
         on_decision=limits.decision_log(args),
+        learn=learning.learning(args),
     ) as device:
         yield device
         if monitor is not None:

@@ -147,6 +147,10 @@ class ProductMean:
     does not erase what it could never hold; with equal ranks the two are the same. The LoRA scale
     is part of B and the same for all ranks: with alpha / rank it diverged. Heads are averaged.
 
+    A singular value σ is shared out so that A's column has the length max(1, √σ). All of it in B,
+    as in the paper, makes A's gradients so steep that training diverges at learning rates at which
+    it does well with separate means; √σ everywhere would take away columns that have yet to learn.
+
     Arguments:
         rank: of what is served, ≥ 1.
         krum: drops contributions by their products before the mean; None for none.
@@ -176,8 +180,9 @@ class ProductMean:
         tensors = _heads(served, kept)
         for module, matrix in (wanted if kept is contributions else target(served, kept)).items():
             short = matrix.truncated(self.rank)
-            tensors[f"{module}.a"] = short.left.astype(np.float32)
-            tensors[f"{module}.b"] = short.right.astype(np.float32)
+            length = np.maximum(1.0, np.sqrt(np.linalg.norm(short.right, axis=1)))
+            tensors[f"{module}.a"] = (short.left * length).astype(np.float32)
+            tensors[f"{module}.b"] = (short.right / length[:, None]).astype(np.float32)
         return Aggregate(tensors, state, relative_error(tensors, wanted))
 
 

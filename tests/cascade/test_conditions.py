@@ -80,3 +80,16 @@ def test_an_app_says_what_it_knows():
     conditions.set(Conditions("metered", 0.2, False))
     conditions.note_call(False)
     assert conditions.read().connectivity == "metered"
+
+
+def test_the_hottest_zone_is_told_where_it_is_asked_for(tmp_path):
+    root = system(
+        tmp_path,
+        thermal__thermal_zone0__temp="31500",
+        thermal__thermal_zone1__temp="48000",
+        thermal__thermal_zone2__temp="broken",
+        thermal__cooling_device0__type="Fan",
+    )
+    assert LinuxConditions(root, temperature=True).read().temperature_c == 48.0
+    assert LinuxConditions(root).read().temperature_c is None
+    assert LinuxConditions(tmp_path / "none", temperature=True).read().temperature_c is None

@@ -115,6 +115,8 @@ SITUATIONS = st.builds(
         st.sampled_from(["offline", "metered", "unmetered", "unknown"]),
         st.none() | st.floats(0, 1),
         st.none() | st.booleans(),
+        st.none() | st.booleans(),
+        st.none() | st.floats(-40, 120),
     ),
     circuit_open=st.booleans(),
     budget=st.none() | st.builds(BudgetState, AMOUNT, st.none() | AMOUNT, st.none() | AMOUNT),
@@ -132,6 +134,7 @@ LIMITS = st.builds(
     commercial=st.booleans(),
     metered_ok=st.booleans(),
     min_battery=st.floats(0, 1),
+    never_train=st.booleans(),
 )
 NUMBERS = st.floats(-3, 3)
 SCORERS = st.sampled_from([("raw_score",), ("mean_logprob",), ("raw_score", "min_margin")]).flatmap(
@@ -256,6 +259,15 @@ def test_an_unusable_field_of_a_record_is_named(change, field):
         DecisionRecord.from_bytes(json.dumps(value).encode())
     with pytest.raises(InvalidInput, match="JSON"):
         DecisionRecord.from_bytes(b"{")
+
+
+def test_records_from_before_devices_learned_can_be_read():
+    record = recorded()
+    value = json.loads(record.to_bytes())
+    del value["constraints"]["never_train"]
+    for name in ("idle", "temperature_c"):
+        del value["situation"]["conditions"][name]
+    assert DecisionRecord.from_bytes(json.dumps(value).encode()) == record
 
 
 def test_every_field_of_the_constraints_is_in_the_record():

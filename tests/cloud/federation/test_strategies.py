@@ -181,6 +181,28 @@ def test_the_leading_columns_are_the_best_start_for_a_device_of_low_rank():
     np.testing.assert_array_equal(start[HEAD], made[HEAD])
 
 
+def test_singular_values_are_shared_out_and_no_column_vanishes():
+    rng = np.random.default_rng(2)
+    served = adapter(rng, 4)
+    served = {name: t * 30 if name.endswith(".b") else t for name, t in served.items()}
+    nothing = {name: np.zeros_like(tensor) for name, tensor in served.items()}
+    made = ProductMean(4).aggregate(served, [Contribution(served, nothing)]).tensors
+    lengths = []
+    for module in SIZES:
+        a, b = (
+            np.linalg.norm(made[f"{module}.{x}"], axis=axis) for x, axis in (("a", 0), ("b", 1))
+        )
+        singular = np.linalg.svd(full(served, module), compute_uv=False)[:4]
+        np.testing.assert_allclose(a * b, singular, rtol=1e-4)
+        np.testing.assert_allclose(a, np.maximum(1, np.sqrt(singular)), rtol=1e-4)
+        lengths += list(a)
+    assert max(lengths) > 2
+    zero = {name: t * 0 if name.endswith(".b") else t for name, t in served.items()}
+    made = ProductMean(4).aggregate(zero, [Contribution(zero, nothing)]).tensors
+    for module in SIZES:
+        np.testing.assert_allclose(np.linalg.norm(made[f"{module}.a"], axis=0), 1, rtol=1e-5)
+
+
 @pytest.mark.parametrize("strategy", [FfaLora(), ProductMean(4)])
 def test_heads_are_averaged_by_weight(strategy):
     rng = np.random.default_rng(6)

@@ -1,0 +1,337 @@
+"""Where examples are kept: one SQLite file on the device, shared by its processes.
+
+Every write goes through ``_write``, which asks the standing consent first: what may not be kept is
+never in the file. Deleted texts are overwritten, and ``forget`` writes the file anew, so that their
+bytes are gone from it; what a flash chip keeps of old blocks is beyond its reach.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from cascade import home
+from cascade.errors import InvalidInput, NotFound
+from cascade.request import DataClass
+from edge.examples.cipher import Cipher, Clear
+from edge.examples.consent import Consent, ConsentEntry
+from edge.examples.example import Example, Source
+from edge.examples.file import DamagedStore, ExampleFile
+from edge.examples.retention import WAITING, Kept, Retention, Totals
+
+_COLUMNS: Final = (
+    "request, task, at, source, rejected, data_class, tier, model, confidence, weight, texts"
+)
+_Row = tuple[str, str, float, str, int, str, str, str, float | None, float, bytes]
+
+
+class ExampleStore:
+    """The examples of a device. Nothing is created before something is written. Safe to use from
+    any thread, and by several processes at once.
+
+    Arguments:
+        path: the file; by default the one under ``CASCADE_HOME``.
+        retention: how long examples stay, for all who open the file from the first write on; by
+            default what it was last opened with, at first the usual.
+        cipher: how texts lie in it; by default in clear.
+        clock: seconds since 1970.
+
+    Raises:
+        DamagedStore: by every method, where the file is damaged.
+        CascadeError: likewise, where it cannot be read or written: the disk is full, or another
+            process holds it for more than five seconds.
+        InvalidInput: likewise, where it was written with another cipher or key.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        retention: Retention | None = None,
+        cipher: Cipher | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = path or home.examples_path()
+        self._retention = retention
+        self._cipher: Cipher = cipher or Clear()
+        self._clock = clock
+        self._file = ExampleFile(self.path, self._cipher)
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever written."""
+        return self._file.exists
+
+    def grant(self, consent: Consent | None = None) -> Consent | None:
+        """Note that examples may be kept on these terms from now on, unless that stands already.
+
+        Arguments:
+            consent: ``None`` leaves the terms as they stand, and also a withdrawal; where there was
+                neither, it is all but what may not leave the device.
+
+        Returns:
+            The terms that stand now; ``None`` where consent was withdrawn.
+        """
+        with self._file.transaction() as file:
+            (entries,) = file.execute("SELECT COUNT(*) FROM consent").fetchone()
+            if consent is None and not entries:
+                consent = Consent()
+            if consent is not None and _standing(file) != consent:
+                self._note(file, consent.to_text())
+            return _standing(file)
+
+    def withdraw(self) -> None:
+        """Note that nothing may be kept or learned any more. What is there stays until it is
+        forgotten."""
+        with self._file.transaction() as file:
+            if _standing(file) is not None:
+                self._note(file, None)
+
+    def consent(self) -> Consent | None:
+        """The terms that stand; ``None`` where nobody consented, or consent was withdrawn."""
+        entries = self.consents()
+        return entries[-1].terms if entries else None
+
+    def consents(self) -> list[ConsentEntry]:
+        """When consent was given and withdrawn, oldest first."""
+        with self._file.reading() as file:
+            rows = file.execute("SELECT at, terms FROM consent ORDER BY number") if file else []
+            return [
+                ConsentEntry(float(at), None if terms is None else Consent.from_text(terms))
+                for at, terms in rows
+            ]
+
+    def add(self, example: Example) -> str | None:
+        """Keep an example, and let go what is then too old or too much.
+
+        Returns:
+            Why it is not kept, a fixed word: what consent says, ``retention`` where it is itself
+            too old or too large, ``judged`` where the same request was asked before and a user has
+            spoken on that answer; ``None`` where it is kept.
+        """
+        with self._file.transaction() as file:
+            before = file.execute(
+                "SELECT source, rejected FROM example WHERE request = ?", (example.request_id,)
+            ).fetchone()
+            users = (Source.CONFIRMATION.value, Source.CORRECTION.value)
+            if before is not None and (before[0] in users or before[1]):
+                return "judged"
+            return self._write(file, example)
+
+    def judge(self, request_id: str, *, correct: bool, correction: str | None = None) -> Example:
+        """Keep a user's word on an answer; the last one counts.
+
+        Arguments:
+            correct: the answer was right; a confirmed one is worth more than an unconfirmed one.
+            correction: what would have been right. Without one, a wrong answer is only left out.
+
+        Raises:
+            NotFound: nothing is kept of that request.
+            InvalidInput: ``correction`` is empty, none of the options, or comes with ``correct``.
+        """
+        with self._file.transaction() as file:
+            rows = self._examples(file, "WHERE request = ?", (request_id,))
+            if not rows:
+                raise NotFound(f"nothing is kept of request {request_id} to learn from")
+            judged = _judged(rows[0], correct, correction)
+            refusal = self._write(file, dataclasses.replace(judged, at_s=self._clock()))
+            if refusal is not None:
+                raise NotFound(f"of request {request_id} nothing may be kept any more ({refusal})")
+            return judged
+
+    def examples(self, *, task: str | None = None) -> list[Example]:
+        """All examples, oldest first; of one task, or of all."""
+        with self._file.reading() as file:
+            if file is None:
+                return []
+            where = "" if task is None else "WHERE task = ?"
+            return self._examples(file, where, () if task is None else (task,))
+
+    def size(self) -> int:
+        """Bytes of all texts together, as they lie in the file."""
+        with self._file.reading() as file:
+            if file is None:
+                return 0
+            (total,) = file.execute("SELECT COALESCE(SUM(size), 0) FROM example").fetchone()
+            return int(total)
+
+    def forget(
+        self, *, request_ids: Sequence[str] = (), task: str | None = None, mentioning: str = ""
+    ) -> int:
+        """Remove examples for good: those named, those of a task, those with a text in them.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            CascadeError: another process reads the file: the examples are removed, but bytes of
+                them may be left in it. Call it again.
+        """
+        if not self.exists:
+            return 0
+        with self._file.transaction() as file:
+            gone = [(name,) for name in request_ids]
+            if task is not None:
+                found = file.execute("SELECT request FROM example WHERE task = ?", (task,))
+                gone += found.fetchall()
+            if mentioning:
+                kept = self._examples(file, "", ())
+                gone += [(each.request_id,) for each in kept if each.mentions(mentioning)]
+            deleted = file.executemany("DELETE FROM example WHERE request = ?", gone).rowcount
+        self._file.scrub()
+        return max(0, deleted)
+
+    def forget_all(self) -> int:
+        """Remove every example for good, and the file itself where it is damaged. Needs no key.
+
+        Returns:
+            How many there were, as far as one can tell.
+        """
+        if not self.exists:
+            return 0
+        try:
+            with self._file.transaction(sealed=False) as file:
+                deleted = file.execute("DELETE FROM example").rowcount
+                file.execute("DELETE FROM seal")  # the next one to write may choose anew
+            self._file.scrub()
+            return deleted
+        except DamagedStore:
+            self._file.remove()
+            return 0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, file: sqlite3.Connection, example: Example) -> str | None:
+        """The only way into the file. Returns why it is closed to ``example``."""
+        consent = _standing(file)
+        refusal = "no_consent" if consent is None else consent.refusal(example)
+        if refusal is not None:
+            return refusal
+        texts = self._cipher.seal(example.texts_to_bytes(), _about(example.request_id))
+        file.execute("DELETE FROM example WHERE request = ?", (example.request_id,))
+        made = file.execute(
+            f"INSERT INTO example ({_COLUMNS}, worth, size) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                example.request_id,
+                example.task_id,
+                example.at_s,
+                example.source.value,
+                int(example.rejected),
+                example.data_class.value,
+                example.tier,
+                example.model,
+                example.confidence,
+                example.weight,
+                texts,
+                _worth(example),
+                len(texts),
+            ),
+        )
+        return "retention" if made.lastrowid in self._retain(file) else None
+
+    def _retain(self, file: sqlite3.Connection) -> list[int]:
+        """Let go what is too old or too much; the numbers of it."""
+        totals = {
+            waits: Totals(count, size, oldest)
+            for waits, count, size, oldest in file.execute(
+                "SELECT worth = 0, COUNT(*), SUM(size), MIN(at) FROM example GROUP BY worth = 0"
+            )
+        }
+        retention = self._limits(file)
+        if retention.keeps(totals.get(1, Totals()), totals.get(0, Totals()), self._clock()):
+            return []
+        rows = file.execute("SELECT number, at, size, worth FROM example").fetchall()
+        outgoing = retention.outgoing([Kept(*row) for row in rows], self._clock())
+        file.executemany("DELETE FROM example WHERE number = ?", [(each,) for each in outgoing])
+        return outgoing
+
+    def _limits(self, file: sqlite3.Connection) -> Retention:
+        """Those of this process, which are then the file's, or else the file's own."""
+        row = file.execute("SELECT limits FROM retention").fetchone()
+        if self._retention is None:
+            return Retention() if row is None else Retention.from_text(row[0])
+        text = self._retention.to_text()
+        if row is None or row[0] != text:
+            file.execute("INSERT OR REPLACE INTO retention VALUES (1, ?)", (text,))
+        return self._retention
+
+    def _examples(
+        self, file: sqlite3.Connection, where: str, values: tuple[str, ...]
+    ) -> list[Example]:
+        rows = file.execute(f"SELECT {_COLUMNS} FROM example {where} ORDER BY at, number", values)
+        return [self._example(row) for row in rows]
+
+    def _example(self, row: _Row) -> Example:
+        request_id, task, at, source, rejected, data_class, tier, model, sure, weight, texts = row
+        bare = Example(
+            request_id,
+            (),
+            "",
+            Source(source),
+            at,
+            task_id=task,
+            data_class=DataClass(data_class),
+            rejected=bool(rejected),
+            tier=tier,
+            model=model,
+            confidence=sure,
+            weight=weight,
+        )
+        return bare.with_texts(self._cipher.open(texts, _about(request_id)))
+
+    def _note(self, file: sqlite3.Connection, terms: str | None) -> None:
+        file.execute("INSERT INTO consent (at, terms) VALUES (?, ?)", (self._clock(), terms))
+
+
+def _standing(file: sqlite3.Connection) -> Consent | None:
+    row = file.execute("SELECT terms FROM consent ORDER BY number DESC LIMIT 1").fetchone()
+    return None if row is None or row[0] is None else Consent.from_text(row[0])
+
+
+def _judged(example: Example, correct: bool, correction: str | None) -> Example:
+    if correction is None:
+        if not correct:
+            return dataclasses.replace(example, rejected=True)
+        source = example.source if example.source is Source.CORRECTION else Source.CONFIRMATION
+        return dataclasses.replace(example, source=source, rejected=False, weight=1.0)
+    if correct:
+        raise InvalidInput("correction", "is for a wrong answer; leave it out of a right one")
+    if not correction.strip():
+        raise InvalidInput("correction", "is empty; write what would have been right")
+    if example.options and correction not in example.options:
+        raise InvalidInput(
+            "correction", f"{correction!r} is none of the options {', '.join(example.options)}"
+        )
+    return dataclasses.replace(
+        example, answer=correction, source=Source.CORRECTION, rejected=False, weight=1.0
+    )
+
+
+def _worth(example: Example) -> int:
+    """For ``Retention``: 0 waits, 1 was rejected, then by source."""
+    if example.rejected:
+        return WAITING + 1
+    return WAITING if example.source is Source.DEVICE else 1 + example.source.rank
+
+
+def _about(request_id: str) -> bytes:
+    return f"example {request_id}".encode()

@@ -1,0 +1,211 @@
+"""What is learned from, how much it weighs, and why the rest is left out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from cascade.errors import InvalidInput
+from cascade.request import DataClass
+from edge.examples import Consent, CurationRules, Source, curate
+from edge.examples.curate import REASONS
+from edge.examples.stats import summarise
+
+TERMS = Consent()
+
+
+def why(curated) -> dict[str, str]:
+    return {each.example.request_id: each.reason for each in curated.left_out}
+
+
+def kept(curated) -> set[str]:
+    return {each.example.request_id for each in (*curated.learn, *curated.held_out)}
+
+
+def test_each_is_used_or_left_out_with_a_reason(make):
+    examples = [
+        make("secret", request_id="class", data_class=DataClass.NEVER_LEAVE),
+        make("note", request_id="task", task_id="diary"),
+        make("wait", request_id="waiting", source=Source.DEVICE),
+        make("wrong", request_id="rejected", rejected=True),
+        make("nothing", " ", request_id="empty", options=()),
+        make("fine", request_id="fine"),
+    ]
+    curated = curate(examples, Consent.to(never_train_tasks=["diary"]))
+    assert why(curated) == {
+        "class": "data_class",
+        "task": "task",
+        "waiting": "waiting",
+        "rejected": "rejected",
+        "empty": "empty",
+    }
+    assert kept(curated) == {"fine"}
+    assert set(curated.reasons()) <= set(REASONS)
+    nobody = curate(examples, None)
+    assert (kept(nobody), set(why(nobody).values())) == (set(), {"no_consent"})
+
+
+def test_of_one_prompt_the_best_source_stays_and_then_the_newest(make):
+    examples = [
+        make("A day", "bad", request_id="cloud 1"),
+        make("a  DAY", "good", request_id="cloud 2"),
+        make("A day", "bad", request_id="mended", source=Source.CORRECTION),
+        make("A day", "good", request_id="confirmed", source=Source.CONFIRMATION),
+        make("A day", "bad", request_id="mended later", source=Source.CORRECTION),
+    ]
+    curated = curate(examples, TERMS)
+    assert kept(curated) == {"mended later"}
+    assert why(curated) == {
+        "cloud 1": "duplicate",
+        "cloud 2": "conflict",
+        "mended": "duplicate",
+        "confirmed": "conflict",
+    }
+    assert {each.because_of for each in curated.left_out} == {"mended later"}
+    assert kept(curate(examples[:2], TERMS)) == {"cloud 2"}
+
+
+def test_what_a_user_called_wrong_is_not_learned_from_another_copy(make):
+    wrong = make("A day", "bad", request_id="wrong", rejected=True)
+    copy = make("A day", "bad", request_id="copy")
+    other = make("A day", "good", request_id="other")
+    curated = curate([wrong, copy, other], TERMS)
+    assert kept(curated) == {"other"}
+    assert why(curated) == {"wrong": "rejected", "copy": "rejected"}
+
+
+def test_near_duplicates_go_unless_they_are_answered_otherwise(make):
+    text = "the battery of this phone lasts for two whole days of use"
+    examples = [
+        make(text.replace("two", "three"), "good", request_id="near"),
+        make(text.replace("two", "no"), "bad", request_id="opposite"),
+        make(text, "good", request_id="first"),
+        make(text, "good", request_id="elsewhere", task_id="other"),
+    ]
+    curated = curate(examples, TERMS, CurationRules(near=0.7))
+    assert kept(curated) == {"first", "opposite", "elsewhere"}
+    assert why(curated) == {"near": "near_duplicate"}
+
+
+def test_free_answers_have_to_be_near_too(make):
+    ask = "what is the sum of nineteen and twenty three please"
+    examples = [
+        make(ask.replace("three", "four"), "It is forty three.", options=(), request_id="other"),
+        make(ask + " now", "It is forty two.", options=(), request_id="near"),
+        make(ask, "it is forty two.", options=(), request_id="first"),
+    ]
+    curated = curate(examples, TERMS, CurationRules(near=0.75))
+    assert kept(curated) == {"first", "other"}
+
+
+def test_the_order_of_the_rows_does_not_matter(make):
+    rng = random.Random(0)
+    examples = [
+        make(
+            f"text {rng.randrange(12)} of some length",
+            rng.choice(["good", "bad"]),
+            source=rng.choice(list(Source)),
+            rejected=rng.random() < 0.1,
+            at_s=float(rng.randrange(5)),
+        )
+        for _ in range(60)
+    ]
+    first = curate(examples, TERMS)
+    for _ in range(5):
+        rng.shuffle(examples)
+        again = curate(examples, TERMS)
+        assert (again.learn, again.held_out) == (first.learn, first.held_out)
+        assert why(again) == why(first)
+
+
+def test_none_of_what_is_kept_aside_is_learned(make):
+    examples = [make(f"number {n} " + "xyz"[n % 3] * 9 + str(n * n)) for n in range(200)]
+    curated = curate(examples, TERMS)
+    aside = {each.example.prompt for each in curated.held_out}
+    assert 20 <= len(curated.held_out) <= 60
+    assert not aside & {each.example.prompt for each in curated.learn}
+
+
+def rows(make, pairs, **fields):
+    """Texts that differ in everything, with their answers and the device's P(good)."""
+    rng = random.Random(1)
+    return [
+        make(
+            "".join(rng.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(40)),
+            answer,
+            probabilities=(good, 1 - good),
+            **fields,
+        )
+        for answer, good in pairs
+    ]
+
+
+def test_doubted_labels_weigh_less_but_a_users_word_stands(make):
+    sure = [("good", 0.95), ("bad", 0.05)] * 20
+    sane = rows(make, sure)
+    cloud = make("odd cloud", "bad", probabilities=(0.97, 0.03), request_id="cloud")
+    mended = make(
+        "odd user",
+        "bad",
+        probabilities=(0.97, 0.03),
+        request_id="user",
+        source=Source.CORRECTION,
+    )
+    curated = curate([*sane, cloud, mended], TERMS, CurationRules(balance=1))
+    used = {each.example.request_id: each for each in (*curated.learn, *curated.held_out)}
+    assert used["cloud"].doubted
+    assert used["cloud"].weight == pytest.approx(0.25)
+    assert not used["user"].doubted
+    assert used["user"].weight == 1
+    assert sum(each.doubted for each in used.values()) == 1
+    assert curated.noise["mood"] == pytest.approx(2 / 42, abs=0.01)
+    few = curate([*sane[:10], cloud], TERMS)
+    assert not any(each.doubted for each in (*few.learn, *few.held_out))
+    assert few.noise == {}
+
+
+def test_a_tier_that_tells_how_sure_it_is_is_believed_as_much(make):
+    example = make("a text", weight=0.6)
+    curated = curate([example], TERMS)
+    assert [each.weight for each in (*curated.learn, *curated.held_out)] == [0.6]
+
+
+def test_classes_are_balanced_within_the_cap_and_the_sum_of_weights_stays(make):
+    examples = rows(make, [("good", 0.5)] * 90 + [("bad", 0.5)] * 10)
+    weights = {"good": 0.0, "bad": 0.0}
+    curated = curate(examples, TERMS, CurationRules(balance=3, doubted_rows=1000))
+    for each in curated.learn:
+        weights[each.example.answer] += each.weight
+    assert sum(weights.values()) == pytest.approx(len(curated.learn))
+    counts = [sum(each.example.answer == a for each in curated.learn) for a in ("good", "bad")]
+    before, after = counts[0] / counts[1], weights["good"] / weights["bad"]
+    assert 1 < after < before
+    assert before / after <= 9 + 1e-9  # three times one way, three times the other
+    free = curate([make("a free one", "x", options=())], TERMS)
+    assert [each.weight for each in (*free.learn, *free.held_out)] == [1.0]
+
+
+def test_statistics_add_up(make):
+    examples = [
+        *rows(make, [("good", 0.9), ("bad", 0.2)] * 30),
+        make("wait", source=Source.DEVICE),
+        make("note", task_id="diary", options=()),
+    ]
+    curated = curate(examples, TERMS)
+    stats = summarise(examples, curated)
+    assert stats.examples == 62 == stats.learn + stats.held_out + sum(stats.left_out.values())
+    assert stats.sources == {"cloud": 61, "device": 1}
+    diary, mood = stats.tasks
+    assert (diary.task, mood.task) == ("diary", "mood")
+    assert mood.left_out == {"waiting": 1}
+    assert sum(each.learn for each in mood.classes) == mood.learn
+    assert sum(task.learn for task in stats.tasks) == stats.learn
+
+
+@pytest.mark.parametrize(
+    "rule", [{"near": 0}, {"trust": 0}, {"doubted_rows": 1}, {"lowest": 2}, {"balance": 0.5}]
+)
+def test_impossible_rules_are_refused(rule):
+    with pytest.raises(InvalidInput, match=f"rules.{next(iter(rule))}"):
+        CurationRules(**rule)
