@@ -7,11 +7,12 @@ TLS, keys, signatures or a synced store; ours with all of them.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.cluster.subject import Cluster
-from benchmarks.federated.protocol import all_ok, between, counted
+from benchmarks.federated.protocol import all_ok, between, counted, idle_share
 from benchmarks.peers import Child, Environment
 from benchmarks.rows import Row
 from benchmarks.run import Run
@@ -42,20 +43,24 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
         )
         fleet.ask("prepare", target=cluster.ours, devices=devices, shapes=told["shapes"], bits=32)
         all_ok(fleet.ask("enrol", at_once=10))
-        before = cluster.server.ask("federated_usage")
+        idle = idle_share(cluster, 5.0 if run.quick else 20.0)
+        before, began = cluster.server.ask("federated_usage"), time.monotonic()
         for _ in range(times):
             run.say(f"{devices} devices take part")
             all_ok(fleet.ask("take_part", at_once=10))
         counted(cluster, devices * times, _GOAL)
         after = cluster.server.ask("federated_usage")
+        wall_s = time.monotonic() - began
     total, size = devices * times, int(told["payload_bytes"])
     ours = sum(between(before, after, f"{part}_cpu_s") for part in ("gateway", "coordinator"))
+    ours -= idle * wall_s
     yield run.row(
         "same payload, ours: server CPU a client-round",
         Estimate(1e3 * ours / total, total),
         "ms",
         f"{total} client-rounds of {size} bytes in {2 * _LAYERS} tensors of float32, with TLS, "
-        "signatures and a store that is synced to disk, aggregation included",
+        "signatures and a store that is synced to disk, aggregation included, less what both use "
+        f"when nobody calls ({1e3 * idle:.0f} ms a second)",
     )
     peer = f"flower {VERSION}"
     if run.quick:
