@@ -77,6 +77,8 @@ class FrontDoor:
         artifacts: what devices are given to run; ``None`` has no artifact service.
         on_call: told about every call when it has ended; by default it is logged.
         observer: told likewise, beside ``on_call``.
+        admit: asked for each call, with the seconds that it has, before its message is read: why it
+            is refused, or ``None`` to go on.
 
     Raises:
         InvalidInput, ConfigError: a file of keys cannot be read.
@@ -92,6 +94,7 @@ class FrontDoor:
         artifacts: ArtifactSource | None = None,
         on_call: Callable[[CallRecord], None] | None = None,
         observer: Callable[[CallRecord], None] | None = None,
+        admit: Callable[[float], RemoteError | None] | None = None,
     ) -> None:
         config = config or GatewayConfig()
         on_call = _both(on_call or _request_log(files.request_log), observer)
@@ -107,6 +110,7 @@ class FrontDoor:
             first_message_s=config.first_message_s,
             stalled_s=config.stalled_s,
             on_call=on_call,
+            admit=admit,
         )
         names = [INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if artifacts is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from ray import serve
@@ -37,6 +37,7 @@ from cloud.policy_state import policy_state
 from cloud.registry import Delivery, Registry
 from cloud.routing import RETRY_AFTER_S, Router
 from cloud.tier import TierMessage
+from cloud.waiting_room import WaitingRooms
 
 _log = logging.getLogger("ray.serve")
 
@@ -73,9 +74,12 @@ class Gateway:
         self._observer = observer = Observer(config)
         self._registry = Registry(gateway.registry) if gateway.registry else None
         accounting = Accounting(config, files)
-        streams = observer.tiers(accounting.streams(_streams(config, tiers)))
+        rooms = WaitingRooms(config)
+        # Who waits for a place has reserved nothing, and is in no audit.
+        streams = observer.tiers(rooms.streams(accounting.streams(_streams(config, tiers))))
+        router = Router(config, streams, ladders)
         self._door = FrontDoor(
-            observer.answerer(accounting.answerer(Router(config, streams, ladders))),
+            observer.answerer(accounting.answerer(router)),
             files,
             address=f"{gateway.host}:{gateway.port}",
             config=gateway,
@@ -83,6 +87,7 @@ class Gateway:
             if self._registry
             else None,
             observer=observer.called,
+            admit=lambda deadline_s: router.refusal() or rooms.refusal(deadline_s),
         )
         await self._watch_once(_nothing_runs)
         metrics = gateway.metrics
@@ -209,28 +214,14 @@ class _HandleStream:
 
     def __init__(self, tier: TierConfig, handle: DeploymentHandle[object]) -> None:
         self._tier = tier.name
+        # On this event loop: with a thread of its own for Serve's router, as is its default, every
+        # message waits for the other thread to let go of the interpreter.
+        handle._init(_run_router_in_separate_loop=False)
         # By value: messages go straight to the replica and back. By reference each one is an object
         # in Ray's store, which costs more than half of the tokens a second. Limit: 4 MiB a message.
         self._handle = handle.options(method_name="answer", stream=True, _by_reference=False)
-        # What Serve would queue and no more, even with all replicas there may be. Serve refuses the
-        # rest as well, but each of its refusals costs as much as an answer.
-        self._most = (
-            tier.ongoing_requests * tier.autoscaling.max_replicas + tier.max_queued_requests
-        )
-        self._under_way = 0
 
     async def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
-        if self._under_way >= self._most:
-            raise Overloaded(f"{self._tier} has no room in its queue", RETRY_AFTER_S)
-        self._under_way += 1
-        try:
-            async with aclosing(self._messages(request)) as messages:
-                async for message in messages:
-                    yield message
-        finally:
-            self._under_way -= 1
-
-    async def _messages(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
         messages = cast("DeploymentResponseGenerator[TierMessage]", self._handle.remote(request))
         try:
             async for message in messages:
