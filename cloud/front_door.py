@@ -98,6 +98,7 @@ class FrontDoor:
         self._server = grpc.aio.server(
             interceptors=[AccessInterceptor(_authenticators(config, files), _refusals(on_call))],
             options=_options(config),
+            maximum_concurrent_rpcs=config.max_open_calls,
         )
         add_answerer(
             self._server,

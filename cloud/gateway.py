@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, cast
@@ -78,7 +79,7 @@ class Gateway:
         rooms = WaitingRooms(config)
         # Who waits for a place has reserved nothing, and is in no audit.
         streams = observer.tiers(rooms.streams(accounting.streams(_streams(config, tiers))))
-        router = Router(config, streams, ladders)
+        self._router = router = Router(config, streams, ladders)
         self._door = FrontDoor(
             observer.answerer(accounting.answerer(router)),
             files,
@@ -111,10 +112,12 @@ class Gateway:
         """What this replica knows of the last minute, by tier; see ``Figures``."""
         return {name: each.to_json() for name, each in self._observer.figures().items()}
 
-    async def metrics_address(self) -> str:
-        """Where Prometheus finds this replica; empty where it shows nothing."""
+    async def state(self) -> dict[str, object]:
+        """This replica, as ``cascade cluster status`` tells of it: ``pid``, ``under_way``, and
+        ``metrics``, where Prometheus finds it, empty where it shows nothing."""
         metrics = self._config.gateway.metrics
-        return f"{metrics.host}:{self._exposition.port}" if metrics and self._exposition else ""
+        address = f"{metrics.host}:{self._exposition.port}" if metrics and self._exposition else ""
+        return {"pid": os.getpid(), "under_way": self._router.under_way, "metrics": address}
 
     async def check_health(self) -> None:
         """Ray Serve replaces this replica when this raises."""

@@ -12,8 +12,10 @@ import asyncio
 import datetime
 import json
 import logging
+import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Final
@@ -82,14 +84,34 @@ class _Refusals:
         self.last = record
 
 
+class _SharedFile(RotatingFileHandler):
+    """A file that other gateways of this machine write to as well, and may put aside."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            there = os.stat(self.baseFilename)
+        except OSError:
+            there = None
+        if there is None or (self.stream and not os.path.samestat(there, _open_file(self.stream))):
+            self.close()
+            self.stream = self._open()
+        super().emit(record)
+
+
+def _open_file(stream: TextIOWrapper) -> os.stat_result:
+    return os.fstat(stream.fileno())
+
+
 def _logger(path: Path | None) -> logging.Logger:
     # Below Ray Serve's own logger: without a path, what it writes goes into the replica's log.
     log = logging.getLogger("ray.serve.requests")
     log.setLevel(logging.INFO)
     if path is not None:
         with suppress(OSError):
-            target = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=3)
+            target = _SharedFile(path, maxBytes=_LOG_BYTES, backupCount=3)
             target.setFormatter(logging.Formatter("%(message)s"))
+            for earlier in log.handlers:
+                earlier.close()
             log.handlers = [target]
             log.propagate = False
     return log

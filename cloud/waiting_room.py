@@ -125,12 +125,13 @@ class WaitingRooms:
     """The waiting rooms of one gateway, one a tier.
 
     Arguments:
-        config: ``ongoing_requests`` and ``max_queued_requests`` of each tier; each of
+        config: ``handed_requests`` and ``max_queued_requests`` of each tier; each of
             ``gateway.replicas`` gateways has its share of the queue, and may fill all places.
     """
 
     def __init__(self, config: ClusterConfig) -> None:
-        self._rooms = {tier.name: _room(tier) for tier in config.tiers}
+        gateways = config.gateway.replicas
+        self._rooms = {tier.name: _room(tier, gateways) for tier in config.tiers}
 
     def streams(self, tiers: Mapping[str, TierStream]) -> dict[str, TierStream]:
         """``tiers``, each behind its waiting room."""
@@ -166,15 +167,27 @@ class _Seated:
             self._room.leave(time.monotonic() - began)
 
 
-def places(tier: TierConfig) -> int:
-    """Calls that all replicas of a tier together may be handed, also while fewer run than may: what
-    Ray Serve holds for those that are still to come is what makes it start them."""
+def places(tier: TierConfig, gateways: int) -> int:
+    """Calls that one of ``gateways`` may hand all replicas of a tier together, also while fewer run
+    than may: what Ray Serve holds for those that are still to come is what makes it start them.
+
+    Any gateway may fill an engine that has a queue, so that a tier is used to the full whichever
+    gateway devices are connected to; of others, each gateway has its share of the slots.
+    """
     scaling = tier.autoscaling
-    each = tier.ongoing_requests
+    each = tier.handed_requests
     if scaling.min_replicas < scaling.max_replicas:
         each = max(each, math.ceil(scaling.target_ongoing_requests))
-    return each * scaling.max_replicas
+    most = each * scaling.max_replicas
+    return most if tier.local else math.ceil(most / gateways)
 
 
-def _room(tier: TierConfig) -> WaitingRoom:
-    return WaitingRoom(tier.name, places(tier), tier.max_queued_requests)
+def ongoing_at_replica(tier: TierConfig, gateways: int) -> int:
+    """Calls that a replica takes from all gateways together. Those beyond its slots wait in its
+    engine, where the gateways' calls are first come, first served."""
+    return tier.handed_requests * (gateways if tier.local else 1)
+
+
+def _room(tier: TierConfig, gateways: int) -> WaitingRoom:
+    chairs = math.ceil(tier.max_queued_requests / gateways)
+    return WaitingRoom(tier.name, places(tier, gateways), chairs)

@@ -97,7 +97,7 @@ def add_answerer(
         answerer, limits, on_call or (lambda record: None), admit or (lambda deadline_s: None)
     )
     # Without a deserializer: messages of calls that are refused are not read.
-    method = grpc.stream_stream_rpc_method_handler(
+    method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
         cast(Any, servicer.Answer), response_serializer=pb.AnswerEvent.SerializeToString
     )
     server.add_generic_rpc_handlers(
