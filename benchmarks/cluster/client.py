@@ -190,9 +190,17 @@ class Callers:
             )
         )
 
-    def count(self, target: Fields, callers: int, requests: int, deadline_s: float) -> Fields:
-        """So many requests of one token, shared out among ``callers``."""
-        return self._run(_counted(Target(**target), callers, requests, deadline_s))
+    def count(
+        self,
+        target: Fields,
+        callers: int,
+        requests: int,
+        deadline_s: float,
+        anew: bool = False,
+    ) -> Fields:
+        """So many requests of one token, shared out among ``callers``; ``anew`` has them connect
+        again for each one."""
+        return self._run(_counted(Target(**target), callers, requests, deadline_s, anew))
 
     def together(
         self, target: Fields, callers: int, tokens: int, deadline_s: float, apart_s: float = 0.0
@@ -261,13 +269,22 @@ async def _opened(
         await asyncio.gather(*(each.close() for each in connected))
 
 
-async def _counted(target: Target, callers: int, requests: int, deadline_s: float) -> Fields:
+async def _counted(
+    target: Target, callers: int, requests: int, deadline_s: float, anew: bool
+) -> Fields:
     opened = _opening(1)
     connected = [Caller(target) for _ in range(callers)]
     left = iter(range(requests))
 
     async def share(caller: Caller) -> list[Outcome]:
-        return [await caller.call(opened, deadline_s) for _ in left]
+        return [await (one_call() if anew else caller.call(opened, deadline_s)) for _ in left]
+
+    async def one_call() -> Outcome:
+        caller = Caller(target)
+        try:
+            return await caller.call(opened, deadline_s)
+        finally:
+            await caller.close()
 
     try:
         began = time.monotonic()

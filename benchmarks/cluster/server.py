@@ -37,6 +37,7 @@ def main() -> None:
         server.deploy_peer,
         server.kill,
         server.running,
+        server.gateways,
         server.usage,
         server.engine_seconds,
     )
@@ -137,6 +138,14 @@ class Server:
         at = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         return {"at": at}
+
+    def gateways(self) -> Fields:
+        """How each running gateway is, and how many calls it has handed to the tier."""
+        from cloud.control_socket import figures
+
+        told = figures()
+        calls = [each[TIER]["calls"] for each in cast(list[Any], told["gateways"])]
+        return {"states": told["states"], "calls": calls}
 
     def running(self) -> Fields:
         """Running replicas of the tier, as Ray Serve knows them."""
