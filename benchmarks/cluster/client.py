@@ -5,10 +5,14 @@ itself sends again, as every client's does."""
 from __future__ import annotations
 
 import asyncio
+import resource
+import socket
+import ssl
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -30,6 +34,7 @@ _OPTIONS = (
 )
 _PROMPT = "Is it warmer in the kitchen than outside? " * 5
 _HURRY_S = 1.0
+_OTHER_FILES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,7 @@ class Callers:
 
     def __init__(self, run: Callable[[Coroutine[Any, Any, Fields]], Fields]) -> None:
         self._run = run
+        self._idle: list[ssl.SSLSocket] = []
 
     def closed_loop(
         self,
@@ -208,9 +214,42 @@ class Callers:
         """One call of each caller, ``apart_s`` after each other: ``outcomes`` has them all."""
         return self._run(_together(Target(**target), callers, tokens, deadline_s, apart_s))
 
+    def open_idle(self, target: Fields, connections: int) -> Fields:
+        """Open connections that say nothing, and keep them; ``open`` is how many there are."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        wanted = Target(**target)
+        context = ssl.create_default_context(cadata=wanted.ca)
+        context.set_alpn_protocols(["h2"])
+        host, _, port = wanted.address.rpartition(":")
+        # Beside each other: the first ones must not be old when the last ones come.
+        with ThreadPoolExecutor(8) as workers:
+            found = workers.map(
+                lambda _: _greeted(host, int(port), context),
+                range(min(connections, hard - _OTHER_FILES)),
+            )
+            self._idle += found
+        return {"open": len(self._idle)}
+
+    def close_idle(self, target: Fields) -> Fields:
+        """Close them."""
+        while self._idle:
+            self._idle.pop().close()
+        return {}
+
     def until_answered(self, target: Fields, seconds: float) -> Fields:
         """Ask with a deadline of a second until there is an answer; ``at`` is when (monotonic)."""
         return self._run(_until(Target(**target), seconds))
+
+
+def _greeted(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """A connection that has said who it is (RFC 9113, 3.4 and 6.5), and will say no more."""
+    connection = context.wrap_socket(
+        socket.create_connection((host, port), timeout=30.0), server_hostname=host
+    )
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    connection.recv(9)
+    return connection
 
 
 async def _closed(
@@ -370,6 +409,8 @@ def main() -> None:
             callers.count,
             callers.together,
             callers.until_answered,
+            callers.open_idle,
+            callers.close_idle,
         )
         handlers: dict[str, Callable[..., Fields]] = {each.__name__: each for each in requests}
         serve(lambda: handlers)
