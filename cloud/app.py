@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 from ray import serve
 from ray.serve import Application
@@ -61,13 +61,14 @@ def build_app(
     gateway = serve.deployment(
         name=GATEWAY,
         num_replicas=gateways,
-        **({} if per_node is None else {"max_replicas_per_node": per_node}),
         max_ongoing_requests=config.gateway.max_concurrent_requests,
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=REPLACEMENT_S + config.gateway.drain_s + 2,
         ray_actor_options={"num_cpus": 0},
     )(Gateway)
+    if per_node is not None:
+        gateway = gateway.options(max_replicas_per_node=per_node)
     return gateway.bind(config, files, ladders, **tiers)
 
 
@@ -80,7 +81,7 @@ def _deployment(
         max_ongoing_requests=ongoing_at_replica(tier, gateways),
         # Who waits, waits in the gateways; what they hand over while replicas start must be held.
         max_queued_requests=-1,
-        request_router_config=RequestRouterConfig(max_backoff_s=_BACKOFF_S),
+        request_router_config=cast(Any, RequestRouterConfig)(max_backoff_s=_BACKOFF_S),
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=drain_s + 2,
