@@ -181,7 +181,13 @@ class _Servicer:
         self._on_call(record)
         if cancelled and error is not None:
             raise error
-        if status is not None:
+        if status is None:
+            return
+        if span is None:  # nothing was written that the status would have to wait for
+            context.set_trailing_metadata(status.trailing_metadata)
+            context.set_code(status.code)
+            context.set_details(status.details)
+        else:
             await abort(context, status)
 
     async def _first(self, requests: AsyncIterator[bytes], deadline_s: float) -> bytes:
