@@ -68,7 +68,11 @@ class Accounting:
             raise ConfigError("gateway.quotas.file is missing; name one on every node's disk")
         if audit.required and audit_file is None:
             raise ConfigError("gateway.audit.file is missing, and audit.required is true")
-        self._book = QuotaBook(quotas, quota_file) if quotas.any and quota_file else None
+        self._book = (
+            QuotaBook(quotas, quota_file, shares=config.gateway.nodes)
+            if quotas.any and quota_file
+            else None
+        )
         self._audit = (
             AuditFile(audit_file, max_bytes=audit.max_bytes, keep_files=audit.keep_files)
             if audit_file

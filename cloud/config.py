@@ -73,6 +73,8 @@ class GatewayConfig(_Strict):
 
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=7443, ge=1, le=65535)
+    replicas: int = Field(default=1, ge=1, le=1000)
+    replicas_per_node: int | None = Field(default=None, ge=1, le=METRIC_PORTS)
     tls: TlsFiles = TlsFiles()
     api_keys_file: Path | None = Field(default=None, strict=False)
     jwt: JwtConfig | None = None
@@ -81,6 +83,7 @@ class GatewayConfig(_Strict):
     registry: str | None = Field(default=None, min_length=1)
     metrics: MetricsConfig | None = None
     max_concurrent_requests: int = Field(default=64, ge=1)
+    max_open_calls: int = Field(default=4096, ge=16)
     max_prompt_chars: int = Field(default=32_000, ge=1)
     max_tensor_bytes: int = Field(default=1_000_000, ge=1, le=_MOST_TENSOR_BYTES)
     max_deadline_s: float = Field(default=600.0, gt=0, lt=math.inf)
@@ -112,6 +115,27 @@ class GatewayConfig(_Strict):
         if other is not None and (other == self.port or other in _RAY_PORTS):
             raise ValueError("tls.client_port must differ from port and lie out of 10002-19999")
         return self
+
+    @model_validator(mode="after")
+    def _counted_together(self) -> Self:
+        if self.metrics is not None and min(self.replicas, self.on_one_node) > METRIC_PORTS:
+            raise ValueError(f"replicas: at most {METRIC_PORTS} on one node can show their metrics")
+        if self.nodes > 1 and self.jwt is not None and self.jwt.single_use:
+            raise ValueError(
+                "jwt.single_use needs all replicas on one node, where they remember used tokens "
+                "together; raise replicas_per_node, or leave it out"
+            )
+        return self
+
+    @property
+    def on_one_node(self) -> int:
+        """The most replicas that one node runs."""
+        return self.replicas_per_node or self.replicas
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that the replicas are on. Each node has files, and so counts, of its own."""
+        return math.ceil(self.replicas / self.on_one_node)
 
     @property
     def max_message_bytes(self) -> int:
@@ -269,6 +293,15 @@ class TierConfig(_Strict):
     def ongoing_requests(self) -> int:
         """Requests that one replica answers at one time."""
         return self.max_ongoing_requests or self.parallel
+
+    @property
+    def handed_requests(self) -> int:
+        """Requests that a gateway hands one replica at one time: those that it answers, and where
+        its engine has a queue of its own some more, so that no slot waits for the way there and
+        back."""
+        if self.max_ongoing_requests is not None or not self.local:
+            return self.ongoing_requests
+        return self.parallel + max(1, self.parallel // 4)
 
 
 class ClusterConfig(_Strict):

@@ -91,6 +91,13 @@ def gateway_files(config: ClusterConfig, request_log: Path | None = None) -> Gat
                 if path is None
             )
         )
+    gateway = config.gateway
+    counts = gateway.quotas.any or (gateway.jwt is not None and gateway.jwt.single_use)
+    if counts and gateway.replicas > 1 and gateway.replicas_per_node is None:
+        raise ConfigError(
+            "gateway.replicas_per_node is missing; with quotas or single-use tokens it says on how "
+            "many nodes they are counted"
+        )
     for name, path in (
         ("tls.certificate", tls.certificate),
         ("tls.key", tls.key),

@@ -55,11 +55,18 @@ class Router:
         """Requests that are being answered now."""
         return self._under_way
 
+    def refusal(self) -> Overloaded | None:
+        """Why a further request would be refused now, whatever it says; ``None`` where it would
+        not."""
+        if self._under_way < self._config.gateway.max_concurrent_requests:
+            return None
+        return Overloaded("the cluster answers as many requests as it may now", RETRY_AFTER_S)
+
     async def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent]:
         """Events of one request; see ``Answerer.answer``."""
-        limits = self._config.gateway
-        if self._under_way >= limits.max_concurrent_requests:
-            raise Overloaded("the cluster answers as many requests as it may now", RETRY_AFTER_S)
+        refusal = self.refusal()
+        if refusal is not None:
+            raise refusal
         self._under_way += 1
         try:
             async with aclosing(self._answer(request)) as events:

@@ -137,6 +137,11 @@ def start(
     Raises:
         ClusterError: it cannot start; what runs already is left to the caller.
     """
+    if config.gateway.nodes > 1:
+        raise ClusterError(
+            f"gateway: {config.gateway.replicas} replicas with {config.gateway.on_one_node} on a "
+            f"node need {config.gateway.nodes} machines; leave replicas_per_node out on one"
+        )
     on_progress("starting Ray")
     # ray is imported in there and not before: it reads its settings when it is imported.
     start_ray(folder, num_cpus=max(os.cpu_count() or 1, config.threads))

@@ -37,6 +37,7 @@ def main() -> None:
         server.deploy_peer,
         server.kill,
         server.running,
+        server.gateways,
         server.usage,
         server.engine_seconds,
     )
@@ -138,6 +139,14 @@ class Server:
         os.kill(pid, signal.SIGKILL)
         return {"at": at}
 
+    def gateways(self) -> Fields:
+        """How each running gateway is, and how many calls it has handed to the tier."""
+        from cloud.control_socket import figures
+
+        told = figures()
+        calls = [each[TIER]["calls"] for each in cast(list[Any], told["gateways"])]
+        return {"states": told["states"], "calls": calls}
+
     def running(self) -> Fields:
         """Running replicas of the tier, as Ray Serve knows them."""
         from ray import serve as ray_serve
@@ -149,12 +158,18 @@ class Server:
         return {"tier": sum(n for state, n in states.items() if state == "RUNNING")}
 
     def usage(self) -> Fields:
-        """CPU seconds of everything below this process so far, and the gateway's resident bytes."""
+        """CPU seconds of everything below this process so far, of the gateways and of the tier's
+        replicas; how long the gateways' threads have waited for a core; the gateways' resident
+        bytes."""
+        from cloud.gateway import deployment_name
+
         family = processes.descendants(os.getpid())
         gateways = self._replicas("gateway")
         return {
             "cpu_s": sum(_cpu_s(pid) for pid in family),
             "gateway_cpu_s": sum(_cpu_s(pid) for pid in gateways),
+            "tier_cpu_s": sum(_cpu_s(pid) for pid in self._replicas(deployment_name(TIER))),
+            "gateway_waited_s": sum(_waited_s(pid) for pid in gateways),
             "gateway_rss": sum(_resident_bytes(pid) for pid in gateways),
         }
 
@@ -182,6 +197,17 @@ def _cpu_s(pid: int) -> float:
     except OSError:
         return 0.0
     return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def _waited_s(pid: int) -> float:
+    """How long the threads of a process were ready to run and did not, as other things ran."""
+    waited = 0
+    for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            waited += int(file.read_text().split()[1])
+        except OSError:
+            continue
+    return waited / 1e9
 
 
 def _resident_bytes(pid: int) -> int:

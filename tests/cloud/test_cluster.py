@@ -224,9 +224,9 @@ async def test_one_request_too_many_is_told_when_to_come_back(
     )
     refused = [error for error in outcomes if isinstance(error, RemoteError)]
     assert 1 <= len(refused) <= 3
-    assert {(error.status, error.retry_after_s) for error in refused} == {
-        ("RESOURCE_EXHAUSTED", 1.0)
-    }
+    assert {error.status for error in refused} == {"RESOURCE_EXHAUSTED"}
+    # As long as those that wait will take, once it is known how long an answer takes.
+    assert all(1.0 <= (error.retry_after_s or 0.0) <= 60.0 for error in refused)
 
 
 async def test_a_lost_replica_is_unavailable_and_comes_back(
