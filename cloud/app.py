@@ -17,6 +17,7 @@ from cascade.ladder import LadderPolicy
 from cloud.config import Autoscaling, ClusterConfig, TierConfig
 from cloud.front_door import GatewayFiles
 from cloud.gateway import GATEWAY, REPLACEMENT_S, Gateway, deployment_name
+from cloud.placement import actor_options
 from cloud.tier import Tier
 
 # A lost replica is back in two to three seconds; at Serve's default of 10 it takes as many more.
@@ -75,7 +76,7 @@ def _deployment(tier: TierConfig, drain_s: float, tier_class: type[Tier]) -> ser
         graceful_shutdown_timeout_s=drain_s + 2,
         graceful_shutdown_wait_loop_s=0.1,
         max_constructor_retry_count=_START_ATTEMPTS,
-        ray_actor_options={"num_cpus": tier.threads},
+        ray_actor_options=actor_options(tier),
     )(tier_class)
 
 

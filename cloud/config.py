@@ -28,6 +28,7 @@ from cascade.events import DEVICE
 from cloud.access_config import AuditConfig, JwtConfig, Quotas, TlsFiles
 from cloud.backend_config import ProviderConfig, VllmConfig
 from cloud.errors import ConfigError
+from cloud.placement_config import Placement
 from cloud.strict_model import StrictModel as _Strict
 
 EngineName = Literal[
@@ -180,6 +181,7 @@ class TierConfig(_Strict):
     autoscaling: Autoscaling = Autoscaling()
     max_ongoing_requests: int | None = Field(default=None, ge=1)
     max_queued_requests: int = Field(default=32, ge=0)
+    placement: Placement = Placement()
     hedge: Hedge | None = None
 
     @field_validator("name")
@@ -214,6 +216,11 @@ class TierConfig(_Strict):
             raise ValueError("vllm is missing; write vllm: {} for its defaults")
         if self.engine != "vllm" and self.vllm is not None:
             raise ValueError(f"vllm is for the engine vllm, not for {self.engine}")
+        if self.vllm is not None and self.placement.labels:
+            raise ValueError(
+                "placement.labels is not offered by ray.serve.llm; take placement.resources or "
+                "vllm.accelerator_type"
+            )
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ Pure but for one look at which model files are on this machine and how large the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ from cloud.engines import make_engine
 from cloud.engines.provider import Key
 from cloud.engines.vllm_config import require_vllm
 from cloud.errors import ModelUnusable
+from cloud.placement import Node, placement_problems, this_machine, told
 from cloud.startup import licence, model_file
 
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
@@ -39,6 +40,7 @@ class TierPlan:
         replicas: fewest and most.
         threads: that compute when it is at its largest.
         at_once: requests answered at one time then; further ones wait, ``queued`` at most.
+        placement: what a node has to have to run it, beside CPUs for its threads.
         usd_per_million_tokens: for prompts, for answers, and for three of the one with one of the
             other.
     """
@@ -60,6 +62,7 @@ class TierPlan:
     region: str
     usd_per_million_tokens: tuple[float, float, float]
     price_label: str
+    placement: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Plan:
         callers: what they may show to be let in.
         commercial: whether answers may be sold.
         access_problems: files about callers that cannot be used.
+        placement_problems: tiers that no node of the Ray cluster could run, if one was looked at.
         cores, threads: of this machine, and what all tiers use at their largest.
         notes: what an operator may want to know, a line each.
     """
@@ -83,18 +87,23 @@ class Plan:
     threads: int
     notes: tuple[str, ...]
     access_problems: tuple[str, ...] = ()
+    placement_problems: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What keeps it from starting on this machine, a line each."""
-        return (*self.access_problems, *(tier.problem for tier in self.tiers if tier.problem))
+        tiers = (tier.problem for tier in self.tiers if tier.problem)
+        return (*self.access_problems, *self.placement_problems, *tiers)
 
 
-def plan_cluster(config: ClusterConfig, *, cores: int | None = None) -> Plan:
+def plan_cluster(
+    config: ClusterConfig, *, cores: int | None = None, nodes: Sequence[Node] | None = None
+) -> Plan:
     """The plan of a configuration.
 
     Arguments:
         cores: of the machine; by default those of this one.
+        nodes: of the Ray cluster that it is for; by default there is this machine alone.
     """
     tiers = tuple(_tier(config, tier) for tier in config.tiers)
     gateway = config.gateway
@@ -108,8 +117,9 @@ def plan_cluster(config: ClusterConfig, *, cores: int | None = None) -> Plan:
         tiers=tiers,
         cores=here,
         threads=config.threads,
-        notes=tuple(_notes(config, here)),
+        notes=tuple(_notes(config, here, nodes)),
         access_problems=tuple(access_problems(config)),
+        placement_problems=() if nodes is None else tuple(placement_problems(config, nodes)),
     )
 
 
@@ -161,10 +171,11 @@ def _tier(config: ClusterConfig, tier: TierConfig) -> TierPlan:
         region=tier.region,
         usd_per_million_tokens=(read, write, _PROMPT_SHARE * read + (1 - _PROMPT_SHARE) * write),
         price_label=price.label,
+        placement=told(tier),
     )
 
 
-def _notes(config: ClusterConfig, cores: int) -> Iterator[str]:
+def _notes(config: ClusterConfig, cores: int, nodes: Sequence[Node] | None) -> Iterator[str]:
     if config.threads > cores:
         yield (
             f"{config.threads} threads compute when all tiers are at their largest, on {cores} "
@@ -186,6 +197,12 @@ def _notes(config: ClusterConfig, cores: int) -> Iterator[str]:
             yield (
                 f"{tier.name} is cheaper than {lower.name} below it: requests go to the lowest "
                 "tier that may answer, so put the cheaper one first"
+            )
+    if nodes is None:
+        for problem in placement_problems(config, [this_machine(max(cores, config.threads))]):
+            yield (
+                f"{problem}, so `cascade cluster up` cannot start it; of a Ray cluster that runs, "
+                "check --ray tells which nodes can"
             )
     for tier in config.tiers:
         if tier.catalogued and not cached(tier.model):

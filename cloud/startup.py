@@ -33,6 +33,7 @@ from cloud.control import Progress
 from cloud.errors import ModelUnusable
 from cloud.ladders import load_ladders
 from cloud.local_ray import start_ray
+from cloud.placement import placement_problems, this_machine
 from cloud.tls import TlsPaths, ensure_local_client, ensure_local_tls
 
 _log = logging.getLogger(__name__)
@@ -137,9 +138,14 @@ def start(
     Raises:
         ClusterError: it cannot start; what runs already is left to the caller.
     """
+    cpus = max(os.cpu_count() or 1, config.threads)
+    # Ray would wait for such a node for ever.
+    problems = list(placement_problems(config, [this_machine(cpus)]))
+    if problems:
+        raise ClusterError("\n".join(problems))
     on_progress("starting Ray")
     # ray is imported in there and not before: it reads its settings when it is imported.
-    start_ray(folder, num_cpus=max(os.cpu_count() or 1, config.threads))
+    start_ray(folder, num_cpus=cpus)
     from ray import serve
 
     from cloud.app import build_app

@@ -25,7 +25,11 @@ def llm_config(tier: TierConfig, *, name: str, drain_s: float) -> dict[str, obje
         "model_loading_config": {"model_id": base_id(tier), "model_source": tier.model},
         "engine_kwargs": engine_kwargs(tier),
         "placement_group_config": {
-            "bundle_per_worker": {"CPU": vllm.cpus_per_worker, "GPU": vllm.gpus_per_worker},
+            "bundle_per_worker": {
+                "CPU": vllm.cpus_per_worker,
+                "GPU": vllm.gpus_per_worker,
+                **tier.placement.resources,
+            },
             "strategy": vllm.placement,
         },
         "deployment_config": {
