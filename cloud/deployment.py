@@ -127,8 +127,11 @@ def _check_absolute(config: ClusterConfig) -> None:
     for place, tier in enumerate(config.tiers):
         if tier.provider is not None:
             named[f"tiers[{place}].provider.api_key_file"] = tier.provider.api_key_file
-        elif is_model_path(tier.model):
-            named[f"tiers[{place}].model"] = Path(tier.model)
+        elif tier.local:
+            if is_model_path(tier.model):
+                named[f"tiers[{place}].model"] = Path(tier.model)
+            for name, path in tier.adapters.items():
+                named[f"tiers[{place}].adapters.{name}"] = path
     wrong = [
         f"args.config: {name} must be an absolute path, or use config_file (it is {str(path)!r})"
         for name, path in named.items()

@@ -20,7 +20,7 @@ from cloud.engines.provider import Key
 from cloud.engines.vllm_config import require_vllm
 from cloud.errors import ModelUnusable
 from cloud.placement import Node, placement_problems, this_machine, told
-from cloud.startup import licence, model_file
+from cloud.startup import adapter_problem, licence, model_file
 
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _PROMPT_SHARE: Final = 0.75
@@ -40,6 +40,7 @@ class TierPlan:
         replicas: fewest and most.
         threads: that compute when it is at its largest.
         at_once: requests answered at one time then; further ones wait, ``queued`` at most.
+        adapters: names of those that a request may ask for.
         placement: what a node has to have to run it, beside CPUs for its threads.
         usd_per_million_tokens: for prompts, for answers, and for three of the one with one of the
             other.
@@ -63,6 +64,7 @@ class TierPlan:
     usd_per_million_tokens: tuple[float, float, float]
     price_label: str
     placement: str = ""
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ def _tier(config: ClusterConfig, tier: TierConfig) -> TierPlan:
             require_vllm()
         else:
             file = model_file(tier)
-            size, problem = _size(file), licence(config, tier, file) or ""
+            size, problem = _size(file), licence(config, tier, file) or adapter_problem(tier) or ""
     except ModelUnusable as missing:
         problem = f"tier {tier.name}: {missing}"
     except ClusterError as missing:
@@ -172,6 +174,7 @@ def _tier(config: ClusterConfig, tier: TierConfig) -> TierPlan:
         usd_per_million_tokens=(read, write, _PROMPT_SHARE * read + (1 - _PROMPT_SHARE) * write),
         price_label=price.label,
         placement=told(tier),
+        adapters=tuple(tier.adapters),
     )
 
 
@@ -215,7 +218,13 @@ def _notes(config: ClusterConfig, cores: int, nodes: Sequence[Node] | None) -> I
                 f"{tier.context_tokens}: long answers leave no room for the prompt"
             )
         if not tier.allows_commercial_use:
-            why = "its licence does not allow it" if tier.catalogued else "nobody has said it may"
+            why = (
+                "nobody has said it may, of its adapters"
+                if tier.adapters
+                else "its licence does not allow it"
+                if tier.catalogued
+                else "nobody has said it may"
+            )
             yield f"{tier.name} answers no commercial request: {why} (commercial_use)"
 
 

@@ -111,11 +111,13 @@ def _details(tier: TierPlan) -> list[str]:
     if tier.asks:
         size, licence = f"at {tier.asks}", "under the provider's terms"
     region = f" · region {tier.region}" if tier.region else ""
+    adapted = [f"         adapters {', '.join(tier.adapters)}"] if tier.adapters else []
     placed = [f"         on nodes with {tier.placement}"] if tier.placement else []
     return [
         f"{tier.name:<8} {tier.model} · {size} · {licence} · prices {tier.price_label}",
         f"         context {tier.context_tokens} tokens · data {', '.join(tier.data_classes)}"
         f"{region} · {tier.threads} threads at the most",
+        *adapted,
         *placed,
     ]
 

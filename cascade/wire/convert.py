@@ -21,6 +21,7 @@ from cascade.request import (
     DataClass,
     Message,
     Request,
+    check_adapter,
     check_options,
     check_output,
 )
@@ -79,6 +80,7 @@ class OpenRequest:
         tensors: a classifier's inputs, well formed; ``options`` are then its labels.
         traceparent: the device's W3C trace context; empty where it sent none.
         score: whether the answer's raw score is asked for.
+        adapter: of the tier's model; empty for the model alone.
     """
 
     request_id: str
@@ -95,6 +97,7 @@ class OpenRequest:
     report: DeviceReport = field(default_factory=DeviceReport)
     tensors: tuple[Tensor, ...] = ()
     score: bool = False
+    adapter: str = ""
 
 
 def open_message(
@@ -133,6 +136,7 @@ def open_message(
             ),
         ),
         score=request.score,
+        adapter=request.adapter,
     )
     if request.tensors:
         message.tensors.tensors.extend(
@@ -195,6 +199,7 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
     if tensors and not options:
         raise InvalidInput("options", "are missing; name the labels among which to classify")
     check_output(options, json_schema, regex, stop)
+    check_adapter(sent.adapter)
     return OpenRequest(
         request_id=sent.request_id,
         messages=messages,
@@ -209,6 +214,7 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
         report=_read_report(sent.device),
         tensors=tensors,
         score=sent.score,
+        adapter=sent.adapter,
     )
 
 
