@@ -159,7 +159,7 @@ class Constraints(_message.Message):
     def __init__(self, allowed_tiers: _Optional[_Iterable[str]] = ..., max_cost_usd: _Optional[float] = ..., max_remote_calls: _Optional[int] = ..., data_class: _Optional[_Union[DataClass, str]] = ..., residency: _Optional[str] = ..., commercial: bool = ...) -> None: ...
 
 class DeviceReport(_message.Message):
-    __slots__ = ("confidence", "raw_score", "base_digest", "adapter_digest", "tokenizer_digest", "signals", "ladder_digest", "answer_sha256")
+    __slots__ = ("confidence", "raw_score", "base_digest", "adapter_digest", "tokenizer_digest", "signals", "ladder_digest", "answer_sha256", "kept")
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     RAW_SCORE_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +168,7 @@ class DeviceReport(_message.Message):
     SIGNALS_FIELD_NUMBER: _ClassVar[int]
     LADDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ANSWER_SHA256_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     confidence: float
     raw_score: float
     base_digest: str
@@ -176,7 +177,8 @@ class DeviceReport(_message.Message):
     signals: Signals
     ladder_digest: str
     answer_sha256: str
-    def __init__(self, confidence: _Optional[float] = ..., raw_score: _Optional[float] = ..., base_digest: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., signals: _Optional[_Union[Signals, _Mapping]] = ..., ladder_digest: _Optional[str] = ..., answer_sha256: _Optional[str] = ...) -> None: ...
+    kept: int
+    def __init__(self, confidence: _Optional[float] = ..., raw_score: _Optional[float] = ..., base_digest: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., signals: _Optional[_Union[Signals, _Mapping]] = ..., ladder_digest: _Optional[str] = ..., answer_sha256: _Optional[str] = ..., kept: _Optional[int] = ...) -> None: ...
 
 class Signals(_message.Message):
     __slots__ = ("logprobs", "entropies", "margins")

@@ -33,6 +33,7 @@ from cascade.v1 import inference_pb2 as pb
 DEFAULT_REMOTE_CALLS: Final = 2
 MAX_REMOTE_CALLS: Final = 16
 MAX_STOPS: Final = 8
+MAX_KEPT: Final = 1_000_000
 _SEEDS: Final = MAX_SEED + 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -129,6 +130,7 @@ def open_message(
             tokenizer_digest=report.tokenizer_digest,
             ladder_digest=report.ladder_digest,
             answer_sha256=report.answer_sha256,
+            kept=min(report.kept, MAX_KEPT),
             signals=pb.Signals(
                 logprobs=report.signals.logprobs.tolist(),
                 entropies=report.signals.entropies.tolist(),
@@ -318,6 +320,7 @@ def _read_report(sent: pb.DeviceReport) -> DeviceReport:
         tokenizer_digest=sent.tokenizer_digest,
         ladder_digest=sent.ladder_digest,
         answer_sha256=sent.answer_sha256,
+        kept=min(sent.kept, MAX_KEPT),
         signals=_read_signals(sent.signals),
     )
 

@@ -90,6 +90,7 @@ reports = st.builds(
     tokenizer_digest=digest,
     ladder_digest=digest,
     answer_sha256=digest,
+    kept=st.integers(0, 1_000_000),
     signals=_signals(),
 )
 
