@@ -13,12 +13,15 @@ from typing import Final
 
 from cascade.download import cached
 from cascade.errors import ClusterError
+from cascade.home import trust_dir
+from cascade.signing import TrustStore
 from cloud.access_check import access_problems
 from cloud.config import ClusterConfig, GatewayConfig, TierConfig
 from cloud.engines import make_engine
 from cloud.engines.provider import Key
 from cloud.engines.vllm_config import require_vllm
-from cloud.errors import ModelUnusable
+from cloud.errors import ConfigError, ModelUnusable
+from cloud.ladders import load_ladders
 from cloud.placement import Node, placement_problems, this_machine, told
 from cloud.startup import adapter_problem, licence, model_file
 
@@ -75,6 +78,7 @@ class Plan:
         callers: what they may show to be let in.
         commercial: whether answers may be sold.
         access_problems: files about callers that cannot be used.
+        ladder_problems: ladders that cannot be followed here.
         placement_problems: tiers that no node of the Ray cluster could run, if one was looked at.
         cores, threads: of this machine, and what all tiers use at their largest.
         notes: what an operator may want to know, a line each.
@@ -90,12 +94,14 @@ class Plan:
     notes: tuple[str, ...]
     access_problems: tuple[str, ...] = ()
     placement_problems: tuple[str, ...] = ()
+    ladder_problems: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What keeps it from starting on this machine, a line each."""
         tiers = (tier.problem for tier in self.tiers if tier.problem)
-        return (*self.access_problems, *self.placement_problems, *tiers)
+        files = (*self.access_problems, *self.ladder_problems)
+        return (*files, *self.placement_problems, *tiers)
 
 
 def plan_cluster(
@@ -121,6 +127,7 @@ def plan_cluster(
         threads=config.threads,
         notes=tuple(_notes(config, here, nodes)),
         access_problems=tuple(access_problems(config)),
+        ladder_problems=tuple(_ladder_problems(config)),
         placement_problems=() if nodes is None else tuple(placement_problems(config, nodes)),
     )
 
@@ -184,6 +191,11 @@ def _notes(config: ClusterConfig, cores: int, nodes: Sequence[Node] | None) -> I
             f"{config.threads} threads compute when all tiers are at their largest, on {cores} "
             "cores: they will wait for each other; lower threads or max_replicas"
         )
+    if config.ladders:
+        yield (
+            "ladders are read when the cluster starts: after a change of a file, start it anew "
+            "(`cascade cluster down` and `up`, or `serve deploy` again)"
+        )
     if config.gateway.host not in _LOOPBACK:
         yield f"gateway.host {config.gateway.host} is reachable from other machines"
     metrics = config.gateway.metrics
@@ -207,6 +219,10 @@ def _notes(config: ClusterConfig, cores: int, nodes: Sequence[Node] | None) -> I
                 f"{problem}, so `cascade cluster up` cannot start it; of a Ray cluster that runs, "
                 "check --ray tells which nodes can"
             )
+    yield from _tier_notes(config)
+
+
+def _tier_notes(config: ClusterConfig) -> Iterator[str]:
     for tier in config.tiers:
         if tier.catalogued and not cached(tier.model):
             yield f"{tier.model} is downloaded first: {tier.catalogued.bytes / 1e6:.0f} MB"
@@ -226,6 +242,13 @@ def _notes(config: ClusterConfig, cores: int, nodes: Sequence[Node] | None) -> I
                 else "nobody has said it may"
             )
             yield f"{tier.name} answers no commercial request: {why} (commercial_use)"
+
+
+def _ladder_problems(config: ClusterConfig) -> Iterator[str]:
+    try:
+        load_ladders(config, TrustStore(trust_dir()))
+    except ConfigError as problem:
+        yield str(problem)
 
 
 def _size(path: Path) -> int:
