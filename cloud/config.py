@@ -35,7 +35,7 @@ from cloud.strict_model import StrictModel as _Strict
 EngineName = Literal[
     "llama_cpp", "onnx", "onnx_classifier", "transformers", "vllm", "openai", "anthropic"
 ]
-_ADAPTABLE: Final = ("llama_cpp", "vllm")
+_ADAPTABLE: Final = ("llama_cpp", "onnx", "vllm")
 _PROVIDERS: Final = ("openai", "anthropic")
 Input = Literal["text", "tensors"]
 # One gRPC message carries 4 MiB, the rest of the request included.
@@ -180,6 +180,7 @@ class TierConfig(_Strict):
     provider: ProviderConfig | None = None
     vllm: VllmConfig | None = None
     adapters: dict[str, Path] = Field(default={})
+    most_adapters: int = Field(default=4, ge=1, le=1024)
     price: PriceList = PriceList()
     autoscaling: Autoscaling = Autoscaling()
     max_ongoing_requests: int | None = Field(default=None, ge=1)
@@ -241,7 +242,7 @@ class TierConfig(_Strict):
         if not self.adapters:
             return self
         if self.engine not in _ADAPTABLE:
-            raise ValueError(f"adapters are for {' and '.join(_ADAPTABLE)}, not for {self.engine}")
+            raise ValueError(f"adapters are for {', '.join(_ADAPTABLE)}, not for {self.engine}")
         if self.vllm is not None and self.vllm.adapters_url is None:
             raise ValueError("adapters needs vllm.adapters_url, the place of the adapters")
         return self

@@ -65,8 +65,8 @@ def model_files(config: ClusterConfig) -> dict[str, Path]:
 def adapter_problem(tier: TierConfig) -> str | None:
     """The first adapter of a tier that is not on this machine, where it should be."""
     for name, path in tier.adapters.items() if tier.local else ():
-        if not path.is_file():
-            return f"tier {tier.name}: there is no adapter file {path} ({name})"
+        if not path.exists():
+            return f"tier {tier.name}: there is no adapter {path} ({name})"
     return None
 
 

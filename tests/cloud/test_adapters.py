@@ -14,13 +14,18 @@ from cascade import testing
 from cascade.errors import InvalidInput, RemoteError
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Constraints, Message, Request
-from cascade.testing import Script
+from cascade.signing import TrustStore
+from cascade.testing import Script, TinyBundle
 from cascade.wire import GrpcRemote
 from cloud.config import ClusterConfig, load_config, parse_config
-from cloud.engines import ChatRequest, Piece, make_engine
+from cloud.engines import ChatRequest, Engine, Piece, make_engine
 from cloud.engines.llama_cpp import LlamaCpp
+from cloud.engines.onnx import OnnxBundle
 from cloud.errors import ConfigError, ModelUnusable
 from cloud.plan import plan_cluster
+from edge import Adapter, OnnxModel
+from edge.adapter import LoraPair
+from edge.adapter import write_adapter as write_lesson
 
 MODEL = "qwen2.5-coder-0.5b-instruct-q4_k_m"
 ASKED = (Message("user", "Count from one to five in words."),)
@@ -69,7 +74,7 @@ def engine(model_path: Callable[[str], Path], adapters: dict[str, str]) -> Itera
     asyncio.run(engine.close())
 
 
-async def answer(engine: LlamaCpp, adapter: str = "", messages: tuple[Message, ...] = ASKED) -> str:
+async def answer(engine: Engine, adapter: str = "", messages: tuple[Message, ...] = ASKED) -> str:
     request = ChatRequest(messages, 8, adapter=adapter)
     return "".join(
         [
@@ -123,6 +128,70 @@ async def test_an_adapter_of_another_model_is_named_at_the_start(
             await engine.start()
 
 
+@pytest.fixture
+def lessons(tiny: TinyBundle, tmp_path: Path) -> dict[str, Path]:
+    """Three signed adapters of the tiny bundle, as devices get them."""
+    manifest = tiny.bundle.manifest
+    slot = next(slot for slot in manifest.adapter_slots if len(slot.modules) == 1)
+
+    def lesson(seed: int) -> Path:
+        draws = np.random.default_rng(seed)
+        pair = LoraPair(_drawn(draws, slot.columns, 4), _drawn(draws, 4, slot.widths[0]))
+        return write_lesson(
+            tmp_path / f"lesson-{seed}",
+            {slot.modules[0]: pair},
+            name=f"lesson-{seed}",
+            base_digest=manifest.base_digest,
+            signing_key=tiny.key,
+        )
+
+    return {name: lesson(seed) for seed, name in enumerate(("a", "b", "c"))}
+
+
+async def test_a_bundles_tier_takes_signed_adapters_and_keeps_those_used_last(
+    tiny: TinyBundle, lessons: dict[str, Path]
+) -> None:
+    def alone(name: str) -> str:
+        model = OnnxModel(tiny.bundle)
+        if name:
+            model.use_adapter(model.load_adapter(Adapter.open(lessons[name], tiny.trust)))
+        return model.generate(ASKED, max_tokens=8).text
+
+    expected = {name: alone(name) for name in ("", *lessons)}
+    assert len(set(expected.values())) == 4
+    engine = OnnxBundle(
+        tiny.path, trust=tiny.trust, context_tokens=256, adapters=lessons, most_adapters=2
+    )
+    await engine.start()
+    opened: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        reads = Adapter.open
+
+        def noting(path: Path, trust: TrustStore) -> Adapter:
+            opened.append(path)
+            return reads(path, trust)
+
+        patch.setattr(Adapter, "open", noting)
+        asked = ("a", "b", "", "a", "c", "a", "b")
+        answers = await asyncio.gather(*(answer(engine, name) for name in asked))
+    assert answers == [expected[name] for name in asked]
+    # "b" was used least lately when "c" came, and had to be read again.
+    assert opened == [lessons[name] for name in ("a", "b", "c", "b")]
+    with pytest.raises(InvalidInput, match="no 'd'; adapters: a, b, c"):
+        await answer(engine, "d")
+    await engine.close()
+
+
+async def test_an_adapter_that_nobody_pinned_or_that_was_altered_stops_the_start(
+    tiny: TinyBundle, lessons: dict[str, Path]
+) -> None:
+    weights = lessons["b"] / "adapter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    engine = OnnxBundle(tiny.path, trust=tiny.trust, context_tokens=256, adapters=lessons)
+    with pytest.raises(ModelUnusable, match="altered after signing"):
+        await engine.start()
+
+
 TWO = """
 tiers:
   - {name: small, model: a/m.gguf}
@@ -174,9 +243,7 @@ def test_files_are_found_beside_the_configuration_and_missing_ones_named(tmp_pat
     (tmp_path / "a" / "m.gguf").write_bytes(b"")
     planned = plan_cluster(config, cores=4)
     assert planned.tiers[1].adapters == ("legal", "medical")
-    assert planned.problems == (
-        f"tier tuned: there is no adapter file {tmp_path}/legal.gguf (legal)",
-    )
+    assert planned.problems == (f"tier tuned: there is no adapter {tmp_path}/legal.gguf (legal)",)
     engine = make_engine(config.tiers[1], "m.gguf")
     assert engine.capabilities.options
 
@@ -194,7 +261,7 @@ def test_nobody_has_said_that_an_adapter_may_be_sold() -> None:
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ("engine: onnx, adapters: {a: b}", "adapters are for llama_cpp and vllm, not for onnx"),
+        ("engine: transformers, adapters: {a: b}", "for llama_cpp, onnx, vllm, not for transf"),
         ("adapters: {a b: c}", "'a b' is no name"),
     ],
 )
