@@ -7,6 +7,7 @@ runs on a node that has all that it asks for, and a label that must not have a v
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def ray_nodes(address: str) -> tuple[Node, ...]:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as problem:
         first = next(iter(str(problem).splitlines()), type(problem).__name__)
         raise ClusterError(f"no Ray cluster at {address}: {first}") from None
