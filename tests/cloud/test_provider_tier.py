@@ -80,6 +80,7 @@ def cluster(
     engine: str = "openai",
     order: tuple[str, ...] = ("own", "theirs"),
     ladders: tuple[LadderPolicy, ...] = (),
+    quota: int | None = None,
     **provider: object,
 ) -> Iterator[testing.Cluster]:
     """An open model and a provider's; the audit is ``audit.jsonl`` in ``folder``."""
@@ -97,7 +98,10 @@ def cluster(
     }
     config = ClusterConfig.model_validate(
         {
-            "gateway": {"audit": {"file": folder / "audit.jsonl", "required": True}},
+            "gateway": {
+                "audit": {"file": folder / "audit.jsonl", "required": True},
+                "quotas": {"default": {"tokens_per_day": quota}},
+            },
             "tiers": [described[name] for name in order],
         }
     )
@@ -221,6 +225,15 @@ def test_whatever_a_provider_sends_the_device_gets_a_status_and_none_of_it(
         if fault == "busy":
             assert refusal.value.retry_after_s == 7.0
     assert found == expected
+
+
+def test_what_a_provider_refuses_takes_nothing_of_a_quota(
+    faults: ProviderServer, tmp_path: Path
+) -> None:
+    with cluster(tmp_path, f"{faults.url}/v1", model="busy", quota=200) as running:
+        for _ in range(5):  # each of them sets about 80 tokens aside
+            with pytest.raises(RemoteError, match="the provider behind this tier is busy"):
+                ask(running, "theirs")
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
