@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from typing import Literal
 
@@ -32,7 +33,15 @@ from cascade.policy import (
     decide,
     obstacles_to_escalation,
 )
-from cascade.remote import Accepted, Chunk, Finished, Remote, Transfer, whole_answer
+from cascade.remote import (
+    Accepted,
+    Chunk,
+    Finished,
+    Remote,
+    RemoteEvent,
+    Transfer,
+    whole_answer,
+)
 from cascade.request import Request
 from cascade.request_state import Reply, RequestState
 from cascade.task import generic
@@ -79,6 +88,7 @@ class Controller:
         self._checks = checks or Checks()
         self._on_decision = on_decision
         self._on_answer = on_answer
+        self._kept: Counter[str] = Counter()
 
     async def run(self, request: Request, *, show: Show = "final") -> AsyncGenerator[Event, None]:
         """Answer ``request``. Closing the iterator cancels whatever is under way.
@@ -121,6 +131,8 @@ class Controller:
             async with contextlib.aclosing(self._finish_locally(self._local, state)) as events:
                 async for event in events:
                     yield event
+        if decision.accept:
+            self._kept[request.task_id] += 1
         try:
             for event in self._answer_locally(state, decision):
                 yield event
@@ -323,12 +335,18 @@ class Controller:
         try:
             if deadline_s <= 0:
                 raise RemoteError("DEADLINE_EXCEEDED", "no time was left to ask the cluster")
-            stream = self._egress.answer(
-                remote,
-                passage,
-                report,
-                deadline_s=deadline_s,
-                transfer=state.transfer,
+            task_id = state.request.task_id
+            report = dataclasses.replace(report, kept=self._kept.pop(task_id, 0))
+            stream = self._told(
+                task_id,
+                report.kept,
+                self._egress.answer(
+                    remote,
+                    passage,
+                    report,
+                    deadline_s=deadline_s,
+                    transfer=state.transfer,
+                ),
             )
             async with contextlib.aclosing(stream) as events:
                 async for event in events:
@@ -354,6 +372,20 @@ class Controller:
         else:
             if state.answer is None:
                 state.remote_error = RemoteError("INTERNAL", "the cluster ended without an answer")
+
+    async def _told(
+        self, task_id: str, kept: int, events: AsyncGenerator[RemoteEvent, None]
+    ) -> AsyncGenerator[RemoteEvent, None]:
+        """The cluster's events. Where there is none, what was kept is told the next time."""
+        told = False
+        try:
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    told = True
+                    yield event
+        finally:
+            if not told:
+                self._kept[task_id] += kept
 
     def _answer_locally(self, state: RequestState, decision: Decision) -> list[Event]:
         """The last events of a request that the device answers."""

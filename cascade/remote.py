@@ -25,6 +25,8 @@ class DeviceReport:
         ladder_digest: sha256 of the ladder that the device follows; empty where it follows none.
         answer_sha256: of the device's own answer, where the ladder may compare or take it; else
             empty.
+        kept: requests of the same task that the device has answered itself, accepted by a policy,
+            since it last told; ≥ 0.
     """
 
     confidence: float | None = None
@@ -35,6 +37,7 @@ class DeviceReport:
     ladder_digest: str = ""
     answer_sha256: str = ""
     signals: Signals = EMPTY_SIGNALS
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ MAX_OPTIONS = 1000
 Role = Literal["system", "user", "assistant"]
 _MAX_TOKENS = 2**32 - 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""How adapters of a cluster are called."""
 
 
 class DataClass(StrEnum):
@@ -115,6 +117,8 @@ class Request:
         checks: names of checks that the device's answer has to pass, beside those of its task; see
             ``cascade.checks``.
         traceparent: the W3C trace context that this is a part of; empty begins a trace.
+        adapter: name of the cluster's adapter with which a tier's model shall answer, where the
+            cluster is asked; empty for the model alone. 1 to 64 characters of A-Z a-z 0-9 . _ -
     """
 
     messages: tuple[Message, ...]
@@ -133,6 +137,7 @@ class Request:
     tensors: tuple[Tensor, ...] = ()
     checks: tuple[str, ...] = ()
     score: bool = False
+    adapter: str = ""
 
     @property
     def text(self) -> str:
@@ -151,6 +156,7 @@ class Request:
         if any(not stop for stop in self.stop):
             raise InvalidInput("stop", "contains an empty string")
         self.sampling.check()
+        check_adapter(self.adapter)
         check_output(self.options, self.json_schema, self.regex, self.stop)
         if self.mode not in (None, *get_args(ScoreMode)):
             raise InvalidInput("mode", f"{self.mode!r} is not known; known are exact and search")
@@ -178,6 +184,12 @@ class Request:
             raise InvalidInput("prompt", "is empty; write what you want to ask")
         if not all(is_unicode(message.content) for message in self.messages):
             raise InvalidInput("prompt", "is not valid Unicode (lone surrogate)")
+
+
+def check_adapter(name: str) -> None:
+    """Raise ``InvalidInput`` unless ``name`` is empty or can name an adapter."""
+    if name and not ADAPTER_NAME.fullmatch(name):
+        raise InvalidInput("adapter", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
 
 
 def check_output(

@@ -126,12 +126,14 @@ class _Use:
         self._prompt_tokens: int | None = None
         self._counted = 0
         self._done: Done | None = None
+        self._refused = False
         self.status = "UNAVAILABLE"
         self.text: list[str] = []
 
     def note(self, message: TierMessage) -> None:
         """Take a message of the tier into account."""
         if isinstance(message, Refused):
+            self._refused = True
             self.status = "INVALID_ARGUMENT" if message.field else message.status
             return
         for event in message:
@@ -145,7 +147,10 @@ class _Use:
                     self._done, self.status = event, "OK"
 
     def failed(self, problem: BaseException) -> None:
-        """It ends with an exception. One that is left early has been sent, and may be charged."""
+        """It ends with an exception. One that is left early has been sent, and may be charged; one
+        that was refused is left by everybody."""
+        if self._refused:
+            return
         if isinstance(problem, asyncio.CancelledError | GeneratorExit):
             self._begun = True
             self.status = "OK" if self._done else "CANCELLED"

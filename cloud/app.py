@@ -17,6 +17,7 @@ from cascade.ladder import LadderPolicy
 from cloud.config import Autoscaling, ClusterConfig, TierConfig
 from cloud.front_door import GatewayFiles
 from cloud.gateway import GATEWAY, REPLACEMENT_S, Gateway, deployment_name
+from cloud.placement import actor_options
 from cloud.tier import Tier
 from cloud.waiting_room import ongoing_at_replica
 
@@ -87,7 +88,7 @@ def _deployment(
         graceful_shutdown_timeout_s=drain_s + 2,
         graceful_shutdown_wait_loop_s=0.1,
         max_constructor_retry_count=_START_ATTEMPTS,
-        ray_actor_options={"num_cpus": tier.threads},
+        ray_actor_options=actor_options(tier),
     )(tier_class)
 
 

@@ -202,4 +202,5 @@ def _chat_request(tier: TierConfig, request: OpenRequest, *, score: bool) -> Cha
         sampling=request.sampling,
         tensors=request.tensors,
         score=score,
+        adapter=request.adapter,
     )

@@ -67,6 +67,12 @@ class Attempt:
             raise EngineFailed if self._begun else TierUnavailable(self.tier.name)
 
     @property
+    def model_name(self) -> str:
+        """What the answer is signed with."""
+        adapter = self._request.adapter
+        return f"{self.tier.model_name}:{adapter}" if adapter else self.tier.model_name
+
+    @property
     def text(self) -> str:
         """The answer so far."""
         return "".join(piece.text for piece in self._pieces)

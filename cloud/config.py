@@ -25,14 +25,17 @@ from pydantic import (
 from cascade.catalog import Entry, entries
 from cascade.errors import NotFound
 from cascade.events import DEVICE
+from cascade.request import ADAPTER_NAME
 from cloud.access_config import AuditConfig, JwtConfig, Quotas, TlsFiles
 from cloud.backend_config import ProviderConfig, VllmConfig
 from cloud.errors import ConfigError
+from cloud.placement_config import Placement
 from cloud.strict_model import StrictModel as _Strict
 
 EngineName = Literal[
     "llama_cpp", "onnx", "onnx_classifier", "transformers", "vllm", "openai", "anthropic"
 ]
+_ADAPTABLE: Final = ("llama_cpp", "onnx", "vllm")
 _PROVIDERS: Final = ("openai", "anthropic")
 Input = Literal["text", "tensors"]
 # One gRPC message carries 4 MiB, the rest of the request included.
@@ -200,10 +203,13 @@ class TierConfig(_Strict):
     commercial_use: bool | None = None
     provider: ProviderConfig | None = None
     vllm: VllmConfig | None = None
+    adapters: dict[str, Path] = Field(default={})
+    most_adapters: int = Field(default=4, ge=1, le=1024)
     price: PriceList = PriceList()
     autoscaling: Autoscaling = Autoscaling()
     max_ongoing_requests: int | None = Field(default=None, ge=1)
     max_queued_requests: int = Field(default=32, ge=0)
+    placement: Placement = Placement()
     hedge: Hedge | None = None
 
     @field_validator("name")
@@ -238,6 +244,31 @@ class TierConfig(_Strict):
             raise ValueError("vllm is missing; write vllm: {} for its defaults")
         if self.engine != "vllm" and self.vllm is not None:
             raise ValueError(f"vllm is for the engine vllm, not for {self.engine}")
+        if self.vllm is not None and self.placement.labels:
+            raise ValueError(
+                "placement.labels is not offered by ray.serve.llm; take placement.resources or "
+                "vllm.accelerator_type"
+            )
+        return self
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _named(cls, adapters: object) -> object:
+        if not isinstance(adapters, dict):
+            return adapters
+        for name in adapters:
+            if not ADAPTER_NAME.fullmatch(str(name)):
+                raise ValueError(f"{name!r} is no name; take 1 to 64 of A-Z a-z 0-9 . _ -")
+        return {name: Path(at) if isinstance(at, str) else at for name, at in adapters.items()}
+
+    @model_validator(mode="after")
+    def _can_adapt(self) -> Self:
+        if not self.adapters:
+            return self
+        if self.engine not in _ADAPTABLE:
+            raise ValueError(f"adapters are for {', '.join(_ADAPTABLE)}, not for {self.engine}")
+        if self.vllm is not None and self.vllm.adapters_url is None:
+            raise ValueError("adapters needs vllm.adapters_url, the place of the adapters")
         return self
 
     @model_validator(mode="after")
@@ -253,11 +284,12 @@ class TierConfig(_Strict):
     @property
     def allows_commercial_use(self) -> bool:
         """Whether the model's licence allows commercial use: what ``commercial_use`` says, else
-        what the catalog says. Of a model that nobody has said it of, it is taken not to."""
+        what the catalog says. Of a model that nobody has said it of, or of its adapters, it is
+        taken not to."""
         if self.commercial_use is not None:
             return self.commercial_use
         known = self.catalogued
-        return known is not None and known.commercial_use
+        return known is not None and known.commercial_use and not self.adapters
 
     @property
     def catalogued(self) -> Entry | None:
@@ -453,13 +485,21 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
     tiers = tuple(
         _anchored_provider(tier, folder)
         if tier.provider is not None
-        else tier.model_copy(update={"model": str(anchor(Path(tier.model)))})
-        if tier.local and is_model_path(tier.model)
-        else tier
+        else _anchored_files(tier, folder)
         for tier in config.tiers
     )
     ladders = tuple(folder / path.expanduser() for path in config.ladders)
     return config.model_copy(update={"gateway": gateway, "tiers": tiers, "ladders": ladders})
+
+
+def _anchored_files(tier: TierConfig, folder: Path) -> TierConfig:
+    if not tier.local:
+        return tier
+    adapters = {name: folder / path.expanduser() for name, path in tier.adapters.items()}
+    model = tier.model
+    if is_model_path(model):
+        model = str(folder / Path(model).expanduser())
+    return tier.model_copy(update={"model": model, "adapters": adapters})
 
 
 def _anchored_url(url: str | None, folder: Path) -> str | None:

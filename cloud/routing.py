@@ -111,16 +111,16 @@ async def _answered(asking: Asking, choice: Choice) -> AsyncGenerator[RemoteEven
             if not batch:
                 reasons += (f"{first.name}:slow",)
                 shown = tier.name
-                yield Accepted(tier.name, tier.model_name)
+                yield Accepted(tier.name, attempt.model_name)
             winner = attempt if batch else winner
             for event in batch:
                 if isinstance(event, Started) and shown != tier.name:
                     shown = tier.name
-                    yield Accepted(tier.name, tier.model_name)
+                    yield Accepted(tier.name, attempt.model_name)
                 elif isinstance(event, Piece):
                     yield Chunk(event.text, event.count)
     if winner is not None:
         tier = winner.tier
         if winner is not asking.attempts[0]:
             reasons += (f"{tier.name}:hedge",)
-        yield asking.finished(winner, reasons=reasons, tier=tier.name, model=tier.model_name)
+        yield asking.finished(winner, reasons=reasons, tier=tier.name, model=winner.model_name)

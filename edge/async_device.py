@@ -129,7 +129,9 @@ class AsyncDevice:
             UnknownPublisher, Tampered, BundleError: the bundle must not or cannot be used.
         """
         trust = trust or TrustStore(home.trust_dir())
-        verified = Bundle.open(bundle_path(bundle), trust)
+        # Read once: a delivery that comes in between must not pair its adapter with another bundle.
+        delivered = Delivered.load() if bundle is None else Delivered()
+        verified = Bundle.open(bundle_path(bundle or delivered.bundle or DEFAULT_BUNDLE), trust)
         egress = egress or Egress.usual(cloud.address if cloud else "")
         if egress.commercial and not verified.manifest.commercial_use:
             raise InvalidInput(
@@ -140,7 +142,7 @@ class AsyncDevice:
         if threads is None:
             threads = recommended_threads(verified.manifest.name)
         model = load_model(verified, threads=threads)
-        adapter = Delivered.load().adapter if bundle is None else ""
+        adapter = delivered.adapter
         if adapter and isinstance(model, OnnxModel):
             model.use_adapter(
                 model.load_adapter(Adapter.open(home.adapters_dir() / adapter, trust))

@@ -21,6 +21,7 @@ from cascade.request import (
     DataClass,
     Message,
     Request,
+    check_adapter,
     check_options,
     check_output,
 )
@@ -32,6 +33,7 @@ from cascade.v1 import inference_pb2 as pb
 DEFAULT_REMOTE_CALLS: Final = 2
 MAX_REMOTE_CALLS: Final = 16
 MAX_STOPS: Final = 8
+MAX_KEPT: Final = 1_000_000
 _SEEDS: Final = MAX_SEED + 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -79,6 +81,7 @@ class OpenRequest:
         tensors: a classifier's inputs, well formed; ``options`` are then its labels.
         traceparent: the device's W3C trace context; empty where it sent none.
         score: whether the answer's raw score is asked for.
+        adapter: of the tier's model; empty for the model alone.
     """
 
     request_id: str
@@ -95,6 +98,7 @@ class OpenRequest:
     report: DeviceReport = field(default_factory=DeviceReport)
     tensors: tuple[Tensor, ...] = ()
     score: bool = False
+    adapter: str = ""
 
 
 def open_message(
@@ -126,6 +130,7 @@ def open_message(
             tokenizer_digest=report.tokenizer_digest,
             ladder_digest=report.ladder_digest,
             answer_sha256=report.answer_sha256,
+            kept=min(report.kept, MAX_KEPT),
             signals=pb.Signals(
                 logprobs=report.signals.logprobs.tolist(),
                 entropies=report.signals.entropies.tolist(),
@@ -133,6 +138,7 @@ def open_message(
             ),
         ),
         score=request.score,
+        adapter=request.adapter,
     )
     if request.tensors:
         message.tensors.tensors.extend(
@@ -195,6 +201,7 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
     if tensors and not options:
         raise InvalidInput("options", "are missing; name the labels among which to classify")
     check_output(options, json_schema, regex, stop)
+    check_adapter(sent.adapter)
     return OpenRequest(
         request_id=sent.request_id,
         messages=messages,
@@ -209,6 +216,7 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
         report=_read_report(sent.device),
         tensors=tensors,
         score=sent.score,
+        adapter=sent.adapter,
     )
 
 
@@ -312,6 +320,7 @@ def _read_report(sent: pb.DeviceReport) -> DeviceReport:
         tokenizer_digest=sent.tokenizer_digest,
         ladder_digest=sent.ladder_digest,
         answer_sha256=sent.answer_sha256,
+        kept=min(sent.kept, MAX_KEPT),
         signals=_read_signals(sent.signals),
     )
 

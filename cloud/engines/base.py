@@ -31,6 +31,7 @@ class ChatRequest:
         tensors: a classifier's inputs, instead of messages; ``options`` are then its labels.
         traceparent: the W3C trace context of the call; empty begins a trace.
         score: whether ``Done`` shall tell how sure the model is.
+        adapter: name of one of the tier's adapters; empty for the model alone.
     """
 
     messages: tuple[Message, ...]
@@ -43,6 +44,7 @@ class ChatRequest:
     sampling: Sampling = GREEDY
     tensors: tuple[Tensor, ...] = ()
     score: bool = False
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ chosen_requests = st.builds(
     max_tokens=st.integers(1, 100_000),
     stop=st.lists(text.filter(bool), max_size=8).map(tuple),
     score=st.booleans(),
+    adapter=st.sampled_from(["", "legal", "v2.1"]),
     constraints=st.builds(
         Constraints,
         allowed_tiers=st.none() | st.frozensets(written, min_size=1, max_size=3),
@@ -89,6 +90,7 @@ reports = st.builds(
     tokenizer_digest=digest,
     ladder_digest=digest,
     answer_sha256=digest,
+    kept=st.integers(0, 1_000_000),
     signals=_signals(),
 )
 
@@ -137,7 +139,7 @@ def test_a_request_arrives_as_it_was_sent(
         residency=request.constraints.residency,
         commercial=request.constraints.commercial,
     )
-    assert read.score == request.score
+    assert (read.score, read.adapter) == (request.score, request.adapter)
     numbers, digests = ("confidence", "raw_score"), ("base", "adapter", "tokenizer", "ladder")
     for name in (*numbers, *(f"{kind}_digest" for kind in digests), "answer_sha256"):
         assert getattr(read.report, name) == getattr(report, name)
