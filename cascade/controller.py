@@ -17,6 +17,7 @@ from typing import Literal
 from cascade.checks import Checks
 from cascade.constraints import refusal
 from cascade.decision_record import DecisionRecord
+from cascade.draft import Drafting, DraftTape
 from cascade.egress import Egress, Passage
 from cascade.errors import CascadeError, DeadlineExceeded, InvalidInput, RemoteError
 from cascade.events import DEVICE, Event, Final, Superseded, Token
@@ -32,7 +33,7 @@ from cascade.policy import (
     decide,
     obstacles_to_escalation,
 )
-from cascade.remote import Accepted, Chunk, Finished, Remote, Transfer, whole_answer
+from cascade.remote import Accepted, Chunk, Finished, Remote, Transfer, Verified, whole_answer
 from cascade.request import Request
 from cascade.request_state import Reply, RequestState
 from cascade.task import generic
@@ -103,6 +104,20 @@ class Controller:
                     yield event
         else:
             state.reasons.append(Reason.CLOUD_PREFERRED if self._local else Reason.NO_LOCAL_MODEL)
+        try:
+            async with contextlib.aclosing(
+                self._answered(state, policy, bound=bound)
+            ) as events:
+                async for event in events:
+                    yield event
+        finally:
+            if state.decode is not None:
+                await state.decode.leave()
+
+    async def _answered(
+        self, state: RequestState, policy: Policy | None, *, bound: bool
+    ) -> AsyncGenerator[Event, None]:
+        """What follows the device's own attempt."""
         decision, passage = await self._judge(state, policy)
         if passage is not None and decision.escalate and self._remote is not None:
             async with contextlib.aclosing(
@@ -113,6 +128,10 @@ class Controller:
             if state.answer is not None:
                 yield Final(state.answer)
                 return
+        await self._leave(state)
+        if state.went_on and state.shown == DEVICE and not state.cut:
+            state.shown = None  # the application holds a part of what is there now
+            yield Superseded(DEVICE)
         if state.cut and self._local is not None:
             async with contextlib.aclosing(self._finish_locally(self._local, state)) as events:
                 async for event in events:
@@ -150,7 +169,15 @@ class Controller:
         Arguments:
             alone: nobody else can answer, so what the device writes stands.
         """
-        decode = LocalDecode(local, state.request, policy, stops=not alone)
+        drafting = None if alone else _drafting(state.request, policy)
+        decode = LocalDecode(
+            local,
+            state.request,
+            policy,
+            stops=not alone,
+            drafting=drafting,
+            goes_on=not self._egress.reads_first,
+        )
         try:
             async with contextlib.aclosing(decode.pieces(state.remaining_s())) as pieces:
                 async for text in pieces:
@@ -166,6 +193,13 @@ class Controller:
             state.local_problem = problem
         else:
             state.local, state.fired, state.saved = decode.answer, decode.fired, decode.saved
+            state.decode = decode
+
+    async def _leave(self, state: RequestState) -> None:
+        """End a decode that goes on as a draft; what it has written is the device's answer."""
+        if state.decode is not None and state.local is not None:
+            await state.decode.leave()
+            state.local = state.decode.answer
 
     async def _finish_locally(
         self, local: LocalModel | LocalClassifier, state: RequestState
@@ -313,6 +347,7 @@ class Controller:
         started = time.perf_counter()
         deadline_s = state.spare_s()
         reply = Reply()
+        draft = _draft(state, decision)
         report = state.report(decision)
         if policy is not None:
             report = policy.reported(report, state.local, decision)
@@ -325,11 +360,14 @@ class Controller:
                 report,
                 deadline_s=deadline_s,
                 transfer=state.transfer,
+                draft=draft,
             )
             async with contextlib.aclosing(stream) as events:
                 async for event in events:
                     match event:
                         case Accepted(tier, name):
+                            if state.decode is not None:
+                                state.decode.stop_drafting()
                             if state.shown is not None:
                                 state.shown = None
                                 yield Superseded(tier)
@@ -338,12 +376,17 @@ class Controller:
                             state.shown = reply.source
                             reply.add(piece, count)
                             yield Token(piece, reply.source, provisional=False)
+                        case Verified(kept):
+                            reply.draft_kept = kept
                         case Finished():
+                            state.drafted = draft.sent if draft else 0
+                            await self._leave(state)
                             state.remote_s = time.perf_counter() - started
                             for shown in state.finish(reply, event, decision):
                                 yield shown
         except RemoteError as problem:
             state.remote_s = time.perf_counter() - started
+            state.drafted = draft.sent if draft else 0
             if state.local is None:
                 raise _without_answer(problem, state.request) from None
             state.remote_error = problem
@@ -369,6 +412,23 @@ def _without_answer(problem: RemoteError, request: Request) -> CascadeError:
         f"the deadline of {request.constraints.deadline_s:g} s passed before the cluster had an "
         "answer; allow more time"
     )
+
+
+def _drafting(request: Request, policy: Policy | None) -> Drafting | None:
+    """How the device's answer may be proposed to the cluster; ``None`` where it may not."""
+    if request.options or request.tensors:
+        return None
+    drafting = request.drafting or (policy.drafting if policy is not None else None)
+    return drafting if drafting is not None and drafting.on else None
+
+
+def _draft(state: RequestState, decision: Decision) -> DraftTape | None:
+    """The draft that goes along; none of an answer that failed a check."""
+    draft = state.decode.draft if state.decode is not None else None
+    if draft is None or any(reason.startswith("veto:") for reason in decision.reasons):
+        return None
+    at_hand = draft.tokens > 0 and draft.drafting.worth_sending(draft.tokens) > 0
+    return draft if at_hand or not draft.ended else None
 
 
 def _for_cloud(request: Request, policy: Policy | None) -> Request:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from numbers import Integral
 from typing import Literal, get_args
 
+from cascade.draft import Drafting
 from cascade.errors import InvalidInput
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import ScoreMode
@@ -112,6 +113,8 @@ class Request:
             little longer.
         checks: names of checks that the device's answer has to pass, beside those of its task; see
             ``cascade.checks``.
+        drafting: whether the device proposes its own answer to the cluster; ``None`` leaves that to
+            the task's policy, and without one it does not.
         traceparent: the W3C trace context that this is a part of; empty begins a trace.
     """
 
@@ -131,6 +134,7 @@ class Request:
     tensors: tuple[Tensor, ...] = ()
     checks: tuple[str, ...] = ()
     score: bool = False
+    drafting: Drafting | None = None
 
     @property
     def text(self) -> str:
@@ -153,6 +157,8 @@ class Request:
         if self.mode not in (None, *get_args(ScoreMode)):
             raise InvalidInput("mode", f"{self.mode!r} is not known; known are exact and search")
         self.constraints.check()
+        if self.drafting is not None:
+            self.drafting.check()
 
     def _check_tensors(self) -> None:
         if self.messages:

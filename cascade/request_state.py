@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cascade.errors import InvalidInput, RemoteError
 from cascade.events import DEVICE, Answer, Event, Latency, Superseded, Token
@@ -16,6 +16,9 @@ from cascade.policy import Decision, Reason
 from cascade.remote import DeviceReport, Finished, Transfer
 from cascade.request import Request
 from cascade.signals import EMPTY_SIGNALS, ScoreBounds
+
+if TYPE_CHECKING:
+    from cascade.local_decode import LocalDecode
 
 RETURN_MARGIN_S: Final = 0.05
 """Kept back from what may still be waited for, so that a local answer can be returned in time."""
@@ -30,6 +33,7 @@ class Reply:
     text: list[str] = field(default_factory=list)
     tokens: int = 0
     calls: int = 0
+    draft_kept: int | None = None
 
     def add(self, piece: str, count: int) -> None:
         """One more piece, of ``count`` tokens."""
@@ -50,6 +54,8 @@ class RequestState:
         thrown_away: tokens that the device decoded for nothing.
         shown: source of the text that the application holds.
         answer: the cluster's answer.
+        decode: the device's decode, where it may be proposed to the cluster or still goes on.
+        drafted: tokens of it that were sent.
     """
 
     request: Request
@@ -66,11 +72,18 @@ class RequestState:
     remote_error: RemoteError | None = None
     shown: str | None = None
     answer: Answer | None = None
+    decode: LocalDecode | None = None
+    drafted: int = 0
 
     @property
     def cut(self) -> bool:
         """Whether the device has a part of an answer."""
         return self.local is not None and not self.local.whole
+
+    @property
+    def went_on(self) -> bool:
+        """Whether a decode that was to be stopped went on as a draft."""
+        return self.decode is not None and self.decode.went_on
 
     @property
     def raw_score(self) -> float | None:
@@ -145,7 +158,9 @@ class RequestState:
             finish=finished.reason,
             bounds=self._bounds(),
             expected_gain=decision.gain,
-            local_tokens_saved=self.saved if self.cut else None,
+            local_tokens_saved=self.saved if self.cut and not self.went_on else None,
+            draft_tokens=self.drafted,
+            draft_kept=reply.draft_kept,
         )
 
     def local_answer(self, local: LocalAnswer, decision: Decision) -> Answer:
@@ -172,6 +187,7 @@ class RequestState:
             finish="stop" if local.finish == "stop" else "length",
             bounds=self._bounds(),
             expected_gain=decision.gain,
+            draft_tokens=self.drafted,
         )
 
     def _latency(self) -> Latency:

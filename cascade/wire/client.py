@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
 from typing import Any, Final, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cascade.draft import DraftTape
 from cascade.errors import InvalidInput, RemoteError
 from cascade.policy import obstacles_to_escalation
 from cascade.remote import DeviceReport, Finished, RemoteEvent, Transfer
@@ -24,6 +25,7 @@ from cascade.v1 import inference_pb2 as pb
 from cascade.v1 import inference_pb2_grpc
 from cascade.wire.connection import Connection, too_late
 from cascade.wire.convert import open_message, read_event
+from cascade.wire.drafts import draft_messages
 from cascade.wire.profile import ClientProfile
 
 _RETRY_PAUSE_S: Final = 0.2
@@ -43,7 +45,13 @@ class GrpcRemote:
         self._connection = Connection(profile)
 
     async def answer(
-        self, request: Request, report: DeviceReport, *, deadline_s: float, transfer: Transfer
+        self,
+        request: Request,
+        report: DeviceReport,
+        *,
+        deadline_s: float,
+        transfer: Transfer,
+        draft: DraftTape | None = None,
     ) -> AsyncGenerator[RemoteEvent]:
         """Ask the cluster. The last event is ``Finished``. Closing the iterator cancels the call.
 
@@ -54,6 +62,7 @@ class GrpcRemote:
         Arguments:
             deadline_s: seconds until the last event, retry included.
             transfer: grows by the size of every message sent and received.
+            draft: sent behind the request, as it is written; a retry sends all of it again.
 
         Raises:
             RemoteError: with the gRPC status; ``message`` is safe to show.
@@ -67,14 +76,19 @@ class GrpcRemote:
         attempts = min(_ATTEMPTS, calls_left)
         end = time.monotonic() + deadline_s
         for attempt in range(attempts):
-            opened = open_message(request, report, max_remote_calls=calls_left - attempt)
+            opened = open_message(
+                request,
+                report,
+                max_remote_calls=calls_left - attempt,
+                drafting=draft.drafting if draft else None,
+            )
             _check_size(opened)
             begun, status = False, "CANCELLED"
             span = start_span("cascade.call", request.traceparent, kind="client")
             try:
                 # Closed here and now: left to the collector, a cancelled call would run on.
                 async with aclosing(
-                    self._attempt(opened, end, deadline_s, transfer, span)
+                    self._attempt(opened, draft, end, deadline_s, transfer, span)
                 ) as events:
                     async for event in events:
                         begun = True
@@ -117,6 +131,7 @@ class GrpcRemote:
     async def _attempt(
         self,
         opened: pb.AnswerRequest,
+        draft: DraftTape | None,
         end: float,
         deadline_s: float,
         transfer: Transfer,
@@ -127,8 +142,12 @@ class GrpcRemote:
             raise too_late(deadline_s)
         stub = cast(Any, inference_pb2_grpc).InferenceServiceStub(self._connection.channel)
         metadata = (*self._connection.metadata, (TRACEPARENT_HEADER, span.traceparent))
-        call = stub.Answer(iter((opened,)), timeout=remaining_s, metadata=metadata)
+        before = transfer.bytes_up
         transfer.bytes_up += opened.ByteSize()
+        messages: Iterable[pb.AnswerRequest] | AsyncIterable[pb.AnswerRequest] = iter((opened,))
+        if draft is not None:
+            messages = _with_draft(opened, draft, transfer)
+        call = stub.Answer(messages, timeout=remaining_s, metadata=metadata)
         heard = finished = False
         try:
             async for message in call:
@@ -143,7 +162,7 @@ class GrpcRemote:
                 not heard
                 and self._connection.channel.get_state() is not grpc.ChannelConnectivity.READY
             ):
-                transfer.bytes_up -= opened.ByteSize()  # there was no connection to send it over
+                transfer.bytes_up = before  # there was no connection to send it over
             raise self._connection.error(error, deadline_s) from None
         except InvalidInput as error:
             raise RemoteError("INTERNAL", f"the cluster broke the contract: {error}") from None
@@ -151,6 +170,16 @@ class GrpcRemote:
             call.cancel()
         if not finished:
             raise RemoteError("INTERNAL", "the cluster ended the answer without a finish event")
+
+
+async def _with_draft(
+    opened: pb.AnswerRequest, draft: DraftTape, transfer: Transfer
+) -> AsyncGenerator[pb.AnswerRequest]:
+    yield opened
+    async with aclosing(draft_messages(draft)) as messages:
+        async for message in messages:
+            transfer.bytes_up += message.ByteSize()
+            yield message
 
 
 def _check_size(opened: pb.AnswerRequest) -> None:
