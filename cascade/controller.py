@@ -33,7 +33,16 @@ from cascade.policy import (
     decide,
     obstacles_to_escalation,
 )
-from cascade.remote import Accepted, Chunk, Finished, Remote, Transfer, Verified, whole_answer
+from cascade.remote import (
+    Accepted,
+    Chunk,
+    DeviceReport,
+    Finished,
+    Remote,
+    Transfer,
+    Verified,
+    whole_answer,
+)
 from cascade.request import Request
 from cascade.request_state import Reply, RequestState
 from cascade.task import generic
@@ -105,9 +114,7 @@ class Controller:
         else:
             state.reasons.append(Reason.CLOUD_PREFERRED if self._local else Reason.NO_LOCAL_MODEL)
         try:
-            async with contextlib.aclosing(
-                self._answered(state, policy, bound=bound)
-            ) as events:
+            async with contextlib.aclosing(self._answered(state, policy, bound=bound)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -348,9 +355,7 @@ class Controller:
         deadline_s = state.spare_s()
         reply = Reply()
         draft = _draft(state, decision)
-        report = state.report(decision)
-        if policy is not None:
-            report = policy.reported(report, state.local, decision)
+        report = _report(state, policy, decision)
         try:
             if deadline_s <= 0:
                 raise RemoteError("DEADLINE_EXCEEDED", "no time was left to ask the cluster")
@@ -366,8 +371,7 @@ class Controller:
                 async for event in events:
                     match event:
                         case Accepted(tier, name):
-                            if state.decode is not None:
-                                state.decode.stop_drafting()
+                            state.stop_drafting()
                             if state.shown is not None:
                                 state.shown = None
                                 yield Superseded(tier)
@@ -412,6 +416,12 @@ def _without_answer(problem: RemoteError, request: Request) -> CascadeError:
         f"the deadline of {request.constraints.deadline_s:g} s passed before the cluster had an "
         "answer; allow more time"
     )
+
+
+def _report(state: RequestState, policy: Policy | None, decision: Decision) -> DeviceReport:
+    """What the cluster is told of the device's answer."""
+    report = state.report(decision)
+    return report if policy is None else policy.reported(report, state.local, decision)
 
 
 def _drafting(request: Request, policy: Policy | None) -> Drafting | None:

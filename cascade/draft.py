@@ -19,8 +19,8 @@ from cascade.errors import InvalidInput
 from cascade.strict import Fields
 
 DraftMode = Literal["off", "lossless", "threshold"]
-"""``"lossless"``: the tier's answer is the one without a draft. ``"threshold"``: tokens are kept that
-are nearly as probable as the best one; see ``Drafting.tolerance``."""
+"""``"lossless"``: the tier's answer is the one without a draft. ``"threshold"``: tokens are kept
+that are nearly as probable as the best one; see ``Drafting.tolerance``."""
 
 MAX_DRAFT_TOKENS: Final = 1 << 15
 MAX_DRAFT_BYTES: Final = 1 << 18
@@ -85,7 +85,8 @@ class Drafting:
     def check(self, where: str = "draft") -> None:
         """Raise ``InvalidInput`` naming the first field that is out of range."""
         if self.mode not in get_args(DraftMode):
-            raise InvalidInput(f"{where}.mode", f"{self.mode!r} is none of off, lossless, threshold")
+            known = ", ".join(get_args(DraftMode))
+            raise InvalidInput(f"{where}.mode", f"{self.mode!r} is none of {known}")
         threshold = self.mode == "threshold"
         if threshold and not 0 < self.tolerance < 1:
             raise InvalidInput(f"{where}.tolerance", f"{self.tolerance:g} is not between 0 and 1")
@@ -95,7 +96,7 @@ class Drafting:
             raise InvalidInput(f"{where}.acceptance", f"{self.acceptance:g} is not between 0 and 1")
         for name, seconds in (("write_s", self.write_s), ("read_s", self.read_s)):
             if not 0 < seconds < float("inf"):
-                raise InvalidInput(f"{where}.{name}", f"{seconds} is not a number of seconds above 0")
+                raise InvalidInput(f"{where}.{name}", f"{seconds} is not a time above 0 s")
 
     def saved_s(self, tokens: int) -> float:
         """Seconds that a draft of so many tokens is expected to save; negative where it costs."""

@@ -90,6 +90,11 @@ class RequestState:
         """Of the device's answer. That of a part would say nothing of the whole."""
         return self.local.raw_score if self.local and self.local.whole else None
 
+    def stop_drafting(self) -> None:
+        """A tier goes on without waiting: what the device writes from here on is of no use."""
+        if self.decode is not None:
+            self.decode.stop_drafting()
+
     def remaining_s(self) -> float:
         """What is left of the deadline."""
         return self.request.constraints.deadline_s - (time.perf_counter() - self.started)

@@ -15,6 +15,7 @@ from cascade.cli.request import (
     open_device,
     report,
 )
+from cascade.draft import Drafting
 from cascade.errors import InvalidInput
 from cascade.events import DEVICE, Answer, Event, Final, Superseded, Token
 
@@ -53,6 +54,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="final",
         help="final: hold local text until it is accepted; provisional: stream it at once",
     )
+    parser.add_argument(
+        "--draft",
+        metavar="off|lossless|threshold=T",
+        help="propose an answer that is not kept to the cluster (as the task's policy says, or off)",
+    )
     add_request_options(parser)
     parser.set_defaults(run=run)
 
@@ -81,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             show=args.show,
             prefer=args.prefer,
             checks=asked_for(args),
+            drafting=Drafting.parse(args.draft) if args.draft is not None else None,
         )
         return report(_shown(events, quiet=args.json), as_json=args.json)
 

@@ -88,7 +88,7 @@ class GrpcRemote:
             try:
                 # Closed here and now: left to the collector, a cancelled call would run on.
                 async with aclosing(
-                    self._attempt(opened, draft, end, deadline_s, transfer, span)
+                    self._attempt(opened, end, deadline_s, transfer, span, draft=draft)
                 ) as events:
                     async for event in events:
                         begun = True
@@ -131,11 +131,12 @@ class GrpcRemote:
     async def _attempt(
         self,
         opened: pb.AnswerRequest,
-        draft: DraftTape | None,
         end: float,
         deadline_s: float,
         transfer: Transfer,
         span: Span,
+        *,
+        draft: DraftTape | None,
     ) -> AsyncGenerator[RemoteEvent]:
         remaining_s = end - time.monotonic()
         if remaining_s <= 0:

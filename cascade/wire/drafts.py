@@ -116,7 +116,8 @@ class DraftInbox:
                 "draft.offset", f"is {sent.offset} where {self._tokens} tokens have come"
             )
         size = len(sent.text.encode())
-        if len(sent.lengths) != len(sent.tokens) or sum(sent.lengths) != (size if sent.tokens else 0):
+        told = size if sent.tokens else 0  # a text without tokens has no lengths
+        if len(sent.lengths) != len(sent.tokens) or sum(sent.lengths) != told:
             raise InvalidInput(
                 "draft.lengths", "must be the bytes of text that each of the tokens completes"
             )
