@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft",
         metavar="off|lossless|threshold=T",
-        help="propose an answer that is not kept to the cluster (as the task's policy says, or off)",
+        help="propose an answer that is not kept to the cluster (default: by the policy, or off)",
     )
     add_request_options(parser)
     parser.set_defaults(run=run)

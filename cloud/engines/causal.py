@@ -89,12 +89,15 @@ class FolderFiles:
         self.file = scratch.joinpath
         text = FolderText(folder)
         self.end_tokens = text.stop_token_ids()
+        raw = sha256_file(folder / TOKENIZER)
         try:
             template = text.chat_template()
         except InvalidInput:  # a model that was never taught to chat
             template = PLAIN_TEMPLATE
         self.file(TOKENIZER).write_text(text.tokenizer(), encoding="utf-8")
         self.file(CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+        self.tokenizer_digests = frozenset((raw, sha256_file(self.file(TOKENIZER))))
+        """sha256 of the tokenizer's file, as it is in the folder and as a bundle of it has it."""
 
 
 class CausalModel:
@@ -111,7 +114,7 @@ class CausalModel:
         self._end_tokens = frozenset(files.end_tokens)
         self._grammars = Grammars(files.file(TOKENIZER), decoder.vocab_size, files.end_tokens)
         self._chooser = Chooser(self._codec, decoder)
-        self._tokenizer_digest = sha256_file(files.file(TOKENIZER))
+        self._tokenizer_digests = files.tokenizer_digests
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Tokens of a prompt with its template."""
@@ -238,7 +241,7 @@ class CausalModel:
         return Draft(tuple(encode(proposal.text)), proposal.tolerance)
 
     def _same_tokens(self, proposal: DraftProposal) -> bool:
-        return bool(proposal.tokens) and proposal.tokenizer_digest == self._tokenizer_digest
+        return bool(proposal.tokens) and proposal.tokenizer_digest in self._tokenizer_digests
 
     def _kept_of(self, proposal: DraftProposal, kept: Sequence[int]) -> int:
         """How many of the device's tokens lie in the text of those that are kept."""
