@@ -191,9 +191,18 @@ class Policy:
                 "answers would be stopped that may be kept",
             )
 
+    def check_drafting(self) -> None:
+        """Raise ``InvalidInput`` unless ``drafting`` is usable, and of free answers."""
+        if self.drafting is None:
+            return
+        if self.task.options:
+            raise InvalidInput("policy.drafting", "is for free answers, not for a closed set")
+        self.drafting.check("policy.drafting")
+
     def to_bytes(self) -> bytes:
         """The bytes that are signed."""
         self.check_early_stop()
+        self.check_drafting()
         self.check_self_checks()
         value: dict[str, object] = {
             "format_version": FORMAT_VERSION,
@@ -246,6 +255,7 @@ class Policy:
         if (policy.threshold is None) != (policy.certificate is None):
             raise InvalidInput("policy.certificate", "must be present exactly when threshold is")
         policy.check_early_stop()
+        policy.check_drafting()
         policy.check_self_checks()
         return policy
 
