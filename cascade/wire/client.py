@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from typing import Any, Final, cast
 
 import grpc
@@ -145,10 +145,12 @@ class GrpcRemote:
         metadata = (*self._connection.metadata, (TRACEPARENT_HEADER, span.traceparent))
         before = transfer.bytes_up
         transfer.bytes_up += opened.ByteSize()
-        messages: Iterable[pb.AnswerRequest] | AsyncIterable[pb.AnswerRequest] = iter((opened,))
-        if draft is not None:
-            messages = _with_draft(opened, draft, transfer)
-        call = stub.Answer(messages, timeout=remaining_s, metadata=metadata)
+        writing: asyncio.Task[None] | None = None
+        if draft is None:
+            call = stub.Answer(iter((opened,)), timeout=remaining_s, metadata=metadata)
+        else:
+            call = stub.Answer(timeout=remaining_s, metadata=metadata)
+            writing = asyncio.create_task(_write(call, opened, draft, transfer))
         heard = finished = False
         try:
             async for message in call:
@@ -169,18 +171,24 @@ class GrpcRemote:
             raise RemoteError("INTERNAL", f"the cluster broke the contract: {error}") from None
         finally:
             call.cancel()
+            if writing is not None:
+                writing.cancel()
+                await asyncio.wait({writing})
         if not finished:
             raise RemoteError("INTERNAL", "the cluster ended the answer without a finish event")
 
 
-async def _with_draft(
-    opened: pb.AnswerRequest, draft: DraftTape, transfer: Transfer
-) -> AsyncGenerator[pb.AnswerRequest]:
-    yield opened
-    async with aclosing(draft_messages(draft)) as messages:
-        async for message in messages:
-            transfer.bytes_up += message.ByteSize()
-            yield message
+async def _write(call: Any, opened: pb.AnswerRequest, draft: DraftTape, transfer: Transfer) -> None:
+    """Send a request with its draft. Not left to an iterator of requests: grpc does not close one
+    that waits for more when a call has ended."""
+    # How the call ended is told where it is read.
+    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        await call.write(opened)
+        async with aclosing(draft_messages(draft)) as messages:
+            async for message in messages:
+                transfer.bytes_up += message.ByteSize()
+                await call.write(message)
+        await call.done_writing()
 
 
 def _check_size(opened: pb.AnswerRequest) -> None:
