@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks.child import Fields
 from benchmarks.cluster.subject import Cluster
 from benchmarks.rows import Row
 from benchmarks.run import Run
@@ -80,7 +81,7 @@ class _Answered:
 
 def rows(subject: None, run: Run) -> Iterator[Row]:
     """The same answers with a draft and without, how long both take, and the default engine's."""
-    prompts, length = (_PROMPTS[:2], 16) if run.quick else (_PROMPTS, 48)
+    prompts, length = (_PROMPTS[:4], 8) if run.quick else (_PROMPTS, 32)
     with tempfile.TemporaryDirectory(prefix="cascade-bench-") as place:
         small = _bundle(Path(place), run)
         folder = _as_folder(download.pull(_LARGE), small, run)
@@ -89,14 +90,11 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
     with Cluster() as cluster:
         cluster.deploy(None, tier={**tier, "parallel": 1})
         cluster.until_answered(within_s=300.0)
-        target = cluster.ours
-        none: list[_Written | None] = [None] * len(prompts)
-        # One after the other: only the last prompt is remembered, so that every one is read anew.
-        plain = _ask(target, prompts, none, length, run.say)
-        drafted = _ask(target, prompts, written, length, run.say)
+        plain, drafted = _alternating(cluster.ours, prompts, written, length, run.say)
         cluster.deploy(None, tier={"model": _LARGE, "context_tokens": _CONTEXT, "parallel": 1})
         cluster.until_answered(within_s=120.0)
-        default = _ask(target, prompts, none, length, run.say)
+        asked = [(prompt, None) for prompt in prompts]
+        default = _ask(cluster.ours, asked, length, run.say)
     differing = [place for place in range(len(prompts)) if plain[place].text != drafted[place].text]
     texts = [(prompts[place], (drafted[place].text, plain[place].text)) for place in differing]
     gaps = asyncio.run(_gaps(folder, texts)) if texts else []
@@ -123,6 +121,10 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
     kept = sum(each.kept or 0 for each in drafted)
     yield run.row("tokens of the drafts kept", _exact(100 * kept / sent, sent), "%", how)
     plain_s, drafted_s = ([each.seconds for each in some] for some in (plain, drafted))
+    written_s = [each.seconds / max(1, each.tokens) for each in plain]
+    yield run.row(
+        "token of the tier, its share of the prompt included", median(written_s), "s", how
+    )
     yield run.row("answer without a draft, wall time", median(plain_s), "s", how)
     yield run.row(
         "answer with a draft that is there, wall time",
@@ -151,21 +153,39 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
     yield run.row("token of the device", median([w.token_s for w in written]), "s", how)
 
 
-def _ask(
-    target: dict[str, object],
+def _alternating(
+    target: Fields,
     prompts: Sequence[str],
-    drafts: Sequence[_Written | None],
+    written: Sequence[_Written],
+    length: int,
+    say: Callable[[str], None],
+) -> tuple[list[_Answered], list[_Answered]]:
+    """Answers without a draft and with one, in turn, so that a busier machine is so for both. A
+    prompt never follows itself: the engine remembers the last one, and each is to be read anew."""
+    half = len(prompts) // 2
+    asked: list[tuple[str, _Written | None]] = []
+    for place, prompt in enumerate(prompts):
+        other = (place + half) % len(prompts)
+        asked += [(prompt, None), (prompts[other], written[other])]
+    answers = _ask(target, asked, length, say)
+    plain, drafted = answers[::2], answers[1::2]
+    return plain, [*drafted[-half:], *drafted[:-half]]
+
+
+def _ask(
+    target: Fields,
+    asked: Sequence[tuple[str, _Written | None]],
     length: int,
     say: Callable[[str], None],
 ) -> list[_Answered]:
-    profile = ClientProfile(str(target["address"]), str(target["ca"]).encode(), str(target["key"]))
+    profile = ClientProfile(target["address"], target["ca"].encode(), target["key"])
 
     async def all_of_them() -> list[_Answered]:
         remote = GrpcRemote(profile)
         answers = []
         try:
-            for number, (prompt, draft) in enumerate(zip(prompts, drafts, strict=True)):
-                say(f"answer {number + 1} of {len(prompts)}")
+            for number, (prompt, draft) in enumerate(asked):
+                say(f"answer {number + 1} of {len(asked)}")
                 answers.append(await _answer(remote, prompt, draft, length))
         finally:
             await remote.close()
