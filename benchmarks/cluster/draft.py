@@ -81,7 +81,7 @@ class _Answered:
 
 def rows(subject: None, run: Run) -> Iterator[Row]:
     """The same answers with a draft and without, how long both take, and the default engine's."""
-    prompts, length = (_PROMPTS[:4], 8) if run.quick else (_PROMPTS, 32)
+    prompts, length = (_PROMPTS[:6], 16) if run.quick else (_PROMPTS, 32)
     with tempfile.TemporaryDirectory(prefix="cascade-bench-") as place:
         small = _bundle(Path(place), run)
         folder = _as_folder(download.pull(_LARGE), small, run)
