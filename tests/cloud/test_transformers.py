@@ -386,6 +386,7 @@ async def test_a_tier_of_the_configuration(folder: Path) -> None:
     engine = make_engine(tier, tier.model)
     await engine.start()
     assert engine.capabilities.draft_scoring
+    assert tier.scores_drafts
     await engine.close()
 
 
