@@ -104,9 +104,10 @@ class Drafting:
         return self.write_s * a * (1 - a**tokens) / (1 - a) - self.read_s * tokens
 
     def worth_sending(self, tokens: int) -> int:
-        """How many of the first ``tokens`` are worth their reading; 0 for none."""
+        """How many of the first ``tokens`` are worth their reading; 0 for none, and never more than
+        a gateway reads."""
         worth, gained = 0, self.acceptance
-        while worth < tokens and gained * self.write_s > self.read_s:
+        while worth < min(tokens, MAX_DRAFT_TOKENS) and gained * self.write_s > self.read_s:
             worth, gained = worth + 1, gained * self.acceptance
         return worth
 

@@ -81,9 +81,9 @@ class TextCodec:
         return self._encode(text, control_tokens=False)
 
     def encode_stable(self, text: str) -> list[int]:
-        """Token ids of the beginning of ``text`` that stay the same however it goes on: without its
-        last word, as the tokenizer splits words, and the white space before that. None where the
-        tokenizer knows no words.
+        """Token ids of the beginning of ``text`` that stay the same however it goes on: without the
+        last word, as the tokenizer splits words, and without white space at the end, whose split
+        depends on what follows. None where the tokenizer knows no words.
         """
         with self._switch:
             self._tokenizer.encode_special_tokens = True
@@ -100,7 +100,6 @@ class TextCodec:
 
         if count:
             drop()
-        # What follows white space decides how it is split.
         while count and not text[slice(*read.offsets[count - 1])].strip():
             drop()
         return list(read.ids[:count])
