@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if not prompt.strip():
         raise InvalidInput("prompt", "is empty; write what you want to ask")
     schema = _schema_text(args.json_schema)
+    drafting = None if args.draft is None else Drafting.parse(args.draft)
     with open_device(args) as device:
         events = device.ask(
             prompt,
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             show=args.show,
             prefer=args.prefer,
             checks=asked_for(args),
-            drafting=Drafting.parse(args.draft) if args.draft is not None else None,
+            drafting=drafting,
         )
         return report(_shown(events, quiet=args.json), as_json=args.json)
 

@@ -31,7 +31,7 @@ from tests.cascade.test_stopping import RULE, TALK, question, shelf
 
 WORDS = 10
 FIRED = RULE.checkpoints[0].tokens
-# Whatever is written is worth sending, and a token in less than nearly ten seconds worth waiting for.
+# Whatever is written is worth sending, and a token within ten seconds worth waiting for.
 EAGER = Drafting(acceptance=0.999, write_s=10.0, read_s=1e-6)
 
 
