@@ -7,6 +7,7 @@ are so close that a pass over many tokens may order them otherwise.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.child import Fields
 from benchmarks.cluster.subject import Cluster
 from benchmarks.rows import Row
 from benchmarks.run import Run
@@ -77,6 +77,7 @@ class _Answered:
     tokens: int
     seconds: float
     kept: int | None
+    cpu_s: float = 0.0  # of the tier's replica
 
 
 def rows(subject: None, run: Run) -> Iterator[Row]:
@@ -90,18 +91,18 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
     with Cluster() as cluster:
         cluster.deploy(None, tier={**tier, "parallel": 1})
         cluster.until_answered(within_s=300.0)
-        plain, drafted = _alternating(cluster.ours, prompts, written, length, run.say)
+        plain, drafted = _alternating(cluster, prompts, written, length, run.say)
         cluster.deploy(None, tier={"model": _LARGE, "context_tokens": _CONTEXT, "parallel": 1})
         cluster.until_answered(within_s=120.0)
         asked = [(prompt, None) for prompt in prompts]
-        default = _ask(cluster.ours, asked, length, run.say)
+        default = _ask(cluster, asked, length, run.say)
     differing = [place for place in range(len(prompts)) if plain[place].text != drafted[place].text]
     texts = [(prompts[place], (drafted[place].text, plain[place].text)) for place in differing]
     gaps = asyncio.run(_gaps(folder, texts)) if texts else []
     close = sum(gap < _CLOSE for gap in gaps)
     how = (
-        f"{_LARGE} as float32 by the engine transformers, one thread, over TLS; {_SMALL} on the "
-        f"device; {len(prompts)} prompts, greedy, at most {length} tokens"
+        f"{_LARGE}, its weights rounded to bfloat16 and computed with in float32, by the engine "
+        f"transformers, one thread, over TLS; {_SMALL} as int4 bundle on the device; {len(prompts)} prompts, greedy, at most {length} tokens"
     )
     yield run.row(
         "answers that a draft changed, logits not close",
@@ -139,6 +140,18 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
         f"wall times of the two rows above; {how}",
     )
     yield run.row(
+        "answer without a draft, the tier's CPU time",
+        median([each.cpu_s for each in plain]),
+        "s",
+        how,
+    )
+    yield run.row(
+        "answer with a draft over one without, the tier's CPU time",
+        ratio([each.cpu_s for each in drafted], [each.cpu_s for each in plain]),
+        "ratio",
+        f"unlike the clock it hardly sees what else the machine does; {how}",
+    )
+    yield run.row(
         "answer with a draft, the device's time included",
         median([d.seconds + w.seconds for d, w in zip(drafted, written, strict=True)]),
         "s",
@@ -154,7 +167,7 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
 
 
 def _alternating(
-    target: Fields,
+    cluster: Cluster,
     prompts: Sequence[str],
     written: Sequence[_Written],
     length: int,
@@ -167,17 +180,18 @@ def _alternating(
     for place, prompt in enumerate(prompts):
         other = (place + half) % len(prompts)
         asked += [(prompt, None), (prompts[other], written[other])]
-    answers = _ask(target, asked, length, say)
+    answers = _ask(cluster, asked, length, say)
     plain, drafted = answers[::2], answers[1::2]
     return plain, [*drafted[-half:], *drafted[:-half]]
 
 
 def _ask(
-    target: Fields,
+    cluster: Cluster,
     asked: Sequence[tuple[str, _Written | None]],
     length: int,
     say: Callable[[str], None],
 ) -> list[_Answered]:
+    target = cluster.ours
     profile = ClientProfile(target["address"], target["ca"].encode(), target["key"])
 
     async def all_of_them() -> list[_Answered]:
@@ -186,7 +200,10 @@ def _ask(
         try:
             for number, (prompt, draft) in enumerate(asked):
                 say(f"answer {number + 1} of {len(asked)}")
-                answers.append(await _answer(remote, prompt, draft, length))
+                before_s = cluster.usage()["tier_cpu_s"]
+                answer = await _answer(remote, prompt, draft, length)
+                cpu_s = cluster.usage()["tier_cpu_s"] - before_s
+                answers.append(dataclasses.replace(answer, cpu_s=cpu_s))
         finally:
             await remote.close()
         return answers

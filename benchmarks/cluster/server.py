@@ -149,12 +149,14 @@ class Server:
         return {"tier": sum(n for state, n in states.items() if state == "RUNNING")}
 
     def usage(self) -> Fields:
-        """CPU seconds of everything below this process so far, and the gateway's resident bytes."""
+        """CPU seconds so far of everything below this process, of the gateway and of the tier, and
+        the gateway's resident bytes."""
         family = processes.descendants(os.getpid())
         gateways = self._replicas("gateway")
         return {
             "cpu_s": sum(_cpu_s(pid) for pid in family),
             "gateway_cpu_s": sum(_cpu_s(pid) for pid in gateways),
+            "tier_cpu_s": sum(_cpu_s(pid) for pid in self._replicas("tier-")),
             "gateway_rss": sum(_resident_bytes(pid) for pid in gateways),
         }
 
