@@ -102,7 +102,8 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
     close = sum(gap < _CLOSE for gap in gaps)
     how = (
         f"{_LARGE}, its weights rounded to bfloat16 and computed with in float32, by the engine "
-        f"transformers, one thread, over TLS; {_SMALL} as int4 bundle on the device; {len(prompts)} prompts, greedy, at most {length} tokens"
+        f"transformers, one thread, over TLS; {_SMALL} as an int4 bundle on the device; "
+        f"{len(prompts)} prompts, greedy, at most {length} tokens"
     )
     yield run.row(
         "answers that a draft changed, logits not close",
