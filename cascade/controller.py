@@ -17,7 +17,6 @@ from typing import Literal
 from cascade.checks import Checks
 from cascade.constraints import refusal
 from cascade.decision_record import DecisionRecord
-from cascade.draft import Drafting, DraftTape
 from cascade.egress import Egress, Passage
 from cascade.errors import CascadeError, DeadlineExceeded, InvalidInput, RemoteError
 from cascade.events import DEVICE, Event, Final, Superseded, Token
@@ -36,7 +35,6 @@ from cascade.policy import (
 from cascade.remote import (
     Accepted,
     Chunk,
-    DeviceReport,
     Finished,
     Remote,
     Transfer,
@@ -176,13 +174,12 @@ class Controller:
         Arguments:
             alone: nobody else can answer, so what the device writes stands.
         """
-        drafting = None if alone else _drafting(state.request, policy)
         decode = LocalDecode(
             local,
             state.request,
             policy,
             stops=not alone,
-            drafting=drafting,
+            drafting=None if alone else state.drafting(policy),
             goes_on=not self._egress.reads_first,
         )
         try:
@@ -354,8 +351,8 @@ class Controller:
         started = time.perf_counter()
         deadline_s = state.spare_s()
         reply = Reply()
-        draft = _draft(state, decision)
-        report = _report(state, policy, decision)
+        draft = state.draft(decision)
+        report = state.reported(policy, decision)
         try:
             if deadline_s <= 0:
                 raise RemoteError("DEADLINE_EXCEEDED", "no time was left to ask the cluster")
@@ -416,29 +413,6 @@ def _without_answer(problem: RemoteError, request: Request) -> CascadeError:
         f"the deadline of {request.constraints.deadline_s:g} s passed before the cluster had an "
         "answer; allow more time"
     )
-
-
-def _report(state: RequestState, policy: Policy | None, decision: Decision) -> DeviceReport:
-    """What the cluster is told of the device's answer."""
-    report = state.report(decision)
-    return report if policy is None else policy.reported(report, state.local, decision)
-
-
-def _drafting(request: Request, policy: Policy | None) -> Drafting | None:
-    """How the device's answer may be proposed to the cluster; ``None`` where it may not."""
-    if request.options or request.tensors:
-        return None
-    drafting = request.drafting or (policy.drafting if policy is not None else None)
-    return drafting if drafting is not None and drafting.on else None
-
-
-def _draft(state: RequestState, decision: Decision) -> DraftTape | None:
-    """The draft that goes along; none of an answer that failed a check."""
-    draft = state.decode.draft if state.decode is not None else None
-    if draft is None or any(reason.startswith("veto:") for reason in decision.reasons):
-        return None
-    at_hand = draft.tokens > 0 and draft.drafting.worth_sending(draft.tokens) > 0
-    return draft if at_hand or not draft.ended else None
 
 
 def _for_cloud(request: Request, policy: Policy | None) -> Request:

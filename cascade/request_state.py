@@ -9,10 +9,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from cascade.draft import Drafting, DraftTape
 from cascade.errors import InvalidInput, RemoteError
 from cascade.events import DEVICE, Answer, Event, Latency, Superseded, Token
 from cascade.local import LocalAnswer, ModelInfo
-from cascade.policy import Decision, Reason
+from cascade.policy import Decision, Policy, Reason
 from cascade.remote import DeviceReport, Finished, Transfer
 from cascade.request import Request
 from cascade.signals import EMPTY_SIGNALS, ScoreBounds
@@ -89,6 +90,26 @@ class RequestState:
     def raw_score(self) -> float | None:
         """Of the device's answer. That of a part would say nothing of the whole."""
         return self.local.raw_score if self.local and self.local.whole else None
+
+    def reported(self, policy: Policy | None, decision: Decision) -> DeviceReport:
+        """The same, with what the policy adds to it."""
+        report = self.report(decision)
+        return report if policy is None else policy.reported(report, self.local, decision)
+
+    def drafting(self, policy: Policy | None) -> Drafting | None:
+        """How the device's answer may be proposed to the cluster; ``None`` where it may not."""
+        if self.request.options or self.request.tensors:
+            return None
+        drafting = self.request.drafting or (policy.drafting if policy is not None else None)
+        return drafting if drafting is not None and drafting.on else None
+
+    def draft(self, decision: Decision) -> DraftTape | None:
+        """The draft that goes along; none of an answer that failed a check."""
+        draft = self.decode.draft if self.decode is not None else None
+        if draft is None or any(reason.startswith("veto:") for reason in decision.reasons):
+            return None
+        at_hand = draft.drafting.worth_sending(draft.tokens) > 0
+        return draft if at_hand or not draft.ended else None
 
     def stop_drafting(self) -> None:
         """A tier goes on without waiting: what the device writes from here on is of no use."""
