@@ -232,16 +232,15 @@ class CausalModel:
             InvalidInput: the text is not valid Unicode.
         """
         if self._same_tokens(proposal):
-            last = self._decoder.vocab_size - 1
-            if all(token <= last for token in proposal.tokens):
-                return Draft(proposal.tokens, proposal.tolerance)
+            return Draft(proposal.tokens, proposal.tolerance)
         if not is_unicode(proposal.text):
             raise InvalidInput("draft", "is not valid Unicode (lone surrogate)")
         encode = self._codec.encode_plain if proposal.complete else self._codec.encode_stable
         return Draft(tuple(encode(proposal.text)), proposal.tolerance)
 
     def _same_tokens(self, proposal: DraftProposal) -> bool:
-        return bool(proposal.tokens) and proposal.tokenizer_digest in self._tokenizer_digests
+        same = bool(proposal.tokens) and proposal.tokenizer_digest in self._tokenizer_digests
+        return same and max(proposal.tokens) < self._decoder.vocab_size
 
     def _kept_of(self, proposal: DraftProposal, kept: Sequence[int]) -> int:
         """How many of the device's tokens lie in the text of those that are kept."""

@@ -325,6 +325,17 @@ async def test_an_answer_that_ends_within_a_draft_says_what_it_kept(
     assert done.prompt_tokens == plain.prompt_tokens + len(own) - 9
 
 
+async def test_ids_that_the_model_does_not_know_count_as_text(
+    engine: Transformers, model: OnnxModel
+) -> None:
+    words = "is"
+    tokens = model._codec.encode_plain(words)
+    known = proposal(model, tokens, tolerance=1 - 1e-9, complete=True)
+    events = await run(engine, asked(draft=replace(known, tokens=(tokens[0], 100_000))))
+    assert text_of(events).startswith(words)
+    assert verified(events) == len(tokens)
+
+
 async def test_a_draft_that_is_no_text_is_refused(engine: Transformers) -> None:
     bad = DraftProposal((), (), "\ud800", complete=False)
     with pytest.raises(InvalidInput, match="draft: is not valid Unicode"):
