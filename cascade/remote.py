@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from cascade.draft import DraftTape
 from cascade.errors import RemoteError
 from cascade.request import Request
 from cascade.signals import EMPTY_SIGNALS, Signals
@@ -57,6 +58,13 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Verified:
+    """How many tokens of the device's draft, from the first on, are a part of the answer."""
+
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The answer is complete.
 
@@ -83,7 +91,7 @@ class Finished:
     raw_score: float | None = None
 
 
-RemoteEvent = Accepted | Chunk | Finished
+RemoteEvent = Accepted | Chunk | Verified | Finished
 
 
 @dataclass(slots=True)
@@ -99,9 +107,18 @@ class Remote(Protocol):
     """The tiers in the cluster."""
 
     def answer(
-        self, request: Request, report: DeviceReport, *, deadline_s: float, transfer: Transfer
+        self,
+        request: Request,
+        report: DeviceReport,
+        *,
+        deadline_s: float,
+        transfer: Transfer,
+        draft: DraftTape | None = None,
     ) -> AsyncGenerator[RemoteEvent, None]:
         """Ask the cluster. The last event is ``Finished``. Closing the generator cancels the call.
+
+        Arguments:
+            draft: the device's own answer, sent while it is written.
 
         Raises:
             RemoteError: with the gRPC status, including ``DEADLINE_EXCEEDED`` after ``deadline_s``

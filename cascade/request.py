@@ -14,6 +14,7 @@ from enum import StrEnum
 from numbers import Integral
 from typing import Literal, get_args
 
+from cascade.draft import Drafting
 from cascade.errors import InvalidInput
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import ScoreMode
@@ -116,6 +117,8 @@ class Request:
             little longer.
         checks: names of checks that the device's answer has to pass, beside those of its task; see
             ``cascade.checks``.
+        drafting: whether the device proposes its own answer to the cluster; ``None`` leaves that to
+            the task's policy, and without one it does not.
         traceparent: the W3C trace context that this is a part of; empty begins a trace.
         adapter: name of the cluster's adapter with which a tier's model shall answer, where the
             cluster is asked; empty for the model alone. 1 to 64 characters of A-Z a-z 0-9 . _ -
@@ -137,6 +140,7 @@ class Request:
     tensors: tuple[Tensor, ...] = ()
     checks: tuple[str, ...] = ()
     score: bool = False
+    drafting: Drafting | None = None
     adapter: str = ""
 
     @property
@@ -161,6 +165,8 @@ class Request:
         if self.mode not in (None, *get_args(ScoreMode)):
             raise InvalidInput("mode", f"{self.mode!r} is not known; known are exact and search")
         self.constraints.check()
+        if self.drafting is not None:
+            self.drafting.check()
 
     def _check_tensors(self) -> None:
         if self.messages:

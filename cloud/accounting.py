@@ -28,7 +28,13 @@ from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest, Done, Piece, Started
 from cloud.errors import ConfigError
 from cloud.front_door import GatewayFiles
-from cloud.ladder import choose_tier, max_cost_usd, max_output_tokens, max_prompt_tokens
+from cloud.ladder import (
+    choose_tier,
+    draft_cost_usd,
+    max_cost_usd,
+    max_output_tokens,
+    max_prompt_tokens,
+)
 from cloud.quotas import Hold, QuotaBook
 from cloud.tier import Refused, TierMessage
 
@@ -201,7 +207,8 @@ class _Paid:
             return
         tier = self._tier
         tokens = max_prompt_tokens(tier, asked.request) + max_output_tokens(tier, asked.request)
-        usd = max_cost_usd(tier, asked.request)
+        tokens += request.draft.most_tokens if request.draft else 0
+        usd = max_cost_usd(tier, asked.request) + draft_cost_usd(tier, request.draft)
         hold = await asyncio.to_thread(
             self._book.reserve, asked.caller.name, tokens=tokens, usd=usd
         )

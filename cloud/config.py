@@ -92,6 +92,7 @@ class GatewayConfig(_Strict):
     max_deadline_s: float = Field(default=600.0, gt=0, lt=math.inf)
     first_message_s: float = Field(default=10.0, gt=0, le=600)
     stalled_s: float = Field(default=30.0, gt=0, le=3600)
+    draft_s: float = Field(default=10.0, gt=0, le=600)
     idle_connection_s: float = Field(default=600.0, ge=1, le=86_400)
     connection_age_s: float = Field(default=3600.0, ge=1, le=604_800)
     max_streams_per_connection: int = Field(default=100, ge=1, le=10_000)
@@ -320,6 +321,11 @@ class TierConfig(_Strict):
     def keeps_regex(self) -> bool:
         """Whether its answers can be made to keep a regular expression."""
         return self.provider is None
+
+    @property
+    def scores_drafts(self) -> bool:
+        """Whether its engine says how far it agrees with a draft, and goes on from there."""
+        return self.engine == "transformers"
 
     @property
     def ongoing_requests(self) -> int:

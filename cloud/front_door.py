@@ -106,6 +106,7 @@ class FrontDoor:
             max_deadline_s=config.max_deadline_s,
             first_message_s=config.first_message_s,
             stalled_s=config.stalled_s,
+            draft_s=config.draft_s,
             on_call=on_call,
             admit=admit,
         )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cascade.draft import DraftProposal
 from cascade.errors import InvalidInput
 from cascade.request import DataClass
 from cascade.wire import OpenRequest
@@ -30,7 +31,9 @@ class Choice:
             over ``NAME:reads_text`` or ``NAME:reads_tensors`` (and nothing else),
             ``NAME:regex`` (keeps none), ``NAME:adapter`` (has it not), ``NAME:not_allowed``,
             ``NAME:data_class``, ``NAME:residency``, ``NAME:licence`` or ``NAME:cost``, then
-            ``lowest_tier`` or ``lowest_allowed_tier``.
+            ``lowest_tier`` or ``lowest_allowed_tier``; ``NAME:draft_ignored`` behind it where the
+            tier that answers scores no drafts, or the price of reading one is above what the
+            request may cost.
     """
 
     tier: TierConfig
@@ -108,6 +111,11 @@ def max_output_tokens(tier: TierConfig, request: OpenRequest) -> int:
 def max_cost_usd(tier: TierConfig, request: OpenRequest) -> float:
     """An upper bound on the price: the answer is as long as it may be."""
     return tier.price.cost_usd(max_prompt_tokens(tier, request), max_output_tokens(tier, request))
+
+
+def draft_cost_usd(tier: TierConfig, draft: DraftProposal | None) -> float:
+    """An upper bound on the price of a draft: none of it is kept, and all of it was read."""
+    return 0.0 if draft is None else tier.price.cost_usd(draft.most_tokens, 0)
 
 
 def max_prompt_tokens(tier: TierConfig, request: OpenRequest) -> int:

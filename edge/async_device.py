@@ -20,6 +20,7 @@ from cascade import home
 from cascade.checks import Checks
 from cascade.controller import Controller, Show
 from cascade.decision_record import DecisionRecord
+from cascade.draft import Drafting
 from cascade.egress import Egress
 from cascade.errors import InvalidInput, NotFound
 from cascade.events import Answer, Event, Final
@@ -195,6 +196,7 @@ class AsyncDevice:
         prefer: Prefer = "device",
         show: Show = "final",
         checks: Iterable[str] = (),
+        drafting: Drafting | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Ask for free text: ``Token`` and ``Superseded`` events, then one ``Final``.
 
@@ -212,6 +214,8 @@ class AsyncDevice:
             show: ``"final"`` streams accepted text only; ``"provisional"`` streams local text at
                 once, which a later ``Superseded`` may take back.
             checks: names of checks that the device's answer has to pass, beside its task's.
+            drafting: whether an answer that is not kept is proposed to the cluster as a draft; by
+                default what the task's policy says, and without one it is not.
         """
         request = Request(
             _messages(prompt),
@@ -224,6 +228,7 @@ class AsyncDevice:
             prefer=prefer,
             constraints=constraints or Constraints(),
             checks=tuple(checks),
+            drafting=drafting,
         )
         return self.run(request, show=show)
 

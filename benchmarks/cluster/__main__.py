@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.cluster import idle, ingress, killed, overload, scaling, share
+from benchmarks.cluster import draft, idle, ingress, killed, overload, scaling, share
 from benchmarks.hardware import describe
 from benchmarks.run import main
 
@@ -15,6 +15,7 @@ GROUPS = {
     "overload": overload.rows,
     "scaling": scaling.rows,
     "idle": idle.rows,
+    "draft": draft.rows,
 }
 
 if __name__ == "__main__":

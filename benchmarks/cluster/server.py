@@ -161,14 +161,13 @@ class Server:
         """CPU seconds of everything below this process so far, of the gateways and of the tier's
         replicas; how long the gateways' threads have waited for a core; the gateways' resident
         bytes."""
-        from cloud.gateway import deployment_name
 
         family = processes.descendants(os.getpid())
         gateways = self._replicas("gateway")
         return {
             "cpu_s": sum(_cpu_s(pid) for pid in family),
             "gateway_cpu_s": sum(_cpu_s(pid) for pid in gateways),
-            "tier_cpu_s": sum(_cpu_s(pid) for pid in self._replicas(deployment_name(TIER))),
+            "tier_cpu_s": sum(_cpu_s(pid) for pid in self._replicas("tier-")),
             "gateway_waited_s": sum(_waited_s(pid) for pid in gateways),
             "gateway_rss": sum(_resident_bytes(pid) for pid in gateways),
         }

@@ -51,7 +51,7 @@ class AnswerRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., draft: _Optional[_Union[DraftChunk, _Mapping]] = ..., draft_done: _Optional[_Union[DraftDone, _Mapping]] = ..., feedback: _Optional[_Union[Feedback, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("request_id", "task_id", "messages", "tensors", "free_text", "options", "json_schema", "regex", "sampling", "constraints", "device", "score", "adapter")
+    __slots__ = ("request_id", "task_id", "messages", "tensors", "free_text", "options", "json_schema", "regex", "sampling", "constraints", "device", "score", "drafting", "adapter")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class Open(_message.Message):
     CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    DRAFTING_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     task_id: str
@@ -77,8 +78,15 @@ class Open(_message.Message):
     constraints: Constraints
     device: DeviceReport
     score: bool
+    drafting: Drafting
     adapter: str
-    def __init__(self, request_id: _Optional[str] = ..., task_id: _Optional[str] = ..., messages: _Optional[_Union[Messages, _Mapping]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., free_text: _Optional[_Union[FreeText, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., device: _Optional[_Union[DeviceReport, _Mapping]] = ..., score: bool = ..., adapter: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., task_id: _Optional[str] = ..., messages: _Optional[_Union[Messages, _Mapping]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., free_text: _Optional[_Union[FreeText, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., device: _Optional[_Union[DeviceReport, _Mapping]] = ..., score: bool = ..., drafting: _Optional[_Union[Drafting, _Mapping]] = ..., adapter: _Optional[str] = ...) -> None: ...
+
+class Drafting(_message.Message):
+    __slots__ = ("tolerance",)
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    tolerance: float
+    def __init__(self, tolerance: _Optional[float] = ...) -> None: ...
 
 class Messages(_message.Message):
     __slots__ = ("messages",)
@@ -191,20 +199,24 @@ class Signals(_message.Message):
     def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., entropies: _Optional[_Iterable[float]] = ..., margins: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class DraftChunk(_message.Message):
-    __slots__ = ("offset", "text", "tokens")
+    __slots__ = ("offset", "text", "tokens", "lengths")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
     offset: int
     text: str
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, offset: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, offset: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DraftDone(_message.Message):
-    __slots__ = ("tokens",)
+    __slots__ = ("tokens", "complete")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
     tokens: int
-    def __init__(self, tokens: _Optional[int] = ...) -> None: ...
+    complete: bool
+    def __init__(self, tokens: _Optional[int] = ..., complete: bool = ...) -> None: ...
 
 class Feedback(_message.Message):
     __slots__ = ("correct", "correction")

@@ -23,6 +23,7 @@ from cascade.tracing import TRACEPARENT_HEADER, Attribute, Span, start_span, tra
 from cascade.v1 import inference_pb2 as pb
 from cascade.wire.access import current_caller
 from cascade.wire.convert import OpenRequest, event_message, read_open
+from cascade.wire.drafts import DraftInbox
 from cascade.wire.status import status_of
 from cascade.wire.writing import abort, write
 
@@ -75,6 +76,7 @@ def add_answerer(
     max_deadline_s: float = 600.0,
     first_message_s: float = 10.0,
     stalled_s: float = 30.0,
+    draft_s: float = 10.0,
     on_call: Callable[[CallRecord], None] | None = None,
     admit: Callable[[float], RemoteError | None] | None = None,
 ) -> None:
@@ -87,12 +89,13 @@ def add_answerer(
             DEADLINE_EXCEEDED.
         stalled_s: a caller that takes nothing of its answer for this time is cut off. What it has
             not taken is one message and gRPC's own buffer, never more.
+        draft_s: how long a tier that scores drafts waits for one; what has come by then is used.
         on_call: told about every call when it has ended.
         admit: asked about each call once its first message is there, with the seconds that it has
             left: why it is refused, or ``None``. What is refused here has not been read, and has no
             span: a server under overload does little else.
     """
-    limits = _Limits(max_deadline_s, first_message_s, stalled_s)
+    limits = _Limits(max_deadline_s, first_message_s, stalled_s, draft_s)
     servicer = _Servicer(
         answerer, limits, on_call or (lambda record: None), admit or (lambda deadline_s: None)
     )
@@ -112,6 +115,7 @@ class _Limits:
     max_deadline_s: float
     first_message_s: float
     stalled_s: float
+    draft_s: float
 
 
 class _Servicer:
@@ -237,8 +241,19 @@ class _Call:
         deadline_s: float,
     ) -> None:
         opened = read_open(_message(first), deadline_s=deadline_s)
-        self._open = opened = replace(opened, traceparent=self._traceparent)
-        rest = asyncio.create_task(_check_rest(requests))
+        inbox = DraftInbox(
+            (_message(data) async for data in requests),
+            expected=opened.drafting is not None,
+            tolerance=opened.drafting or 0.0,
+            tokenizer_digest=opened.report.tokenizer_digest,
+            wait_s=self._limits.draft_s,
+        )
+        self._open = opened = replace(
+            opened,
+            traceparent=self._traceparent,
+            incoming=None if opened.drafting is None else inbox,
+        )
+        rest = asyncio.create_task(inbox.run())
         try:
             async with aclosing(self._answerer.answer(opened)) as events:
                 async for event in events:
@@ -301,10 +316,3 @@ def _told(record: CallRecord, reasons: tuple[str, ...]) -> dict[str, Attribute |
         "cascade.completion_tokens": record.completion_tokens,
         "cascade.cost_usd": record.cost_usd,
     }
-
-
-async def _check_rest(requests: AsyncIterator[bytes]) -> None:
-    """Read drafts and feedback, which no tier uses yet, and refuse a second ``open``."""
-    async for data in requests:
-        if _message(data).WhichOneof("kind") == "open":
-            raise InvalidInput("open", "is sent twice; one call carries one request")

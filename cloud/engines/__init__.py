@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cascade.remote import Verified
 from cloud.config import TierConfig
 from cloud.engines.base import (
     Capabilities,
@@ -28,6 +29,7 @@ __all__ = [
     "EngineEvent",
     "Piece",
     "Started",
+    "Verified",
     "make_engine",
 ]
 

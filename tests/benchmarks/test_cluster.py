@@ -26,7 +26,8 @@ def command(*arguments):
 
 
 def test_every_figure_of_a_cluster_has_a_group():
-    assert list(GROUPS) == ["ingress", "share", "killed", "overload", "scaling", "idle"]
+    groups = ["ingress", "share", "killed", "overload", "scaling", "idle", "draft"]
+    assert list(GROUPS) == groups
 
 
 @pytest.mark.parametrize(("per_message", "messages"), [(1, 10), (8, 2), (64, 1)])

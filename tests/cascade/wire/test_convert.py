@@ -377,6 +377,5 @@ def test_events_of_another_request_are_refused() -> None:
 
 
 def test_events_of_an_unknown_kind_are_passed_over() -> None:
-    verification = pb.DraftVerification(kept_tokens=3)
-    message = pb.AnswerEvent(request_id="r-1", verification=verification)
+    message = pb.AnswerEvent(request_id="r-1")
     assert read_event(message, request_id="r-1") is None
