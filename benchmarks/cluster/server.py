@@ -161,7 +161,6 @@ class Server:
         """CPU seconds of everything below this process so far, of the gateways and of the tier's
         replicas; how long the gateways' threads have waited for a core; the gateways' resident
         bytes."""
-
         family = processes.descendants(os.getpid())
         gateways = self._replicas("gateway")
         return {
