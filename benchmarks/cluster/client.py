@@ -1,6 +1,6 @@
 """The callers as a child: ``python -m benchmarks.cluster.client``. Every caller has a connection
-of its own and no retry policy, so that every failure is seen; what a server never looked at gRPC
-itself sends again, as every client's does."""
+of its own. Where it does not say otherwise, it has no retry policy, so that every failure is seen;
+what a server never looked at gRPC itself sends again, as every client's does."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ import grpc
 
 from benchmarks.child import Fields, serve
 from benchmarks.cluster.engine import ONE_WAY
-from cascade.remote import DeviceReport
+from cascade.errors import RemoteError
+from cascade.remote import Chunk, DeviceReport, Transfer
 from cascade.request import Message, Request
 from cascade.v1 import inference_pb2 as pb
-from cascade.wire import API_KEY_HEADER, INFERENCE_SERVICE
+from cascade.wire import API_KEY_HEADER, INFERENCE_SERVICE, ClientProfile, GrpcRemote
 from cascade.wire.convert import open_message
 
 _OPTIONS = (
@@ -118,6 +119,33 @@ class Caller:
         await self._channel.close()
 
 
+class DeviceCaller:
+    """The client that devices have, on one connection to ``target``: what a cluster that was gone
+    or going did not begin to answer is sent again, once."""
+
+    def __init__(self, target: Target) -> None:
+        self._remote = GrpcRemote(ClientProfile(target.address, target.ca.encode(), target.key))
+
+    async def call(self, tokens: int, deadline_s: float) -> Outcome:
+        """Ask, and read the answer to its end."""
+        began = time.monotonic()
+        seen = 0
+        status, problem = "OK", ""
+        events = self._remote.answer(
+            _request(tokens), DeviceReport(), deadline_s=deadline_s, transfer=Transfer()
+        )
+        try:
+            async for event in events:
+                seen += event.count if isinstance(event, Chunk) else 0
+        except RemoteError as error:
+            status, problem = error.status, error.message
+        return Outcome(began, time.monotonic(), status, seen, problem)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._remote.close()
+
+
 class RawCaller:
     """One connection to ``target`` for many calls of one request: what is sent was serialised once,
     what comes back is not read, and nothing is sent again. On the wire it is the same call, a
@@ -169,9 +197,13 @@ class Callers:
         seconds: float,
         tokens: int = 1,
         deadline_s: float = 30.0,
+        devices: bool = False,
     ) -> Fields:
-        """``callers`` ask again and again, each as soon as it has its answer."""
-        return self._run(_closed(Target(**target), callers, seconds, tokens, deadline_s))
+        """``callers`` ask again and again, each as soon as it has its answer; ``devices`` through
+        the client that devices have."""
+        return self._run(
+            _closed(Target(**target), callers, seconds, tokens, deadline_s, devices=devices)
+        )
 
     def open_loop(
         self,
@@ -253,15 +285,19 @@ def _greeted(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
 
 
 async def _closed(
-    target: Target, callers: int, seconds: float, tokens: int, deadline_s: float
+    target: Target, callers: int, seconds: float, tokens: int, deadline_s: float, *, devices: bool
 ) -> Fields:
     opened = _opening(tokens)
-    connected = [Caller(target) for _ in range(callers)]
+    connected = [DeviceCaller(target) if devices else Caller(target) for _ in range(callers)]
 
-    async def repeat(caller: Caller, end: float) -> list[Outcome]:
+    async def repeat(caller: DeviceCaller | Caller, end: float) -> list[Outcome]:
         outcomes = []
         while time.monotonic() < end:
-            outcome = await caller.call(opened, deadline_s)
+            match caller:
+                case DeviceCaller():
+                    outcome = await caller.call(tokens, deadline_s)
+                case Caller():
+                    outcome = await caller.call(opened, deadline_s)
             outcomes.append(outcome)
             if outcome.status != "OK":
                 await asyncio.sleep(0.05)  # what refuses at once must not be asked without end
@@ -369,8 +405,12 @@ async def _until(target: Target, seconds: float) -> Fields:
         await asyncio.sleep(0.05)
 
 
+def _request(tokens: int) -> Request:
+    return Request((Message("user", _PROMPT),), max_tokens=tokens)
+
+
 def _opening(tokens: int) -> pb.AnswerRequest:
-    request = Request((Message("user", _PROMPT),), max_tokens=tokens)
+    request = _request(tokens)
     limits = replace(request.constraints, max_remote_calls=1)
     return open_message(replace(request, constraints=limits), DeviceReport(), max_remote_calls=1)
 
