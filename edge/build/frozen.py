@@ -8,11 +8,14 @@ they are needed and no longer. With the block's offset ``o`` (0 without minima, 
     W = D + o per block             D = scale * (u - z), what GatherBlockQuantized gives
     x W^T = x D^T + S(x) o^T        S: sums over blocks
     g W   = g D + (g o) per block
+
+Nothing here rounds activations, as the decode graph does: over the many tokens of a lesson that is
+no faster, and gradients come out as those of float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from onnx import TensorProto
@@ -30,16 +33,29 @@ class Frozen:
 
     Arguments:
         table: packed codes [rows, columns * bits / 8], or the floats themselves.
-        block: weights under one scale, 0 for floats.
+        codes: the same shaped [rows, columns / block, …].
+        bits: 4 or 8 of codes, 32 of floats.
+        block: weights under one scale; all columns of floats.
         scale, offset: float32 [rows, columns / block]; "" where there is none.
     """
 
     rows: int
     columns: int
     table: str
-    block: int
+    codes: str
     bits: int
+    block: int
     scale: str
+    offset: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some rows of a matrix as floats: ``dense`` [rows, columns] without its ``offset``."""
+
+    of: Frozen
+    rows: int
+    dense: str
     offset: str
 
 
@@ -68,7 +84,8 @@ class FrozenMatrices:
         return self._nodes.apply("Cast", name, to=TensorProto.FLOAT)
 
     def linear(self, name: str, columns: int) -> list[Frozen]:
-        """The matrices that give a packed linear's output, side by side."""
+        """The matrices that give a packed linear's output, side by side; none of that name is an
+        empty list."""
         if self._stored(name):
             return [self._matrix(name, columns)]
         parts: list[Frozen] = []
@@ -78,94 +95,128 @@ class FrozenMatrices:
 
     def product(self, x: str, parts: list[Frozen]) -> str:
         """x W^T: float32 [T, columns] -> [T, rows of all parts]."""
-        nodes, products = self._nodes, []
+        products: list[str] = []
         for part in parts:
-            pieces = self._pieces(part, after=x)
-            y = self._beside([nodes.apply("Gemm", x, piece, transB=1) for piece in pieces])
-            if part.offset:
-                y = nodes.apply("Gemm", self._block_sums(x, part), part.offset, y, transB=1)
-            products.append(y)
-        return self._beside(products)
+            if part.bits == 4:  # its kernel makes floats of blocks faster than any other node
+                products.append(self._with_offset(self._four_bits(x, part), x, part, part.offset))
+            else:
+                products += [self.times(x, piece) for piece in self.pieces(part, after=x)]
+        if len(products) == 1:
+            return products[0]
+        return self._nodes.apply("Concat", *products, axis=1)
 
     def product_back(self, gradient: str, parts: list[Frozen]) -> str:
         """g W: float32 [T, rows of all parts] -> [T, columns]."""
         nodes = self._nodes
-        sizes = [size for part in parts for size in _sizes(part)]
-        pieces = [gradient]
-        if len(sizes) > 1:
-            pieces = [f"{gradient}.piece.{i}" for i in range(len(sizes))]
-            nodes.add("Split", [gradient, nodes.integers(*sizes)], pieces, axis=1)
-        terms: list[str] = []
-        for part in parts:
-            own, pieces = pieces[: len(_sizes(part))], pieces[len(_sizes(part)) :]
-            dense = self._pieces(part, after=gradient)
-            terms += [nodes.apply("MatMul", g, w) for g, w in zip(own, dense, strict=True)]
-            if part.offset:
-                whole = nodes.apply("MatMul", self._beside(own), part.offset)
-                terms.append(self._per_block(whole, part))
+        pieces = [piece for part in parts for piece in self.pieces(part, after=gradient)]
+        own = [gradient]
+        if len(pieces) > 1:
+            own = [f"{gradient}.piece.{i}" for i in range(len(pieces))]
+            sizes = nodes.integers(*(piece.rows for piece in pieces))
+            nodes.add("Split", [gradient, sizes], own, axis=1)
+        terms = [self.back(g, piece) for g, piece in zip(own, pieces, strict=True)]
         total = terms[0]
         for term in terms[1:]:
             total = nodes.apply("Add", total, term)
         return total
 
-    def _beside(self, parts: list[str]) -> str:
-        return parts[0] if len(parts) == 1 else self._nodes.apply("Concat", *parts, axis=1)
-
-    def _pieces(self, part: Frozen, *, after: str) -> list[str]:
-        """The matrix without its offset, as floats, in pieces of rows.
+    def pieces(self, part: Frozen, *, after: str) -> Iterator[Piece]:
+        """The rows of a matrix as floats, some at a time.
 
         Arguments:
-            after: a value of the run, with a leading dimension: nothing is de-quantised before it
-                is there, and ONNX Runtime neither folds the piece into a constant when it loads the
-                graph nor keeps it from the way there for the way back.
+            after: a value of the run, with a leading dimension: no piece is made before it is
+                there. ONNX Runtime then neither folds pieces into constants when it loads the graph
+                nor keeps one from the way there for the way back.
         """
         nodes = self._nodes
-        if not part.block:
-            return [part.table]
-        nothing = nodes.apply("Mul", nodes.apply("Shape", after, start=0, end=1), nodes.integers(0))
-        nothing = nodes.apply("Squeeze", nothing)
-        pieces, first = [], 0
-        for size in _sizes(part):
+        if part.bits == 32:
+            yield Piece(part, part.rows, part.table, "")
+            return
+        size = nodes.apply("Shape", after, start=0, end=1)
+        nothing = nodes.apply("Squeeze", nodes.apply("Mul", size, nodes.integers(0)))
+        most = max(1, _PIECE // part.columns)
+        for first in range(0, part.rows, most):
+            count = min(most, part.rows - first)
             rows = nodes.apply(
                 "Range",
                 nodes.apply("Add", nothing, nodes.whole(first)),
-                nodes.apply("Add", nothing, nodes.whole(first + size)),
+                nodes.apply("Add", nothing, nodes.whole(first + count)),
                 nodes.whole(1),
             )
-            pieces.append(
-                nodes.apply(
-                    "GatherBlockQuantized",
-                    part.table,
-                    rows,
-                    part.scale,
-                    bits=part.bits,
-                    block_size=part.block,
-                    gather_axis=0,
-                    quantize_axis=1,
-                )
-            )
-            first += size
-        return pieces
+            offset = part.offset
+            if offset and count < part.rows:
+                offset = nodes.apply("Gather", offset, rows, axis=0)
+            yield Piece(part, count, self._dense(part, rows), offset)
 
-    def _block_sums(self, x: str, part: Frozen) -> str:
+    def times(self, x: str, piece: Piece) -> str:
+        """x W^T of some rows."""
+        y = self._nodes.apply("Gemm", x, piece.dense, transB=1)
+        return self._with_offset(y, x, piece.of, piece.offset)
+
+    def back(self, gradient: str, piece: Piece) -> str:
+        """g W of some rows."""
+        nodes, part = self._nodes, piece.of
+        x = nodes.apply("MatMul", gradient, piece.dense)
+        if not piece.offset:
+            return x
+        return nodes.apply(
+            "Add", x, self._spread(nodes.apply("MatMul", gradient, piece.offset), part)
+        )
+
+    def rows(self, part: Frozen, indices: str) -> str:
+        """Rows of a matrix, as they are: int64 [P] -> float32 [P, columns]."""
+        nodes = self._nodes
+        if part.bits == 32:
+            return nodes.apply("Gather", part.table, indices, axis=0)
+        dense = self._dense(part, indices)
+        if not part.offset:
+            return dense
+        offset = nodes.apply("Gather", part.offset, indices, axis=0)
+        return nodes.apply("Add", dense, self._spread(offset, part))
+
+    def _dense(self, part: Frozen, rows: str) -> str:
+        return self._nodes.apply(
+            "GatherBlockQuantized",
+            part.table,
+            rows,
+            part.scale,
+            bits=part.bits,
+            block_size=part.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def _four_bits(self, x: str, part: Frozen) -> str:
+        return self._nodes.apply(
+            "MatMulNBits",
+            x,
+            part.codes,
+            part.scale,
+            K=part.columns,
+            N=part.rows,
+            bits=4,
+            block_size=part.block,
+            accuracy_level=0,
+        )
+
+    def _with_offset(self, y: str, x: str, part: Frozen, offset: str) -> str:
+        if not offset:
+            return y
         nodes = self._nodes
         blocks = nodes.integers(-1, part.columns // part.block, part.block)
-        return nodes.apply(
-            "ReduceSum", nodes.apply("Reshape", x, blocks), nodes.integers(2), keepdims=0
-        )
+        blocks = nodes.apply("Reshape", x, blocks)
+        sums = nodes.apply("ReduceSum", blocks, nodes.integers(2), keepdims=0)
+        return nodes.apply("Gemm", sums, offset, y, transB=1)
 
-    def _per_block(self, values: str, part: Frozen) -> str:
+    def _spread(self, values: str, part: Frozen) -> str:
         """[T, columns / block] -> [T, columns], each value repeated over its block."""
         nodes = self._nodes
-        wide = nodes.apply(
-            "Expand",
-            nodes.apply("Unsqueeze", values, nodes.integers(2)),
-            nodes.integers(1, 1, part.block),
-        )
+        values = nodes.apply("Unsqueeze", values, nodes.integers(2))
+        wide = nodes.apply("Expand", values, nodes.integers(1, 1, part.block))
         return nodes.apply("Reshape", wide, nodes.integers(-1, part.columns))
 
     def _stored(self, name: str) -> bool:
-        return f"{name}.codes" in self._tensors or f"{name}.weight" in self._tensors
+        return self.has(f"{name}.codes") or self.has(f"{name}.weight")
 
     def _matrix(self, name: str, columns: int) -> Frozen:
         if name not in self._known:
@@ -175,22 +226,15 @@ class FrozenMatrices:
     def _read(self, name: str, columns: int) -> Frozen:
         nodes, codes = self._nodes, self._tensors.get(f"{name}.codes")
         if codes is None:
-            rows = self._tensors[f"{name}.weight"].dims[0]
-            return Frozen(rows, columns, self.floats(f"{name}.weight"), 0, 32, "", "")
+            rows, value = self._tensors[f"{name}.weight"].dims[0], self.floats(f"{name}.weight")
+            return Frozen(rows, columns, value, value, 32, columns, "", "")
         rows, blocks, width = codes.dims
         block = columns // blocks
         bits = 8 * width // block
+        nodes.also(codes)
         table = nodes.also(reshaped(codes, f"{name}.table", (rows, blocks * width)))
         scale, offset = self.floats(f"{name}.scale"), ""
         if self.has(f"{name}.minimum"):
             shift = nodes.apply("Mul", scale, nodes.number(float(1 << (bits - 1))))
             offset = nodes.apply("Add", self.floats(f"{name}.minimum"), shift)
-        return Frozen(rows, columns, table.name, block, bits, scale, offset)
-
-
-def _sizes(part: Frozen) -> list[int]:
-    """Rows of each piece."""
-    if not part.block:
-        return [part.rows]
-    most = max(1, _PIECE // part.columns)
-    return [min(most, part.rows - first) for first in range(0, part.rows, most)]
+        return Frozen(rows, columns, table.name, codes.name, bits, block, scale, offset)

@@ -123,7 +123,7 @@ class _GradientGraph:
         self._biases: dict[str, str] = {}
 
     def build(self) -> None:
-        nodes, frozen = self._nodes, self._frozen
+        nodes, frozen, hidden = self._nodes, self._frozen, self._decoder.hidden
         cosine, sine = frozen.floats("rotary.cosine"), frozen.floats("rotary.sine")
         self._there, self._back = (cosine, sine), (cosine, nodes.apply("Neg", sine))
         residual, layers = "hidden", []
@@ -132,11 +132,8 @@ class _GradientGraph:
             residual, memory = self._layer(residual, layer, rows)
             layers.append(memory)
         x, norm = self._norm(residual, "output_norm")
-        head = frozen.linear("head", self._decoder.hidden)
-        head = head or frozen.linear("embedding", self._decoder.hidden)
-        logits = frozen.product(x, head)
-        gradient = frozen.product_back(add_loss(nodes, logits), head)
-        gradient = self._norm_back(gradient, norm)
+        (head,) = frozen.linear("head", hidden) or frozen.linear("embedding", hidden)
+        gradient = self._norm_back(add_loss(nodes, frozen, x, head), norm)
         for layer, memory in zip(reversed(self._layers), reversed(layers), strict=True):
             gradient = self._layer_back(gradient, memory, first=layer == self._layers[0])
 

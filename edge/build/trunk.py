@@ -14,6 +14,9 @@ _PAST = (3, 4)  # of GroupQueryAttention's inputs
 def cut_trunk(decode: ModelProto, decoder: Decoder, layers: int) -> ModelProto:
     """The part of ``decode`` before its last ``layers`` layers, without a past.
 
+    Activations are float32 between its matrices, whatever ``decode`` makes of them: over the many
+    tokens of an example that costs no more, and learning gets what the weights say.
+
     Reads whole sequences: ``seqlens_k``, ``total_sequence_length``, ``position_ids`` and
     ``attention_bias`` are those of the decode graph. Gives ``hidden``, float32 [T, hidden].
     """
@@ -28,6 +31,9 @@ def cut_trunk(decode: ModelProto, decoder: Decoder, layers: int) -> ModelProto:
         if own.op_type == "GroupQueryAttention":
             for place in _PAST:
                 own.input[place] = ""
+        for attribute in own.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
         needed.update(own.input)
         nodes.append(own)
     nodes.reverse()
