@@ -15,7 +15,7 @@ no faster, and gradients come out as those of float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import TensorProto
@@ -120,23 +120,25 @@ class FrozenMatrices:
             total = nodes.apply("Add", total, term)
         return total
 
-    def pieces(self, part: Frozen, *, after: str) -> Iterator[Piece]:
+    def pieces(self, part: Frozen, *, after: str, in_turn: Sequence[str] = ()) -> Iterator[Piece]:
         """The rows of a matrix as floats, some at a time.
 
         Arguments:
             after: a value of the run, with a leading dimension: no piece is made before it is
                 there. ONNX Runtime then neither folds pieces into constants when it loads the graph
                 nor keeps one from the way there for the way back.
+            in_turn: what became of the pieces so far; the next one waits for the last of it, so
+                that they are not all in memory together.
         """
         nodes = self._nodes
         if part.bits == 32:
             yield Piece(part, part.rows, part.table, "")
             return
-        size = nodes.apply("Shape", after, start=0, end=1)
-        nothing = nodes.apply("Squeeze", nodes.apply("Mul", size, nodes.integers(0)))
         most = max(1, _PIECE // part.columns)
         for first in range(0, part.rows, most):
             count = min(most, part.rows - first)
+            size = nodes.apply("Shape", in_turn[-1] if in_turn else after, start=0, end=1)
+            nothing = nodes.apply("Squeeze", nodes.apply("Mul", size, nodes.integers(0)))
             rows = nodes.apply(
                 "Range",
                 nodes.apply("Add", nothing, nodes.whole(first)),

@@ -55,7 +55,7 @@ def _over_vocabulary(nodes: Nodes, frozen: FrozenMatrices, x: str, head: Frozen)
     """log Σ exp of the logits [R], and the mean of the head's rows by softmax [R, hidden]."""
     column = nodes.integers(1)
     tops, sums, means = [], [], []
-    for piece in frozen.pieces(head, after=x):
+    for piece in frozen.pieces(head, after=x, in_turn=means):
         z = frozen.times(x, piece)
         tops.append(nodes.apply("ReduceMax", z, column))
         e = nodes.apply("Exp", nodes.apply("Sub", z, tops[-1]))

@@ -67,7 +67,7 @@ class GradientSession:
     ) -> None:
         check_trains(bundle.manifest)
         self.manifest = bundle.manifest
-        self._session = open_session(bundle.file(GRADIENT_GRAPH), threads=threads)
+        self._session = open_session(bundle.file(GRADIENT_GRAPH), threads=threads, arena=False)
         given = {value.name for value in self._session.get_inputs()}
         self.slots = tuple(slot for slot in bundle.manifest.adapter_slots if slot.input_a in given)
         """Where adapters are trained, those of the first trained layer first."""
