@@ -54,7 +54,9 @@ def add_loss(nodes: Nodes, frozen: FrozenMatrices, x: str, head: Frozen) -> str:
 def _over_vocabulary(nodes: Nodes, frozen: FrozenMatrices, x: str, head: Frozen) -> tuple[str, str]:
     """log Σ exp of the logits [R], and the mean of the head's rows by softmax [R, hidden]."""
     column = nodes.integers(1)
-    tops, sums, means = [], [], []
+    tops: list[str] = []
+    sums: list[str] = []
+    means: list[str] = []
     for piece in frozen.pieces(head, after=x, in_turn=means):
         z = frozen.times(x, piece)
         tops.append(nodes.apply("ReduceMax", z, column))
