@@ -48,8 +48,8 @@ class GradientSession:
 
     Arguments:
         bundle: verified.
-        frozen: the adapter's pairs of linears below the trained layers; they are applied and stay
-            as they are.
+        frozen: pairs of an adapter; those below the trained layers are applied and stay as they
+            are.
         threads: threads of one run, ≥ 1.
         keep: where to keep what was computed of the trunk, for the next time.
 
@@ -76,9 +76,14 @@ class GradientSession:
                 f"{GRADIENT_GRAPH}: is not as {bundle.manifest.name}'s manifest says; build the "
                 "bundle again"
             )
-        self._trunk_inputs = pack_slots(bundle.manifest.adapter_slots, frozen or {})
-        trunk = Trunk(bundle, self._trunk_inputs, threads=threads)
+        below = [slot for slot in bundle.manifest.adapter_slots if slot not in self.slots]
+        trunk = Trunk(bundle, pack_slots(below, frozen or {}), threads=threads)
         self.activations = Activations(trunk, keep)
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """The linears that can be trained."""
+        return frozenset(module for slot in self.slots for module in slot.modules)
 
     @property
     def layers(self) -> range:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats: TypeAlias = NDArray[np.float32]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -58,8 +58,8 @@ class AdamW:
     def step(self, parameters: Floats, gradient: Floats, learning_rate: float) -> Floats:
         first, second = self._betas
         self._steps += 1
-        self._mean = np.float32(first) * self._mean + np.float32(1 - first) * gradient
-        self._square = np.float32(second) * self._square + np.float32(1 - second) * (gradient * gradient)
+        self._mean = _decayed(self._mean, gradient, first)
+        self._square = _decayed(self._square, gradient * gradient, second)
         # Both means begin at zero; what that takes away is given back.
         size = learning_rate / (1 - first**self._steps)
         scale = math.sqrt(1 - second**self._steps)
@@ -104,6 +104,12 @@ class Sgd:
 
     def restore(self, state: Mapping[str, Floats]) -> None:
         self._velocity = state["velocity"]
+
+
+def _decayed(mean: Floats, value: Floats, beta: float) -> Floats:
+    """``beta`` of the mean, the rest of the value."""
+    after: Floats = np.float32(beta) * mean + np.float32(1 - beta) * value
+    return after
 
 
 def clipped(gradient: Floats, norm: float) -> Floats:

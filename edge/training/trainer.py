@@ -117,7 +117,17 @@ class Trainer:
     def result(self) -> dict[str, LoraPair]:
         """The adapter with the least loss on the share kept aside; the last one without a share."""
         vector = self._state.vector if self._state.best_loss is None else self._state.best
-        return self._parameters.rest | self._parameters.pairs(vector)
+        return self._applied(vector)
+
+    def read(self) -> Iterator[int]:
+        """Compute what learning does not change, for each example once; the number done so far.
+        The graph for that is freed at the end. Without this, it is done as examples come up."""
+        lessons = (*self.training, *self.held_out)
+        for number, lesson in enumerate(lessons, start=1):
+            for segment in lesson.segments:
+                self._session.activations.get(segment)
+            yield number
+        self._session.activations.release_trunk()
 
     def run(self) -> Iterator[Progress]:
         """Train to the end, yielding after each step. May be left at any time: what was done is
@@ -154,7 +164,7 @@ class Trainer:
         )
         chosen = order[place * plan.batch_size : (place + 1) * plan.batch_size]
         lessons = [self.training[index] for index in chosen]
-        outcome = self._session.run(lessons, self._parameters.pairs(before.vector))
+        outcome = self._session.run(lessons, self._applied(before.vector))
         gradient = self._parameters.gradient(outcome.gradients)
         if not (math.isfinite(outcome.loss) and np.isfinite(gradient).all()):
             raise CascadeError(
@@ -181,7 +191,10 @@ class Trainer:
         return Progress(step + 1, self.steps, epoch + 1, outcome.loss, held_out)
 
     def _loss(self, vector: Floats) -> float:
-        return self._session.run(self.held_out, self._parameters.pairs(vector)).loss
+        return self._session.run(self.held_out, self._applied(vector)).loss
+
+    def _applied(self, vector: Floats) -> dict[str, LoraPair]:
+        return self._parameters.rest | self._parameters.pairs(vector)
 
     def _restored(self) -> Checkpoint | None:
         found = None if self._path is None else read_checkpoint(self._path, self._run_digest())
