@@ -123,7 +123,7 @@ def by_kind(
         grades: of ``"parent"`` and ``"adapter"``.
     """
     figures = {}
-    for name, closed in (("choose_accuracy", True), ("exact_match", False)):
+    for name, closed in (("choose_accuracy", True), ("text_accuracy", False)):
         chosen = [i for i, example in enumerate(examples) if bool(example.options) is closed]
         if chosen:
             parent, adapter = ([grades[side][i] for i in chosen] for side in ("parent", "adapter"))
