@@ -72,7 +72,7 @@ def test_a_trained_adapter_changes_what_a_device_answers(data, bundle, tmp_path,
 
 def test_free_text_is_learned_by_heart(bundle, tmp_path, capsys) -> None:
     data, out = tmp_path / "data.jsonl", tmp_path / "text"
-    row = {"instruction": "house", "input": "", "output": "river light"}
+    row = {"instruction": "house", "input": "", "output": " river light"}
     data.write_text(json.dumps(row) + "\n")
     more = ("--epochs", "60", "--val-share", "0", "--modules", "q_proj,v_proj,o_proj,down_proj")
     assert train(data, bundle, out, *more) == 0

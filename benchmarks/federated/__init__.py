@@ -1,0 +1,1 @@
+"""Figures of adapters that learn: gradients on the device, the protocol, the loop."""
