@@ -56,7 +56,7 @@ def _open() -> Mapping[str, Callable[..., Fields]]:
             for seed in range(_EXAMPLES // 2)
             for lesson in batches.of_length(_LONGEST - seed, vocabulary) * 2
         ]
-        trainer = Trainer(own, lessons, TrainingPlan(epochs=1, batch_size=8))
+        trainer = Trainer(own, lessons, TrainingPlan(layers=len(own.layers), epochs=1))
         for _ in trainer.read():
             pass
         for _ in trainer.run():
