@@ -15,6 +15,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from cascade.ladder import LadderPolicy
 from cloud.config import Autoscaling, ClusterConfig, TierConfig
+from cloud.federation.deployment import COORDINATOR, FederationCoordinator
 from cloud.front_door import GatewayFiles
 from cloud.gateway import GATEWAY, REPLACEMENT_S, Gateway, deployment_name
 from cloud.placement import actor_options
@@ -70,7 +71,21 @@ def build_app(
     )(Gateway)
     if per_node is not None:
         gateway = gateway.options(max_replicas_per_node=per_node)
-    return gateway.bind(config, files, ladders, **tiers)
+    return gateway.bind(config, files, ladders, _coordinator(config), **tiers)
+
+
+def _coordinator(config: ClusterConfig) -> Application | None:
+    """One replica that leads federated rounds, where there are any."""
+    if config.federation is None or config.gateway.registry is None:
+        return None
+    deployment = serve.deployment(
+        name=COORDINATOR,
+        num_replicas=1,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+        ray_actor_options={"num_cpus": 0},
+    )(FederationCoordinator)
+    return deployment.bind(config.federation, config.gateway.registry)
 
 
 def _deployment(

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from cascade.errors import RemoteError
 from cascade.wire import (
     ARTIFACT_SERVICE,
+    FEDERATION_SERVICE,
     INFERENCE_SERVICE,
     AccessInterceptor,
     Answerer,
@@ -25,9 +26,11 @@ from cascade.wire import (
     Authenticator,
     CallRecord,
     ClientCertificates,
+    FederationSource,
     KeyFile,
     add_answerer,
     add_artifacts,
+    add_federation,
 )
 from cloud.config import GatewayConfig
 from cloud.request_log import RequestLog
@@ -70,6 +73,7 @@ class FrontDoor:
         address: ``host:port`` to listen on; port 0 takes a free one.
         config: who may call, and the limits of a call; of its tiers nothing is known here.
         artifacts: what devices are given to run; ``None`` has no artifact service.
+        federation: what leads devices through federated rounds; ``None`` has no such service.
         on_call: told about every call when it has ended; by default it is logged.
         observer: told likewise, beside ``on_call``.
         admit: asked for each call, with the seconds that it has, before its message is read: why it
@@ -87,6 +91,7 @@ class FrontDoor:
         address: str,
         config: GatewayConfig | None = None,
         artifacts: ArtifactSource | None = None,
+        federation: FederationSource | None = None,
         on_call: Callable[[CallRecord], None] | None = None,
         observer: Callable[[CallRecord], None] | None = None,
         admit: Callable[[float], RemoteError | None] | None = None,
@@ -114,6 +119,9 @@ class FrontDoor:
         if artifacts is not None:
             add_artifacts(self._server, artifacts, stalled_s=config.stalled_s)
             names.append(ARTIFACT_SERVICE)
+        if federation is not None:
+            add_federation(self._server, federation, stalled_s=config.stalled_s)
+            names.append(FEDERATION_SERVICE)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(tuple(names), self._server)
         tls = config.tls

@@ -21,6 +21,7 @@ from cloud.engines import make_engine
 from cloud.engines.provider import Key
 from cloud.engines.vllm_config import require_vllm
 from cloud.errors import ConfigError, ModelUnusable
+from cloud.federation.planned import FederationPlan, plan_federation
 from cloud.ladders import load_ladders
 from cloud.placement import Node, placement_problems, this_machine, told
 from cloud.startup import adapter_problem, licence, model_file
@@ -78,6 +79,7 @@ class Plan:
         callers: what they may show to be let in.
         commercial: whether answers may be sold.
         access_problems: files about callers that cannot be used.
+        federation: rounds that devices take part in; ``None`` without any.
         ladder_problems: ladders that cannot be followed here.
         placement_problems: tiers that no node of the Ray cluster could run, if one was looked at.
         cores, threads: of this machine, and what all tiers use at their largest.
@@ -93,15 +95,17 @@ class Plan:
     threads: int
     notes: tuple[str, ...]
     access_problems: tuple[str, ...] = ()
+    federation: FederationPlan | None = None
     placement_problems: tuple[str, ...] = ()
     ladder_problems: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What keeps it from starting on this machine, a line each."""
+        rounds = () if self.federation is None else self.federation.problems
         tiers = (tier.problem for tier in self.tiers if tier.problem)
         files = (*self.access_problems, *self.ladder_problems)
-        return (*files, *self.placement_problems, *tiers)
+        return (*files, *self.placement_problems, *rounds, *tiers)
 
 
 def plan_cluster(
@@ -127,6 +131,7 @@ def plan_cluster(
         threads=config.threads,
         notes=tuple(_notes(config, here, nodes)),
         access_problems=tuple(access_problems(config)),
+        federation=plan_federation(config),
         ladder_problems=tuple(_ladder_problems(config)),
         placement_problems=() if nodes is None else tuple(placement_problems(config, nodes)),
     )

@@ -31,6 +31,7 @@ from cloud.accounting import WARM_UP_KEY
 from cloud.config import ClusterConfig, TierConfig, is_model_path
 from cloud.control import Progress
 from cloud.errors import ModelUnusable
+from cloud.federation.planned import check_federation
 from cloud.ladders import load_ladders
 from cloud.local_ray import start_ray
 from cloud.placement import placement_problems, this_machine
@@ -147,6 +148,7 @@ def start(
     Raises:
         ClusterError: it cannot start; what runs already is left to the caller.
     """
+    check_federation(config)
     if config.gateway.nodes > 1:
         raise ClusterError(
             f"gateway: {config.gateway.replicas} replicas with {config.gateway.on_one_node} on a "

@@ -27,21 +27,19 @@ _STUBS = "cascade.v1.inference_pb2_grpc.add_InferenceServiceServicer_to_server"
 _ONE_WAY = "benchmarks.cluster.engine.add_one_way"
 
 
-def main() -> None:
-    """Serve until standard input ends."""
+def main(kind: type[Server] | None = None, *further: str) -> None:
+    """Serve until standard input ends.
+
+    Arguments:
+        kind: the server; ``Server`` by default.
+        further: what else of it may be asked for.
+    """
     processes.adopt_orphans()
-    server = Server(Path(sys.argv[1]))
-    requests = (
-        server.start,
-        server.deploy,
-        server.deploy_peer,
-        server.kill,
-        server.running,
-        server.gateways,
-        server.usage,
-        server.engine_seconds,
-    )
-    handlers: dict[str, Callable[..., Fields]] = {each.__name__: each for each in requests}
+    server = (kind or Server)(Path(sys.argv[1]))
+    names = ("start", "deploy", "deploy_peer", "kill", "running", "gateways", "usage")
+    handlers: dict[str, Callable[..., Fields]] = {
+        name: getattr(server, name) for name in (*names, "engine_seconds", *further)
+    }
     try:
         serve(lambda: handlers)
     finally:
@@ -164,11 +162,11 @@ class Server:
         family = processes.descendants(os.getpid())
         gateways = self._replicas("gateway")
         return {
-            "cpu_s": sum(_cpu_s(pid) for pid in family),
-            "gateway_cpu_s": sum(_cpu_s(pid) for pid in gateways),
-            "tier_cpu_s": sum(_cpu_s(pid) for pid in self._replicas("tier-")),
+            "cpu_s": sum(cpu_s(pid) for pid in family),
+            "gateway_cpu_s": sum(cpu_s(pid) for pid in gateways),
+            "tier_cpu_s": sum(cpu_s(pid) for pid in self._replicas("tier-")),
             "gateway_waited_s": sum(_waited_s(pid) for pid in gateways),
-            "gateway_rss": sum(_resident_bytes(pid) for pid in gateways),
+            "gateway_rss": sum(resident_bytes(pid) for pid in gateways),
         }
 
     def engine_seconds(self) -> Fields:
@@ -188,7 +186,7 @@ class Server:
         return found
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Of one process, with its children that have ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -208,7 +206,8 @@ def _waited_s(pid: int) -> float:
     return waited / 1e9
 
 
-def _resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
+    """Of one process; 0 where it is gone."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except OSError:
