@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 
 from benchmarks.edge.subject import prepare
-from benchmarks.federated import aggregation, gradients
+from benchmarks.federated import aggregation, flower, gradients, protocol
 from benchmarks.hardware import describe
 from benchmarks.run import main
 
 GROUPS = {
     "gradients": gradients.rows,
     "aggregation": aggregation.rows,
+    "protocol": protocol.rows,
+    "flower": flower.rows,
 }
 
 if __name__ == "__main__":

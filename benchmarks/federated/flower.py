@@ -26,7 +26,7 @@ _FEW, _MANY = 2, 8
 _GOAL = 20
 
 
-def rows(subject: None, run: Run) -> Iterator[Row]:
+def rows(subject: object, run: Run) -> Iterator[Row]:
     """CPU of the server a client-round, of both, and how many times less ours is."""
     devices, times = (20, 1) if run.quick else (60, 3)
     server = "benchmarks.federated.protocol_server"

@@ -19,7 +19,7 @@ _UPLOAD_MEMORY = 16_000_000
 _COUNTED_S = 120.0
 
 
-def rows(subject: None, run: Run) -> Iterator[Row]:
+def rows(subject: object, run: Run) -> Iterator[Row]:
     """CPU and memory of the server, and whether every update counts once."""
     devices, rounds = (100, 2) if run.quick else (1000, 2)
     server = "benchmarks.federated.protocol_server"
