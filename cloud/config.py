@@ -358,6 +358,13 @@ class ClusterConfig(_Strict):
             raise ValueError(
                 "federation needs gateway.registry: its adapters come from there and go there"
             )
+        store = None if self.federation is None else self.federation.store
+        postgresql = store is not None and store.startswith(("postgresql://", "postgres://"))
+        if self.federation is not None and self.gateway.nodes > 1 and not postgresql:
+            raise ValueError(
+                "federation.store must be postgresql://… where gateways run on several nodes: a "
+                "SQLite file is one node's"
+            )
         return self
 
     @field_validator("tiers")

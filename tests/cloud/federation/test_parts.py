@@ -130,6 +130,15 @@ def test_rounds_need_a_registry() -> None:
         parse_config(text, "cluster.yaml")
 
 
+@pytest.mark.parametrize("store", ["", "  store: rounds.sqlite3\n"])
+def test_gateways_of_several_nodes_need_postgresql(store: str) -> None:
+    gateway = "gateway: {registry: r, replicas: 2, replicas_per_node: 1}\n"
+    text = f"{gateway}tiers: [{{name: a, model: a/m.gguf}}]\nfederation:\n  adapter: {'a' * 64}\n"
+    with pytest.raises(ConfigError, match=r"federation\.store must be postgresql://"):
+        parse_config(text + store, "cluster.yaml")
+    assert parse_config(f"{text}  store: postgresql://db/rounds\n", "cluster.yaml").federation
+
+
 def test_an_operator_s_cluster_needs_a_signing_key() -> None:
     from cloud.deployment import DeployArgs, build
 
