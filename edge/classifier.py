@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cascade.errors import BundleError, Cancelled, InvalidInput
 from cascade.local import CancelToken, LocalAnswer, ModelInfo
-from cascade.signals import OptionScores
+from cascade.signals import OptionScores, option_signals
 from cascade.tensor import DTYPES, Tensor, check_tensors
 from edge.bundle import CLASSIFIER_GRAPH, PREPROCESS_GRAPH, Bundle
 from edge.classifier_spec import Array, ClassifierSpec, InputSpec
