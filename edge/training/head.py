@@ -110,7 +110,7 @@ def train_head(
     aside = None
     if l2 is None:
         l2, loss, aside = _cross_validated(features, data, weights, offset, seed)
-    fitted = fit_softmax(features, data.labels, weights, offset, l2)
+    fitted = fit_softmax(features, data.labels, weights, offset=offset, l2=l2)
     change, bias = fitted[:, :-1] @ axes, fitted[:, -1] - fitted[:, -1].mean()
     before = 0.0 if parent is None else parent.weight
     before_bias = 0.0 if parent is None else parent.bias
@@ -145,7 +145,8 @@ def mean_loss(scores: Doubles, data: HeadData) -> float:
 def class_counts(data: HeadData) -> Doubles:
     """Summed weights of each answer's examples, shape ``[options]``: how much each row of a head
     has learned, and so what it counts for in an average over devices."""
-    return np.bincount(data.labels, data.weights, data.scores.shape[1])
+    counts = np.bincount(data.labels, data.weights, data.scores.shape[1])
+    return np.asarray(counts, np.float64)
 
 
 def balanced(labels: NDArray[np.intp], weights: Doubles) -> Doubles:
@@ -154,7 +155,7 @@ def balanced(labels: NDArray[np.intp], weights: Doubles) -> Doubles:
     present = int((sums > 0).sum())
     own = sums[labels]
     even = np.divide(weights, own, out=np.zeros_like(weights), where=own > 0)
-    return even * weights.sum() / present
+    return np.asarray(even * weights.sum() / present, np.float64)
 
 
 def lm_weight(data: HeadData, logits: Doubles) -> float:
@@ -215,7 +216,12 @@ def _cross_validated(
             if not weights[rest].sum():
                 continue
             found[fold] = fit_softmax(
-                features[rest], data.labels[rest], weights[rest], offset[rest], l2, found.get(fold)
+                features[rest],
+                data.labels[rest],
+                weights[rest],
+                offset=offset[rest],
+                l2=l2,
+                start=found.get(fold),
             )
             scores[rows] += features[rows] @ found[fold][:, :-1].T + found[fold][:, -1]
         loss = float(np.average(_losses(log_softmax(scores), data), weights=weights))

@@ -34,6 +34,7 @@ def fit_softmax(
     features: Doubles,
     labels: NDArray[np.intp],
     weights: Doubles,
+    *,
     offset: Doubles,
     l2: float,
     start: Doubles | None = None,
@@ -89,9 +90,7 @@ def log_softmax(scores: Doubles) -> Doubles:
     return result
 
 
-def _conjugate(
-    product: Callable[[Doubles], Doubles], right: Doubles, diagonal: Doubles
-) -> Doubles:
+def _conjugate(product: Callable[[Doubles], Doubles], right: Doubles, diagonal: Doubles) -> Doubles:
     """x with ``product``(x) = ``right``, as far as a Newton step needs it (ibid., eq. 7.3).
 
     Arguments:
