@@ -19,6 +19,7 @@ from edge.bundle import Bundle
 from edge.model import OnnxModel
 from edge.training.examples import LessonMaker, TrainingExample
 from edge.training.gradient import GradientSession
+from edge.training.trunk import Keep
 
 OnExample = Callable[[int], None]
 
@@ -56,13 +57,20 @@ def losses(
 
 
 def open_training(
-    bundle: Bundle, adapter: Adapter | None, *, threads: int = 1
+    bundle: Bundle, adapter: Adapter | None, *, threads: int = 1, keep: Keep = "memory"
 ) -> tuple[GradientSession, dict[str, LoraPair]]:
-    """A session with an adapter's frozen lower layers in it, and its pairs of the trained ones."""
+    """A session with an adapter's frozen lower layers in it, and its pairs of the trained ones.
+
+    Arguments:
+        keep: see ``GradientSession``.
+
+    Raises:
+        BundleError: the bundle cannot train, or the adapter does not fit it.
+    """
     pairs = {} if adapter is None else dict(adapter.pairs)
     if adapter is not None:
         adapter.inputs(bundle.manifest)  # refuses what does not fit
-    session = GradientSession(bundle, frozen=pairs, threads=threads)
+    session = GradientSession(bundle, frozen=pairs, threads=threads, keep=keep)
     return session, {name: pair for name, pair in pairs.items() if name in session.modules}
 
 
@@ -123,7 +131,7 @@ def by_kind(
         grades: of ``"parent"`` and ``"adapter"``.
     """
     figures = {}
-    for name, closed in (("choose_accuracy", True), ("exact_match", False)):
+    for name, closed in (("choose_accuracy", True), ("text_accuracy", False)):
         chosen = [i for i, example in enumerate(examples) if bool(example.options) is closed]
         if chosen:
             parent, adapter = ([grades[side][i] for i in chosen] for side in ("parent", "adapter"))

@@ -21,7 +21,7 @@ from edge.training.lesson import Floats, Lesson
 from edge.training.packing import Pack, in_packs, pack
 from edge.training.trunk import Activations, Keep, Trunk
 
-PACK_TOKENS = 384
+PACK_TOKENS = 256
 """Tokens of one run at most, unless a single lesson has more: bounds the memory, whatever the size
 of a batch."""
 
@@ -67,7 +67,7 @@ class GradientSession:
     ) -> None:
         check_trains(bundle.manifest)
         self.manifest = bundle.manifest
-        self._session = open_session(bundle.file(GRADIENT_GRAPH), threads=threads, arena=False)
+        self._session = open_session(bundle.file(GRADIENT_GRAPH), threads=threads)
         given = {value.name for value in self._session.get_inputs()}
         self.slots = tuple(slot for slot in bundle.manifest.adapter_slots if slot.input_a in given)
         """Where adapters are trained, those of the first trained layer first."""

@@ -63,10 +63,11 @@ class AdamW:
         # Both means begin at zero; what that takes away is given back.
         size = learning_rate / (1 - first**self._steps)
         scale = math.sqrt(1 - second**self._steps)
-        divisor = np.sqrt(self._square) / np.float32(scale) + np.float32(self._epsilon)
-        kept = parameters * np.float32(1 - learning_rate * self._decay)
-        after: Floats = kept - np.float32(size) * self._mean / divisor
-        return after
+        root: Floats = np.sqrt(self._square)
+        divisor: Floats = root / np.float32(scale) + np.float32(self._epsilon)
+        kept: Floats = parameters * np.float32(1 - learning_rate * self._decay)
+        moved: Floats = np.float32(size) * self._mean / divisor
+        return kept - moved
 
     def state(self) -> dict[str, Floats]:
         return {

@@ -41,9 +41,7 @@ class Trunk:
     def hidden(self, segment: Segment) -> Floats:
         """float32 [T, hidden]."""
         if self._session is None:
-            self._session = open_session(
-                self._bundle.file(TRUNK_GRAPH), threads=self._threads, arena=False
-            )
+            self._session = open_session(self._bundle.file(TRUNK_GRAPH), threads=self._threads)
         size = len(segment)
         given: dict[str, NDArray[np.generic]] = {
             "input_ids": np.array([segment.ids], np.int64),
