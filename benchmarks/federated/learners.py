@@ -10,30 +10,30 @@ the examples takes is a row of its own.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.decision.datasets.commands import COMMANDS
+from benchmarks.edge.subject import Subject
 from benchmarks.rows import Row
 from benchmarks.run import Run
 from benchmarks.timing import Estimate, measure
-from cascade import catalog, home
 from cascade.binomial import clopper_pearson_interval
 from cascade.cli.demo.data import load_sentences
 from cascade.cli.demo.parts import Sizes, largest_sizes, split
-from cascade.cli.demo.setting import DEVICE_MODEL, SENTENCES, TASK
+from cascade.cli.demo.setting import SENTENCES, TASK
 from cascade.download import pull
 from cascade.records import text_key
 from cascade.records.split import assign
 from cascade.request import Message
-from cascade.signing import SigningKey, TrustStore
+from cascade.signing import TrustStore
 from cascade.task import Task
 from edge import Bundle, OnnxModel
-from edge.build import build_from_gguf
+from edge.adapter import LoraPair
 from edge.training import LessonMaker, Trainer, TrainingExample, TrainingPlan, open_training
 from edge.training.head import HeadData, head_scores
 from edge.training.learners import Candidate, Measuring, activate, best, head_candidate
@@ -56,14 +56,13 @@ class _Set:
     test: Sequence[TrainingExample]
 
 
-def rows(subject: None, run: Run) -> Iterator[Row]:
+def rows(subject: Subject, run: Run) -> Iterator[Row]:
     """Accuracies by task, number of labels and arm."""
-    with tempfile.TemporaryDirectory(prefix="cascade-learners-") as folder:
-        bundle = _bundle(Path(folder))
-        keep = home.home() / "cache" / "learners"
-        for each in (_sentiment(), _commands()):
-            test = each.test[: _QUICK_TEST if run.quick else _TEST]
-            yield from _of_set(run, bundle, each, test, keep)
+    bundle = Bundle.open(subject.bundle, TrustStore(subject.trust))
+    keep = Path(subject.folder.name) / "measured"
+    for each in (_sentiment(), _commands()):
+        test = each.test[: _QUICK_TEST if run.quick else _TEST]
+        yield from _of_set(run, bundle, each, test, keep)
 
 
 def _of_set(
@@ -150,40 +149,24 @@ def _head(
     of: _Set,
     model: OnnxModel,
     data: HeadData,
-    kept: np.ndarray,
+    kept: NDArray[np.bool_],
     *,
-    pairs: object = None,
+    pairs: Mapping[str, LoraPair] | None = None,
 ) -> Candidate:
     return head_candidate(
         of.task,
         model.hidden_layer,
         data.take(np.flatnonzero(~kept)),
         data.take(np.flatnonzero(kept)),
-        pairs={} if pairs is None else pairs,  # type: ignore[arg-type]
+        pairs=pairs or {},
         learner="head" if pairs is None else "both",
     )
 
 
-def _accuracy(scores: np.ndarray, data: HeadData) -> Estimate:
+def _accuracy(scores: NDArray[np.float64], data: HeadData) -> Estimate:
     right = int((scores.argmax(axis=1) == data.labels).sum())
     low, high = clopper_pearson_interval(right, len(data))
     return Estimate(100 * right / len(data), len(data), (100 * low, 100 * high))
-
-
-def _bundle(folder: Path) -> Bundle:
-    entry = catalog.entry(DEVICE_MODEL)
-    key, trust = SigningKey.generate(), TrustStore(folder / "trust")
-    trust.pin("benchmark", key.public)
-    path = build_from_gguf(
-        pull(DEVICE_MODEL),
-        folder / "bundle",
-        name=entry.name,
-        base_model=entry.name,
-        licence=entry.licence,
-        commercial_use=entry.commercial_use,
-        signing_key=key,
-    )
-    return Bundle.open(path, trust)
 
 
 def _sentiment() -> _Set:

@@ -37,9 +37,10 @@ Train an adapter on this machine and sign it. DATA holds one JSON object a line:
   {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
   {"instruction": "…", "input": "…", "output": "…"}           (Alpaca; Dolly's names too)
 
-With one closed set of answers a head on the model's hidden states, LoRA, and both are trained, and
-the best on the share kept aside is taken; name one to train it alone. Ctrl-C keeps what was learned:
-the same command goes on from there. Only bundles of the Llama and Qwen2 families can train."""
+With one closed set of answers a head on the model's hidden states, LoRA, and both are trained,
+and the best on the share kept aside is taken; name one to train it alone. Ctrl-C keeps what was
+learned: the same command goes on from there. Only bundles of the Llama and Qwen2 families can
+train."""
 
 _NAMES = {"head": "a head", "lora": "LoRA", "both": "LoRA with a head"}
 
@@ -135,7 +136,9 @@ def _train(args: argparse.Namespace) -> int:
     parent = Adapter.open(args.parent, trust) if args.parent else None
     maker = LessonMaker(bundle, task)
     lessons = _lessons(maker, examples, args.data.name)
-    learned = learn(args, bundle, parent, examples, lessons, maker, plan)
+    learned = learn(
+        args, bundle, parent, examples=examples, lessons=lessons, maker=maker, plan=plan
+    )
     _publish(args, learned, bundle, parent)
     learned.state.unlink(missing_ok=True)
     digest = Adapter.open(args.out, trust).digest if args.key is None else ""

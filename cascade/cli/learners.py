@@ -57,6 +57,7 @@ def learn(
     args: argparse.Namespace,
     bundle: Bundle,
     parent: Adapter | None,
+    *,
     examples: Sequence[TrainingExample],
     lessons: Sequence[Lesson],
     maker: LessonMaker,
@@ -73,7 +74,12 @@ def learn(
     from edge.training.trainer import kept_aside
 
     wording = closed_task(examples, maker)
-    wanted = _wanted(args, bundle, wording)
+    training, held_out = kept_aside(lessons, plan)
+    learned = {lesson.digest for lesson in training}
+    answers = {
+        e.answer for e, each in zip(examples, lessons, strict=True) if each.digest in learned
+    }
+    wanted = _wanted(args, bundle, wording if args.learner or len(answers) > 1 else None)
     state = args.out.parent / f".{args.out.name}.training"
     started = time.perf_counter()
     pairs = {} if parent is None else dict(parent.pairs)
@@ -81,7 +87,6 @@ def learn(
     if head is not None and wording is not None and not head.spec.task.asked_like(wording):
         head = None  # of another task: it has no part in these questions
     found: list[Candidate] = []
-    training, held_out = kept_aside(lessons, plan)
     counts, parent_loss, steps = (len(training), len(held_out)), None, 0
     trainer: Trainer | None = None
     if wanted != ["head"]:
@@ -108,6 +113,7 @@ def learn(
             other = None if wording is not None or parent is None else parent.head
             found.append(Candidate("lora", trainer.result(), other, trainer.best_loss))
     if wording is not None and wanted != ["lora"]:
+        # The same share is kept aside as for LoRA, so that losses can be compared.
         aside = {lesson.digest for lesson in held_out}
         used = {lesson.digest for lesson in training} | aside
         rows = [i for i, lesson in enumerate(lessons) if lesson.digest in used]
@@ -118,7 +124,16 @@ def learn(
             sides.append(("head", dict(pairs)))
         if "both" in wanted and trainer is not None:
             sides.append(("both", dict(trainer.result())))
-        for candidate, before in _heads(args, bundle, wording, asked, kept, sides, head, plan.seed):
+        for candidate, before in _heads(
+            args,
+            bundle,
+            wording=wording,
+            examples=asked,
+            kept=kept,
+            sides=sides,
+            parent=head,
+            seed=plan.seed,
+        ):
             found.append(candidate)
             if candidate.learner == "head":
                 parent_loss = before
@@ -136,6 +151,7 @@ def learn(
 def _heads(
     args: argparse.Namespace,
     bundle: Bundle,
+    *,
     wording: Task,
     examples: Sequence[TrainingExample],
     kept: NDArray[np.bool_],
