@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.decision.datasets import sources
 from benchmarks.federated import learners
 from benchmarks.federated.__main__ import GROUPS
 from edge.training.head import HeadData
@@ -16,7 +17,9 @@ def test_learners_are_a_group() -> None:
 
 @pytest.mark.models
 @pytest.mark.parametrize("read", [learners._sentiment, learners._commands])
-def test_nothing_is_learned_that_is_tested(read, model_path) -> None:
+def test_nothing_is_learned_that_is_tested(read, model_path, monkeypatch) -> None:
+    monkeypatch.setattr(learners, "pull", model_path)  # fetched once for all tests
+    monkeypatch.setattr(sources, "pull", model_path)
     found = read()
     learned = {example.messages[-1].content for example in found.learn}
     tested = {example.messages[-1].content for example in found.test}
