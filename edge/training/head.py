@@ -22,6 +22,11 @@ from edge.training.softmax import Doubles, fit_softmax, log_softmax, rotated
 STRENGTHS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 """Penalties that are tried, the strongest first; of a loss that is a mean over examples."""
 
+BIAS_STRENGTH = 0.01
+"""Of the answers' biases. A fold may lack an answer, whose bias would go to −∞: without this, 50
+labels of 15 commands chose a penalty by these losses alone, and the head was right on 48 % instead of
+77 %."""
+
 FOLDS = 5
 
 
@@ -110,7 +115,9 @@ def train_head(
     aside = None
     if l2 is None:
         l2, loss, aside = _cross_validated(features, data, weights, offset, seed)
-    fitted = fit_softmax(features, data.labels, weights, offset=offset, l2=l2)
+    fitted = fit_softmax(
+        features, data.labels, weights, offset=offset, l2=l2, bias_l2=BIAS_STRENGTH
+    )
     change, bias = fitted[:, :-1] @ axes, fitted[:, -1] - fitted[:, -1].mean()
     before = 0.0 if parent is None else parent.weight
     before_bias = 0.0 if parent is None else parent.bias
@@ -221,14 +228,15 @@ def _cross_validated(
                 weights[rest],
                 offset=offset[rest],
                 l2=l2,
+                bias_l2=BIAS_STRENGTH,
                 start=found.get(fold),
             )
             scores[rows] += features[rows] @ found[fold][:, :-1].T + found[fold][:, -1]
         loss = float(np.average(_losses(log_softmax(scores), data), weights=weights))
-        if best is not None and loss > best[1] * 1.05:
-            break  # the penalty has become too weak, and weaker ones cost the most
         if best is None or loss < best[1]:
             best = (l2, loss, scores)
+        elif loss > best[1] * 1.2:
+            break  # the penalty has become too weak, and weaker ones cost the most
     assert best is not None
     return best
 

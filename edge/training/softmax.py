@@ -3,7 +3,7 @@
 Newton steps, each solved by conjugate gradients on products with the Hessian, which is never formed
 (Nocedal and Wright, *Numerical Optimization*, §7.1). What is minimised over V and b is
 
-    Σ_i w_i · −log softmax(offset_i + V x_i + b)[y_i]  +  l2 / 2 · ‖V‖²,   Σ w_i = 1.
+    Σ_i w_i · −log softmax(offset_i + V x_i + b)[y_i]  +  l2/2 ‖V‖²  +  bias_l2/2 ‖b‖²,   Σ w_i = 1.
 
 V lies in the span of the examples. Along its principal axes (``rotated``) there are no more
 dimensions than examples, and the Hessian is nearly diagonal, so that its diagonal is all that the
@@ -37,6 +37,7 @@ def fit_softmax(
     *,
     offset: Doubles,
     l2: float,
+    bias_l2: float = 0.0,
     start: Doubles | None = None,
 ) -> Doubles:
     """V and, as its last column, b: shape ``[classes, features + 1]``.
@@ -47,12 +48,13 @@ def fit_softmax(
         weights: ≥ 0, with a sum above 0.
         offset: scores to start from, shape ``[examples, classes]``.
         l2: > 0.
+        bias_l2: ≥ 0; above 0, a class without an example keeps a finite score.
         start: where to start from, as it is returned.
     """
     share = weights / weights.sum()
     with_one = np.hstack([features, np.ones((len(features), 1))])
     ridge = np.full(with_one.shape[1], l2)
-    ridge[-1] = 0.0  # b is free
+    ridge[-1] = bias_l2
     right = np.zeros_like(offset)
     right[np.arange(len(labels)), labels] = 1.0
 

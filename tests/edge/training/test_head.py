@@ -81,6 +81,26 @@ def test_the_model_s_own_scores_count_where_they_know_something() -> None:
     assert fine == pytest.approx(grid[int(np.argmin(losses))], abs=0.02)
 
 
+def test_answers_of_which_some_folds_have_none_are_learned() -> None:
+    options = tuple(f"option {number}" for number in range(12))
+    rng = np.random.default_rng(2)
+    centres = rng.normal(size=(12, 30))
+
+    def data(count: int) -> HeadData:
+        labels = np.arange(count) % 12
+        features = centres[labels] + 0.4 * rng.normal(size=(count, 30))
+        names = tuple(map(str, range(count)))
+        return HeadData(
+            features.astype(np.float32), np.zeros((count, 12)), labels, np.ones(count), names
+        )
+
+    trained = train_head(HeadSpec(generic(options), 1), data(24))
+    test = data(240)
+    right = head_scores(trained.head, test).argmax(axis=1) == test.labels
+    assert right.mean() > 0.9
+    assert trained.l2 <= 1
+
+
 def test_weights_and_balance() -> None:
     data = drawn(60)
     doubled = dataclasses.replace(data, weights=np.where(data.labels == 0, 2.0, 1.0))
@@ -115,14 +135,14 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
 
 @pytest.mark.parametrize("strategy", [FfaLora(), ProductMean(2)], ids=["ffa", "product"])
 def test_devices_with_different_classes_average_their_heads_row_by_row(strategy) -> None:
-    """Each device has two of the three classes; averaged plainly, a row forgets what only some
-    devices know."""
+    """One device of six knows a class; averaged plainly, its row is what five others made of a
+    class that they have never seen."""
     served = train_head(SPEC, drawn(6, 11), l2=3.0).head
     learned = {name: served.tensors()[name] for name in ("head.weight", "head.bias")}
     test, plain, by_class = drawn(600, 1), [], []
     for device in range(6):
         data = drawn(90, 20 + device)
-        own = data.take(np.flatnonzero(data.labels != device % 3))
+        own = data.take(np.flatnonzero((data.labels != 0) | (device == 0)))
         child = train_head(SPEC, own, parent=served, l2=0.03).head.tensors()
         change = {name: child[name] - learned[name] for name in learned}
         sent = encode(change, 8, np.random.default_rng(device))
@@ -137,7 +157,7 @@ def test_devices_with_different_classes_average_their_heads_row_by_row(strategy)
         head = dataclasses.replace(served, weight=tensors["head.weight"], bias=tensors["head.bias"])
         return float((head_scores(head, test).argmax(axis=1) == test.labels).mean())
 
-    assert accuracy(by_class) > accuracy(plain) + 0.01
+    assert accuracy(by_class) > accuracy(plain) + 0.05
     tensors = strategy.aggregate(learned, by_class).tensors
     counts = np.array([c.row_weights["head.weight"] for c in by_class])
     changes = np.array([c.change["head.weight"] for c in by_class])
