@@ -23,9 +23,9 @@ STRENGTHS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 """Penalties that are tried, the strongest first; of a loss that is a mean over examples."""
 
 BIAS_STRENGTH = 0.01
-"""Of the answers' biases. A fold may lack an answer, whose bias would go to −∞: without this, 50
-labels of 15 commands chose a penalty by these losses alone, and the head was right on 48 % instead of
-77 %."""
+"""Of the answers' biases. A fold may lack an answer, whose bias would go to −∞: without this, of 50
+labels of 15 commands these losses alone chose the penalty, and the head was right on 48 % in place
+of 77 %."""
 
 FOLDS = 5
 
