@@ -119,3 +119,14 @@ class OptionScores:
         lower = self.max_probability
         upper = min(1.0, lower / (1.0 - self.unexplored))
         return ScoreBounds(self.mode, lower, upper, self.unexplored, self.nodes, self.nodes_scored)
+
+
+def option_signals(scores: OptionScores) -> Signals:
+    """The distribution over a set that is not made of tokens, measured as that of one token."""
+    falling = np.sort(scores.probabilities)[::-1]
+    entropy = -float(np.dot(scores.probabilities, scores.logprobs))
+    return Signals(
+        logprobs=np.array([min(0.0, scores.logprobs[scores.best])], np.float32),
+        entropies=np.array([max(0.0, entropy)], np.float32),
+        margins=np.array([falling[0] - falling[1]], np.float32),
+    )

@@ -1,8 +1,9 @@
-"""LoRA adapters: a signed folder on disk, and the inputs of the decode graph that it becomes.
+"""Adapters: a signed folder on disk, and the inputs of the decode graph that it becomes.
 
 An adapter changes each linear that it names from y = x W to y = x W + (x A) B (LoRA, arXiv
-2106.09685; the factor alpha / rank is part of B). Applying it is ``edge.decoder``'s business; no
-adapter is trained here.
+2106.09685; the factor alpha / rank is part of B). It may have a head for one task, too, or a head
+alone (``edge.head``). Applying it is ``edge.decoder``'s and ``edge.choose``'s business; no adapter
+is trained here.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from cascade.errors import BundleError, InvalidInput, NotFound, Tampered
 from cascade.files import sha256_bytes, write_whole
 from cascade.signing import SigningKey, TrustStore
 from edge.bundle import AdapterSlot, Manifest
+from edge.head import Head, HeadSpec
 from edge.safetensors_file import read_bytes
 
-ADAPTER_FORMAT = 1
+ADAPTER_FORMAT = 2
+"""Written where there is a head; without one format 1, which earlier versions read as well."""
+
 _MANIFEST, _SIGNATURE, _WEIGHTS = "adapter.json", "adapter.sig", "adapter.safetensors"
 
 Floats = NDArray[np.float32]
@@ -54,6 +58,7 @@ class AdapterManifest:
         base_digest: of the only bundles that it fits (``Manifest.base_digest``).
         licence: SPDX identifier.
         weights_sha256: hex digest of the weights file.
+        head: what its head is for; None for an adapter without one.
     """
 
     name: str
@@ -62,11 +67,19 @@ class AdapterManifest:
     base_digest: str
     licence: str
     weights_sha256: str
-    format_version: int = ADAPTER_FORMAT
+    head: HeadSpec | None = None
 
     def to_bytes(self) -> bytes:
         """The bytes that are signed."""
-        return (json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n").encode()
+        fields: dict[str, object] = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+        }
+        fields["format_version"] = 1 if self.head is None else ADAPTER_FORMAT
+        if self.head is None:
+            del fields["head"]
+        else:
+            fields["head"] = self.head.to_json()
+        return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -77,12 +90,19 @@ class AdapterManifest:
         """
         try:
             fields = json.loads(data)
-            if fields["format_version"] != ADAPTER_FORMAT:
+            version = fields.pop("format_version")
+            if version not in (1, ADAPTER_FORMAT):
                 raise BundleError(
-                    f"{_MANIFEST}: format {fields['format_version']} is not format "
-                    f"{ADAPTER_FORMAT} of this SDK; upgrade the SDK"
+                    f"{_MANIFEST}: format {version} is not format {ADAPTER_FORMAT} of this SDK; "
+                    "upgrade the SDK"
                 )
+            if (version == ADAPTER_FORMAT) != ("head" in fields):
+                raise BundleError(f"{_MANIFEST}: head must be there exactly in format 2")
+            if "head" in fields:
+                fields["head"] = HeadSpec.from_json(fields["head"])
             manifest = cls(**fields)
+        except InvalidInput as problem:
+            raise BundleError(f"{_MANIFEST}: {problem}") from None
         except (ValueError, KeyError, TypeError) as problem:
             raise BundleError(f"{_MANIFEST}: is not an adapter manifest ({problem})") from None
         if not isinstance(manifest.version, int) or manifest.version < 1:
@@ -96,12 +116,15 @@ class Adapter:
 
     Arguments:
         digest: hex sha256 of the manifest's bytes: what a policy names.
-        pairs: by linear, e.g. ``"layers.0.q_proj"`` (``edge.slots.linear_name``).
+        pairs: by linear, e.g. ``"layers.0.q_proj"`` (``edge.slots.linear_name``); may be empty
+            where there is a head.
+        head: of one task; None for none.
     """
 
     manifest: AdapterManifest
     digest: str
     pairs: Mapping[str, LoraPair]
+    head: Head | None = None
 
     @classmethod
     def open(cls, path: Path, trust: TrustStore) -> Self:
@@ -117,7 +140,8 @@ class Adapter:
         weights = _read(path, _WEIGHTS)
         if sha256_bytes(weights) != manifest.weights_sha256:
             raise Tampered(_WEIGHTS, f"in {path} was altered after signing; fetch it again")
-        return cls(manifest, sha256_bytes(data), _pairs(weights))
+        pairs, head = _read_weights(weights, manifest.head)
+        return cls(manifest, sha256_bytes(data), pairs, head)
 
     def inputs(self, bundle: Manifest) -> dict[str, Floats]:
         """The decode graph's inputs that apply this adapter, packed as its slots are.
@@ -132,7 +156,7 @@ class Adapter:
                 f"{self.manifest.base_digest[:12]}…, not for {bundle.name} "
                 f"({bundle.base_digest[:12]}…); use the bundle that it was trained on"
             )
-        if not bundle.adapter_slots:
+        if self.pairs and not bundle.adapter_slots:
             raise BundleError(
                 f"adapter {self.manifest.name}: the graph of {bundle.name} has no adapter slots; "
                 "build the bundle again with this version: cascade bundle build"
@@ -185,6 +209,7 @@ def write_adapter(
     version: int = 1,
     parent: str = "",
     licence: str = "Apache-2.0",
+    head: Head | None = None,
 ) -> Path:
     """Write and sign an adapter. ``folder`` may exist; what is not the adapter's stays."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,8 +217,18 @@ def write_adapter(
     for module, pair in sorted(pairs.items()):
         tensors[f"{module}.a"] = np.ascontiguousarray(pair.a, np.float32)
         tensors[f"{module}.b"] = np.ascontiguousarray(pair.b, np.float32)
+    if head is not None:
+        tensors |= head.tensors()
     weights = safetensors.numpy.save(tensors)
-    manifest = AdapterManifest(name, version, parent, base_digest, licence, sha256_bytes(weights))
+    manifest = AdapterManifest(
+        name,
+        version,
+        parent,
+        base_digest,
+        licence,
+        sha256_bytes(weights),
+        None if head is None else head.spec,
+    )
     data = manifest.to_bytes()
     # The signature last: without it the folder is no adapter.
     write_whole(folder / _WEIGHTS, weights)
@@ -202,11 +237,20 @@ def write_adapter(
     return folder
 
 
-def _pairs(weights: bytes) -> dict[str, LoraPair]:
+def _read_weights(weights: bytes, spec: HeadSpec | None) -> tuple[dict[str, LoraPair], Head | None]:
     try:
         tensors = {name: tensor.values() for name, tensor in read_bytes(weights, _WEIGHTS).items()}
+        head = None if spec is None else Head.from_tensors(spec, tensors)
     except InvalidInput as problem:
-        raise BundleError(problem.problem) from None
+        raise BundleError(f"{_WEIGHTS}: {problem.problem}") from None
+    if head is not None:
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in head.tensors()}
+        if not tensors:
+            return {}, head
+    return _pairs(tensors), head
+
+
+def _pairs(tensors: Mapping[str, NDArray[np.float16 | np.float32]]) -> dict[str, LoraPair]:
     modules = {name.rpartition(".")[0] for name in tensors}
     if not modules or set(tensors) != {f"{module}.{x}" for module in modules for x in "ab"}:
         raise BundleError(f"{_WEIGHTS}: must hold pairs NAME.a and NAME.b, at least one")

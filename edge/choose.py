@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from cascade.errors import InvalidInput
 from cascade.local import CancelToken, LocalAnswer, Prompt
 from cascade.request import check_options, is_unicode
-from cascade.signals import SEARCH_TOLERANCE, OptionScores, ScoreMode
+from cascade.signals import SEARCH_TOLERANCE, OptionScores, ScoreMode, option_signals
+from cascade.task import Task
+from edge.decoder import Row
+from edge.head import Head, pooled
 from edge.reading import PASS_NODES, TreeReader, TrieReading, read_all
 from edge.search import search
 from edge.text import TextCodec
@@ -58,6 +61,7 @@ class Chooser:
         mode: ScoreMode | None = None,
         tolerance: float = SEARCH_TOLERANCE,
         adapter: str = "",
+        head: Head | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
         """Answer with one of ``options``; see ``LocalModel.choose`` for what is not said here.
@@ -66,9 +70,13 @@ class Chooser:
             mode: ``None`` takes ``"exact"`` up to ``EXACT_NODES`` inner nodes, ``"search"`` beyond.
             tolerance: largest width of the bounds of a search, in [0, 1]; see ``edge.search``.
             adapter: digest of the active adapter: priors differ with it.
+            head: of the active adapter. Where the question is worded as its task, it scores the
+                answers, all of them, whatever the mode.
         """
         check_options(options)
         _check(option_prefix, mode, tolerance)
+        if head is not None and head.spec.asked(prompt, options, option_prefix):
+            return self._by_head(head, prompt, adapter, cancel)
         ids = self._codec.encode(prompt)
         trie = self._trie(options, option_prefix)
         empty = None if prior_prompt is None else self._codec.encode(prior_prompt)
@@ -108,6 +116,81 @@ class Chooser:
             decode_s=decoded_s,
             finish="stop",
         )
+
+    def measured(
+        self, task: Task, prompt: Prompt, *, adapter: str = "", cancel: CancelToken | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """What a head sees of a prompt, worded as ``task`` words it: the pooled hidden states,
+        float32 ``[features]``, and the model's own corrected scores, ``[options]``."""
+        ids = self._codec.encode(prompt)
+        prior = self._task_prior(task, adapter, cancel)
+        row, features, shared = self._pooled(task, ids, cancel)
+        trie = self._trie(task.options, task.option_prefix)
+        reading = TrieReading(self._reader, ids, trie, cancel, row)
+        reading.expand(trie.inner[1:])
+        self._reader.keep(shared)
+        return features, reading.scores.answers - prior
+
+    def _by_head(
+        self, head: Head, prompt: Prompt, adapter: str, cancel: CancelToken | None
+    ) -> LocalAnswer:
+        task = head.spec.task
+        ids = self._codec.encode(prompt)
+        prior = self._task_prior(task, adapter, cancel) if head.spec.lm_weight else None
+        started = time.perf_counter()
+        row, features, shared = self._pooled(task, ids, cancel)
+        read_at = time.perf_counter()
+        corrected, reading = head.logits(features), None
+        if prior is not None:
+            trie = self._trie(task.options, task.option_prefix)
+            reading = TrieReading(self._reader, ids, trie, cancel, row)
+            reading.expand(trie.inner[1:])
+            corrected = corrected + head.spec.lm_weight * (reading.scores.answers - prior)
+        weights = _weights(corrected)
+        probabilities = weights / weights.sum()
+        scores = OptionScores(
+            task.options,
+            corrected - corrected.max() - np.log(weights.sum()),
+            np.zeros(len(weights)),
+            probabilities,
+            nodes=0 if reading is None else len(reading.scores.rows),
+            nodes_scored=0 if reading is None else len(reading.scores.rows),
+        )
+        # Without a token the distribution over the answers is measured as that of one.
+        signals = (
+            option_signals(scores)
+            if reading is None
+            else reading.scores.signals(scores.best).signals()
+        )
+        decoded_s = time.perf_counter() - read_at
+        self._reader.keep(shared)
+        return LocalAnswer(
+            text=task.options[scores.best],
+            signals=signals,
+            options=scores,
+            prompt_tokens=len(ids),
+            tokens=0 if reading is None else len(signals),
+            prefill_s=read_at - started,
+            decode_s=decoded_s,
+            finish="stop",
+        )
+
+    def _pooled(
+        self, task: Task, ids: list[int], cancel: CancelToken | None
+    ) -> tuple[Row, NDArray[np.float32], int]:
+        """Logits after the prompt, what a head sees of it, and how many of its tokens are the
+        task's own: those that it shares with the prompt of an empty input."""
+        shared = min(common_prefix(ids, self._codec.encode(task.for_device(""))), len(ids) - 1)
+        row, states = self._reader.read_hidden(ids, shared, cancel)
+        return row, pooled(states), shared
+
+    def _task_prior(
+        self, task: Task, adapter: str, cancel: CancelToken | None
+    ) -> NDArray[np.float64]:
+        prompt = task.prior_prompt()
+        empty = None if prompt is None else self._codec.encode(prompt)
+        trie = self._trie(task.options, task.option_prefix)
+        return self._prior(empty, trie, (adapter, task.option_prefix, task.options), cancel)
 
     def _trie(self, options: tuple[str, ...], prefix: str) -> Trie:
         key = (prefix, options)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cascade.errors import BundleError, Cancelled, InvalidInput
 from cascade.local import CancelToken, LocalAnswer, ModelInfo
-from cascade.signals import OptionScores, Signals
+from cascade.signals import OptionScores, option_signals
 from cascade.tensor import DTYPES, Tensor, check_tensors
 from edge.bundle import CLASSIFIER_GRAPH, PREPROCESS_GRAPH, Bundle
 from edge.classifier_spec import Array, ClassifierSpec, InputSpec
@@ -101,7 +101,7 @@ class OnnxClassifier:
         result = _result(options, probabilities)
         return LocalAnswer(
             text=options[result.best],
-            signals=_signals(result),
+            signals=option_signals(result),
             options=result,
             prompt_tokens=0,
             tokens=1,
@@ -267,17 +267,6 @@ def _result(options: tuple[str, ...], probabilities: NDArray[np.float64]) -> Opt
         logprobs=np.log(np.maximum(probabilities, _TINY)),
         prior_logprobs=np.zeros(len(options)),
         probabilities=probabilities,
-    )
-
-
-def _signals(result: OptionScores) -> Signals:
-    """The classes' distribution, measured as that of one token."""
-    falling = np.sort(result.probabilities)[::-1]
-    entropy = -float(np.dot(result.probabilities, result.logprobs))
-    return Signals(
-        logprobs=np.array([min(0.0, result.logprobs[result.best])], np.float32),
-        entropies=np.array([max(0.0, entropy)], np.float32),
-        margins=np.array([falling[0] - falling[1]], np.float32),
     )
 
 

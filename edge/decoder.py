@@ -6,7 +6,9 @@ computed only from where it leaves the sequences known. Choosing tokens is not d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from cascade.errors import BundleError, Cancelled, InvalidInput
 from cascade.local import CancelToken
-from edge.bundle import DECODE_GRAPH, Manifest
+from edge.bundle import DECODE_GRAPH, HIDDEN_PREFIX, Manifest
 from edge.cache import CachePool, KeyValueCache
 from edge.huge_pages import new_memory, use_huge_pages
 from edge.session import open_session
@@ -24,6 +26,8 @@ from edge.slots import slot_inputs, slot_shapes
 
 # Tokens read in one run: bounds the time between two looks at the cancel token.
 _CHUNK = 128
+
+_HIDDEN = re.compile(re.escape(HIDDEN_PREFIX) + r"(\d+)")
 
 Row = NDArray[np.float32]
 
@@ -33,6 +37,20 @@ class TreeNode(NamedTuple):
 
     parent: int
     token: int
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenOutput:
+    """The decode graph's output of hidden states.
+
+    Arguments:
+        name: of the output, float32 ``[T, width]``.
+        layer: how many layers are below.
+    """
+
+    name: str
+    layer: int
+    width: int
 
 
 class Decoder:
@@ -57,10 +75,13 @@ class Decoder:
         self._manifest = manifest
         with new_memory() as self._weights:
             self._session = open_session(folder / DECODE_GRAPH, threads=threads)
-        _check_graph(self._session, manifest)
+        self.hidden = _hidden_output(self._session)
+        """Where the graph gives hidden states; None for bundles of versions without."""
+        _check_graph(self._session, manifest, self.hidden)
         self._pool = CachePool(manifest, caches)
         self._cache = self._pool.pick((), "")
-        self._bindings: dict[KeyValueCache, _Binding] = {}
+        # A binding that gives hidden states is another: what is bound cannot be unbound.
+        self._bindings: dict[tuple[KeyValueCache, bool], _Binding] = {}
         self._tree: list[TreeNode] = []  # read behind the current cache's tokens
         self._adapter, self._adapter_inputs = "", slot_inputs(manifest, None)
         self._rows = np.zeros((1, manifest.vocab_size), np.float32)
@@ -85,6 +106,29 @@ class Decoder:
         start = min(self._cache.common_prefix(tokens), len(tokens) - 1)
         self._extend(tokens, start, cancel)
         return self._row
+
+    def read_hidden(
+        self, tokens: Sequence[int], start: int, cancel: CancelToken | None = None
+    ) -> tuple[Row, NDArray[np.float32]]:
+        """``read``, and the hidden states of ``tokens[start:]``, which are always computed.
+
+        Arguments:
+            start: 0 to ``len(tokens) - 1``.
+
+        Returns:
+            logits as ``read`` gives them, and float32 ``[len(tokens) - start, width]``.
+
+        Raises:
+            BundleError: the graph gives none; see ``hidden``.
+        """
+        if self.hidden is None:
+            raise BundleError(f"{DECODE_GRAPH} of {self._manifest.name} gives no hidden states")
+        self._check(tokens)
+        self._cache = self._pool.pick(tokens, self._adapter)
+        first = min(self._cache.common_prefix(tokens), start)
+        states = np.empty((len(tokens) - first, self.hidden.width), np.float32)
+        self._extend(tokens, first, cancel, states)
+        return self._row, states[start - first :]
 
     def push(self, token: int) -> Row:
         """Logits after one more token: ``read`` of everything held plus ``token``.
@@ -205,9 +249,19 @@ class Decoder:
                 "tokens", f"must be ids from 0 to {manifest.vocab_size - 1} of {manifest.name}"
             )
 
-    def _extend(self, tokens: Sequence[int], start: int, cancel: CancelToken | None) -> None:
-        """Make the cache hold exactly ``tokens``, of which it holds the first ``start`` already."""
-        held = self._cache.tokens
+    def _extend(
+        self,
+        tokens: Sequence[int],
+        start: int,
+        cancel: CancelToken | None,
+        states: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Make the cache hold exactly ``tokens``, of which it holds the first ``start`` already.
+
+        Arguments:
+            states: takes the hidden states of the others, shape ``[others, width]``.
+        """
+        held, first = self._cache.tokens, start
         if start < max(len(tokens), len(held)):
             self._tree.clear()
         del held[start:]
@@ -216,25 +270,33 @@ class Decoder:
                 raise Cancelled("the request was cancelled while the prompt was read")
             chunk = tokens[start : start + _CHUNK]
             count = len(chunk)
-            self._binding(room=count).run(
+            self._binding(room=count, hidden=states is not None).run(
                 np.array(chunk, np.int64),
                 start,
                 positions=np.arange(start, start + count),
                 bias=np.zeros((count, 1), np.float32),
                 wanted=np.array([count - 1]),
                 logits=self._rows,
+                hidden=None if states is None else states[start - first : start - first + count],
             )
             held.extend(chunk)
             start += count
 
-    def _binding(self, room: int = 1) -> _Binding:
+    def _binding(self, room: int = 1, *, hidden: bool = False) -> _Binding:
         """The current cache's binding, with room for as many more tokens."""
         cache = self._cache
-        if cache.reserve(len(cache.tokens) + room) or cache not in self._bindings:
-            self._bindings[cache] = _Binding(
-                self._session, cache.arrays, self._adapter_inputs, self._rows
+        if cache.reserve(len(cache.tokens) + room):
+            for other in (False, True):
+                self._bindings.pop((cache, other), None)
+        if (cache, hidden) not in self._bindings:
+            self._bindings[cache, hidden] = _Binding(
+                self._session,
+                cache.arrays,
+                self._adapter_inputs,
+                self._rows,
+                hidden=self.hidden.name if hidden and self.hidden else "",
             )
-        return self._bindings[cache]
+        return self._bindings[cache, hidden]
 
 
 class _Binding:
@@ -250,8 +312,9 @@ class _Binding:
         cache: Sequence[NDArray[np.float32]],
         adapter: Mapping[str, NDArray[np.float32]],
         rows: NDArray[np.float32],
+        hidden: str = "",
     ) -> None:
-        self._session = session
+        self._session, self._hidden = session, hidden
         self._io = session.io_binding()
         self._kept = (cache, adapter)  # bound values do not keep their arrays alive
         self._seqlens_k = np.zeros(1, np.int32)
@@ -281,6 +344,7 @@ class _Binding:
         bias: NDArray[np.float32],
         wanted: NDArray[np.int64],
         logits: NDArray[np.float32],
+        hidden: NDArray[np.float32] | None = None,
     ) -> None:
         """Run T tokens behind the first ``start``; float32 ``[len(wanted), vocab]`` to ``logits``.
 
@@ -288,7 +352,10 @@ class _Binding:
             positions: rotary position of each token, shape ``[T]``.
             bias: added to the scores of the last W positions, shape ``[T, W]``.
             wanted: indices of the tokens whose logits are wanted.
+            hidden: takes the hidden states, shape ``[T, width]``, where the binding has them.
         """
+        if hidden is not None:
+            self._io.bind_ortvalue_output(self._hidden, _view(hidden))
         self._bind("input_ids", ids[None])
         self._bind("position_ids", positions[None])
         self._bind("attention_bias", bias[None, None])
@@ -319,7 +386,16 @@ class _Binding:
         self._io.bind_ortvalue_input(name, _view(array))
 
 
-def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:
+def _hidden_output(session: ort.InferenceSession) -> HiddenOutput | None:
+    for output in session.get_outputs():
+        if match := _HIDDEN.fullmatch(output.name):
+            return HiddenOutput(output.name, int(match[1]), int(output.shape[1]))
+    return None
+
+
+def _check_graph(
+    session: ort.InferenceSession, manifest: Manifest, hidden: HiddenOutput | None
+) -> None:
     """Raise ``BundleError`` unless the graph has the inputs and outputs that are bound here."""
     halves = [(layer, half) for layer in range(manifest.layers) for half in ("key", "value")]
     buffer = (1, manifest.kv_heads, None, manifest.head_dim)
@@ -335,6 +411,8 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest) -> None:
     inputs |= slot_shapes(manifest)
     outputs: dict[str, tuple[int | None, ...]] = {"logits": (None, manifest.vocab_size)}
     outputs |= {f"present.{layer}.{half}": buffer for layer, half in halves}
+    if hidden is not None:
+        outputs[hidden.name] = (None, hidden.width)
     for kind, expected, found in (
         ("input", inputs, session.get_inputs()),
         ("output", outputs, session.get_outputs()),

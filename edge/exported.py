@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cascade.errors import BundleError, Cancelled, InvalidInput
 from cascade.local import CancelToken
 from edge.bundle import DECODE_GRAPH, Manifest
-from edge.decoder import TreeNode
+from edge.decoder import HiddenOutput, TreeNode
 from edge.session import open_session
 from edge.slots import slot_inputs, slot_shapes
 
@@ -45,6 +45,8 @@ class ExportedDecoder:
     ) -> None:
         self._session = open_session(folder / DECODE_GRAPH, threads=threads)
         self._manifest = manifest
+        self.hidden: HiddenOutput | None = None
+        """Exported graphs give no hidden states."""
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
         self._past_names = [
             f"{_PAST}{layer}.{half}"
@@ -95,6 +97,16 @@ class ExportedDecoder:
             row = self._extend(chunk)
             start += len(chunk)
         return row
+
+    def read_hidden(
+        self, tokens: Sequence[int], start: int, cancel: CancelToken | None = None
+    ) -> tuple[Row, NDArray[np.float32]]:
+        """There are none.
+
+        Raises:
+            BundleError: always.
+        """
+        raise BundleError(f"{DECODE_GRAPH} of {self._manifest.name} gives no hidden states")
 
     def push(self, token: int) -> Row:
         """Logits after one more token: ``read`` of everything held plus ``token``.

@@ -8,18 +8,24 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cascade.errors import BundleError, InvalidInput, NotFound
 from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt
 from cascade.request import check_max_tokens
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import SEARCH_TOLERANCE, ScoreMode
+from cascade.task import Task
 from edge.adapter import Adapter, Floats
 from edge.bundle import TOKENIZER, Bundle
 from edge.choose import Chooser
-from edge.decoder import Decoder
+from edge.decoder import Decoder, HiddenOutput
 from edge.exported import ExportedDecoder
 from edge.generate import Ending, OnText, OnToken, generate
+from edge.head import Head
 from edge.sampling import Sampler
 from edge.structured import Grammars
 from edge.text import TextCodec
@@ -29,6 +35,14 @@ def open_decoder(bundle: Bundle, *, threads: int = 1, caches: int = 4) -> Decode
     """The runtime of a bundle's graph; see ``Decoder`` for arguments and errors."""
     runtime = Decoder if bundle.manifest.graph == "fused" else ExportedDecoder
     return runtime(bundle.path, bundle.manifest, threads=threads, caches=caches)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """An adapter that is ready: graph inputs that differ from idle, and its head."""
+
+    inputs: dict[str, Floats]
+    head: Head | None
 
 
 class OnnxModel:
@@ -49,7 +63,7 @@ class OnnxModel:
         self._codec = TextCodec(bundle)
         self._decoder = open_decoder(bundle, threads=threads, caches=caches)
         self._manifest = manifest
-        self._adapters: dict[str, dict[str, Floats]] = {}
+        self._adapters: dict[str, _Loaded] = {}
         self._end_tokens = frozenset(manifest.stop_token_ids)
         self._grammars = Grammars(
             bundle.file(TOKENIZER), manifest.vocab_size, manifest.stop_token_ids
@@ -85,8 +99,10 @@ class OnnxModel:
             BundleError: it does not fit this bundle; what is wrong is named.
         """
         inputs = adapter.inputs(self._manifest)
+        if adapter.head is not None:
+            self._check_head(adapter.manifest.name, adapter.head)
         with self._lock:
-            self._adapters[adapter.digest] = inputs
+            self._adapters[adapter.digest] = _Loaded(inputs, adapter.head)
         return adapter.digest
 
     def use_adapter(self, digest: str) -> None:
@@ -186,9 +202,31 @@ class OnnxModel:
                 mode=mode,
                 tolerance=tolerance,
                 adapter=self._info.adapter_digest,
+                head=self._active().head,
                 cancel=cancel,
             )
             return self._by_active_adapter(answer)
+
+    def measured(self, task: Task, text: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """What a head for ``task`` sees of an input: pooled hidden states, float32
+        ``[features]``, and the corrected scores of the answers, float64 ``[options]``.
+
+        Raises:
+            BundleError: the bundle gives no hidden states.
+        """
+        self._needs_hidden("a head")
+        with self._lock:
+            digest = self._info.adapter_digest
+            return self._chooser.measured(task, task.for_device(text), adapter=digest)
+
+    @property
+    def hidden_layer(self) -> int:
+        """Layers below the hidden states that a head sees.
+
+        Raises:
+            BundleError: the bundle gives none.
+        """
+        return self._needs_hidden("a head").layer
 
     def forget_prefix(self) -> int:
         """Empty the prompt caches, so that the next request reads its whole prompt. Returns the
@@ -202,8 +240,36 @@ class OnnxModel:
 
     def _activate(self, digest: str) -> None:
         """Apply an adapter; the lock is held."""
-        self._decoder.use_adapter(digest, self._adapters.get(digest))
+        inputs = self._adapters[digest].inputs if digest else None
+        # Without a pair the model reads as its base does: what it has read stays valid.
+        self._decoder.use_adapter(digest if inputs else "", inputs or None)
         self._info = dataclasses.replace(self._info, adapter_digest=digest)
+
+    def _active(self) -> _Loaded:
+        return self._adapters.get(self._info.adapter_digest, _Loaded({}, None))
+
+    def _check_head(self, name: str, head: Head) -> None:
+        hidden = self._needs_hidden(f"adapter {name}: its head")
+        if (head.spec.layer, head.weight.shape[1]) != (hidden.layer, 2 * hidden.width):
+            raise BundleError(
+                f"adapter {name}: its head takes {head.weight.shape[1]} numbers of layer "
+                f"{head.spec.layer}; {self._manifest.name} gives {2 * hidden.width} of layer "
+                f"{hidden.layer}"
+            )
+
+    def _needs_hidden(self, what: str) -> HiddenOutput:
+        hidden = self._decoder.hidden
+        if hidden is None:
+            how = (
+                "exported bundles have none"
+                if self._manifest.graph == "exported"
+                else "build the bundle again with this version: cascade bundle build --force"
+            )
+            raise BundleError(
+                f"{what} needs hidden states, which the graph of {self._manifest.name} does not "
+                f"give; {how}"
+            )
+        return hidden
 
     def _ending(
         self, max_tokens: int, stop: tuple[str, ...], stop_tokens: Collection[int]

@@ -46,6 +46,12 @@ class TreeReader(Protocol):
         """Logits that follow ``tokens``."""
         ...
 
+    def read_hidden(
+        self, tokens: Sequence[int], start: int, cancel: CancelToken | None = None
+    ) -> tuple[Row, NDArray[np.float32]]:
+        """Logits that follow ``tokens``, and the hidden states of ``tokens[start:]``."""
+        ...
+
     def keep(self, tokens: int) -> None:
         """Remember the first ``tokens`` of what was read, and not the rest."""
         ...
@@ -125,6 +131,7 @@ class TrieReading:
 
     Arguments:
         prompt: token ids; read at once, for the distribution after the root.
+        first: the logits that follow the prompt, where the reader has read it just now.
 
     Raises:
         InvalidInput: the prompt is empty, or does not fit with an answer into the context.
@@ -137,10 +144,11 @@ class TrieReading:
         prompt: Sequence[int],
         trie: Trie,
         cancel: CancelToken | None = None,
+        first: Row | None = None,
     ) -> None:
         self._reader, self._prompt, self._trie, self._cancel = reader, prompt, trie, cancel
         self.scores = TrieScores(trie)
-        self.scores.add(ROOT, reader.read(prompt, cancel))
+        self.scores.add(ROOT, reader.read(prompt, cancel) if first is None else first)
         self._limit = min(max(_TREE_NODES, trie.depth), reader.free_tokens)
         self._tree: list[TreeNode] = []
         self._nodes: list[int] = []  # of the trie, in the order of the tree

@@ -7,12 +7,12 @@ import dataclasses
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade import home
 from cascade.cli.interrupt import loading
+from cascade.cli.learners import Learned, learn
 from cascade.cli.progress import ProgressLine
 from cascade.cli.tune_files import signing_key
 from cascade.errors import InvalidInput, NotFound
@@ -25,21 +25,24 @@ if TYPE_CHECKING:
         Figure,
         Lesson,
         LessonMaker,
-        Trainer,
         TrainingExample,
         TrainingPlan,
     )
 
 _TRAIN_HELP = """\
-Train a LoRA adapter on this machine and sign it. DATA holds one JSON object a line:
+Train an adapter on this machine and sign it. DATA holds one JSON object a line:
 
   {"prompt": "turn the lamp on", "answer": "light_on", "options": ["light_on", "light_off"]}
   {"prompt": "Who are you?", "answer": "The lamp's assistant."}
   {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
   {"instruction": "…", "input": "…", "output": "…"}           (Alpaca; Dolly's names too)
 
-Ctrl-C keeps what was learned: the same command goes on from there. Only bundles of the Llama and
-Qwen2 families can train."""
+With one closed set of answers a head on the model's hidden states, LoRA, and both are trained,
+and the best on the share kept aside is taken; name one to train it alone. Ctrl-C keeps what was
+learned: the same command goes on from there. Only bundles of the Llama and Qwen2 families can
+train."""
+
+_NAMES = {"head": "a head", "lora": "LoRA", "both": "LoRA with a head"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +78,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("seed", int, "of order, share kept aside and start"),
     ):
         train.add_argument(f"--{option}", type=kind, metavar="N", help=text)
+    learner = train.add_mutually_exclusive_group()
+    for name, text in (
+        ("head", "a head alone: seconds instead of minutes"),
+        ("lora", "LoRA alone"),
+        ("both", "LoRA with a head"),
+    ):
+        learner.add_argument(
+            f"--{name}", action="store_const", dest="learner", const=name, help=f"train {text}"
+        )
+    train.add_argument(
+        "--balance", action="store_true", help="of a head: count rare answers as much as others"
+    )
     train.add_argument(
         "--modules", metavar="A,B,…", help="linears that get an adapter (q_proj,v_proj)"
     )
@@ -111,7 +126,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int:
     with loading():
         from edge import Adapter
-        from edge.training import LessonMaker, Trainer, open_training, read_examples
+        from edge.training import LessonMaker, read_examples
     _check_out(args)
     plan = _plan(args)
     bundle = _bundle(args)
@@ -119,93 +134,59 @@ def _train(args: argparse.Namespace) -> int:
     examples = read_examples(args.data, task)
     trust = TrustStore(home.trust_dir())
     parent = Adapter.open(args.parent, trust) if args.parent else None
-    session, _ = open_training(bundle, parent, threads=args.threads)
-    lessons = _lessons(LessonMaker(bundle, task), examples, args.data.name)
-    state = args.out.parent / f".{args.out.name}.training"
-    trainer = Trainer(
-        session,
-        lessons,
-        plan,
-        parent=None if parent is None else parent.pairs,
-        checkpoint=state,
+    maker = LessonMaker(bundle, task)
+    lessons = _lessons(maker, examples, args.data.name)
+    learned = learn(
+        args, bundle, parent, examples=examples, lessons=lessons, maker=maker, plan=plan
     )
-    if trainer.too_long:
-        print(
-            f"{trainer.too_long} of {len(lessons)} examples are longer than {plan.max_tokens} "
-            "tokens and left out; see --max-tokens",
-            file=sys.stderr,
-        )
-    _read_trunk(trainer)
-    seconds = _run(trainer, args.out)
-    _publish(args, trainer, bundle, parent)
-    state.unlink(missing_ok=True)
+    _publish(args, learned, bundle, parent)
+    learned.state.unlink(missing_ok=True)
     digest = Adapter.open(args.out, trust).digest if args.key is None else ""
     result: dict[str, object] = {
         "adapter": str(args.out),
         "digest": digest,
-        "examples": len(trainer.training),
-        "held_out": len(trainer.held_out),
-        "steps": trainer.done_steps,
-        "parent_loss": trainer.start_loss,
-        "loss": trainer.best_loss,
-        "improved": trainer.improved,
-        "seconds": seconds,
+        "learner": learned.best.learner,
+        "losses": learned.losses,
+        "examples": learned.examples,
+        "held_out": learned.held_out,
+        "steps": learned.steps,
+        "parent_loss": learned.parent_loss,
+        "loss": learned.best.loss,
+        "improved": learned.improved,
+        "seconds": learned.seconds,
         "plan": plan.to_json(),
     }
     if args.json:
         print(json.dumps(result))
         return 0
-    print(f"{args.out}: {trainer.done_steps} steps over {len(trainer.training)} examples, signed")
-    if trainer.held_out:
+    print(
+        f"{args.out}: {_NAMES[learned.best.learner]} from {learned.examples} examples, "
+        f"{learned.steps} steps, signed"
+    )
+    if learned.held_out:
         print(
-            f"loss on {len(trainer.held_out)} examples kept aside: "
-            f"{trainer.start_loss:.4f} before, {trainer.best_loss:.4f} with it"
+            f"loss on {learned.held_out} examples kept aside: {learned.parent_loss:.4f} before, "
+            f"{learned.best.loss:.4f} with it"
         )
-    if not trainer.improved:
-        print("it is no better than its parent there, and equal to it; try other settings")
+        if len(learned.losses) > 1:
+            each = (f"{_NAMES[name]} {loss:.4f}" for name, loss in learned.losses.items())
+            print(f"tried: {', '.join(each)}; the best was taken")
+    elif len(learned.losses) > 1:
+        print("nothing was kept aside to compare by, so the cheapest was taken: a head")
+    if not learned.improved:
+        print("it is no better than its parent there; try other settings")
     return 0
 
 
-def _run(trainer: Trainer, out: Path) -> float:
-    line = ProgressLine(f"train {out.name}", trainer.steps, "steps")
-    if trainer.done_steps:
-        line.note(f"going on after step {trainer.done_steps}")
-    started = time.perf_counter()
-    try:
-        for progress in trainer.run():
-            held = "" if progress.held_out is None else f" · held out {progress.held_out:.4f}"
-            line.update(progress.step, f"epoch {progress.epoch} · loss {progress.loss:.4f}{held}")
-    except KeyboardInterrupt:
-        line.abandon()
-        print(
-            f"\nwhat was learned until step {trainer.done_steps} is kept; the same command goes on",
-            file=sys.stderr,
-        )
-        raise
-    except BaseException:
-        line.abandon()
-        raise
-    line.done()
-    return time.perf_counter() - started
-
-
-def _read_trunk(trainer: Trainer) -> None:
-    """Compute what does not change once, before the first step, so that its graph can go."""
-    total = len(trainer.training) + len(trainer.held_out)
-    line = ProgressLine("read examples", total)
-    for done in trainer.read():
-        line.update(done)
-    line.done()
-
-
 def _publish(
-    args: argparse.Namespace, trainer: Trainer, bundle: Bundle, parent: Adapter | None
+    args: argparse.Namespace, learned: Learned, bundle: Bundle, parent: Adapter | None
 ) -> None:
     from edge.adapter import write_adapter
 
     write_adapter(
         args.out,
-        trainer.result(),
+        learned.best.pairs,
+        head=learned.best.head,
         name=args.name or args.out.name,
         base_digest=bundle.manifest.base_digest,
         signing_key=signing_key(args.key),
@@ -238,7 +219,8 @@ def _eval(args: argparse.Namespace) -> int:
         raise InvalidInput("grade", "no tier judges here; take another spec")
     sides = {"parent": parent, "adapter": adapter}
     figures: dict[str, Figure] = {}
-    if _trains(bundle):
+    # With a head it is not the label words alone that say how probable an answer is.
+    if _trains(bundle) and all(each is None or each.head is None for each in sides.values()):
         lost = {
             side: losses(bundle, examples, maker, each, threads=args.threads)
             for side, each in sides.items()
@@ -281,12 +263,8 @@ def _plan(args: argparse.Namespace) -> TrainingPlan:
 def _bundle(args: argparse.Namespace) -> Bundle:
     with loading():
         from edge import Bundle, bundle_path
-        from edge.training.gradient import check_trains
 
-    bundle = Bundle.open(bundle_path(args.bundle), TrustStore(home.trust_dir()))
-    if args.action == "train":
-        check_trains(bundle.manifest)
-    return bundle
+    return Bundle.open(bundle_path(args.bundle), TrustStore(home.trust_dir()))
 
 
 def _trains(bundle: Bundle) -> bool:

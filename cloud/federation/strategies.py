@@ -38,12 +38,16 @@ class Contribution:
         change: what it added to them; B's alone, or A's too. Decoded, so of right names and shapes.
         weight: > 0; the number of its examples, bounded by whoever sets it.
         gap: versions served since ``start``, ≥ 0.
+        row_weights: by name of a head's tensor, what each of its rows (index of the first axis)
+            counts instead, ≥ 0: the number of examples of that row's class. A device that has none
+            of a class pushes its row away from everything, which must not be averaged in.
     """
 
     start: Tensors
     change: Tensors
     weight: float = 1.0
     gap: int = 0
+    row_weights: Mapping[str, Doubles] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,8 @@ class FfaLora:
 
     @property
     def linear(self) -> bool:
-        """Only with the plain mean."""
+        """Only with the plain mean. Sums of rows with weights of their own need the weights' sums
+        beside them."""
         return isinstance(self.rule, WeightedMean)
 
     def aggregate(
@@ -107,6 +112,7 @@ class FfaLora:
             check_tensors(contribution.change, shapes)
         rows = np.stack([discount(c.gap) * flatten(c.change) for c in contributions])
         mean = unflatten(self.rule.combine(rows, weights), shapes)
+        mean |= _by_rows(contributions, shapes, self.rule)
         return self._served(served, mean, state, target(served, contributions))
 
     def from_mean(
@@ -307,7 +313,43 @@ def _heads(served: Tensors, contributions: Sequence[Contribution]) -> dict[str, 
             for share, c in zip(shares, contributions, strict=True)
         )
         heads[name] = (served[name] + change).astype(np.float32)
+    shapes = {name: tensor.shape for name, tensor in heads.items()}
+    for name, change in _by_rows(contributions, shapes, WeightedMean()).items():
+        heads[name] = served[name] + change
     return heads
+
+
+def _by_rows(
+    contributions: Sequence[Contribution], shapes: Shapes, rule: Rule
+) -> dict[str, Floats]:
+    """The changes of the tensors whose rows have weights of their own, each row combined over the
+    devices that have learned it; nobody's stays as it is."""
+    names = sorted({name for each in contributions for name in each.row_weights})
+    combined = {}
+    for name in names:
+        if name not in shapes or name.endswith((".a", ".b")):
+            raise InvalidInput(f"row_weights.{name}", "is no head's tensor of this adapter")
+        weights = np.stack([_row_weights(each, name, shapes[name][0]) for each in contributions])
+        changes = np.stack(
+            [discount(c.gap) * c.change[name].astype(np.float64) for c in contributions]
+        ).reshape(len(contributions), shapes[name][0], -1)
+        mean = np.zeros(changes.shape[1:])
+        for row in range(shapes[name][0]):
+            own = weights[:, row] > 0
+            if own.any():
+                shares = weights[own, row] / weights[own, row].sum()
+                mean[row] = rule.combine(changes[own, row], shares)
+        combined[name] = mean.reshape(shapes[name]).astype(np.float32)
+    return combined
+
+
+def _row_weights(contribution: Contribution, name: str, rows: int) -> Doubles:
+    weights = contribution.row_weights.get(name)
+    if weights is None or weights.shape != (rows,):
+        raise InvalidInput(f"row_weights.{name}", f"must be {rows} numbers for each update")
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise InvalidInput(f"row_weights.{name}", "must be numbers of 0 or more")
+    return np.asarray(weights, np.float64)
 
 
 def _distances(contributions: Sequence[Contribution]) -> Doubles:

@@ -20,7 +20,7 @@ from edge.build.checkpoint import Checkpoint
 from edge.build.matrices import AccuracyLevel, Matrices, Matrix
 from edge.build.nodes import CONTRIB, Nodes
 from edge.build.weight_file import WeightFile
-from edge.bundle import AdapterSlot
+from edge.bundle import HIDDEN_PREFIX, AdapterSlot
 
 OPSET, IR_VERSION = 21, 10
 
@@ -50,8 +50,10 @@ def write_decoder(
         *_buffers("past_key_values", decoder),
         *adapter_inputs(adapter_slots(decoder)),
     ]
+    hidden = residual_name(hidden_layer(decoder.layers), decoder.layers)
     outputs = [
         value("logits", TensorProto.FLOAT, "P", decoder.vocabulary),
+        value(hidden, TensorProto.FLOAT, "T", decoder.hidden),
         *_buffers("present", decoder),
     ]
     return helper.make_model(
@@ -60,6 +62,23 @@ def write_decoder(
         ir_version=IR_VERSION,
         producer_name="edge-cloud-cascade",
     )
+
+
+def hidden_layer(layers: int) -> int:
+    """Layers below the hidden states that the graph gives out for an adapter's head.
+
+    Four fifths of all: of SmolLM2-135M's 30 the states behind 24 served a head better than those
+    behind all (sentiment, mean and last token: .883 against .882 right with 100 labels, .922
+    against .912 with 1,200), and adapters of the last layers do not change them.
+    """
+    return max(1, 4 * layers // 5)
+
+
+def residual_name(layer: int, layers: int) -> str:
+    """The value that enters ``layer``, 1 to ``layers``; with all of them, the last norm."""
+    if layer == hidden_layer(layers):
+        return f"{HIDDEN_PREFIX}{layer}"
+    return f"blk.{layer}.attn_norm.residual" if layer < layers else "output_norm.residual"
 
 
 def value(name: str, kind: int, *shape: int | str) -> ValueInfoProto:
@@ -136,11 +155,13 @@ class _DecoderGraph:
         rotary, bias = self._rotary_table(), self._whole_bias()
         for layer in range(self._decoder.layers):
             x = self._attention(x, layer, rotary, bias)
-            x, residual = self._add_and_norm(x, residual, f"blk.{layer}.ffn_norm")
+            between = f"blk.{layer}.ffn_norm"
+            x, residual = self._add_and_norm(x, residual, between, f"{between}.residual")
             x = self._feed_forward(x, layer)
             last = layer + 1 == self._decoder.layers
             following = "output_norm" if last else f"blk.{layer + 1}.attn_norm"
-            x, residual = self._add_and_norm(x, residual, following)
+            entering = residual_name(layer + 1, self._decoder.layers)
+            x, residual = self._add_and_norm(x, residual, following, entering)
         x = nodes.apply("Gather", x, "logit_positions", axis=0)
         head = embedding if tied else matrices.store(self._matrix("output", *vocabulary), "head")
         logits = matrices.multiply(x, head)
@@ -222,9 +243,9 @@ class _DecoderGraph:
         low = self._nodes.apply("MatMul", x, f"lora.{slot}.a")
         return self._nodes.apply("Gemm", low, f"lora.{slot}.b", y)
 
-    def _add_and_norm(self, x: str, residual: str, name: str) -> tuple[str, str]:
-        """The normalised sum and the sum itself."""
-        normed, total = f"{name}.normed", f"{name}.residual"
+    def _add_and_norm(self, x: str, residual: str, name: str, total: str) -> tuple[str, str]:
+        """The normalised sum, and the sum itself under the name ``total``."""
+        normed = f"{name}.normed"
         self._nodes.add(
             "SkipSimplifiedLayerNormalization",
             [x, residual, self._norm_weight(name)],

@@ -6,7 +6,7 @@ from __future__ import annotations
 from onnx import ModelProto, TensorProto, helper
 
 from edge.build.architecture import Decoder
-from edge.build.graph import value
+from edge.build.graph import residual_name, value
 
 _PAST = (3, 4)  # of GroupQueryAttention's inputs
 
@@ -21,7 +21,7 @@ def cut_trunk(decode: ModelProto, decoder: Decoder, layers: int) -> ModelProto:
     ``attention_bias`` are those of the decode graph. Gives ``hidden``, float32 [T, hidden].
     """
     first = decoder.layers - layers
-    wanted = _entering(decode, first)
+    wanted = _entering(decode, first, decoder.layers)
     needed, nodes = {wanted}, []
     for node in reversed(decode.graph.node):
         if needed.isdisjoint(node.output):
@@ -52,10 +52,9 @@ def cut_trunk(decode: ModelProto, decoder: Decoder, layers: int) -> ModelProto:
     )
 
 
-def _entering(decode: ModelProto, layer: int) -> str:
+def _entering(decode: ModelProto, layer: int, layers: int) -> str:
     """The residual that enters ``layer``: what its first norm adds up or, of layer 0, reads."""
-    name = f"blk.{layer}.attn_norm"
     for node in decode.graph.node:
         if node.op_type == "SimplifiedLayerNormalization" and layer == 0:
             return str(node.input[0])
-    return f"{name}.residual"
+    return residual_name(layer, layers)

@@ -140,3 +140,73 @@ def test_mistakes_are_one_line_that_says_what_to_do(data, bundle, tmp_path, caps
 def test_a_task_without_a_policy_is_refused(data, bundle, tmp_path, capsys) -> None:
     assert train(data, bundle, tmp_path / "a", "--task", "colours") == NotFound.exit_code
     assert "there is no policy for the task colours" in capsys.readouterr().err
+
+
+@pytest.fixture
+def colours(tmp_path) -> Path:
+    """The answer is told by the first word."""
+    path = tmp_path / "colours.jsonl"
+    rows = [
+        {"prompt": f"{one} {two}", "answer": OPTIONS[index % 3], "options": OPTIONS}
+        for index, one in enumerate(WORDS[:6])
+        for two in WORDS
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_head_is_trained_and_answers(colours, bundle, tmp_path, capsys) -> None:
+    out = tmp_path / "head"
+    assert train(colours, bundle, out, "--head", "--val-share", "0.2", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["learner"], result["steps"]) == ("head", 0)
+    assert result["loss"] < 0.6 * result["parent_loss"]
+    assert result["losses"] == {"head": result["loss"]}
+    adapter = Adapter.open(out, TrustStore(home.trust_dir()))
+    assert not adapter.pairs
+    assert adapter.head.spec.task.options == tuple(OPTIONS)
+
+    rows = [json.loads(line) for line in colours.read_text().splitlines()]
+    with Device.open(Path(bundle), trust=TrustStore(home.trust_dir())) as device:
+        device.use_adapter(device.load_adapter(out))
+        answers = [device.choose(row["prompt"], OPTIONS) for row in rows]
+    right = [a.text == row["answer"] for a, row in zip(answers, rows, strict=True)]
+    assert sum(right) > 0.9 * len(rows)
+
+    assert main(["adapters", "eval", str(out), str(colours), "--bundle", bundle, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert figures["choose_accuracy"]["adapter"] == sum(right) / len(rows)
+
+    child = tmp_path / "child"
+    assert train(colours, bundle, child, "--head", "--parent", str(out), "--json") == 0
+    capsys.readouterr()
+    second = Adapter.open(child, TrustStore(home.trust_dir()))
+    assert second.manifest.parent == adapter.digest
+    assert (second.head.mean == adapter.head.mean).all()
+
+
+def test_without_being_told_the_best_on_the_share_kept_aside_is_taken(
+    colours, bundle, tmp_path, capsys
+) -> None:
+    out = tmp_path / "best"
+    assert train(colours, bundle, out, "--val-share", "0.25", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    losses = result["losses"]
+    assert losses.keys() == {"head", "lora", "both"}
+    assert losses[result["learner"]] == result["loss"] == min(losses.values())
+    assert train(colours, bundle, out, "--force", "--lora", "--max-steps", "2") == 0
+    assert "LoRA from" in capsys.readouterr().out
+    assert Adapter.open(out, TrustStore(home.trust_dir())).head is None
+    assert train(colours, bundle, out, "--force", "--both", "--max-steps", "2") == 0
+    both = Adapter.open(out, TrustStore(home.trust_dir()))
+    assert both.head is not None
+    assert both.pairs
+
+
+def test_a_head_needs_one_closed_set(data, bundle, tmp_path, capsys) -> None:
+    given = ("adapters", "train", str(data), "--bundle", bundle, "--out", str(tmp_path / "a"))
+    assert main([*given, "--head"]) == InvalidInput.exit_code
+    assert "one answer alone" in capsys.readouterr().err
+    data.write_text('{"prompt": "house", "answer": "river"}\n')
+    assert main([*given, "--head"]) == InvalidInput.exit_code
+    assert "one closed set" in capsys.readouterr().err

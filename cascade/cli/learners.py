@@ -1,0 +1,240 @@
+"""The training that ``cascade adapters train`` does: LoRA, a head, or all, and the best of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.cli.progress import ProgressLine
+from cascade.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from cascade.task import Task
+    from edge import Adapter, Bundle
+    from edge.adapter import LoraPair
+    from edge.head import Head
+    from edge.training import Lesson, LessonMaker, Trainer, TrainingExample, TrainingPlan
+    from edge.training.learners import Candidate, Learner
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What came of it.
+
+    Arguments:
+        losses: of each learner on the share kept aside, where there is one.
+        parent_loss: there, before.
+        examples, held_out: how many were learned from, and kept aside.
+        steps: of gradient descent.
+        state: file that is of no more use once the adapter is written.
+    """
+
+    best: Candidate
+    losses: dict[str, float | None]
+    parent_loss: float | None
+    examples: int
+    held_out: int
+    steps: int
+    seconds: float
+    state: Path
+
+    @property
+    def improved(self) -> bool:
+        """Whether it is better than its parent on the share kept aside."""
+        loss, before = self.best.loss, self.parent_loss
+        return loss is None or before is None or loss < before
+
+
+def learn(
+    args: argparse.Namespace,
+    bundle: Bundle,
+    parent: Adapter | None,
+    *,
+    examples: Sequence[TrainingExample],
+    lessons: Sequence[Lesson],
+    maker: LessonMaker,
+    plan: TrainingPlan,
+) -> Learned:
+    """Train what was asked for, and without being asked what can be trained.
+
+    Raises:
+        InvalidInput: a head was asked for, and there is no one closed set.
+        BundleError: the bundle cannot train it; the message says why.
+    """
+    from edge.training import Trainer, open_training
+    from edge.training.learners import Candidate, best, closed_task
+    from edge.training.trainer import kept_aside
+
+    wording = closed_task(examples, maker)
+    training, held_out = kept_aside(lessons, plan)
+    learned = {lesson.digest for lesson in training}
+    answers = {
+        e.answer for e, each in zip(examples, lessons, strict=True) if each.digest in learned
+    }
+    wanted = _wanted(args, bundle, wording if args.learner or len(answers) > 1 else None)
+    state = args.out.parent / f".{args.out.name}.training"
+    started = time.perf_counter()
+    pairs = {} if parent is None else dict(parent.pairs)
+    head = None if parent is None else parent.head
+    if head is not None and wording is not None and not head.spec.task.asked_like(wording):
+        head = None  # of another task: it has no part in these questions
+    found: list[Candidate] = []
+    counts, parent_loss, steps = (len(training), len(held_out)), None, 0
+    trainer: Trainer | None = None
+    if wanted != ["head"]:
+        session, _ = open_training(bundle, parent, threads=args.threads)
+        trainer = Trainer(
+            session,
+            lessons,
+            plan,
+            parent=None if parent is None else parent.pairs,
+            checkpoint=state,
+        )
+        if trainer.too_long:
+            print(
+                f"{trainer.too_long} of {len(lessons)} examples are longer than "
+                f"{plan.max_tokens} tokens and left out; see --max-tokens",
+                file=sys.stderr,
+            )
+        _read_trunk(trainer)
+        _run(trainer, args.out)
+        counts, steps = (len(trainer.training), len(trainer.held_out)), trainer.done_steps
+        training, held_out = trainer.training, trainer.held_out
+        parent_loss = trainer.start_loss
+        if "lora" in wanted:
+            other = None if wording is not None or parent is None else parent.head
+            found.append(Candidate("lora", trainer.result(), other, trainer.best_loss))
+    if wording is not None and wanted != ["lora"]:
+        # The same share is kept aside as for LoRA, so that losses can be compared.
+        aside = {lesson.digest for lesson in held_out}
+        used = {lesson.digest for lesson in training} | aside
+        rows = [i for i, lesson in enumerate(lessons) if lesson.digest in used]
+        kept = np.array([lessons[i].digest in aside for i in rows])
+        asked = [examples[i] for i in rows]
+        sides: list[tuple[Learner, dict[str, LoraPair]]] = []
+        if "head" in wanted:
+            sides.append(("head", dict(pairs)))
+        if "both" in wanted and trainer is not None:
+            sides.append(("both", dict(trainer.result())))
+        for candidate, before in _heads(
+            args,
+            bundle,
+            wording=wording,
+            examples=asked,
+            kept=kept,
+            sides=sides,
+            parent=head,
+            seed=plan.seed,
+        ):
+            found.append(candidate)
+            if candidate.learner == "head":
+                parent_loss = before
+    return Learned(
+        best(found),
+        {each.learner: each.loss for each in found},
+        parent_loss,
+        *counts,
+        steps,
+        time.perf_counter() - started,
+        state,
+    )
+
+
+def _heads(
+    args: argparse.Namespace,
+    bundle: Bundle,
+    *,
+    wording: Task,
+    examples: Sequence[TrainingExample],
+    kept: NDArray[np.bool_],
+    sides: Sequence[tuple[Learner, dict[str, LoraPair]]],
+    parent: Head | None,
+    seed: int,
+) -> list[tuple[Candidate, float | None]]:
+    """A head over each side's pairs, and the loss there without it or with the parent's."""
+    from edge import OnnxModel
+    from edge.training.learners import Measuring, activate, head_candidate, own_loss
+
+    model = OnnxModel(bundle, threads=args.threads)
+    made = []
+    for learner, pairs in sides:
+        activate(model, pairs)
+        line = ProgressLine(f"measure for the {learner}", len(examples))
+        data = Measuring(model, wording).data(examples, line.update)
+        line.done()
+        training, held_out = data.take(np.flatnonzero(~kept)), data.take(np.flatnonzero(kept))
+        candidate = head_candidate(
+            wording,
+            model.hidden_layer,
+            training,
+            held_out,
+            pairs=pairs,
+            learner=learner,
+            parent=parent,
+            balance=args.balance,
+            seed=seed,
+        )
+        made.append((candidate, own_loss(held_out, parent)))
+    return made
+
+
+def _wanted(args: argparse.Namespace, bundle: Bundle, wording: Task | None) -> list[str]:
+    from edge.bundle import GRADIENT_GRAPH
+    from edge.training.gradient import check_trains
+
+    if args.learner in ("head", "both") and wording is None:
+        raise InvalidInput(
+            f"--{args.learner}", "needs examples of one closed set; give each the same options"
+        )
+    if args.learner is not None:
+        if args.learner != "head":
+            check_trains(bundle.manifest)
+        return [args.learner]
+    if wording is None or not _gives_hidden(bundle):
+        check_trains(bundle.manifest)
+        return ["lora"]
+    return ["head", "lora", "both"] if GRADIENT_GRAPH in bundle.manifest.files else ["head"]
+
+
+def _gives_hidden(bundle: Bundle) -> bool:
+    from edge.model import open_decoder
+
+    return open_decoder(bundle).hidden is not None
+
+
+def _run(trainer: Trainer, out: Path) -> None:
+    line = ProgressLine(f"train {out.name}", trainer.steps, "steps")
+    if trainer.done_steps:
+        line.note(f"going on after step {trainer.done_steps}")
+    try:
+        for progress in trainer.run():
+            held = "" if progress.held_out is None else f" · held out {progress.held_out:.4f}"
+            line.update(progress.step, f"epoch {progress.epoch} · loss {progress.loss:.4f}{held}")
+    except KeyboardInterrupt:
+        line.abandon()
+        print(
+            f"\nwhat was learned until step {trainer.done_steps} is kept; the same command goes on",
+            file=sys.stderr,
+        )
+        raise
+    except BaseException:
+        line.abandon()
+        raise
+    line.done()
+
+
+def _read_trunk(trainer: Trainer) -> None:
+    """Compute what does not change once, before the first step, so that its graph can go."""
+    total = len(trainer.training) + len(trainer.held_out)
+    line = ProgressLine("read examples", total)
+    for done in trainer.read():
+        line.update(done)
+    line.done()
