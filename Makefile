@@ -32,7 +32,7 @@ format: environment  ## format the code and fix what can be fixed
 	@$(BIN)/ruff check --fix --exit-zero --quiet
 	@$(BIN)/ruff format
 
-stubs: environment  ## write cascade/v1 from proto/
+stubs: environment  ## write the stubs of proto/
 	@$(BIN)/python scripts/generate_stubs.py
 
 baseline: node  ## accept the wire contract as it is now as the one not to break

@@ -15,6 +15,7 @@ from ray.serve.config import AutoscalingConfig
 
 from cascade.ladder import LadderPolicy
 from cloud.config import Autoscaling, ClusterConfig, TierConfig
+from cloud.federation.deployment import COORDINATOR, FederationCoordinator
 from cloud.front_door import GatewayFiles
 from cloud.gateway import GATEWAY, REPLACEMENT_S, Gateway, deployment_name
 from cloud.tier import Tier
@@ -61,7 +62,21 @@ def build_app(
         graceful_shutdown_timeout_s=REPLACEMENT_S + config.gateway.drain_s + 2,
         ray_actor_options={"num_cpus": 0},
     )(Gateway)
-    return gateway.bind(config, files, ladders, **tiers)
+    return gateway.bind(config, files, ladders, _coordinator(config), **tiers)
+
+
+def _coordinator(config: ClusterConfig) -> Application | None:
+    """One replica that leads federated rounds, where there are any."""
+    if config.federation is None or config.gateway.registry is None:
+        return None
+    deployment = serve.deployment(
+        name=COORDINATOR,
+        num_replicas=1,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+        ray_actor_options={"num_cpus": 0},
+    )(FederationCoordinator)
+    return deployment.bind(config.federation, config.gateway.registry)
 
 
 def _deployment(tier: TierConfig, drain_s: float, tier_class: type[Tier]) -> serve.Deployment:

@@ -28,6 +28,7 @@ from cascade.events import DEVICE
 from cloud.access_config import AuditConfig, JwtConfig, Quotas, TlsFiles
 from cloud.backend_config import ProviderConfig, VllmConfig
 from cloud.errors import ConfigError
+from cloud.federation.config import FederationConfig
 from cloud.strict_model import StrictModel as _Strict
 
 EngineName = Literal[
@@ -278,6 +279,15 @@ class ClusterConfig(_Strict):
     gateway: GatewayConfig = GatewayConfig()
     tiers: tuple[TierConfig, ...] = Field(strict=False)
     ladders: tuple[Annotated[Path, Field(strict=False)], ...] = Field(default=(), strict=False)
+    federation: FederationConfig | None = None
+
+    @model_validator(mode="after")
+    def _adapters_from_somewhere(self) -> Self:
+        if self.federation is not None and self.gateway.registry is None:
+            raise ValueError(
+                "federation needs gateway.registry: its adapters come from there and go there"
+            )
+        return self
 
     @field_validator("tiers")
     @classmethod
@@ -426,7 +436,10 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
         for tier in config.tiers
     )
     ladders = tuple(folder / path.expanduser() for path in config.ladders)
-    return config.model_copy(update={"gateway": gateway, "tiers": tiers, "ladders": ladders})
+    anchored = {"gateway": gateway, "tiers": tiers, "ladders": ladders}
+    if config.federation is not None:
+        anchored["federation"] = config.federation.anchored(folder)
+    return config.model_copy(update=anchored)
 
 
 def _anchored_url(url: str | None, folder: Path) -> str | None:

@@ -71,6 +71,10 @@ def build(args: DeployArgs) -> Application:
         ClusterError: a file that it names is not there.
     """
     config = args.cluster()
+    if config.federation is not None and config.federation.signing_key is None:
+        raise ConfigError(
+            "federation.signing_key is missing; only `cascade cluster up` uses this machine's own"
+        )
     return build_app(config, gateway_files(config, args.request_log), model_files(config))
 
 
@@ -122,6 +126,10 @@ def _check_absolute(config: ClusterConfig) -> None:
     }
     if gateway.jwt is not None and "://" not in gateway.jwt.jwks:
         named["gateway.jwt.jwks"] = Path(gateway.jwt.jwks)
+    if config.federation is not None:
+        named["federation.signing_key"] = config.federation.signing_key
+        if config.federation.store is not None and "://" not in config.federation.store:
+            named["federation.store"] = Path(config.federation.store)
     if gateway.registry is not None and "://" not in gateway.registry:
         named["gateway.registry"] = Path(gateway.registry)
     for place, tier in enumerate(config.tiers):

@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from cascade.errors import RemoteError
 from cascade.wire import (
     ARTIFACT_SERVICE,
+    FEDERATION_SERVICE,
     INFERENCE_SERVICE,
     AccessInterceptor,
     Answerer,
@@ -30,9 +31,11 @@ from cascade.wire import (
     Authenticator,
     CallRecord,
     ClientCertificates,
+    FederationSource,
     KeyFile,
     add_answerer,
     add_artifacts,
+    add_federation,
 )
 from cloud.config import GatewayConfig
 from cloud.token_memory import TokenMemory
@@ -75,6 +78,7 @@ class FrontDoor:
         address: ``host:port`` to listen on; port 0 takes a free one.
         config: who may call, and the limits of a call; of its tiers nothing is known here.
         artifacts: what devices are given to run; ``None`` has no artifact service.
+        federation: what leads devices through federated rounds; ``None`` has no such service.
         on_call: told about every call when it has ended; by default it is logged.
         observer: told likewise, beside ``on_call``.
 
@@ -90,6 +94,7 @@ class FrontDoor:
         address: str,
         config: GatewayConfig | None = None,
         artifacts: ArtifactSource | None = None,
+        federation: FederationSource | None = None,
         on_call: Callable[[CallRecord], None] | None = None,
         observer: Callable[[CallRecord], None] | None = None,
     ) -> None:
@@ -112,6 +117,9 @@ class FrontDoor:
         if artifacts is not None:
             add_artifacts(self._server, artifacts, stalled_s=config.stalled_s)
             names.append(ARTIFACT_SERVICE)
+        if federation is not None:
+            add_federation(self._server, federation, stalled_s=config.stalled_s)
+            names.append(FEDERATION_SERVICE)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(tuple(names), self._server)
         tls = config.tls

@@ -30,6 +30,7 @@ from cloud.attempt import TierStream
 from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest
 from cloud.errors import Overloaded, TierUnavailable
+from cloud.federation.desk import open_desk
 from cloud.front_door import FrontDoor, GatewayFiles
 from cloud.metrics import Exposition
 from cloud.observer import Observer
@@ -56,6 +57,7 @@ class Gateway:
         config: the cluster.
         files: certificate, keys and log.
         ladders: what requests of their tasks climb by.
+        _coordinator: of federated rounds, which is deployed beside; its state is in the store.
         tiers: handle of each tier's deployment, by the tier's name.
     """
 
@@ -65,6 +67,7 @@ class Gateway:
         config: ClusterConfig,
         files: GatewayFiles,
         ladders: tuple[LadderPolicy, ...],
+        _coordinator: DeploymentHandle[object] | None = None,
         **tiers: DeploymentHandle[object],
     ) -> None:
         self._config = config
@@ -74,6 +77,11 @@ class Gateway:
         self._registry = Registry(gateway.registry) if gateway.registry else None
         accounting = Accounting(config, files)
         streams = observer.tiers(accounting.streams(_streams(config, tiers)))
+        self._desk = (
+            open_desk(config.federation, self._registry)
+            if config.federation is not None and self._registry is not None
+            else None
+        )
         self._door = FrontDoor(
             observer.answerer(accounting.answerer(Router(config, streams, ladders))),
             files,
@@ -82,6 +90,7 @@ class Gateway:
             artifacts=Delivery(self._registry, commercial=config.commercial)
             if self._registry
             else None,
+            federation=self._desk,
             observer=observer.called,
         )
         await self._watch_once(_nothing_runs)
@@ -96,6 +105,8 @@ class Gateway:
         self._watching.cancel()
         self._reading.cancel()
         await self._door.close(self._config.gateway.drain_s)
+        if self._desk is not None:
+            await asyncio.to_thread(self._desk.close)
         await asyncio.to_thread(flush_spans)
         exposition, self._exposition = self._exposition, None
         if exposition is not None:

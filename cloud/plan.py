@@ -19,6 +19,7 @@ from cloud.engines import make_engine
 from cloud.engines.provider import Key
 from cloud.engines.vllm_config import require_vllm
 from cloud.errors import ModelUnusable
+from cloud.federation.planned import FederationPlan, plan_federation
 from cloud.startup import licence, model_file
 
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
@@ -70,6 +71,7 @@ class Plan:
         callers: what they may show to be let in.
         commercial: whether answers may be sold.
         access_problems: files about callers that cannot be used.
+        federation: rounds that devices take part in; ``None`` without any.
         cores, threads: of this machine, and what all tiers use at their largest.
         notes: what an operator may want to know, a line each.
     """
@@ -83,11 +85,14 @@ class Plan:
     threads: int
     notes: tuple[str, ...]
     access_problems: tuple[str, ...] = ()
+    federation: FederationPlan | None = None
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What keeps it from starting on this machine, a line each."""
-        return (*self.access_problems, *(tier.problem for tier in self.tiers if tier.problem))
+        rounds = () if self.federation is None else self.federation.problems
+        tiers = (tier.problem for tier in self.tiers if tier.problem)
+        return (*self.access_problems, *rounds, *tiers)
 
 
 def plan_cluster(config: ClusterConfig, *, cores: int | None = None) -> Plan:
@@ -110,6 +115,7 @@ def plan_cluster(config: ClusterConfig, *, cores: int | None = None) -> Plan:
         threads=config.threads,
         notes=tuple(_notes(config, here)),
         access_problems=tuple(access_problems(config)),
+        federation=plan_federation(config),
     )
 
 

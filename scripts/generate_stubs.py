@@ -1,4 +1,4 @@
-"""Generates cascade/v1 from proto/ with the one compiler version whose stubs import everywhere.
+"""Generates the stubs of proto/ with the one compiler version whose stubs import everywhere.
 
     python scripts/generate_stubs.py           write the stubs
     python scripts/generate_stubs.py --check   exit 1 if they differ from what is there
@@ -17,12 +17,12 @@ from pathlib import Path
 REQUIRED = "1.76"
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
-PACKAGE = Path("cascade/v1")
+PACKAGES = (Path("cascade/v1"), Path("cascade/federation/v1alpha1"))
 
 
 def main() -> int:
     """Write or check. Returns the exit code."""
-    parser = argparse.ArgumentParser(description="generate cascade/v1 from proto/")
+    parser = argparse.ArgumentParser(description="generate the stubs of proto/")
     parser.add_argument("--check", action="store_true", help="only compare with what is there")
     check: bool = parser.parse_args().check
     problem = _wrong_compiler()
@@ -32,22 +32,23 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         fresh = _compile(Path(scratch))
     committed = {
-        path.name: path.read_bytes()
+        package / path.name: path.read_bytes()
+        for package in PACKAGES
         for pattern in ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py")
-        for path in (ROOT / PACKAGE).glob(pattern)
+        for path in (ROOT / package).glob(pattern)
     }
     changed = sorted(
         name for name in fresh.keys() | committed.keys() if fresh.get(name) != committed.get(name)
     )
     if check:
         for name in changed:
-            print(f"{PACKAGE / name} is not what proto/ says: run `make stubs`", file=sys.stderr)
+            print(f"{name} is not what proto/ says: run `make stubs`", file=sys.stderr)
         return 1 if changed else 0
     for name in changed:
         if name in fresh:
-            (ROOT / PACKAGE / name).write_bytes(fresh[name])
+            (ROOT / name).write_bytes(fresh[name])
         else:
-            (ROOT / PACKAGE / name).unlink()
+            (ROOT / name).unlink()
     print(f"{len(fresh)} files, {len(changed)} changed")
     return 0
 
@@ -63,11 +64,13 @@ def _wrong_compiler() -> str | None:
     return f"grpcio-tools is {version}: pip install 'grpcio-tools=={REQUIRED}.*'"
 
 
-def _compile(scratch: Path) -> dict[str, bytes]:
-    """Every generated file of ``cascade.v1`` by name."""
+def _compile(scratch: Path) -> dict[Path, bytes]:
+    """Every generated file, by its path in the project."""
     from grpc_tools import protoc
 
-    sources = sorted(str(path) for path in (PROTO / PACKAGE).glob("*.proto"))
+    sources = sorted(
+        str(path) for package in PACKAGES for path in (PROTO / package).glob("*.proto")
+    )
     well_known = str(resources.files("grpc_tools") / "_proto")
     arguments = [
         "protoc",
@@ -80,7 +83,11 @@ def _compile(scratch: Path) -> dict[str, bytes]:
     ]
     if protoc.main(arguments) != 0:
         raise SystemExit("protoc failed: see the lines above")
-    return {path.name: path.read_bytes() for path in (scratch / PACKAGE).iterdir()}
+    return {
+        package / path.name: path.read_bytes()
+        for package in PACKAGES
+        for path in (scratch / package).iterdir()
+    }
 
 
 if __name__ == "__main__":

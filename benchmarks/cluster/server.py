@@ -27,20 +27,19 @@ _STUBS = "cascade.v1.inference_pb2_grpc.add_InferenceServiceServicer_to_server"
 _ONE_WAY = "benchmarks.cluster.engine.add_one_way"
 
 
-def main() -> None:
-    """Serve until standard input ends."""
+def main(kind: type[Server] | None = None, *further: str) -> None:
+    """Serve until standard input ends.
+
+    Arguments:
+        kind: the server; ``Server`` by default.
+        further: what else of it may be asked for.
+    """
     processes.adopt_orphans()
-    server = Server(Path(sys.argv[1]))
-    requests = (
-        server.start,
-        server.deploy,
-        server.deploy_peer,
-        server.kill,
-        server.running,
-        server.usage,
-        server.engine_seconds,
-    )
-    handlers: dict[str, Callable[..., Fields]] = {each.__name__: each for each in requests}
+    server = (kind or Server)(Path(sys.argv[1]))
+    names = ("start", "deploy", "deploy_peer", "kill", "running", "usage", "engine_seconds")
+    handlers: dict[str, Callable[..., Fields]] = {
+        name: getattr(server, name) for name in (*names, *further)
+    }
     try:
         serve(lambda: handlers)
     finally:
@@ -153,9 +152,9 @@ class Server:
         family = processes.descendants(os.getpid())
         gateways = self._replicas("gateway")
         return {
-            "cpu_s": sum(_cpu_s(pid) for pid in family),
-            "gateway_cpu_s": sum(_cpu_s(pid) for pid in gateways),
-            "gateway_rss": sum(_resident_bytes(pid) for pid in gateways),
+            "cpu_s": sum(cpu_s(pid) for pid in family),
+            "gateway_cpu_s": sum(cpu_s(pid) for pid in gateways),
+            "gateway_rss": sum(resident_bytes(pid) for pid in gateways),
         }
 
     def engine_seconds(self) -> Fields:
@@ -175,7 +174,7 @@ class Server:
         return found
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Of one process, with its children that have ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -184,7 +183,8 @@ def _cpu_s(pid: int) -> float:
     return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
-def _resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
+    """Of one process; 0 where it is gone."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except OSError:

@@ -29,14 +29,15 @@ class Cluster:
 
     Arguments:
         peer: also start Ray Serve's own proxies.
+        server: the module of the server's process.
 
     ``ours``, ``peer`` and ``peer_one_way`` are what callers call.
     """
 
-    def __init__(self, *, peer: bool = False) -> None:
+    def __init__(self, *, peer: bool = False, server: str = "benchmarks.cluster.server") -> None:
         # Short: Ray's socket names must fit into 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="cascade-bench-", dir="/tmp"))
-        self.server = Child("benchmarks.cluster.server", self._folder)
+        self.server = Child(server, self._folder)
         self.client = Child("benchmarks.cluster.client")
         self._other_client = Child("benchmarks.cluster.client")
         self._beside = ThreadPoolExecutor(1)

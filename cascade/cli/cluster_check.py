@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, _SubParsersAction
 
     from cloud import Plan, TierPlan
+    from cloud.federation.planned import FederationPlan
 
 
 def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
@@ -74,6 +75,8 @@ def _lines(plan: Plan) -> list[str]:
     ]
     for tier in plan.tiers:
         lines += ["", *_details(tier)]
+    if plan.federation is not None:
+        lines += ["", *_rounds(plan.federation)]
     if plan.notes:
         lines += ["", *(f"note     {note}" for note in plan.notes)]
     if plan.problems:
@@ -105,6 +108,18 @@ def _details(tier: TierPlan) -> list[str]:
         f"{tier.name:<8} {tier.model} · {size} · {licence} · prices {tier.price_label}",
         f"         context {tier.context_tokens} tokens · data {', '.join(tier.data_classes)}"
         f"{region} · {tier.threads} threads at the most",
+    ]
+
+
+def _rounds(plan: FederationPlan) -> list[str]:
+    size = "" if plan.payload_bytes is None else f" · {plan.payload_bytes:,} bytes an update"
+    ends = f"of {plan.goal} updates, never of fewer than {plan.minimum}"
+    if plan.mode == "synchronous":
+        ends += f", after {plan.round_s:g} s"
+    return [
+        f"rounds   {plan.mode} · {ends} · {plan.leases} leases at most",
+        f"         from {plan.adapter} · trains {plan.trains}{size}",
+        f"         {plan.aggregation} · next from what is {plan.start_from} · kept in {plan.store}",
     ]
 
 

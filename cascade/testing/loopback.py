@@ -17,7 +17,14 @@ from cascade.errors import InvalidInput
 from cascade.ladder import LadderPolicy
 from cascade.testing.scripted import Script, ScriptedTier
 from cascade.testing.tiny import TinyBundle
-from cascade.wire import ArtifactSource, CallRecord, ClientProfile, KeyRing, new_key
+from cascade.wire import (
+    ArtifactSource,
+    CallRecord,
+    ClientProfile,
+    FederationSource,
+    KeyRing,
+    new_key,
+)
 from cloud.accounting import Accounting
 from cloud.attempt import TierStream
 from cloud.config import ClusterConfig, TierConfig
@@ -42,6 +49,7 @@ def cluster(
     config: ClusterConfig | None = None,
     ladders: Sequence[LadderPolicy] = (),
     artifacts: ArtifactSource | None = None,
+    federation: FederationSource | None = None,
 ) -> Iterator[Cluster]:
     """A cluster that runs until the ``with`` block ends.
 
@@ -53,6 +61,8 @@ def cluster(
         ladders: what requests of their tasks climb by.
         artifacts: what devices are given to run, e.g. ``cloud.registry.Delivery``; by default
             nothing.
+        federation: what leads devices through rounds, e.g. ``cloud.federation.desk.Desk``; by
+            default there are none.
 
     Raises:
         InvalidInput: ``config`` names other tiers than ``tiers``.
@@ -66,7 +76,7 @@ def cluster(
     if {tier.name for tier in config.tiers} != set(tiers):
         raise InvalidInput("config", f"its tiers are not {', '.join(tiers)}")
     with tempfile.TemporaryDirectory(prefix="cascade-testing-") as folder:
-        running = Cluster(config, tiers, Path(folder), ladders, artifacts)
+        running = Cluster(config, tiers, Path(folder), ladders, artifacts, federation)
         try:
             running.start()
             yield running
@@ -84,8 +94,10 @@ class Cluster:
         folder: Path,
         ladders: Sequence[LadderPolicy] = (),
         artifacts: ArtifactSource | None = None,
+        federation: FederationSource | None = None,
     ) -> None:
         self._artifacts = artifacts
+        self._federation = federation
         self._config = config
         tls = ensure_local_tls(folder, "localhost")
         self._key = new_key()
@@ -181,6 +193,7 @@ class Cluster:
             address=f"127.0.0.1:{self._port}",
             config=self._config.gateway,
             artifacts=self._artifacts,
+            federation=self._federation,
             on_call=self._records.append,
             observer=self._observer.called,
         )

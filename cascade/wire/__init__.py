@@ -37,6 +37,13 @@ if TYPE_CHECKING:
     from cascade.wire.client import GrpcRemote
     from cascade.wire.connection import API_KEY_HEADER
     from cascade.wire.convert import OpenRequest
+    from cascade.wire.federation import (
+        FEDERATION_SERVICE,
+        FederationSource,
+        Upload,
+        add_federation,
+    )
+    from cascade.wire.federation_client import GrpcFederation
     from cascade.wire.keys import ApiKey, KeyFile, KeyRing, editing_keys, new_key
     from cascade.wire.profile import ClientProfile, check_address, profile_path
     from cascade.wire.server import INFERENCE_SERVICE, Answerer, CallRecord, add_answerer
@@ -45,6 +52,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "API_KEY_HEADER": "cascade.wire.connection",
     "ARTIFACT_SERVICE": "cascade.wire.artifacts",
+    "FEDERATION_SERVICE": "cascade.wire.federation",
     "INFERENCE_SERVICE": "cascade.wire.server",
     "AccessInterceptor": "cascade.wire.access",
     "Answerer": "cascade.wire.server",
@@ -57,8 +65,10 @@ _HOMES = {
     "Caller": "cascade.wire.access",
     "ClientCertificates": "cascade.wire.access",
     "ClientProfile": "cascade.wire.profile",
+    "FederationSource": "cascade.wire.federation",
     "FilePiece": "cascade.wire.artifacts",
     "GrpcArtifacts": "cascade.wire.artifacts",
+    "GrpcFederation": "cascade.wire.federation_client",
     "GrpcRemote": "cascade.wire.client",
     "KeyFile": "cascade.wire.keys",
     "KeyRing": "cascade.wire.keys",
@@ -67,8 +77,10 @@ _HOMES = {
     "OpenRequest": "cascade.wire.convert",
     "Shown": "cascade.wire.access",
     "SignedBytes": "cascade.wire.artifacts",
+    "Upload": "cascade.wire.federation",
     "add_answerer": "cascade.wire.server",
     "add_artifacts": "cascade.wire.artifacts",
+    "add_federation": "cascade.wire.federation",
     "caller": "cascade.wire.access",
     "caller_name": "cascade.wire.access",
     "check_address": "cascade.wire.profile",
@@ -83,6 +95,7 @@ _HOMES = {
 __all__ = [
     "API_KEY_HEADER",
     "ARTIFACT_SERVICE",
+    "FEDERATION_SERVICE",
     "INFERENCE_SERVICE",
     "AccessInterceptor",
     "Answerer",
@@ -95,8 +108,10 @@ __all__ = [
     "Caller",
     "ClientCertificates",
     "ClientProfile",
+    "FederationSource",
     "FilePiece",
     "GrpcArtifacts",
+    "GrpcFederation",
     "GrpcRemote",
     "KeyFile",
     "KeyRing",
@@ -105,8 +120,10 @@ __all__ = [
     "OpenRequest",
     "Shown",
     "SignedBytes",
+    "Upload",
     "add_answerer",
     "add_artifacts",
+    "add_federation",
     "caller",
     "caller_name",
     "check_address",

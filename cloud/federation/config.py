@@ -1,0 +1,165 @@
+"""The ``federation`` section of the cluster's YAML: what rounds are like, and what devices are
+asked to do in them."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from cascade.federation.plan import TrainingPlan
+from cascade.federation.terms import PAYLOAD_LIMIT_BYTES
+from cascade.home import home
+from cloud.strict_model import StrictModel
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class PlanConfig(StrictModel):
+    """What devices are asked to do; see ``cascade.federation.plan.TrainingPlan``."""
+
+    layers: int = Field(default=4, ge=1, le=1000)
+    trained: Literal["b", "both"] = "b"
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(default=0.01, gt=0, lt=math.inf)
+    batch: int = Field(default=4, ge=1, le=10_000)
+    max_steps: int = Field(default=50, ge=1, le=1_000_000)
+    max_seconds: float = Field(default=600.0, gt=0, le=86_400)
+    max_examples: int = Field(default=200, ge=1, le=1_000_000)
+    clip_norm: float = Field(default=1.0, gt=0, lt=math.inf)
+    bits: Literal[4, 8, 32] = 8
+    seed: int = Field(default=0, ge=0, le=2**53)
+
+    def plan(self) -> TrainingPlan:
+        """The plan that leases carry."""
+        return TrainingPlan(**self.model_dump())
+
+
+class AggregationConfig(StrictModel):
+    """How updates become an adapter: where B alone is trained, by FFA-LoRA with this rule and this
+    server optimiser; where A is trained too, by the mean of products (rules ``mean`` and ``krum``).
+
+    Arguments:
+        trim: share that ``trimmed_mean`` leaves out at each end.
+        byzantine: hostile devices that ``krum`` withstands.
+        rate: of the server's step; by default 1 without an optimiser and with momentum, 0.01 with
+            Adam.
+    """
+
+    rule: Literal["mean", "trimmed_mean", "median", "krum"] = "mean"
+    trim: float = Field(default=0.1, ge=0, lt=0.5)
+    byzantine: int = Field(default=1, ge=0, le=10_000)
+    optimiser: Literal["plain", "momentum", "adam"] = "plain"
+    rate: float | None = Field(default=None, gt=0, lt=math.inf)
+
+
+class FederationConfig(StrictModel):
+    """Federated rounds on one base.
+
+    Arguments:
+        adapter: digest of the adapter in the registry that the first round starts from.
+        store: ``postgresql://…``, or the path of a SQLite file; by default one under CASCADE_HOME.
+            Where gateway and coordinator run on different nodes, it must be PostgreSQL.
+        signing_key: signs candidate adapters; its publisher must be pinned where devices are to
+            take them.
+        mode: ``asynchronous`` rounds end with the ``goal``-th update, whenever it comes, and take
+            updates that are up to ``max_gap`` versions old; ``synchronous`` ones have a cohort and
+            a deadline.
+        goal: updates that end a round.
+        minimum: fewer are never aggregated; a synchronous round that has fewer at its deadline is
+            abandoned.
+        cohort: leases at one time (asynchronous) or in a round (synchronous); by default 1.3 goals.
+        round_s: how long a synchronous round takes updates.
+        lease_s: how long a device may take.
+        max_gap: versions that an update may be behind.
+        min_separation_s: between two updates of one device.
+        retry_s: the window in which a device that is not needed asks again.
+        checkins_per_s: that the gateway wants at most; a larger fleet is told to come less often.
+        max_payload_bytes: of one update.
+        upload_memory_bytes: of all uploads under way in one gateway.
+        start_from: ``approved`` waits for the gate's word before the next round; ``candidate`` goes
+            on from what the last round made, unless it is rejected.
+    """
+
+    adapter: str
+    store: str | None = Field(default=None, min_length=1)
+    signing_key: Path | None = Field(default=None, strict=False)
+    mode: Literal["asynchronous", "synchronous"] = "asynchronous"
+    goal: int = Field(default=20, ge=1, le=100_000)
+    minimum: int = Field(default=10, ge=1, le=100_000)
+    cohort: int | None = Field(default=None, ge=1, le=1_000_000)
+    round_s: float = Field(default=3600.0, gt=0, le=2_592_000)
+    lease_s: float = Field(default=3600.0, gt=0, le=2_592_000)
+    max_gap: int = Field(default=4, ge=0, le=1000)
+    min_separation_s: float = Field(default=86_400.0, ge=0, le=31_536_000)
+    retry_s: tuple[float, float] = Field(default=(60.0, 180.0), strict=False)
+    checkins_per_s: float = Field(default=50.0, gt=0, le=1_000_000)
+    max_payload_bytes: int = Field(default=1_000_000, ge=1, le=PAYLOAD_LIMIT_BYTES)
+    upload_memory_bytes: int = Field(default=64_000_000, ge=1)
+    start_from: Literal["approved", "candidate"] = "approved"
+    plan: PlanConfig = PlanConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+
+    @field_validator("adapter")
+    @classmethod
+    def _digest(cls, digest: str) -> str:
+        if not _SHA256.fullmatch(digest):
+            raise ValueError("must be an adapter's digest: 64 lower-case hex digits")
+        return digest
+
+    @field_validator("retry_s")
+    @classmethod
+    def _window(cls, window: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= window[0] <= window[1] <= 604_800:
+            raise ValueError("must be two rising numbers of seconds, 0 to 604800")
+        return window
+
+    @model_validator(mode="after")
+    def _aggregable(self) -> Self:
+        how = self.aggregation
+        if self.plan.trained == "both" and how.rule not in ("mean", "krum"):
+            raise ValueError(
+                f"aggregation.rule {how.rule} is for plan.trained: b; with both take mean or krum"
+            )
+        if self.plan.trained == "both" and how.optimiser != "plain":
+            raise ValueError("aggregation.optimiser must be plain where plan.trained is both")
+        if how.rule == "krum" and self.minimum < 2 * how.byzantine + 3:
+            raise ValueError(f"krum needs a minimum of {2 * how.byzantine + 3} updates")
+        return self
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.minimum > self.goal:
+            raise ValueError(f"minimum {self.minimum} is above the goal, {self.goal}")
+        if self.cohort is not None and self.cohort < self.goal:
+            raise ValueError(f"cohort {self.cohort} is below the goal, {self.goal}")
+        if self.max_payload_bytes > self.upload_memory_bytes:
+            raise ValueError("upload_memory_bytes is below max_payload_bytes")
+        return self
+
+    def anchored(self, folder: Path) -> Self:
+        """The same with relative paths taken from ``folder``."""
+        changed: dict[str, object] = {}
+        if self.store is not None and "://" not in self.store:
+            changed["store"] = str(folder / Path(self.store).expanduser())
+        if self.signing_key is not None:
+            changed["signing_key"] = folder / self.signing_key.expanduser()
+        return self.model_copy(update=changed)
+
+    @property
+    def leases(self) -> int:
+        """Leases at one time, or in a synchronous round."""
+        return self.cohort or math.ceil(1.3 * self.goal)
+
+    @property
+    def store_url(self) -> str:
+        """Where the store is."""
+        return self.store or default_store()
+
+
+def default_store() -> str:
+    """The store of this machine."""
+    return str(home() / "federation" / "rounds.sqlite3")

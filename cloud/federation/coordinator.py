@@ -1,0 +1,243 @@
+"""The coordinator: opens rounds, ends them, and has candidates judged. All state is the store's.
+
+``tick`` does whatever is due and may be killed anywhere: what it had begun is found again in the
+store, by the next tick of whoever comes next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from cascade.errors import InvalidInput
+from cascade.federation import Shapes, Tensors, clip_to_norm, decode
+from cascade.federation.plan import TrainingPlan
+from cloud.federation import leases, rounds
+from cloud.federation.adapters import Adapters
+from cloud.federation.chosen import chosen_strategy, read_state, write_state
+from cloud.federation.config import FederationConfig
+from cloud.federation.database import Database, Transaction
+from cloud.federation.refusals import count
+from cloud.federation.rounds import Round, Start
+from cloud.federation.schema import migrate
+from cloud.federation.seams import Gate
+from cloud.federation.strategies import Aggregate, Contribution
+
+_log = logging.getLogger("ray.serve")
+
+_CLAIM_S: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What a round is computed from.
+
+    Arguments:
+        version: of the candidate.
+        served: digest of what each version of the adapter was.
+    """
+
+    updates: list[rounds.StoredUpdate]
+    optimiser: bytes
+    version: int
+    served: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What came of it."""
+
+    result: Aggregate
+    digest: str
+    dropped: int
+
+
+class Coordinator:
+    """Leads the rounds of one federation. One of them works at a time; a second one finds nothing
+    to do, or takes over after ``_CLAIM_S``.
+
+    Arguments:
+        adapters: with a key to sign candidates.
+        gate: who lets it through.
+        now: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        adapters: Adapters,
+        config: FederationConfig,
+        gate: Gate,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._adapters = adapters
+        self._config = config
+        self._gate = gate
+        self._now = now
+        self._token = secrets.token_hex(16)
+
+    async def start(self, *, alone: bool = True) -> None:
+        """Make the store ready.
+
+        Arguments:
+            alone: no other coordinator lives, so what one has claimed is taken over at once.
+
+        Raises:
+            CascadeError: the store is newer than this version.
+            NotFound, InvalidInput: the adapter to start from is not there, or is none.
+        """
+        await asyncio.to_thread(self._adapters.read, self._config.adapter)
+        await self._database.do(migrate)
+        if alone:
+            await self._database.do(rounds.release_claims)
+
+    async def tick(self) -> None:
+        """Do what is due."""
+        config, now = self._config, self._now()
+        synchronous = config.mode == "synchronous"
+
+        def due(tx: Transaction) -> Round | None:
+            leases.expire(tx, now)
+            if synchronous:
+                rounds.drop_late(tx)
+            else:
+                rounds.drop_stale(tx, config.max_gap)
+            unfinished = rounds.take_over(tx, token=self._token, now=now, claim_s=_CLAIM_S)
+            return unfinished or rounds.claim(
+                tx,
+                goal=config.goal,
+                minimum=config.minimum,
+                synchronous=synchronous,
+                token=self._token,
+                now=now,
+                claim_s=_CLAIM_S,
+            )
+
+        claimed = await self._database.do(due)
+        if claimed is not None:
+            await self._aggregate(claimed)
+        await self._judge()
+        await self._open()
+
+    async def _aggregate(self, claimed: Round) -> None:
+        def inputs(tx: Transaction) -> _Inputs:
+            return _Inputs(
+                rounds.counted(tx, claimed.number),
+                rounds.optimiser_state(tx, claimed.number),
+                rounds.next_version(tx, 0),
+                rounds.served(tx),
+            )
+
+        given = await self._database.do(inputs)
+        try:
+            outcome = await asyncio.to_thread(self._compute, claimed, given)
+        except InvalidInput as problem:
+            why, now = f"cannot be aggregated: {problem}", self._now()
+            await self._database.do(lambda tx: rounds.abandon(tx, claimed.number, why, now))
+            _log.warning("round %d %s", claimed.number, why)
+            return
+
+        def end(tx: Transaction) -> bool:
+            if outcome.dropped:
+                count(tx, "dropped", outcome.dropped)
+            return rounds.finish(
+                tx,
+                claimed.number,
+                token=self._token,
+                candidate_digest=outcome.digest,
+                candidate_version=given.version,
+                optimiser=write_state(outcome.result.state),
+                aggregation_error=outcome.result.agg_rel_err,
+                note="",
+            )
+
+        ended = await self._database.do(end)
+        _log.info(
+            "round %d of %d updates %s",
+            claimed.number,
+            claimed.counted,
+            "ended" if ended else "was ended by another coordinator",
+        )
+
+    def _compute(self, claimed: Round, given: _Inputs) -> _Outcome:
+        """The round's candidate, published. The same inputs give the same artifact."""
+        start = self._adapters.read(claimed.adapter_digest)
+        plan = TrainingPlan.from_bytes(claimed.plan.encode())
+        contributions = []
+        for each in given.updates:
+            digest = given.served.get(each.adapter_version)
+            begun = start if digest is None else self._adapters.read(digest)
+            try:
+                # Once more, whatever the device says that it did.
+                change = clip_to_norm(
+                    decode(each.payload, plan.shapes(start.shapes)), plan.clip_norm
+                )
+            except InvalidInput:
+                continue  # of a plan that was changed since
+            contributions.append(
+                Contribution(
+                    start=begun.tensors,
+                    change={**_untouched(plan, start.shapes), **change},
+                    weight=min(each.examples, plan.max_examples),
+                    gap=max(0, claimed.adapter_version - each.adapter_version),
+                )
+            )
+        strategy = chosen_strategy(self._config, start.shapes)
+        result = strategy.aggregate(start.tensors, contributions, read_state(given.optimiser))
+        digest = self._adapters.publish(
+            start, result.tensors, version=given.version, name=f"round-{claimed.number}"
+        )
+        return _Outcome(result, digest, len(given.updates) - len(contributions))
+
+    async def _judge(self) -> None:
+        for candidate in await self._database.do(lambda tx: rounds.in_state(tx, "waiting")):
+            verdict, why = await self._gate.judge(candidate)
+            if verdict == "undecided":
+                continue
+            await self._database.do(_decision(candidate.number, verdict == "approved", why))
+
+    async def _open(self) -> None:
+        config, now = self._config, self._now()
+        synchronous = config.mode == "synchronous"
+        first = await asyncio.to_thread(self._adapters.read, config.adapter)
+        begins_first = Start(first.digest, first.manifest.version, b"")
+        plan = config.plan.plan().to_bytes().decode()
+
+        def opened(tx: Transaction) -> Round | None:
+            begins = rounds.start(tx, begins_first, unapproved=config.start_from == "candidate")
+            if begins is None:
+                return None
+            return rounds.open_round(
+                tx,
+                first.manifest.base_digest,
+                begins,
+                plan,
+                now=now,
+                closes_at=now + config.round_s if synchronous else None,
+            )
+
+        fresh = await self._database.do(opened)
+        if fresh is not None:
+            _log.info("round %d is open", fresh.number)
+
+
+def _untouched(plan: TrainingPlan, adapter: Shapes) -> Tensors:
+    """Zeros for what an update could have changed, had the plan said so."""
+    return {
+        name: np.zeros(shape, np.float32)
+        for name, shape in adapter.items()
+        if plan.trained == "both" or not name.endswith(".a")
+    }
+
+
+def _decision(number: int, approved: bool, why: str) -> Callable[[Transaction], Round]:
+    return lambda tx: rounds.decide(tx, number, approved=approved, note=why)

@@ -1,0 +1,83 @@
+"""The coordinator as a Ray Serve deployment beside the gateway.
+
+Gateways and the coordinator never call each other: what they share is the store, so that either may
+be killed, moved or replaced at any instant while the other goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Final
+
+from cascade.errors import CascadeError
+from cascade.home import keys_dir, trust_dir
+from cascade.signing import SigningKey, TrustStore
+from cloud.federation.adapters import Adapters
+from cloud.federation.config import FederationConfig
+from cloud.federation.coordinator import Coordinator
+from cloud.federation.database import Database
+from cloud.federation.seams import Gate, NeedsApproval
+from cloud.registry import Registry
+
+_log = logging.getLogger("ray.serve")
+
+COORDINATOR: Final = "coordinator"
+_PERIOD_S: Final = 0.5
+_PAUSE_S: Final = 5.0
+_PUBLISHER: Final = "local"
+"""As `cascade tune` pins this machine's own key."""
+
+
+class FederationCoordinator:
+    """One replica, which ticks.
+
+    Arguments:
+        registry: URL of the registry.
+        gate: who lets candidates through; by default the operator.
+    """
+
+    # Ray Serve awaits it, on the event loop on which it then ticks.
+    async def __init__(  # type: ignore[misc]
+        self, config: FederationConfig, registry: str, gate: Gate | None = None
+    ) -> None:
+        self._database = Database(config.store_url)
+        self._coordinator = Coordinator(
+            self._database,
+            Adapters(Registry(registry), signing_key(config.signing_key)),
+            config,
+            gate or NeedsApproval(),
+        )
+        await self._coordinator.start()
+        self._ticking = asyncio.create_task(self._tick())
+
+    async def check_health(self) -> None:
+        """Ray Serve replaces this replica when this raises."""
+        if self._ticking.done() and not self._ticking.cancelled():
+            self._ticking.result()
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_ticking"):
+            self._ticking.cancel()
+            await asyncio.to_thread(self._database.close)
+
+    async def _tick(self) -> None:
+        while True:
+            pause_s = _PERIOD_S
+            try:
+                await self._coordinator.tick()
+            except (CascadeError, OSError):
+                # The store or the registry is away: nothing is lost, and it is asked again.
+                _log.warning("the rounds stand still", exc_info=True)
+                pause_s = _PAUSE_S
+            await asyncio.sleep(pause_s)
+
+
+def signing_key(path: Path | None) -> SigningKey:
+    """The key of candidates: that of a file, or this machine's own, which is pinned here."""
+    if path is not None:
+        return SigningKey.load(path)
+    key = SigningKey.load_or_create(keys_dir() / "publisher.key")
+    TrustStore(trust_dir()).pin(_PUBLISHER, key.public)
+    return key

@@ -1,0 +1,356 @@
+"""What the store does for devices: enrol, lease, pieces, commit, abort. Each function is one step
+of one transaction; see ``database``. Times are seconds since 1970 by the coordinator's clock.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from cascade.federation.terms import (
+    AbortReason,
+    CheckIn,
+    MetricsReport,
+    NoLease,
+    Receipt,
+    UploadHeader,
+)
+from cloud.federation.config import FederationConfig
+from cloud.federation.database import Row, Transaction
+from cloud.federation.refusals import Reason, Refused, count
+from cloud.federation.rounds import Round, collecting, head_version, round_numbered
+
+LeaseState = Literal["open", "used", "aborted", "expired"]
+
+_LEASE_COLUMNS: Final = "id, device, round, adapter_version, issued_at, expires_at, state"
+_BUFFERED_GOALS: Final = 4
+"""Updates that wait uncounted, in goals of a round, before no more are taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLease:
+    """A lease as the store has it."""
+
+    lease_id: str
+    device: str
+    round: int
+    adapter_version: int
+    issued_at: float
+    expires_at: float
+    state: LeaseState
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease with the round that it is for."""
+
+    lease: StoredLease
+    round: Round
+
+
+@dataclass(frozen=True, slots=True)
+class NotNow:
+    """No lease, why, and for how many seconds there will be none."""
+
+    reason: NoLease
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Pieces of an upload that are kept: how many bytes, of which payload."""
+
+    offset: int = 0
+    sha256: str = ""
+
+
+def enrol(tx: Transaction, device_id: str, public_key: bytes, attested: str, now: float) -> None:
+    """Make a device known; one that is known stays as it is."""
+    added = tx.run(
+        "INSERT INTO devices VALUES (?, ?, ?, ?, NULL) ON CONFLICT (id) DO NOTHING",
+        device_id,
+        public_key,
+        attested,
+        now,
+    )
+    if added:
+        count(tx, "enrolled")
+
+
+def public_key(tx: Transaction, device_id: str) -> bytes | None:
+    """The key that a device enrolled with."""
+    row = tx.one("SELECT public_key FROM devices WHERE id = ?", device_id)
+    return None if row is None else bytes(row[0])
+
+
+def check_in(
+    tx: Transaction, asked: CheckIn, config: FederationConfig, coordinator_id: str, now: float
+) -> Granted | NotNow:
+    """Give a device a lease where one is to be had. The same request gets the same lease, and a
+    device has one open lease at the most."""
+    request = asked.request_id.hex()
+    current = collecting(tx)
+    known = tx.one(
+        f"SELECT {_LEASE_COLUMNS} FROM leases WHERE device = ? AND state = 'open' "
+        "AND expires_at > ? ORDER BY issued_at DESC",
+        asked.device_id,
+        now,
+    )
+    if known is not None:
+        lease = _lease(known)
+        for_round = round_numbered(tx, lease.round)
+        still = current is not None and (
+            lease.round == current.number or config.mode == "asynchronous"
+        )
+        if for_round is not None and still:
+            return Granted(lease, for_round)
+    if current is None:
+        return NotNow("no_round")
+    if asked.base_digest != current.base_digest:
+        return NotNow("other_base")
+    row = tx.one("SELECT last_commit FROM devices WHERE id = ?", asked.device_id)
+    if row is not None and row[0] is not None:
+        wait_s = float(row[0]) + config.min_separation_s - now
+        if wait_s > 0:
+            return NotNow("too_soon", wait_s)
+    if _taken(tx, current, config, now) >= config.leases:
+        return NotNow("cohort_full")
+    if tx.one("SELECT 1 FROM leases WHERE device = ? AND request = ?", asked.device_id, request):
+        return NotNow("too_soon")  # its lease is used or void: a new try needs a new request
+    expires_at = now + config.lease_s
+    if current.closes_at is not None:
+        expires_at = min(expires_at, current.closes_at)
+    lease = StoredLease(
+        f"{coordinator_id}.{secrets.token_hex(16)}",
+        asked.device_id,
+        current.number,
+        current.adapter_version,
+        now,
+        expires_at,
+        "open",
+    )
+    tx.run(
+        "INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        lease.lease_id,
+        lease.device,
+        request,
+        lease.round,
+        lease.adapter_version,
+        lease.issued_at,
+        lease.expires_at,
+        lease.state,
+    )
+    count(tx, "leased")
+    return Granted(lease, current)
+
+
+def lease(tx: Transaction, lease_id: str) -> StoredLease | None:
+    """A lease."""
+    row = tx.one(f"SELECT {_LEASE_COLUMNS} FROM leases WHERE id = ?", lease_id)
+    return None if row is None else _lease(row)
+
+
+def usable(tx: Transaction, lease_id: str, device_id: str, sha256: str, now: float) -> StoredLease:
+    """A lease that an update may be sent for.
+
+    Raises:
+        Refused: it is not, and why.
+    """
+    found = lease(tx, lease_id)
+    if found is None:
+        raise _refused(tx, Reason.UNKNOWN_LEASE)
+    if found.device != device_id:
+        raise _refused(tx, Reason.OTHER_DEVICE)
+    if found.state == "used":
+        taken = receipt(tx, lease_id)
+        same = taken is not None and taken.payload_sha256 == sha256
+        raise _refused(tx, Reason.REPLAYED if same else Reason.USED_LEASE)
+    if found.state == "aborted":
+        raise _refused(tx, Reason.ABORTED_LEASE)
+    if found.state == "expired" or found.expires_at <= now:
+        closed = round_numbered(tx, found.round)
+        # A synchronous round's leases end with it: late then says more than expired.
+        late = closed is not None and closed.closes_at is not None and closed.closes_at <= now
+        raise _refused(tx, Reason.LATE if late else Reason.EXPIRED_LEASE)
+    return found
+
+
+def commit(
+    tx: Transaction, header: UploadHeader, payload: bytes, config: FederationConfig, now: float
+) -> Receipt:
+    """Keep an update and use up its lease, in one step.
+
+    Raises:
+        Refused: it does not count, and why.
+    """
+    found = usable(tx, header.lease_id, header.device_id, header.payload_sha256, now)
+    of = round_numbered(tx, found.round)
+    waiting = _uncounted(tx, None if config.mode == "asynchronous" else found.round)
+    if config.mode == "synchronous":
+        if of is None or of.state != "collecting":
+            raise _refused(tx, Reason.LATE)
+        if waiting >= config.goal:
+            raise _refused(tx, Reason.GOAL_MET)
+    else:
+        if head_version(tx) - found.adapter_version > config.max_gap:
+            raise _refused(tx, Reason.STALE)
+        if waiting >= _BUFFERED_GOALS * config.goal:
+            raise _refused(tx, Reason.GOAL_MET)
+    row = tx.one("SELECT COALESCE(MAX(place), 0) FROM updates")
+    tx.run(
+        "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
+        header.lease_id,
+        1 + int(row[0] if row else 0),
+        header.device_id,
+        found.round,
+        found.adapter_version,
+        header.examples,
+        header.payload_sha256,
+        len(payload),
+        now,
+        payload,
+    )
+    tx.run("UPDATE leases SET state = 'used' WHERE id = ?", header.lease_id)
+    tx.run("UPDATE devices SET last_commit = ? WHERE id = ?", now, header.device_id)
+    tx.run("DELETE FROM pieces WHERE lease = ?", header.lease_id)
+    count(tx, "committed")
+    count(tx, "committed_bytes", len(payload))
+    return Receipt(header.lease_id, found.round, header.payload_sha256, now)
+
+
+def receipt(tx: Transaction, lease_id: str) -> Receipt | None:
+    """The receipt of a lease that was used."""
+    row = tx.one("SELECT round, sha256, committed_at FROM updates WHERE lease = ?", lease_id)
+    return None if row is None else Receipt(lease_id, int(row[0]), str(row[1]), float(row[2]))
+
+
+def keep(
+    tx: Transaction, lease_id: str, *, sha256: str, start: int, data: bytes, now: float
+) -> bool:
+    """Keep a piece of an upload that goes on where the kept ones end, while its lease is open; a
+    piece of another payload replaces those before it. Returns whether it was kept."""
+    found = lease(tx, lease_id)
+    if found is None or found.state != "open" or found.expires_at <= now:
+        return False
+    have = kept(tx, lease_id)
+    if have.sha256 not in ("", sha256) and start == 0:
+        tx.run("DELETE FROM pieces WHERE lease = ?", lease_id)
+        have = Partial()
+    if start != have.offset or have.sha256 not in ("", sha256):
+        return False  # another stream of the same lease was faster
+    tx.run("INSERT INTO pieces VALUES (?, ?, ?, ?)", lease_id, start, sha256, data)
+    return True
+
+
+def kept(tx: Transaction, lease_id: str) -> Partial:
+    """How much of an upload is kept."""
+    row = tx.one(
+        "SELECT SUM(LENGTH(data)), MAX(sha256) FROM pieces WHERE lease = ?",
+        lease_id,
+    )
+    if row is None or row[0] is None:
+        return Partial()
+    return Partial(int(row[0]), str(row[1]))
+
+
+def pieces(tx: Transaction, lease_id: str) -> bytes:
+    """The bytes that are kept."""
+    rows = tx.all("SELECT data FROM pieces WHERE lease = ? ORDER BY start", lease_id)
+    return b"".join(bytes(row[0]) for row in rows)
+
+
+def discard(tx: Transaction, lease_id: str) -> None:
+    """Keep nothing of an upload."""
+    tx.run("DELETE FROM pieces WHERE lease = ?", lease_id)
+
+
+def abort(tx: Transaction, device_id: str, lease_id: str, reason: AbortReason, now: float) -> None:
+    """Take a lease back; one that was taken back already stays so.
+
+    Raises:
+        Refused: it cannot be, and why.
+    """
+    found = lease(tx, lease_id)
+    if found is not None and found.device == device_id and found.state == "aborted":
+        return
+    usable(tx, lease_id, device_id, "", now)
+    tx.run("UPDATE leases SET state = 'aborted' WHERE id = ?", lease_id)
+    discard(tx, lease_id)
+    count(tx, f"aborted.{reason}")
+
+
+def expire(tx: Transaction, now: float) -> int:
+    """Void the leases whose time is up, with what was uploaded for them. Returns how many."""
+    tx.run(
+        "DELETE FROM pieces WHERE lease IN "
+        "(SELECT id FROM leases WHERE state = 'open' AND expires_at <= ?)",
+        now,
+    )
+    gone = tx.run(
+        "UPDATE leases SET state = 'expired' WHERE state = 'open' AND expires_at <= ?", now
+    )
+    if gone:
+        count(tx, "expired", gone)
+    return gone
+
+
+def add_report(tx: Transaction, report: MetricsReport, now: float) -> None:
+    """Add a device's counts to the fleet's, once."""
+    report_id = f"{report.device_id}.{report.report_id.hex()}"
+    if not tx.run("INSERT INTO reports VALUES (?, ?) ON CONFLICT (id) DO NOTHING", report_id, now):
+        return
+    sums = [(name, "", value) for name, value in report.counters]
+    for name, each in report.histograms:
+        bounds = [f"{bound:g}" for bound in each.bounds] + ["inf"]
+        sums += [(name, bound, value) for bound, value in zip(bounds, each.counts, strict=True)]
+    for name, bucket, value in sums:
+        tx.run(
+            "INSERT INTO reported VALUES (?, ?, ?) ON CONFLICT (name, bucket) "
+            "DO UPDATE SET value = reported.value + excluded.value",
+            name,
+            bucket,
+            value,
+        )
+
+
+def reported(tx: Transaction) -> dict[str, dict[str, int]]:
+    """The fleet's counts: by name, by upper bound of the bucket, which a counter has none of."""
+    found: dict[str, dict[str, int]] = {}
+    for name, bucket, value in tx.all("SELECT name, bucket, value FROM reported ORDER BY name"):
+        found.setdefault(str(name), {})[str(bucket)] = int(value)
+    return found
+
+
+def _taken(tx: Transaction, current: Round, config: FederationConfig, now: float) -> int:
+    if config.mode == "synchronous":
+        row = tx.one(
+            "SELECT COUNT(*) FROM leases WHERE round = ? AND (state = 'used' OR "
+            "(state = 'open' AND expires_at > ?))",
+            current.number,
+            now,
+        )
+    else:
+        row = tx.one("SELECT COUNT(*) FROM leases WHERE state = 'open' AND expires_at > ?", now)
+    return int(row[0]) if row else 0
+
+
+def _uncounted(tx: Transaction, round_number: int | None) -> int:
+    if round_number is None:
+        row = tx.one("SELECT COUNT(*) FROM updates WHERE counted_in IS NULL")
+    else:
+        row = tx.one(
+            "SELECT COUNT(*) FROM updates WHERE counted_in IS NULL AND round = ?", round_number
+        )
+    return int(row[0]) if row else 0
+
+
+def _refused(tx: Transaction, reason: Reason) -> Refused:
+    count(tx, f"refused.{reason}")
+    return Refused(reason)
+
+
+def _lease(row: Row) -> StoredLease:
+    return StoredLease(
+        str(row[0]), str(row[1]), int(row[2]), int(row[3]), float(row[4]), float(row[5]), row[6]
+    )

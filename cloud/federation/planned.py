@@ -1,0 +1,98 @@
+"""What ``cascade cluster check`` says of federated rounds, before anything is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cascade.errors import CascadeError
+from cascade.signing import SigningKey
+from cloud.federation.adapters import Adapters
+from cloud.federation.config import FederationConfig
+from cloud.registry import Registry
+
+if TYPE_CHECKING:
+    from cloud.config import ClusterConfig
+
+
+@dataclass(frozen=True, slots=True)
+class FederationPlan:
+    """Rounds as they would be.
+
+    Arguments:
+        adapter: that the first one starts from, for people.
+        trains: what of it, for people.
+        payload_bytes: exact size of an update; ``None`` where the adapter is not there.
+        leases: at one time, or in a synchronous round.
+        store: where rounds are kept, without a password.
+        problems: what keeps them from starting, a line each.
+    """
+
+    mode: str
+    goal: int
+    minimum: int
+    leases: int
+    round_s: float
+    adapter: str
+    trains: str
+    payload_bytes: int | None
+    aggregation: str
+    start_from: str
+    store: str
+    problems: tuple[str, ...] = ()
+
+
+def plan_federation(config: ClusterConfig) -> FederationPlan | None:
+    """The plan of the section ``federation``; ``None`` without one."""
+    federation, registry = config.federation, config.gateway.registry
+    if federation is None or registry is None:
+        return None
+    plan = federation.plan.plan()
+    problems: list[str] = []
+    size, named = None, f"{federation.adapter[:12]}…"
+    try:
+        adapter = Adapters(Registry(registry)).read(federation.adapter)
+        size = plan.payload_bytes(plan.shapes(adapter.shapes))
+        named = f"{adapter.manifest.name} version {adapter.manifest.version} ({named})"
+        if size > federation.max_payload_bytes:
+            problems.append(
+                f"federation.max_payload_bytes is {federation.max_payload_bytes}, and an update "
+                f"has {size} bytes"
+            )
+    except (CascadeError, OSError) as problem:
+        problems.append(f"federation.adapter: {problem}")
+    if federation.signing_key is not None:
+        try:
+            SigningKey.load(federation.signing_key)
+        except (CascadeError, OSError) as problem:
+            problems.append(f"federation.signing_key: {problem}")
+    what = "B of" if plan.trained == "b" else "A and B of"
+    return FederationPlan(
+        mode=federation.mode,
+        goal=federation.goal,
+        minimum=federation.minimum,
+        leases=federation.leases,
+        round_s=federation.round_s,
+        adapter=named,
+        trains=f"{what} the last {plan.layers} layers",
+        payload_bytes=size,
+        aggregation=_aggregation(federation),
+        start_from=federation.start_from,
+        store=_without_password(federation.store_url),
+        problems=tuple(problems),
+    )
+
+
+def _aggregation(config: FederationConfig) -> str:
+    how = config.aggregation
+    strategy = "FFA-LoRA" if config.plan.trained == "b" else "mean of products"
+    step = "" if how.optimiser == "plain" else f", {how.optimiser} on the server"
+    return f"{strategy} by {how.rule.replace('_', ' ')}{step}"
+
+
+def _without_password(url: str) -> str:
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return url
+    place = rest.rpartition("@")[2]
+    return f"{scheme}://{place.partition('?')[0]}"

@@ -1,0 +1,376 @@
+"""What the store does for rounds: open, claim, finish, decide. Each function is one step of one
+transaction; see ``database``.
+
+    collecting → aggregating → waiting → approved
+                     ↓            ↘ rejected
+                 abandoned (also from collecting)
+
+A claim marks the updates that a round counts in the same step that ends its collecting, so that a
+coordinator that dies while it computes leaves a round that the next one computes again, from the
+same updates. Whoever's claim was taken over finishes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+from cascade.errors import InvalidInput, NotFound
+from cloud.federation.database import Row, Transaction
+from cloud.federation.refusals import count
+
+RoundState = Literal["collecting", "aggregating", "waiting", "approved", "rejected", "abandoned"]
+
+_COLUMNS: Final = (
+    "number, state, base_digest, adapter_digest, adapter_version, plan, opened_at, closes_at, "
+    "closed_at, claim, claimed_until, counted, candidate_digest, candidate_version, "
+    "aggregation_error, note"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round.
+
+    Arguments:
+        adapter_digest, adapter_version: what devices start from.
+        plan: JSON.
+        closes_at: of a synchronous round: no update later.
+        claim, claimed_until: who aggregates, and until when others leave it alone.
+        counted: updates that it counts, known once it aggregates.
+        candidate_digest, candidate_version: the adapter that came of it.
+        aggregation_error: relative error of the aggregation, where the strategy knows it.
+        note: of the gate or the aggregation, for people.
+    """
+
+    number: int
+    state: RoundState
+    base_digest: str
+    adapter_digest: str
+    adapter_version: int
+    plan: str
+    opened_at: float
+    closes_at: float | None
+    closed_at: float | None
+    claim: str | None
+    claimed_until: float | None
+    counted: int
+    candidate_digest: str | None
+    candidate_version: int | None
+    aggregation_error: float | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredUpdate:
+    """An update that a round counts.
+
+    Arguments:
+        adapter_version: of the adapter that it started from.
+    """
+
+    lease_id: str
+    device: str
+    adapter_version: int
+    examples: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a round starts from; ``optimiser`` is the server optimiser's state."""
+
+    adapter_digest: str
+    adapter_version: int
+    optimiser: bytes
+
+
+def collecting(tx: Transaction) -> Round | None:
+    """The round that takes devices now."""
+    return _one(tx, "state = 'collecting'")
+
+
+def round_numbered(tx: Transaction, number: int) -> Round | None:
+    """A round by its number."""
+    row = tx.one(f"SELECT {_COLUMNS} FROM rounds WHERE number = ?", number)
+    return None if row is None else _round(row)
+
+
+def latest(tx: Transaction) -> Round | None:
+    """The round that was opened last."""
+    return _one(tx, "1 = 1")
+
+
+def in_state(tx: Transaction, state: RoundState) -> list[Round]:
+    """All rounds in a state, oldest first."""
+    rows = tx.all(f"SELECT {_COLUMNS} FROM rounds WHERE state = ? ORDER BY number", state)
+    return [_round(row) for row in rows]
+
+
+def recent(tx: Transaction, most: int) -> list[Round]:
+    """The last rounds, newest first."""
+    rows = tx.all(f"SELECT {_COLUMNS} FROM rounds ORDER BY number DESC LIMIT ?", most)
+    return [_round(row) for row in rows]
+
+
+def head_version(tx: Transaction) -> int:
+    """Version of the adapter that devices start from now; 0 before the first round."""
+    row = tx.one("SELECT adapter_version FROM rounds ORDER BY number DESC LIMIT 1")
+    return 0 if row is None else int(row[0])
+
+
+def next_version(tx: Transaction, at_least: int) -> int:
+    """A version that no adapter of this federation has had, those that were rejected included."""
+    row = tx.one("SELECT MAX(adapter_version), MAX(candidate_version) FROM rounds")
+    seen = [int(value) for value in row or () if value is not None]
+    return max([at_least, *seen]) + 1
+
+
+def start(tx: Transaction, first: Start, *, unapproved: bool) -> Start | None:
+    """What the next round starts from; ``None`` while the gate has not decided.
+
+    Arguments:
+        first: for a federation without rounds.
+        unapproved: start from candidates that wait for the gate, too.
+    """
+    if not unapproved and _one(tx, "state = 'waiting'") is not None:
+        return None
+    states = "('approved', 'waiting')" if unapproved else "('approved')"
+    row = tx.one(
+        "SELECT candidate_digest, candidate_version, optimiser FROM rounds "
+        f"WHERE state IN {states} ORDER BY number DESC LIMIT 1"
+    )
+    if row is None:
+        return first
+    return Start(str(row[0]), int(row[1]), bytes(row[2] or b""))
+
+
+def open_round(
+    tx: Transaction,
+    base_digest: str,
+    begins: Start,
+    plan: str,
+    *,
+    now: float,
+    closes_at: float | None,
+) -> Round | None:
+    """Open the next round; ``None`` where one collects or aggregates already."""
+    if _one(tx, "state IN ('collecting', 'aggregating')") is not None:
+        return None
+    before = latest(tx)
+    number = 1 if before is None else before.number + 1
+    tx.run(
+        "INSERT INTO rounds (number, state, base_digest, adapter_digest, adapter_version, plan, "
+        "opened_at, closes_at, optimiser) VALUES (?, 'collecting', ?, ?, ?, ?, ?, ?, ?)",
+        number,
+        base_digest,
+        begins.adapter_digest,
+        begins.adapter_version,
+        plan,
+        now,
+        closes_at,
+        begins.optimiser,
+    )
+    return round_numbered(tx, number)
+
+
+def claim(
+    tx: Transaction,
+    *,
+    goal: int,
+    minimum: int,
+    synchronous: bool,
+    token: str,
+    now: float,
+    claim_s: float,
+) -> Round | None:
+    """Take the collecting round for aggregation if it is over; its updates are counted now.
+
+    A synchronous round is over at its goal or its deadline; at the deadline with fewer updates than
+    ``minimum`` it is abandoned. An asynchronous one is over at its goal.
+    """
+    current = collecting(tx)
+    if current is None:
+        return None
+    mine, values = ("round = ? AND ", (current.number,)) if synchronous else ("", ())
+    row = tx.one(f"SELECT COUNT(*) FROM updates WHERE {mine}counted_in IS NULL", *values)
+    there = int(row[0]) if row else 0
+    ended = current.closes_at is not None and now >= current.closes_at
+    if there < goal and not ended:
+        return None
+    if there < minimum:
+        abandon(tx, current.number, f"{there} updates at the deadline, {minimum} are needed", now)
+        return None
+    tx.run(
+        "UPDATE updates SET counted_in = ? WHERE lease IN "
+        f"(SELECT lease FROM updates WHERE {mine}counted_in IS NULL ORDER BY place LIMIT ?)",
+        current.number,
+        *values,
+        goal,
+    )
+    tx.run(
+        "UPDATE rounds SET state = 'aggregating', claim = ?, claimed_until = ?, closed_at = ?, "
+        "counted = ? WHERE number = ?",
+        token,
+        now + claim_s,
+        now,
+        min(there, goal),
+        current.number,
+    )
+    return round_numbered(tx, current.number)
+
+
+def take_over(tx: Transaction, *, token: str, now: float, claim_s: float) -> Round | None:
+    """Take a round whose aggregation was begun and never finished; its updates stay the same."""
+    found = _one(tx, "state = 'aggregating'")
+    if found is None:
+        return None
+    mine = found.claim == token
+    if not mine and found.claimed_until is not None and found.claimed_until > now:
+        return None
+    tx.run(
+        "UPDATE rounds SET claim = ?, claimed_until = ? WHERE number = ?",
+        token,
+        now + claim_s,
+        found.number,
+    )
+    return round_numbered(tx, found.number)
+
+
+def release_claims(tx: Transaction) -> None:
+    """Let go of what another coordinator had claimed: it is known to be gone."""
+    tx.run("UPDATE rounds SET claimed_until = NULL WHERE state = 'aggregating'")
+
+
+def counted(tx: Transaction, number: int) -> list[StoredUpdate]:
+    """The updates that a round counts, in the order in which they were committed."""
+    rows = tx.all(
+        "SELECT lease, device, adapter_version, examples, payload FROM updates "
+        "WHERE counted_in = ? ORDER BY place",
+        number,
+    )
+    return [
+        StoredUpdate(str(row[0]), str(row[1]), int(row[2]), int(row[3]), bytes(row[4]))
+        for row in rows
+    ]
+
+
+def served(tx: Transaction) -> dict[int, str]:
+    """Digest of the adapter that devices started from, by its version."""
+    rows = tx.all("SELECT DISTINCT adapter_version, adapter_digest FROM rounds")
+    return {int(version): str(digest) for version, digest in rows}
+
+
+def optimiser_state(tx: Transaction, number: int) -> bytes:
+    """The server optimiser's state that a round started with."""
+    row = tx.one("SELECT optimiser FROM rounds WHERE number = ?", number)
+    return b"" if row is None or row[0] is None else bytes(row[0])
+
+
+def finish(
+    tx: Transaction,
+    number: int,
+    *,
+    token: str,
+    candidate_digest: str,
+    candidate_version: int,
+    optimiser: bytes,
+    aggregation_error: float | None,
+    note: str,
+) -> bool:
+    """End a round with its candidate. What devices sent is deleted: only the sum is kept. Returns
+    whether it was still this coordinator's to end."""
+    done = tx.run(
+        "UPDATE rounds SET state = 'waiting', claim = NULL, claimed_until = NULL, "
+        "candidate_digest = ?, candidate_version = ?, optimiser = ?, aggregation_error = ?, "
+        "note = ? WHERE number = ? AND state = 'aggregating' AND claim = ?",
+        candidate_digest,
+        candidate_version,
+        optimiser,
+        aggregation_error,
+        note,
+        number,
+        token,
+    )
+    if done:
+        tx.run("UPDATE updates SET payload = NULL WHERE counted_in = ?", number)
+        count(tx, "rounds")
+    return bool(done)
+
+
+def abandon(tx: Transaction, number: int, why: str, now: float) -> None:
+    """End a round without a candidate; its updates are dropped."""
+    tx.run(
+        "UPDATE rounds SET state = 'abandoned', claim = NULL, claimed_until = NULL, "
+        "closed_at = COALESCE(closed_at, ?), note = ? WHERE number = ? "
+        "AND state IN ('collecting', 'aggregating')",
+        now,
+        why,
+        number,
+    )
+    dropped = tx.run(
+        "UPDATE updates SET payload = NULL, counted_in = 0 "
+        "WHERE counted_in = ? OR (counted_in IS NULL AND round = ?)",
+        number,
+        number,
+    )
+    if dropped:
+        count(tx, "dropped", dropped)
+    count(tx, "abandoned")
+
+
+def drop_late(tx: Transaction) -> int:
+    """Of synchronous rounds: drop what was committed beyond the goal of a round that is over.
+    Returns how many."""
+    dropped = tx.run(
+        "UPDATE updates SET payload = NULL, counted_in = 0 WHERE counted_in IS NULL AND round IN "
+        "(SELECT number FROM rounds WHERE state <> 'collecting')"
+    )
+    if dropped:
+        count(tx, "dropped", dropped)
+    return dropped
+
+
+def drop_stale(tx: Transaction, max_gap: int) -> int:
+    """Of asynchronous rounds: drop what waited until it was too old. Returns how many."""
+    dropped = tx.run(
+        "UPDATE updates SET payload = NULL, counted_in = 0 WHERE counted_in IS NULL "
+        "AND adapter_version < ?",
+        head_version(tx) - max_gap,
+    )
+    if dropped:
+        count(tx, "dropped", dropped)
+    return dropped
+
+
+def decide(tx: Transaction, number: int, *, approved: bool, note: str = "") -> Round:
+    """The gate's word on a candidate. The same word again changes nothing.
+
+    Raises:
+        NotFound: there is no such round.
+        InvalidInput: its candidate does not wait for one.
+    """
+    found = round_numbered(tx, number)
+    if found is None:
+        raise NotFound(f"there is no round {number}")
+    state: RoundState = "approved" if approved else "rejected"
+    if found.state != state:
+        if found.state != "waiting":
+            raise InvalidInput("round", f"{number} is {found.state}; only a waiting one is decided")
+        tx.run(
+            "UPDATE rounds SET state = ?, note = ? WHERE number = ?",
+            state,
+            note or found.note,
+            number,
+        )
+        count(tx, state)
+    return cast(Round, round_numbered(tx, number))
+
+
+def _one(tx: Transaction, where: str) -> Round | None:
+    row = tx.one(f"SELECT {_COLUMNS} FROM rounds WHERE {where} ORDER BY number DESC LIMIT 1")
+    return None if row is None else _round(row)
+
+
+def _round(row: Row) -> Round:
+    return Round(*row)

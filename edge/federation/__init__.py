@@ -1,0 +1,28 @@
+"""The device that takes part in federated rounds: it enrols, checks in, trains when it may, and
+sends a small signed update. What it learns from never leaves it.
+
+``Participant`` is the whole of it; the training itself is given from outside.
+"""
+
+from __future__ import annotations
+
+from edge.federation.limits import Limits, Usage
+from edge.federation.participant import (
+    NoGain,
+    Participant,
+    StartingPoint,
+    Step,
+    Trained,
+    Trainer,
+)
+
+__all__ = [
+    "Limits",
+    "NoGain",
+    "Participant",
+    "StartingPoint",
+    "Step",
+    "Trained",
+    "Trainer",
+    "Usage",
+]

@@ -1,0 +1,60 @@
+"""What a device gives to federated rounds at most. The plan of a lease may ask for less, never for
+more: such a lease is given back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cascade.federation.plan import TrainingPlan
+
+DAY_S: Final = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A device's own budget.
+
+    Arguments:
+        seconds, steps: of training, in one round.
+        rounds_per_day: in which it takes part, 0 or more.
+        upload_bytes: of one update.
+        clip_norm: the largest update that it sends: a plan with a larger norm would let more of its
+            examples through.
+    """
+
+    seconds: float = 900.0
+    steps: int = 200
+    rounds_per_day: int = 2
+    upload_bytes: int = 1_000_000
+    clip_norm: float = 10.0
+
+    def exceeded_by(self, plan: TrainingPlan, payload_bytes: int) -> str | None:
+        """What a plan asks too much of, in a few words; ``None`` where it asks nothing so."""
+        asked: tuple[tuple[str, float, float], ...] = (
+            ("seconds", plan.max_seconds, self.seconds),
+            ("steps", plan.max_steps, self.steps),
+            ("bytes", payload_bytes, self.upload_bytes),
+            ("of the update's norm", plan.clip_norm, self.clip_norm),
+        )
+        for what, wanted, allowed in asked:
+            if wanted > allowed:
+                return f"the plan asks for {wanted:g} {what}, this device gives {allowed:g}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """In how many rounds a device took part on one UTC day, counted from 1970."""
+
+    day: int = 0
+    rounds: int = 0
+
+    def on(self, wall_s: float) -> Usage:
+        """The usage of the day of ``wall_s``. A clock that was set back begins no new day."""
+        day = int(wall_s // DAY_S)
+        return self if day <= self.day else Usage(day)
+
+    def one_more(self) -> Usage:
+        """With one round more."""
+        return Usage(self.day, self.rounds + 1)

@@ -1,0 +1,450 @@
+"""The participating device, one step at a time: send what is unsent, else check in, train, send.
+
+Everything that must outlive a crash is on disk before it is sent; the coordinator's word on when to
+come back is always kept. The seams are the trainer, the conditions and the clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+import numpy as np
+
+from cascade.clock import Clock, SystemClock
+from cascade.errors import CascadeError, InvalidInput, RemoteError
+from cascade.federation import (
+    Tensors,
+    UpdateStatement,
+    check_tensors,
+    clip_to_norm,
+    encode,
+    shapes_of,
+    sign_update,
+    statements,
+)
+from cascade.federation.plan import PAYLOAD_FORMAT, TrainingPlan
+from cascade.federation.terms import (
+    Abort,
+    AbortReason,
+    Attestation,
+    CheckIn,
+    Enrolment,
+    Lease,
+    RetryWindow,
+    TrainingConditions,
+    TrainingProfile,
+    UploadHeader,
+)
+from cascade.files import sha256_bytes, write_whole
+from cascade.home import trust_dir
+from cascade.signing import SigningKey, TrustStore
+from edge.adapter import Adapter, AdapterManifest
+from edge.federation.limits import Limits
+from edge.federation.state import DeviceFolder, DeviceState, PendingUpload
+from edge.federation.timer import Timer
+
+if TYPE_CHECKING:  # gRPC takes a quarter of a second
+    from cascade.wire import ClientProfile, GrpcArtifacts, GrpcFederation
+
+_KEEP: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"})
+"""Statuses after which an update is sent again; after any other it will never be taken."""
+_UNSAID_WAIT_S: Final = 60.0
+_SPREAD: Final = 0.25
+
+Outcome = Literal[
+    "waiting", "not_ready", "spent", "not_needed", "declined", "no_gain", "failed", "unsent", "sent"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class StartingPoint:
+    """What a device trains from.
+
+    Arguments:
+        base_digest: of the bundle that the adapter is for.
+        adapter: verified.
+        tensors: all of it, as ``NAME.a`` and ``NAME.b``.
+    """
+
+    base_digest: str
+    adapter: Adapter
+    tensors: Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training came to.
+
+    Arguments:
+        change: what is added to the tensors that the plan trains; clipped and rounded before it is
+            sent.
+        examples: that it was trained on, ≥ 1.
+    """
+
+    change: Tensors
+    examples: int
+
+
+class NoGain(CascadeError):
+    """Training made the adapter no better; raised by a trainer. Nothing is sent."""
+
+
+class Trainer(Protocol):
+    """The training. Called in a thread; must end within the plan's seconds."""
+
+    def __call__(self, plan: TrainingPlan, start: StartingPoint) -> Trained:
+        """Train.
+
+        Raises:
+            NoGain: there is nothing worth sending.
+            CascadeError: it failed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did, when the next one may be taken, and why, in a line."""
+
+    outcome: Outcome
+    wait_s: float
+    note: str = ""
+
+
+class Participant:
+    """A device in the rounds of one cluster. Use one instance on one event loop.
+
+    Arguments:
+        profile: of the cluster.
+        base_digest: of the bundle that runs here.
+        trainer: see ``Trainer``.
+        limits: what this device gives at most.
+        adapter: digest and version of what runs here now; ``("", 0)`` for none.
+        trust: publishers whose adapters are taken; by default those under ``CASCADE_HOME``.
+        ready: whether this device may train now, and its state.
+        examples: how many it could learn from.
+        attestation: of the platform, where the coordinator asks for one.
+        clock: see ``cascade.clock``.
+    """
+
+    def __init__(
+        self,
+        profile: ClientProfile,
+        base_digest: str,
+        trainer: Trainer,
+        *,
+        limits: Limits | None = None,
+        adapter: tuple[str, int] = ("", 0),
+        trust: TrustStore | None = None,
+        ready: Callable[[], tuple[bool, TrainingConditions]] = lambda: (True, TrainingConditions()),
+        examples: Callable[[], int] = lambda: 0,
+        attestation: Attestation | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._profile = profile
+        self._base_digest = base_digest
+        self._trainer = trainer
+        self._limits = limits or Limits()
+        self._adapter = adapter
+        self._trust = trust or TrustStore(trust_dir())
+        self._ready = ready
+        self._examples = examples
+        self._attestation = attestation
+        self._clock = clock or SystemClock()
+        self._random = random.Random(secrets.randbits(64))
+        self._folder = DeviceFolder(profile.address)
+        self._service: GrpcFederation | None = None
+
+    @property
+    def device_id(self) -> str:
+        """This device's name in every federation; its key is made when it is first asked for."""
+        return self._key.public.key_id
+
+    async def run(self) -> None:
+        """Take part until this is cancelled."""
+        while True:
+            done = await self.step()
+            await asyncio.sleep(done.wait_s)
+
+    async def step(self) -> Step:
+        """Do what is due now; may take as long as training does.
+
+        Raises:
+            DeviceBusy: another process of this device takes part.
+        """
+        with self._folder.alone():
+            try:
+                return await self._step(self._folder.load())
+            except RemoteError as problem:
+                wait_s = problem.retry_after_s
+                return self._later(
+                    self._folder.load(),
+                    "failed",
+                    RetryWindow(wait_s or _UNSAID_WAIT_S, (wait_s or _UNSAID_WAIT_S) * 2),
+                    str(problem),
+                )
+
+    async def close(self) -> None:
+        """Close the connection."""
+        service, self._service = self._service, None
+        if service is not None:
+            await service.close()
+
+    async def _step(self, state: DeviceState) -> Step:
+        reading = self._clock.read()
+        if state.wait is not None and (left_s := state.wait.left_s(reading)) > 0:
+            return Step("waiting", left_s)
+        if state.pending is not None:
+            return await self._send(state, state.pending)
+        usage = state.usage.on(reading.wall_s)
+        if usage.rounds >= self._limits.rounds_per_day:
+            return Step("spent", _UNSAID_WAIT_S, "took part as often today as it may")
+        ready, conditions = self._ready()
+        if not ready:
+            return Step("not_ready", _UNSAID_WAIT_S)
+        state = await self._enrolled(replace(state, usage=usage))
+        lease, state, done = await self._lease(state, conditions)
+        if lease is None:
+            return done
+        return await self._take_part(state, lease)
+
+    async def _enrolled(self, state: DeviceState) -> DeviceState:
+        if state.coordinator_id:
+            return state
+        key, service = self._key, self._open()
+        given = await service.challenge(key.public.raw)
+        known = await service.enrol(
+            Enrolment(
+                key.public.raw,
+                given.challenge,
+                key.sign_raw(statements.enrolment(given.challenge)),
+                self._attestation,
+                self._described(),
+            )
+        )
+        state = replace(state, coordinator_id=known.coordinator_id)
+        self._folder.save(state)
+        return state
+
+    async def _lease(
+        self, state: DeviceState, conditions: TrainingConditions
+    ) -> tuple[Lease | None, DeviceState, Step]:
+        if not state.request_id:
+            # Before it is sent: should the reply be lost with this process, the same request gets
+            # the same lease.
+            state = replace(state, request_id=secrets.token_hex(16))
+            self._folder.save(state)
+        request = bytes.fromhex(state.request_id)
+        digest, version = self._adapter
+        statement = statements.check_in(self.device_id, request, self._base_digest, digest)
+        try:
+            reply = await self._open().check_in(
+                CheckIn(
+                    device_id=self.device_id,
+                    request_id=request,
+                    base_digest=self._base_digest,
+                    adapter_digest=digest,
+                    adapter_version=version,
+                    signature=self._key.sign_raw(statement),
+                    profile=self._described(),
+                    conditions=conditions,
+                )
+            )
+        except RemoteError as problem:
+            if (
+                problem.status == "NOT_FOUND"
+            ):  # a coordinator that does not know this device (any more)
+                state = replace(state, coordinator_id="", request_id="")
+                self._folder.save(state)
+            raise
+        if reply.lease is None:
+            state = replace(state, request_id="")
+            done = self._later(state, "not_needed", reply.retry, reply.no_lease or "")
+            return None, state, done
+        return reply.lease, state, Step("waiting", 0.0)
+
+    async def _take_part(self, state: DeviceState, lease: Lease) -> Step:
+        expires = Timer(lease.expires_in_s, self._clock.read())
+        try:
+            plan = self._accepted(state, lease)
+            state = state.having_seen(self._base_digest, lease.adapter_version)
+            start = await self._starting_point(lease)
+            shapes = plan.shapes(shapes_of(start.tensors))
+            asked = plan.payload_bytes(shapes)
+            if problem := self._limits.exceeded_by(plan, max(asked, 1)):
+                raise _Declined(AbortReason.OVER_BUDGET, problem)
+            if asked > lease.max_payload_bytes:
+                raise _Declined(AbortReason.UNFIT, "its update is longer than the lease allows")
+        except _Declined as declined:
+            return await self._give_back(state, lease, declined.reason, "declined", str(declined))
+        except (CascadeError, OSError) as problem:
+            if isinstance(problem, RemoteError):
+                raise
+            return await self._give_back(state, lease, AbortReason.UNFIT, "declined", str(problem))
+        # It counts as taken part from here on, whatever comes of it: a crash costs a round too.
+        state = replace(state, usage=state.usage.one_more())
+        self._folder.save(state)
+        try:
+            trained = await asyncio.to_thread(self._trainer, plan, start)
+            check_tensors(trained.change, shapes)
+            change = clip_to_norm(trained.change, min(plan.clip_norm, self._limits.clip_norm))
+            payload = encode(change, plan.bits, np.random.default_rng(secrets.randbits(128)))
+        except NoGain as problem:
+            return await self._give_back(state, lease, AbortReason.NO_GAIN, "no_gain", str(problem))
+        except CascadeError as problem:
+            return await self._give_back(state, lease, AbortReason.FAILED, "failed", str(problem))
+        digest = sha256_bytes(payload)
+        statement = UpdateStatement(lease.lease_id, lease.round, lease.base_digest, digest)
+        header = UploadHeader(
+            device_id=self.device_id,
+            lease_id=lease.lease_id,
+            payload_bytes=len(payload),
+            payload_sha256=digest,
+            offset=0,
+            base_digest=lease.base_digest,
+            adapter_version=lease.adapter_version,
+            examples=max(1, min(trained.examples, plan.max_examples)),
+            signature=sign_update(self._key, statement),
+        )
+        self._folder.save_payload(header, payload)
+        pending = PendingUpload(header, expires)
+        state = replace(state, request_id="", pending=pending)
+        self._folder.save(state)
+        return await self._send(state, pending, fresh=True)
+
+    def _accepted(self, state: DeviceState, lease: Lease) -> TrainingPlan:
+        """The lease's plan, if this device carries it out."""
+        if not lease.lease_id.startswith(f"{state.coordinator_id}."):
+            raise _Declined(AbortReason.UNFIT, "the lease is of another coordinator")
+        if lease.base_digest != self._base_digest:
+            raise _Declined(AbortReason.UNFIT, "the lease is for another base")
+        least = max(state.highest(self._base_digest), self._adapter[1])
+        if lease.adapter_version < least:
+            raise _Declined(
+                AbortReason.UNFIT,
+                f"the lease starts from version {lease.adapter_version}, and this device has seen "
+                f"{least}",
+            )
+        if lease.payload_format != PAYLOAD_FORMAT:
+            raise _Declined(AbortReason.UNFIT, f"{lease.payload_format!r} is not known here")
+        plan = TrainingPlan.from_bytes(lease.plan)
+        if problem := self._limits.exceeded_by(plan, 0):
+            raise _Declined(AbortReason.OVER_BUDGET, problem)
+        return plan
+
+    async def _starting_point(self, lease: Lease) -> StartingPoint:
+        """The lease's adapter, fetched where it is not here yet, and verified."""
+        if sha256_bytes(lease.adapter_manifest) != lease.adapter_digest:
+            raise InvalidInput("lease.adapter_manifest", "is not the one of its digest")
+        manifest = AdapterManifest.from_bytes(lease.adapter_manifest)
+        if manifest.base_digest != self._base_digest or manifest.version != lease.adapter_version:
+            raise InvalidInput("lease.adapter_manifest", "is for another base or version")
+        what = f"adapter {lease.adapter_digest[:12]}…"
+        signature = self._trust.signature_file(
+            lease.adapter_manifest, lease.adapter_signature, what=what
+        )
+        folder = self._folder.root / "adapters" / lease.adapter_digest
+        weights = folder / "adapter.safetensors"
+        if not weights.is_file():
+            await self._fetch(manifest.weights_sha256, weights)
+        write_whole(folder / "adapter.json", lease.adapter_manifest)
+        write_whole(folder / "adapter.sig", signature)
+        try:
+            adapter = await asyncio.to_thread(Adapter.open, folder, self._trust)
+        except CascadeError:
+            weights.unlink(missing_ok=True)  # damaged here: the next lease fetches it again
+            raise
+        tensors = {}
+        for module, pair in adapter.pairs.items():
+            tensors[f"{module}.a"], tensors[f"{module}.b"] = pair.a, pair.b
+        return StartingPoint(self._base_digest, adapter, tensors)
+
+    async def _fetch(self, sha256: str, path: Path) -> None:
+        from cascade.wire import GrpcArtifacts
+
+        source: GrpcArtifacts = GrpcArtifacts(self._profile)
+        content = bytearray()
+        try:
+            async with contextlib.aclosing(source.download(sha256)) as pieces:
+                async for piece in pieces:
+                    content += piece.data
+        finally:
+            await source.close()
+        write_whole(path, bytes(content))
+
+    async def _send(
+        self, state: DeviceState, pending: PendingUpload, *, fresh: bool = False
+    ) -> Step:
+        header = pending.header
+        payload = self._folder.payload(header)
+        if payload is None or pending.expires.left_s(self._clock.read()) <= 0:
+            why = "the update on disk is damaged" if payload is None else "its lease has expired"
+            self._folder.save(replace(state, pending=None))
+            return Step("failed", 0.0, why)
+        service = self._open()
+        try:
+            if not fresh:
+                kept = await service.upload_state(header.device_id, header.lease_id)
+                if kept.receipt is not None:
+                    done = replace(state, pending=None)
+                    return self._later(done, "sent", kept.retry, "its receipt had been lost")
+                if kept.payload_sha256 == header.payload_sha256:
+                    header = replace(header, offset=kept.offset)
+            reply = await service.upload(header, payload)
+        except RemoteError as problem:
+            keep = problem.status in _KEEP
+            wait_s = problem.retry_after_s or _UNSAID_WAIT_S
+            window = RetryWindow(wait_s, wait_s * (1 + _SPREAD))
+            left = state if keep else replace(state, pending=None)
+            return self._later(left, "unsent" if keep else "failed", window, str(problem))
+        return self._later(replace(state, pending=None), "sent", reply.retry)
+
+    async def _give_back(
+        self, state: DeviceState, lease: Lease, reason: AbortReason, outcome: Outcome, note: str
+    ) -> Step:
+        state = replace(state, request_id="")
+        self._folder.save(state)
+        signature = self._key.sign_raw(statements.abort(self.device_id, lease.lease_id))
+        retry = await self._open().abort(Abort(self.device_id, lease.lease_id, signature, reason))
+        return self._later(state, outcome, retry, note)
+
+    def _later(
+        self, state: DeviceState, outcome: Outcome, window: RetryWindow, note: str = ""
+    ) -> Step:
+        """Keep the coordinator's word on when to come back."""
+        wait_s = window.draw(self._random)
+        self._folder.save(replace(state, wait=Timer(wait_s, self._clock.read())))
+        return Step(outcome, wait_s, note)
+
+    def _open(self) -> GrpcFederation:
+        from cascade.wire import GrpcFederation
+
+        if self._service is None:
+            self._service = GrpcFederation(self._profile)
+        return self._service
+
+    @property
+    def _key(self) -> SigningKey:
+        return SigningKey.load_or_create(self._folder.key_path)
+
+    def _described(self) -> TrainingProfile:
+        return TrainingProfile(
+            sdk_version=metadata.version("edge-cloud-cascade"),
+            architecture=platform.machine(),
+            examples=self._examples(),
+        )
+
+
+class _Declined(CascadeError):
+    def __init__(self, reason: AbortReason, why: str) -> None:
+        super().__init__(why)
+        self.reason = reason

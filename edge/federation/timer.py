@@ -1,0 +1,48 @@
+"""A time span that is still the same one after a restart and after the wall clock was set.
+
+The coordinator says "in so many seconds"; only the device's uptime measures them well. Across a
+restart of the machine there is the wall clock alone, which is believed within the span itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from cascade.clock import Reading
+from cascade.strict import Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """A span of ``span_s`` from ``began``."""
+
+    span_s: float
+    began: Reading
+
+    def left_s(self, now: Reading) -> float:
+        """What is left of it, in [0, ``span_s``]."""
+        if now.boot == self.began.boot:
+            passed_s = now.uptime_s - self.began.uptime_s
+        else:
+            passed_s = now.wall_s - self.began.wall_s
+        return min(max(self.span_s - passed_s, 0.0), self.span_s)
+
+    def to_json(self) -> dict[str, object]:
+        """The timer as it is stored."""
+        return {"span_s": self.span_s, **asdict(self.began)}
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Self:
+        """Read what ``to_json`` gave.
+
+        Raises:
+            InvalidInput: a field is missing or unusable.
+        """
+        fields = Fields(value, where)
+        timer = cls(
+            fields.number("span_s", 0.0),
+            Reading(fields.number("wall_s"), fields.number("uptime_s"), fields.text("boot")),
+        )
+        fields.end()
+        return timer

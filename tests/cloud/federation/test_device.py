@@ -1,0 +1,379 @@
+"""The participating device against a real gateway: what it sends, what it refuses, and how it goes
+on after whatever happened to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.clock import Reading
+from cascade.federation.plan import TrainingPlan
+from cascade.federation.terms import TrainingConditions
+from cascade.wire import ClientProfile
+from cloud.federation.refusals import counters
+from edge.federation import Limits, NoGain, Participant, StartingPoint, Trained
+from edge.federation.state import DeviceBusy, DeviceFolder, DeviceState
+from edge.federation.timer import Timer
+from tests.cloud.federation.federated import BASE, ROOT, Federation, change, kill
+from tests.ports import free_port
+
+
+class Clock:
+    """Two clocks that a test turns."""
+
+    def __init__(self) -> None:
+        self.wall_s, self.uptime_s, self.boot = 1_700_000_000.0, 1000.0, "first"
+
+    def read(self) -> Reading:
+        return Reading(self.wall_s, self.uptime_s, self.boot)
+
+    def passes(self, seconds: float) -> None:
+        self.wall_s += seconds
+        self.uptime_s += seconds
+
+
+class Steady:
+    """A trainer that adds one number, and notes what it was given."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        self.value = value
+        self.given: list[tuple[TrainingPlan, StartingPoint]] = []
+
+    def __call__(self, plan: TrainingPlan, start: StartingPoint) -> Trained:
+        self.given.append((plan, start))
+        return Trained(change(self.value), 3)
+
+
+class World:
+    def __init__(self, federation: Federation, port: int) -> None:
+        self.federation = federation
+        self.port = port
+        self.clock = Clock()
+        self.opened: list[Participant] = []
+
+    @property
+    def profile(self) -> ClientProfile:
+        return self.federation.profile(self.port)
+
+    def device(self, trainer: object = None, **given: object) -> Participant:
+        made = Participant(
+            self.profile,
+            **{  # type: ignore[arg-type]
+                "base_digest": BASE,
+                "trainer": trainer or Steady(),
+                "trust": self.federation.trust,
+                "clock": self.clock,
+                "limits": Limits(clip_norm=1000.0),
+                **given,
+            },
+        )
+        self.opened.append(made)
+        return made
+
+    def counters(self) -> dict[str, int]:
+        database = self.federation.database()
+        try:
+            return database.do_now(counters)
+        finally:
+            database.close()
+
+    async def tick(self) -> None:
+        async with self.federation.coordinator() as coordinator:
+            await coordinator.tick()
+
+
+@pytest.fixture
+async def world(empty_home: Path, tmp_path: Path) -> AsyncIterator[World]:
+    federation = Federation.made(tmp_path / "cluster")
+    async with federation.gateway() as port:
+        made = World(federation, port)
+        await made.tick()
+        yield made
+        for device in made.opened:
+            await device.close()
+
+
+async def test_a_device_enrols_trains_and_sends(world: World, empty_home: Path) -> None:
+    trainer = Steady()
+    device = world.device(trainer)
+    done = await device.step()
+    assert done.outcome == "sent"
+    ((plan, start),) = trainer.given
+    assert plan.bits == 32
+    assert start.adapter.digest == world.federation.config.adapter
+    assert sorted(start.tensors) == ["layers.0.q_proj.a", "layers.0.q_proj.b"]
+    assert world.counters()["committed"] == 1
+    key = empty_home / "federation" / "device.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    # Nothing of the update is left on the device.
+    assert list((empty_home / "federation").rglob("*.update")) == []
+
+
+async def test_a_device_does_not_call_before_its_time(world: World) -> None:
+    device = world.device()
+    done = await device.step()
+    again = await world.device().step()
+    assert (again.outcome, again.wait_s) == ("waiting", done.wait_s)
+    world.clock.passes(done.wait_s + 1)
+    assert (await device.step()).outcome == "sent"
+
+
+async def test_the_update_is_clipped_to_the_plan(world: World) -> None:
+    device = world.device(Steady(1e6))
+    await device.step()
+    database = world.federation.database()
+    (data,) = database.do_now(lambda tx: tx.all("SELECT payload FROM updates"))[0]
+    database.close()
+    sent = np.frombuffer(bytes(data)[-16 * 4 :], "<f4")
+    assert np.linalg.norm(sent) == pytest.approx(1000.0, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(seconds=1), Limits(steps=1), Limits(upload_bytes=10), Limits(clip_norm=0.5)]
+)
+async def test_a_plan_beyond_the_device_s_budget_is_declined(world: World, limits: Limits) -> None:
+    trainer = Steady()
+    given = replace(limits, clip_norm=limits.clip_norm if limits.clip_norm < 1 else 1000.0)
+    done = await world.device(trainer, limits=given).step()
+    assert (done.outcome, trainer.given) == ("declined", [])
+    assert "this device gives" in done.note
+    seen = world.counters()
+    assert seen["aborted.over_budget"] == 1
+    assert "committed" not in seen
+
+
+async def test_a_device_takes_part_as_often_as_it_may(world: World) -> None:
+    device = world.device(limits=Limits(rounds_per_day=1, clip_norm=1000.0))
+    assert (await device.step()).outcome == "sent"
+    world.clock.passes(1000)
+    assert (await device.step()).outcome == "spent"
+    world.clock.wall_s -= 3 * 86_400  # setting the clock back buys nothing
+    world.clock.passes(1000)
+    assert (await device.step()).outcome == "spent"
+    world.clock.wall_s += 4 * 86_400
+    world.clock.passes(1000)
+    assert (await device.step()).outcome == "sent"
+
+
+async def test_a_device_that_is_used_does_nothing(world: World) -> None:
+    busy = world.device(ready=lambda: (False, TrainingConditions(idle=False)))
+    assert (await busy.step()).outcome == "not_ready"
+    assert "leased" not in world.counters()
+
+
+async def test_a_lower_version_is_refused(world: World) -> None:
+    trainer = Steady()
+    device = world.device(trainer, adapter=("a" * 64, 5))
+    done = await device.step()
+    assert (done.outcome, trainer.given) == ("declined", [])
+    assert "starts from version 1, and this device has seen 5" in done.note
+    # What was seen once stays seen, whatever runs now.
+    folder = DeviceFolder(world.profile.address)
+    folder.save(replace(folder.load().having_seen(BASE, 3), wait=None))
+    done = await world.device(trainer).step()
+    assert "this device has seen 3" in done.note
+    assert world.counters()["aborted.unfit"] == 2
+
+
+async def test_another_base_gets_no_lease(world: World) -> None:
+    done = await world.device(base_digest="c" * 64).step()
+    assert (done.outcome, done.note) == ("not_needed", "other_base")
+
+
+async def test_a_lease_of_another_coordinator_is_refused(world: World) -> None:
+    device = world.device()
+    await device.step()
+    folder = DeviceFolder(world.profile.address)
+    folder.save(replace(folder.load(), coordinator_id="0" * 16, wait=None))
+    done = await device.step()
+    assert (done.outcome, done.note) == ("declined", "the lease is of another coordinator")
+
+
+async def test_an_adapter_by_an_unknown_publisher_is_refused(world: World, tmp_path: Path) -> None:
+    from cascade.signing import TrustStore
+
+    trainer = Steady()
+    done = await world.device(trainer, trust=TrustStore(tmp_path / "nobody")).step()
+    assert (done.outcome, trainer.given) == ("declined", [])
+    assert "signed by none of the publishers" in done.note
+
+
+async def test_training_without_gain_sends_nothing(world: World) -> None:
+    def hopeless(plan: TrainingPlan, start: StartingPoint) -> Trained:
+        raise NoGain("worse than its parent on what was kept aside")
+
+    done = await world.device(hopeless).step()
+    assert (done.outcome, done.note) == ("no_gain", "worse than its parent on what was kept aside")
+    seen = world.counters()
+    assert (seen["aborted.no_gain"], seen.get("committed")) == (1, None)
+
+
+async def test_an_update_that_is_not_finite_never_leaves(world: World) -> None:
+    done = await world.device(Steady(float("nan"))).step()
+    assert done.outcome == "failed"
+    seen = world.counters()
+    assert (seen["aborted.failed"], seen.get("committed")) == (1, None)
+
+
+async def test_an_update_waits_for_the_cluster_over_a_restart(
+    empty_home: Path, tmp_path: Path
+) -> None:
+    federation = Federation.made(tmp_path / "cluster")
+    port = free_port()
+    world = World(federation, port)
+    await world.tick()
+    stopping = asyncio.Event()
+
+    class Slow(Steady):
+        def __call__(self, plan: TrainingPlan, start: StartingPoint) -> Trained:
+            loop.call_soon_threadsafe(stopping.set)
+            stopped.result(timeout=20)
+            return super().__call__(plan, start)
+
+    import concurrent.futures
+
+    loop, stopped = asyncio.get_running_loop(), concurrent.futures.Future[None]()
+    device = world.device(Slow())
+    async with federation.gateway(port):
+        step = asyncio.create_task(device.step())
+        await stopping.wait()
+    stopped.set_result(None)
+    done = await step
+    assert done.outcome == "unsent"
+    assert len(list(empty_home.rglob("*.update"))) == 1
+    await device.close()
+    # Another process, so to say: nothing but the folder is left.
+    trainer = Steady()
+    world.clock.passes(done.wait_s + 1)
+    async with federation.gateway(port):
+        again = world.device(trainer)
+        done = await again.step()
+        assert (done.outcome, trainer.given) == ("sent", [])
+        await again.close()
+    assert world.counters()["committed"] == 1
+
+
+async def test_a_lost_receipt_does_not_send_twice(world: World) -> None:
+    device = world.device()
+    folder = DeviceFolder(world.profile.address)
+    written: list[tuple[bytes, dict[Path, bytes]]] = []
+    save = DeviceFolder.save
+
+    def noting(self: DeviceFolder, state: DeviceState) -> None:
+        save(self, state)
+        updates = {path: path.read_bytes() for path in self.path.glob("*.update")}
+        written.append(((self.path / "state.json").read_bytes(), updates))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DeviceFolder, "save", noting)
+        assert (await device.step()).outcome == "sent"
+    # As if it had been killed after the server's commit, before it wrote that down.
+    state, updates = next(each for each in written if each[1])
+    (folder.path / "state.json").write_bytes(state)
+    for path, data in updates.items():
+        path.write_bytes(data)
+    done = await world.device().step()
+    assert (done.outcome, done.note) == ("sent", "its receipt had been lost")
+    assert world.counters()["committed"] == 1
+
+
+async def test_clocks_that_jump_do_not_matter(world: World) -> None:
+    device = world.device()
+    world.clock.wall_s = 0.0  # 1970
+    assert (await device.step()).outcome == "sent"
+    world.clock.wall_s = 4e9
+    left = await device.step()
+    assert left.outcome == "waiting"
+    world.clock.uptime_s += left.wait_s + 1
+    assert (await device.step()).outcome == "sent"
+
+
+def test_a_timer_knows_both_clocks() -> None:
+    timer = Timer(100.0, Reading(1000.0, 50.0, "one"))
+    assert timer.left_s(Reading(0.0, 80.0, "one")) == 70.0
+    assert timer.left_s(Reading(1030.0, 1.0, "two")) == 70.0
+    assert timer.left_s(Reading(0.0, 1.0, "two")) == 100.0  # set back: never more than the span
+    assert timer.left_s(Reading(1e12, 1.0, "two")) == 0.0
+    assert Timer.from_json(timer.to_json(), "timer") == timer
+
+
+_PROCESS = """
+import asyncio, sys, time
+from pathlib import Path
+from cascade.signing import TrustStore
+from cascade.wire import ClientProfile
+from edge.federation import Limits, Participant, Trained
+from tests.cloud.federation.federated import BASE, change
+
+def train(plan, start):
+    print("training", flush=True)
+    time.sleep(float(sys.argv[3]))
+    return Trained(change(1.0), 3)
+
+async def main():
+    profile = ClientProfile.load(Path(sys.argv[1]))
+    trust = TrustStore(Path(sys.argv[2]))
+    device = Participant(profile, BASE, train, trust=trust, limits=Limits(clip_norm=1000.0))
+    print((await device.step()).outcome, flush=True)
+    await device.close()
+
+asyncio.run(main())
+"""
+
+
+def process(world: World, tmp_path: Path, seconds: float) -> subprocess.Popen[str]:
+    path = tmp_path / "client.json"
+    world.profile.save(path)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            _PROCESS,
+            str(path),
+            str(world.federation.folder / "trust"),
+            str(seconds),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.processes
+async def test_two_processes_of_one_device_and_one_that_is_killed(
+    world: World, tmp_path: Path
+) -> None:
+    first = process(world, tmp_path, 60.0)
+    assert first.stdout is not None
+    assert await asyncio.to_thread(first.stdout.readline) == "training\n"
+    with pytest.raises(DeviceBusy):
+        await world.device().step()
+    await asyncio.to_thread(kill, first)  # type: ignore[arg-type]
+    first.stdout.close()
+    # In the middle of its training: the next process gets the same lease, and sends one update.
+    second = process(world, tmp_path, 0.0)
+    told, _ = await asyncio.to_thread(second.communicate)
+    assert told.split() == ["training", "sent"]
+    seen = world.counters()
+    assert (seen["leased"], seen["committed"]) == (1, 1)
+
+
+def test_the_state_of_a_device_is_read_strictly(empty_home: Path) -> None:
+    from cascade.errors import InvalidInput
+
+    folder = DeviceFolder("localhost:1")
+    folder.save(folder.load())
+    path = folder.path / "state.json"
+    path.write_text(path.read_text().replace("request_id", "request"))
+    with pytest.raises(InvalidInput, match=r"state\.json"):
+        folder.load()

@@ -1,0 +1,172 @@
+"""The small parts: windows that grow with the fleet, plan, configuration, command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cascade.cli import main
+from cascade.errors import InvalidInput
+from cascade.federation.plan import TrainingPlan
+from cloud import plan_cluster
+from cloud.config import parse_config
+from cloud.errors import ConfigError
+from cloud.federation.chosen import chosen_strategy, read_state, write_state
+from cloud.federation.config import AggregationConfig, PlanConfig
+from cloud.federation.optimisers import State
+from cloud.federation.pace import Pace
+from cloud.federation.robust import Median
+from cloud.federation.strategies import FfaLora, ProductMean
+from tests.cloud.federation.federated import BareDevice, Federation, payload
+
+ADAPTER = {
+    f"layers.{layer}.q_proj.{part}": shape
+    for layer in range(3)
+    for part, shape in (("a", (8, 2)), ("b", (2, 8)))
+} | {"head": (4,)}
+YAML = """
+gateway:
+  registry: registry
+tiers:
+  - name: tier1
+    model: qwen2.5-coder-0.5b-instruct-q4_k_m
+federation:
+  adapter: {adapter}
+  signing_key: publisher.key
+  goal: 4
+  minimum: 3
+"""
+
+
+def test_the_window_grows_with_the_fleet_and_shrinks_again() -> None:
+    now = 0.0
+    pace = Pace((10.0, 20.0), 2.0, now=lambda: now)
+    assert pace.window().latest_s == 20.0
+    for _ in range(999):
+        window = pace.window()
+    # A thousand in a minute, two a second: they need 500 s.
+    assert (window.earliest_s, window.latest_s) == (10.0, 510.0)
+    now = 61.0
+    assert pace.window().latest_s == 510.0
+    now = 200.0
+    assert pace.window().latest_s == 20.0
+    assert pace.window(3600.0).earliest_s == 3600.0
+
+
+def test_a_plan_names_what_is_trained() -> None:
+    last = TrainingPlan(layers=2, trained="b", bits=32)
+    assert sorted(last.shapes(ADAPTER)) == ["head", "layers.1.q_proj.b", "layers.2.q_proj.b"]
+    both = TrainingPlan(layers=1, trained="both")
+    assert sorted(both.shapes(ADAPTER)) == ["head", "layers.2.q_proj.a", "layers.2.q_proj.b"]
+    assert TrainingPlan.from_bytes(last.to_bytes()) == last
+    with pytest.raises(InvalidInput, match="nothing"):
+        last.shapes({"layers.0.q_proj.a": (8, 2)})
+    with pytest.raises(InvalidInput, match=r"plan\.more"):
+        TrainingPlan.from_bytes(json.dumps({**json.loads(last.to_bytes()), "more": 1}).encode())
+    with pytest.raises(InvalidInput, match=r"plan\.clip_norm"):
+        TrainingPlan(clip_norm=float("inf"))
+
+
+def test_the_strategy_follows_the_plan(tmp_path: Path) -> None:
+    config = Federation.made(tmp_path).config
+    median = config.model_copy(update={"aggregation": AggregationConfig(rule="median")})
+    chosen = chosen_strategy(median, ADAPTER)
+    assert isinstance(chosen, FfaLora)
+    assert isinstance(chosen.rule, Median)
+    both = config.model_copy(update={"plan": PlanConfig(trained="both")})
+    product = chosen_strategy(both, ADAPTER)
+    assert isinstance(product, ProductMean)
+    assert product.rank == 2
+
+
+def test_a_server_optimiser_s_state_is_kept() -> None:
+    import numpy as np
+
+    state = State({"x.b": np.ones((2, 3), np.float32)}, {"x.b": np.full((2, 3), 2, np.float32)})
+    read = read_state(write_state(state))
+    np.testing.assert_array_equal(read.first["x.b"], state.first["x.b"])
+    np.testing.assert_array_equal(read.second["x.b"], state.second["x.b"])
+    assert write_state(State()) == b""
+
+
+def test_the_check_explains_the_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    federation = Federation.made(tmp_path)
+    path = tmp_path / "cluster.yaml"
+    path.write_text(YAML.format(adapter=federation.config.adapter))
+    main(["cluster", "check", str(path)])
+    out = capsys.readouterr().out
+    assert "asynchronous · of 4 updates, never of fewer than 3 · 6 leases at most" in out
+    assert "B of the last 4 layers" in out
+    assert "FFA-LoRA by mean" in out
+    path.write_text(YAML.format(adapter="f" * 64))
+    assert main(["cluster", "check", str(path)]) == 7
+    assert "federation.adapter: the registry has no artifact" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ("minimum: 5", "minimum 5 is above the goal, 4"),
+        ("cohort: 2", "cohort 2 is below the goal, 4"),
+        ("goals: 5", "did you mean goal"),
+        ("aggregation: {rule: krum, byzantine: 1}", "krum needs a minimum of 5"),
+        ("plan: {trained: both}\n  aggregation: {rule: median}", "take mean or krum"),
+        ("retry_s: [5, 1]", "must be two rising numbers"),
+    ],
+)
+def test_a_wrong_section_is_named(changed: str, problem: str) -> None:
+    text = YAML.format(adapter="a" * 64)
+    key = changed.partition(":")[0]
+    lines = [line for line in text.splitlines() if not line.strip().startswith(f"{key}:")]
+    with pytest.raises(ConfigError, match=problem):
+        parse_config("\n".join([*lines, f"  {changed}"]), "cluster.yaml")
+
+
+def test_rounds_need_a_registry() -> None:
+    text = YAML.format(adapter="a" * 64).replace("gateway:\n  registry: registry\n", "")
+    with pytest.raises(ConfigError, match=r"federation needs gateway\.registry"):
+        parse_config(text, "cluster.yaml")
+
+
+def test_a_password_is_not_shown(tmp_path: Path) -> None:
+    text = YAML.format(adapter="a" * 64) + "  store: postgresql://me:secret@db:5432/rounds?x=y\n"
+    planned = plan_cluster(parse_config(text, "cluster.yaml"), cores=2)
+    assert planned.federation is not None
+    assert planned.federation.store == "postgresql://db:5432/rounds"
+
+
+async def test_the_command_line_shows_and_decides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cloud.federation.seams import NeedsApproval
+
+    federation = Federation.made(tmp_path)
+    store = ["--store", federation.config.store_url]
+    assert main(["federation", "rounds", *store]) == 3
+    assert "there is no store" in capsys.readouterr().err
+    async with (
+        federation.gateway() as port,
+        federation.coordinator(gate=NeedsApproval()) as coordinator,
+    ):
+        await coordinator.tick()
+        for value in (1.0, 2.0, 3.0):
+            device = BareDevice(federation.profile(port))
+            await device.enrol()
+            data = payload(value)
+            await device.service.upload(device.header(await device.lease(), data), data)
+            await device.close()
+        await coordinator.tick()
+        assert main(["federation", "rounds", *store, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [each["state"] for each in told["rounds"]] == ["waiting"]
+        assert told["counters"]["committed"] == 3
+        assert main(["federation", "approve", "1", "--note", "looks good", *store]) == 0
+        assert "note       looks good" in capsys.readouterr().out
+        assert main(["federation", "reject", "1", *store]) == 2
+        assert "1 is approved" in capsys.readouterr().err
+        await coordinator.tick()
+        assert main(["federation", "show", "2", *store]) == 0
+        assert "round      2 · collecting" in capsys.readouterr().out
+        assert main(["federation", "show", "9", *store]) == 3

@@ -1,0 +1,514 @@
+"""Devices and a gateway over real sockets with TLS: what counts, what does not, and why."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.errors import RemoteError
+from cascade.federation import encode, statements
+from cascade.federation.terms import (
+    Enrolment,
+    Histogram,
+    MetricsReport,
+    PhaseMessage,
+)
+from cloud.federation import leases, rounds
+from cloud.federation.config import PlanConfig
+from cloud.federation.refusals import counters
+from tests.cloud.federation.federated import (
+    WIDE,
+    Approves,
+    BareDevice,
+    Federation,
+    payload,
+)
+
+
+class World:
+    """A federation with a gateway, a clock that tests set, and devices."""
+
+    def __init__(self, federation: Federation) -> None:
+        self.federation = federation
+        self.port = 0
+        self.now = 1_000_000.0
+        self.devices: list[BareDevice] = []
+
+    def desk_memory(self) -> int:
+        """Bytes of the uploads under way."""
+        desk = self.federation.desk
+        assert desk is not None
+        return desk.uploading_bytes
+
+    async def device(self) -> BareDevice:
+        made = BareDevice(self.federation.profile(self.port))
+        self.devices.append(made)
+        await made.enrol()
+        return made
+
+    async def tick(self) -> None:
+        async with self.federation.coordinator(now=lambda: self.now) as coordinator:
+            await coordinator.tick()
+
+    def counters(self) -> dict[str, int]:
+        database = self.federation.database()
+        try:
+            return database.do_now(counters)
+        finally:
+            database.close()
+
+    def rounds(self) -> list[rounds.Round]:
+        database = self.federation.database()
+        try:
+            return database.do_now(lambda tx: rounds.recent(tx, 10))[::-1]
+        finally:
+            database.close()
+
+    async def commit(self, value: float) -> BareDevice:
+        device = await self.device()
+        data = payload(value)
+        await device.service.upload(device.header(await device.lease(), data), data)
+        return device
+
+
+@pytest.fixture
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    given = getattr(request, "param", {})
+    made = World(Federation.made(tmp_path, **given))
+    async with made.federation.gateway(now=lambda: made.now) as port:
+        made.port = port
+        await made.tick()
+        yield made
+        for device in made.devices:
+            await device.close()
+
+
+def synchronous(**given: object) -> dict[str, object]:
+    return {"mode": "synchronous", "cohort": 4, "round_s": 100.0, **given}
+
+
+async def refused(call: object) -> tuple[str, str]:
+    """Status and reason of a refusal, which also says when to come back."""
+    with pytest.raises(RemoteError) as caught:
+        await call  # type: ignore[misc]
+    assert caught.value.retry_after_s is not None
+    return caught.value.status, caught.value.message.partition(":")[0]
+
+
+async def test_a_round_of_three_updates_ends_in_their_mean(world: World) -> None:
+    for value in (1.0, 2.0, 6.0):
+        await world.commit(value)
+    await world.tick()
+    first, second = world.rounds()
+    assert (first.state, first.counted) == ("approved", 3)
+    assert first.aggregation_error == pytest.approx(0, abs=1e-12)
+    assert (second.state, second.number) == ("collecting", 2)
+    assert second.adapter_digest == first.candidate_digest
+    served = world.federation.adapters().read(second.adapter_digest)
+    np.testing.assert_allclose(served.tensors["layers.0.q_proj.b"], 3.0, rtol=1e-6)
+    assert served.manifest.version == 2
+    assert served.manifest.parent == world.federation.config.adapter
+    # On no channel: a candidate is served to nobody.
+    assert list(world.federation.registry.channels()) == []
+
+
+async def test_what_devices_sent_is_gone_once_it_is_counted(world: World) -> None:
+    for value in (1.0, 2.0, 6.0):
+        await world.commit(value)
+    await world.tick()
+    database = world.federation.database()
+    rows = database.do_now(lambda tx: tx.all("SELECT payload, counted_in FROM updates"))
+    database.close()
+    assert [tuple(row) for row in rows] == [(None, 1)] * 3
+
+
+async def test_every_reply_says_when_to_call_again(world: World) -> None:
+    device = await world.device()
+    reply = await device.check_in()
+    assert reply.lease is not None
+    assert 0 <= reply.retry.earliest_s <= reply.retry.latest_s
+    state = await device.service.upload_state(device.device_id, reply.lease.lease_id)
+    assert state.retry.latest_s > 0
+    assert (state.offset, state.receipt) == (0, None)
+
+
+async def test_the_same_check_in_gets_the_same_lease(world: World) -> None:
+    device, request = await world.device(), os.urandom(16)
+    one, two = await device.check_in(request), await device.check_in(request)
+    assert one.lease is not None
+    assert two.lease is not None
+    assert one.lease.lease_id == two.lease.lease_id
+    # And so does a second process of the same device, with a request of its own.
+    three = await device.check_in()
+    assert three.lease is not None
+    assert three.lease.lease_id == one.lease.lease_id
+
+
+async def test_a_lost_receipt_can_be_asked_for_and_the_update_counts_once(world: World) -> None:
+    device, data = await world.device(), payload(1.0)
+    lease = await device.lease()
+    header = device.header(lease, data)
+    done = await device.service.upload(header, data)
+    state = await device.service.upload_state(device.device_id, lease.lease_id)
+    assert state.receipt == done.receipt
+    assert await refused(device.service.upload(header, data)) == ("ALREADY_EXISTS", "replayed")
+    other = payload(2.0)
+    again = device.service.upload(device.header(lease, other), other)
+    assert await refused(again) == ("ALREADY_EXISTS", "used_lease")
+    seen = world.counters()
+    assert (seen["committed"], seen["refused.replayed"], seen["refused.used_lease"]) == (1, 1, 1)
+
+
+async def test_an_upload_goes_on_where_it_broke_off(world: World) -> None:
+    device, data = await world.device(), payload(1.0)
+    lease = await device.lease()
+    header = device.header(lease, data)
+    # A stream that ends without its commit: to the server it may look complete.
+    with pytest.raises(RemoteError, match="CANCELLED"):
+        await _without_commit(device, header, data[:40])
+    state = await device.service.upload_state(device.device_id, lease.lease_id)
+    assert (state.offset, state.payload_sha256) == (40, header.payload_sha256)
+    assert world.counters().get("committed") is None
+    done = await device.service.upload(replace(header, offset=40), data)
+    assert done.receipt.payload_sha256 == header.payload_sha256
+    assert world.counters()["committed"] == 1
+
+
+async def test_an_upload_cannot_go_on_where_nothing_is_kept(world: World) -> None:
+    device, data = await world.device(), payload(1.0)
+    header = device.header(await device.lease(), data, offset=7)
+    with pytest.raises(RemoteError, match=r"header\.offset"):
+        await device.service.upload(header, data)
+
+
+async def _without_commit(device: BareDevice, header: object, data: bytes) -> None:
+    import grpc
+
+    from cascade.federation.v1alpha1 import federation_pb2 as pb
+    from cascade.federation.v1alpha1 import federation_pb2_grpc
+    from cascade.wire import federation_convert as convert
+
+    connection = device.service._connection
+    stub = federation_pb2_grpc.FederationServiceStub(connection.channel)
+    call = stub.Upload(metadata=connection.metadata)
+    await call.write(pb.UploadRequest(header=convert.header_message(header)))  # type: ignore[arg-type]
+    await call.write(pb.UploadRequest(chunk=data))
+    await call.done_writing()
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        raise connection.error(error, 1.0) from None
+
+
+async def test_refusals_before_a_byte_is_taken(world: World) -> None:
+    device, other, data = await world.device(), await world.device(), payload(1.0)
+    lease = await device.lease()
+    good = device.header(lease, data)
+    foreign = f"{'0' * 16}.{lease.lease_id.partition('.')[2]}"
+    unknown = lease.lease_id[:-4] + "0000"
+    stranger = BareDevice(world.federation.profile(world.port))
+    world.devices.append(stranger)
+    cases = [
+        (replace(good, device_id=stranger.device_id), "NOT_FOUND", "unknown_device"),
+        (replace(good, lease_id=foreign), "PERMISSION_DENIED", "foreign_lease"),
+        (replace(good, lease_id=unknown), "NOT_FOUND", "unknown_lease"),
+        (other.header(lease, data), "PERMISSION_DENIED", "other_device"),
+        (replace(good, base_digest="c" * 64), "FAILED_PRECONDITION", "wrong_base"),
+        (replace(good, adapter_version=9), "FAILED_PRECONDITION", "wrong_adapter"),
+        (replace(good, signature=bytes(64)), "PERMISSION_DENIED", "bad_signature"),
+        (replace(good, payload_bytes=1_000_001), "INVALID_ARGUMENT", "oversized"),
+    ]
+    for header, status, reason in cases:
+        assert await refused(device.service.upload(header, data)) == (status, reason)
+    long = data + b"\0"  # signed properly, and of another size than this plan's updates
+    assert await refused(device.service.upload(device.header(lease, long), long)) == (
+        "INVALID_ARGUMENT",
+        "wrong_shape",
+    )
+    seen = world.counters()
+    for reason in [*(reason for _, _, reason in cases), "wrong_shape"]:
+        assert seen[f"refused.{reason}"] == 1, reason
+    assert "committed" not in seen
+    # None of it spoilt the lease.
+    await device.service.upload(good, data)
+
+
+async def test_refusals_of_what_a_payload_holds(world: World) -> None:
+    device = await world.device()
+    lease = await device.lease()
+    nan = bytearray(payload(1.0))
+    nan[-4:] = np.float32(np.nan).tobytes()
+    transposed = encode(
+        {"layers.0.q_proj.b": np.ones((WIDE, 2), np.float32)}, 32, np.random.default_rng(0)
+    )
+    garbage = b"x" * len(payload(1.0))
+    for data, reason in (
+        (bytes(nan), "not_finite"),
+        (transposed, "wrong_shape"),
+        (garbage, "malformed"),
+    ):
+        call = device.service.upload(device.header(lease, data), data)
+        assert await refused(call) == ("INVALID_ARGUMENT", reason)
+    data = payload(1.0)
+    changed = bytes([data[0] ^ 1]) + data[1:]
+    call = device.service.upload(device.header(lease, data), changed)
+    assert await refused(call) == ("INVALID_ARGUMENT", "wrong_digest")
+    assert "committed" not in world.counters()
+
+
+async def test_a_lease_that_was_given_back_is_void(world: World) -> None:
+    device, data = await world.device(), payload(1.0)
+    lease = await device.lease()
+    await device.give_back(lease)
+    await device.give_back(lease)  # the reply may have been lost
+    call = device.service.upload(device.header(lease, data), data)
+    assert await refused(call) == ("FAILED_PRECONDITION", "aborted_lease")
+    assert world.counters()["aborted.unsaid"] == 1
+
+
+async def test_an_expired_lease_is_void_and_its_bytes_are_gone(world: World) -> None:
+    device, data = await world.device(), payload(1.0)
+    lease = await device.lease()
+    header = device.header(lease, data)
+    with pytest.raises(RemoteError):
+        await _without_commit(device, header, data[:40])
+    world.now += world.federation.config.lease_s + 1
+    call = device.service.upload(header, data)
+    assert await refused(call) == ("FAILED_PRECONDITION", "expired_lease")
+    await world.tick()
+    database = world.federation.database()
+    assert database.do_now(lambda tx: leases.kept(tx, lease.lease_id)) == leases.Partial()
+    database.close()
+    assert world.counters()["expired"] == 1
+
+
+@pytest.mark.parametrize("world", [{"min_separation_s": 60.0}], indirect=True)
+async def test_a_device_does_not_take_part_too_often(world: World) -> None:
+    device = await world.commit(1.0)
+    reply = await device.check_in()
+    assert (reply.lease, reply.no_lease) == (None, "too_soon")
+    assert reply.retry.earliest_s == 60.0
+    world.now += 61
+    assert (await device.check_in()).lease is not None
+
+
+async def test_a_device_of_another_base_is_not_needed(world: World) -> None:
+    device = await world.device()
+    reply = await device.check_in(base="c" * 64)
+    assert (reply.lease, reply.no_lease) == (None, "other_base")
+
+
+@pytest.mark.parametrize("world", [synchronous()], indirect=True)
+async def test_a_synchronous_round_takes_its_goal_and_no_more(world: World) -> None:
+    devices = [await world.device() for _ in range(5)]
+    given = [await device.check_in() for device in devices]
+    assert [reply.no_lease for reply in given] == [None] * 4 + ["cohort_full"]
+    data = payload(1.0)
+    calls = [
+        device.service.upload(device.header(reply.lease, data), data)
+        for device, reply in zip(devices, given, strict=True)
+        if reply.lease is not None
+    ]
+    for call in calls[:3]:
+        await call
+    assert await refused(calls[3]) == ("ABORTED", "goal_met")
+    await world.tick()
+    assert [(each.state, each.counted) for each in world.rounds()] == [
+        ("approved", 3),
+        ("collecting", 0),
+    ]
+
+
+@pytest.mark.parametrize("world", [synchronous()], indirect=True)
+async def test_a_synchronous_round_ends_at_its_deadline(world: World) -> None:
+    late = await world.device()
+    lease = await late.lease()
+    for value in (1.0, 3.0):
+        await world.commit(value)
+    world.now += 101
+    await world.tick()
+    data = payload(5.0)
+    call = late.service.upload(late.header(lease, data), data)
+    assert await refused(call) == ("ABORTED", "late")
+    first = world.rounds()[0]
+    assert (first.state, first.counted) == ("approved", 2)
+
+
+@pytest.mark.parametrize("world", [synchronous()], indirect=True)
+async def test_too_small_a_cohort_is_never_aggregated(world: World) -> None:
+    await world.commit(1.0)
+    world.now += 101
+    await world.tick()
+    first, second = world.rounds()
+    assert (first.state, first.candidate_digest) == ("abandoned", None)
+    assert "1 updates at the deadline, 2 are needed" in first.note
+    assert (second.number, second.adapter_version) == (2, 1)
+
+
+@pytest.mark.parametrize("world", [{"max_gap": 1, "cohort": 10}], indirect=True)
+async def test_an_update_counts_less_the_older_it_is_and_nothing_beyond_the_gap(
+    world: World,
+) -> None:
+    slow, slower = await world.device(), await world.device()
+    old, older = await slow.lease(), await slower.lease()
+    for value in (0.0, 0.0, 0.0):
+        await world.commit(value)
+    await world.tick()
+    data = payload(3.0)
+    await slow.service.upload(slow.header(old, data), data)
+    for value in (0.0, 0.0):
+        await world.commit(value)
+    await world.tick()
+    third = world.rounds()[-1]
+    served = world.federation.adapters().read(third.adapter_digest)
+    # One of three, a version behind: 3 · 1/3 · 1/(1 + √1).
+    np.testing.assert_allclose(served.tensors["layers.0.q_proj.b"], 0.5, rtol=1e-6)
+    call = slower.service.upload(slower.header(older, data), data)
+    assert await refused(call) == ("FAILED_PRECONDITION", "stale")
+
+
+async def test_a_stolen_lease_needs_the_device_s_key_to_be_given_back(world: World) -> None:
+    device, thief = await world.device(), await world.device()
+    lease = await device.lease()
+    thief.device_id = device.device_id
+    with pytest.raises(RemoteError, match="bad_signature"):
+        await thief.give_back(lease)
+    assert (await device.check_in()).lease is not None
+
+
+async def test_a_challenge_is_for_one_key_and_one_time(world: World) -> None:
+    device = BareDevice(world.federation.profile(world.port))
+    world.devices.append(device)
+    other = BareDevice(world.federation.profile(world.port))
+    world.devices.append(other)
+    given = await device.service.challenge(device.key.public.raw)
+    proof = other.key.sign_raw(statements.enrolment(given.challenge))
+    stolen = Enrolment(other.key.public.raw, given.challenge, proof)
+    assert await refused(other.service.enrol(stolen)) == ("PERMISSION_DENIED", "bad_proof")
+    mine = device.key.sign_raw(statements.enrolment(given.challenge))
+    world.now += given.valid_s + 1
+    aged = Enrolment(device.key.public.raw, given.challenge, mine)
+    assert await refused(device.service.enrol(aged)) == ("PERMISSION_DENIED", "bad_proof")
+
+
+async def test_counts_of_a_fleet_are_added_up_once_a_report(world: World) -> None:
+    device = await world.device()
+    counts = (("answers.local", 7),)
+    times = (("train.step_seconds", Histogram((0.1, 1.0), (1, 2, 0))),)
+    report_id = os.urandom(16)
+    signature = device.key.sign_raw(statements.metrics(device.device_id, report_id, counts, times))
+    report = MetricsReport(device.device_id, report_id, counts, times, signature)
+    await device.service.report(report)
+    await device.service.report(report)
+    database = world.federation.database()
+    told = database.do_now(leases.reported)
+    database.close()
+    assert told == {
+        "answers.local": {"": 7},
+        "train.step_seconds": {"0.1": 1, "1": 2, "inf": 0},
+    }
+    forged = replace(report, report_id=os.urandom(16))
+    assert await refused(device.service.report(forged)) == ("PERMISSION_DENIED", "bad_signature")
+
+
+@pytest.mark.parametrize("world", [synchronous(cohort=3)], indirect=True)
+async def test_phases_are_carried_to_all_of_a_cohort(world: World) -> None:
+    devices = [await world.device() for _ in range(3)]
+    given = [await device.lease() for device in devices]
+
+    def said(place: int, data: bytes) -> PhaseMessage:
+        device, lease = devices[place], given[place]
+        statement = statements.exchange(device.device_id, lease.lease_id, "advertise_keys", data)
+        signature = device.key.sign_raw(statement)
+        return PhaseMessage(device.device_id, lease.lease_id, "advertise_keys", data, signature)
+
+    for place in (0, 1):
+        reply = await devices[place].service.exchange(said(place, bytes([place])))
+        assert (reply.complete, reply.messages) == (False, ())
+    reply = await devices[2].service.exchange(said(2, b"\2"))
+    wanted = sorted((device.device_id, bytes([i])) for i, device in enumerate(devices))
+    assert reply.complete
+    assert list(reply.messages) == wanted
+    again = await devices[0].service.exchange(said(0, b"\0"))
+    assert list(again.messages) == wanted
+    with pytest.raises(RemoteError, match="differs"):
+        await devices[0].service.exchange(said(0, b"other"))
+
+
+@pytest.mark.parametrize(
+    "world",
+    [{"plan": PlanConfig(layers=1, bits=32), "upload_memory_bytes": 150, "max_payload_bytes": 150}],
+    indirect=True,
+)
+async def test_memory_for_uploads_is_bounded(world: World) -> None:
+    one, two, data = await world.device(), await world.device(), payload(1.0)
+    first, second = await one.lease(), await two.lease()
+    hanging = asyncio.Event()
+
+    async def slow() -> None:
+        from cascade.federation.v1alpha1 import federation_pb2 as pb
+        from cascade.federation.v1alpha1 import federation_pb2_grpc
+        from cascade.wire import federation_convert as convert
+
+        stub = federation_pb2_grpc.FederationServiceStub(one.service._connection.channel)
+        call = stub.Upload(metadata=one.service._connection.metadata)
+        await call.write(pb.UploadRequest(header=convert.header_message(one.header(first, data))))
+        await call.write(pb.UploadRequest(chunk=data[:10]))
+        await hanging.wait()
+        call.cancel()
+
+    task = asyncio.create_task(slow())
+    # Until the first upload has begun, the second one would be taken.
+    await until(lambda: world.desk_memory() > 0)
+    with pytest.raises(RemoteError, match="RESOURCE_EXHAUSTED"):
+        await two.service.upload(two.header(second, data), data)
+    hanging.set()
+    await task
+    await until(lambda: world.desk_memory() == 0)
+    await two.service.upload(two.header(second, data), data)
+    assert world.counters()["committed"] == 1
+
+
+async def until(what: Callable[[], bool], within_s: float = 10.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not what():
+            await asyncio.sleep(0.01)
+
+
+async def test_the_gate_decides_what_the_next_round_starts_from(tmp_path: Path) -> None:
+    from cloud.federation.seams import NeedsApproval
+
+    world = World(Federation.made(tmp_path))
+    async with world.federation.gateway() as world.port:
+        async with world.federation.coordinator(gate=NeedsApproval()) as coordinator:
+            await coordinator.tick()
+            for value in (1.0, 1.0, 1.0):
+                await world.commit(value)
+            await coordinator.tick()
+            assert [each.state for each in world.rounds()] == ["waiting"]
+            reply = await world.devices[0].check_in()
+            assert (reply.lease, reply.no_lease) == (None, "no_round")
+            database = world.federation.database()
+            database.do_now(lambda tx: rounds.decide(tx, 1, approved=False, note="worse"))
+            database.close()
+            await coordinator.tick()
+        first, second = world.rounds()
+        assert (first.state, first.note) == ("rejected", "worse")
+        assert (second.adapter_version, second.adapter_digest) == (
+            1,
+            world.federation.config.adapter,
+        )
+        # The version of the rejected one is never used again.
+        async with world.federation.coordinator(gate=Approves()) as coordinator:
+            for value in (1.0, 1.0, 1.0):
+                await world.commit(value)
+            await coordinator.tick()
+        assert world.rounds()[1].candidate_version == 3
+        for device in world.devices:
+            await device.close()
