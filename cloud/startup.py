@@ -31,6 +31,7 @@ from cloud.accounting import WARM_UP_KEY
 from cloud.config import ClusterConfig, TierConfig, is_model_path
 from cloud.control import Progress
 from cloud.errors import ModelUnusable
+from cloud.federation.planned import check_federation
 from cloud.ladders import load_ladders
 from cloud.local_ray import start_ray
 from cloud.tls import TlsPaths, ensure_local_client, ensure_local_tls
@@ -137,6 +138,7 @@ def start(
     Raises:
         ClusterError: it cannot start; what runs already is left to the caller.
     """
+    check_federation(config)
     on_progress("starting Ray")
     # ray is imported in there and not before: it reads its settings when it is imported.
     start_ray(folder, num_cpus=max(os.cpu_count() or 1, config.threads))

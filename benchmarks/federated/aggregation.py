@@ -1,7 +1,7 @@
 """Which strategy is the default in clear mode, what quantised updates cost, and what masks cost.
 
 Strategies are compared at equal bytes on a made-up task (``benchmarks.federated.small_task``). Each
-arm's learning rate is chosen on tasks of other seeds than the reported ones, which are 0, 1, 2.
+arm's learning rate is chosen on a task of its own seed, which is not reported; seeds 0, 1, 2 are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cascade.federation import Bits, Shapes, decode, encode, encoded_size
 from cascade.federation.masking import Collector, FixedPoint, Member
 from cloud.federation import FfaLora, ProductMean, SeparateMean, Strategy
 
-_TUNING, _SEEDS = (100, 101, 102), (0, 1, 2)
+_TUNING, _SEEDS = 100, (0, 1, 2)
 _RATES = (0.03, 0.1, 0.3, 1.0)
 _ROUNDS = 30
 _COHORT = 64
@@ -62,8 +62,7 @@ def rows(subject: None, run: Run) -> Iterator[Row]:
 
 def _strategies(run: Run) -> Iterator[Row]:
     seeds, rounds = (_SEEDS[:1], 2) if run.quick else (_SEEDS, _ROUNDS)
-    tuning = _TUNING[:1] if run.quick else _TUNING
-    tasks = {seed: draw_task(seed) for seed in (*seeds, *tuning)}
+    tasks = {seed: draw_task(seed) for seed in (*seeds, _TUNING)}
     plain = [accuracy(tasks[seed], {}) for seed in seeds]
     yield run.row(
         "aggregation: accuracy without an adapter", median(plain), "%", _how(rounds), sense=">="
@@ -72,10 +71,7 @@ def _strategies(run: Run) -> Iterator[Row]:
     for arm in (_FFA, _PRODUCT, _SEPARATE):
         run.say(f"{arm.name}: choosing the learning rate, then {len(seeds)} seeds")
         rates = _RATES[1:2] if run.quick else _RATES
-        tried = [
-            sum(_run(arm, tasks[seed], rate, rounds, seed).accuracy for seed in tuning)
-            for rate in rates
-        ]
+        tried = [_run(arm, tasks[_TUNING], rate, rounds).accuracy for rate in rates]
         rate = rates[int(np.argmax(tried))]
         found[arm.name] = [_run(arm, tasks[seed], rate, rounds, seed) for seed in seeds]
         yield from _of_arm(run, arm, found[arm.name], f"{_how(rounds)}; learning rate {rate:g}")
@@ -205,7 +201,7 @@ def _charged(spent: dict[int, float], number: int) -> Iterator[None]:
     spent[number] += time.process_time() - began
 
 
-def _run(arm: _Arm, task: Task, rate: float, rounds: int, seed: int) -> Outcome:
+def _run(arm: _Arm, task: Task, rate: float, rounds: int, seed: int = _TUNING) -> Outcome:
     return federate(
         task,
         arm.strategy,

@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.child import Fields
 from benchmarks.cluster.engine import FixedTier, Script
 from benchmarks.cluster.server import TIER, Server, cpu_s, main, resident_bytes
-from cascade.federation.plan import TrainingPlan
+from cascade.federation.plan import RoundPlan
 from cascade.signing import SigningKey, TrustStore
 from cloud.config import ClusterConfig, GatewayConfig, TierConfig
 from cloud.federation.adapters import Adapters
@@ -89,7 +89,7 @@ class FederatedServer(Server):
         app = cloud.app.build_app(config, self._files, {TIER: script}, tier_class=FixedTier)
         ray_serve.run(app, name=APP_NAME, route_prefix=None)
         shapes = Adapters(registry).read(digest).shapes
-        size = TrainingPlan(**{**self._rounds.plan.model_dump()}).payload_bytes(shapes)
+        size = RoundPlan(**{**self._rounds.plan.model_dump()}).payload_bytes(shapes)
         return {"payload_bytes": size, "shapes": {name: list(s) for name, s in shapes.items()}}
 
     def federated_usage(self) -> Fields:

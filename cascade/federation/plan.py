@@ -23,7 +23,7 @@ _LAYER = re.compile(r"layers\.(\d+)\..+\.([ab])")
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingPlan:
+class RoundPlan:
     """One round's plan.
 
     Arguments:

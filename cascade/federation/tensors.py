@@ -101,11 +101,13 @@ def clip_to_norm(tensors: Tensors, bound: float) -> dict[str, Floats]:
     if not math.isfinite(length):
         raise InvalidInput("update", "holds NaN or infinite numbers")
     factor = min(1.0, bound / length) if length else 1.0
+    less = 2.0**-24  # half a unit in the last place of a float32
     while True:
         shortened = {name: (_wide(t) * factor).astype(np.float32) for name, t in tensors.items()}
         if norm(shortened) <= bound:
             return shortened
-        factor *= 1 - 2.0**-24  # half a unit in the last place of a float32
+        factor *= 1 - less
+        less = min(2 * less, 0.5)  # subnormal numbers round by more
 
 
 def flatten(tensors: Tensors) -> Doubles:

@@ -120,7 +120,7 @@ class Lease:
 
     Arguments:
         adapter_digest, adapter_version, adapter_manifest, adapter_signature: what to start from.
-        plan: JSON that ``TrainingPlan`` reads.
+        plan: JSON that ``cascade.federation.plan.RoundPlan`` reads.
         expires_in_s: from the arrival of the message; counts on whatever clock the device has.
         expires_at_s: by the coordinator's clock.
     """

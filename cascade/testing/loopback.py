@@ -76,7 +76,14 @@ def cluster(
     if {tier.name for tier in config.tiers} != set(tiers):
         raise InvalidInput("config", f"its tiers are not {', '.join(tiers)}")
     with tempfile.TemporaryDirectory(prefix="cascade-testing-") as folder:
-        running = Cluster(config, tiers, Path(folder), ladders, artifacts, federation)
+        running = Cluster(
+            config,
+            tiers,
+            Path(folder),
+            ladders=ladders,
+            artifacts=artifacts,
+            federation=federation,
+        )
         try:
             running.start()
             yield running
@@ -92,6 +99,7 @@ class Cluster:
         config: ClusterConfig,
         tiers: Mapping[str, Script | TinyBundle],
         folder: Path,
+        *,
         ladders: Sequence[LadderPolicy] = (),
         artifacts: ArtifactSource | None = None,
         federation: FederationSource | None = None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import grpc
@@ -37,6 +38,9 @@ from cascade.wire.status import status_of
 _log = logging.getLogger(__name__)
 
 FEDERATION_SERVICE: Final = str(pb.DESCRIPTOR.services_by_name["FederationService"].full_name)
+
+_DRAIN_S: Final = 2.0
+_DRAINED_MESSAGES: Final = 64
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Reply = TypeVar("_Reply")
@@ -143,7 +147,14 @@ class _Servicer:
         return await _answered(context, answer)
 
     async def Upload(self, requests: AsyncIterator[pb.UploadRequest], context: _Context) -> object:
-        return await _answered(context, lambda: self._receive(requests))
+        async def answer() -> pb.UploadResponse:
+            try:
+                return await self._receive(requests)
+            except CascadeError:
+                await _drain(requests)
+                raise
+
+        return await _answered(context, answer)
 
     async def UploadStatus(self, request: pb.UploadStatusRequest, context: _Context) -> object:
         async def answer() -> pb.UploadStatusResponse:
@@ -202,6 +213,16 @@ class _Servicer:
             raise RemoteError(
                 "CANCELLED", f"nothing came for {self._stalled_s:g} s; resume the upload"
             ) from None
+
+
+async def _drain(requests: AsyncIterator[pb.UploadRequest]) -> None:
+    """Read on for a moment. A caller that finds the call ended while it writes reports a broken
+    connection instead of the status (grpcio: "Internal error from Core")."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_S):
+            for _ in range(_DRAINED_MESSAGES):
+                if await anext(requests, None) is None:
+                    return
 
 
 async def _answered(context: _Context, answer: Callable[[], Awaitable[_Reply]]) -> _Reply | None:

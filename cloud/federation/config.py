@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cascade.federation.plan import TrainingPlan
+from cascade.federation.plan import RoundPlan
 from cascade.federation.terms import PAYLOAD_LIMIT_BYTES
 from cascade.home import home
 from cloud.strict_model import StrictModel
@@ -19,7 +19,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class PlanConfig(StrictModel):
-    """What devices are asked to do; see ``cascade.federation.plan.TrainingPlan``."""
+    """What devices are asked to do; see ``cascade.federation.plan.RoundPlan``."""
 
     layers: int = Field(default=4, ge=1, le=1000)
     trained: Literal["b", "both"] = "b"
@@ -33,9 +33,9 @@ class PlanConfig(StrictModel):
     bits: Literal[4, 8, 32] = 8
     seed: int = Field(default=0, ge=0, le=2**53)
 
-    def plan(self) -> TrainingPlan:
+    def plan(self) -> RoundPlan:
         """The plan that leases carry."""
-        return TrainingPlan(**self.model_dump())
+        return RoundPlan(**self.model_dump())
 
 
 class AggregationConfig(StrictModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ import numpy as np
 
 from cascade.errors import InvalidInput
 from cascade.federation import Shapes, Tensors, clip_to_norm, decode
-from cascade.federation.plan import TrainingPlan
+from cascade.federation.plan import RoundPlan
 from cloud.federation import leases, rounds
 from cloud.federation.adapters import Adapters
 from cloud.federation.chosen import chosen_strategy, read_state, write_state
@@ -33,6 +34,8 @@ from cloud.federation.strategies import Aggregate, Contribution
 _log = logging.getLogger("ray.serve")
 
 _CLAIM_S: Final = 300.0
+_REMEMBERED_S: Final = 30 * 86_400.0
+_FORGET_EVERY_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Coordinator:
         self._config = config
         self._gate = gate
         self._now = now
+        self._forgot_at = -math.inf
         self._token = secrets.token_hex(16)
 
     async def start(self, *, alone: bool = True) -> None:
@@ -104,9 +108,14 @@ class Coordinator:
         """Do what is due."""
         config, now = self._config, self._now()
         synchronous = config.mode == "synchronous"
+        forgetting = now - self._forgot_at >= _FORGET_EVERY_S
+        if forgetting:
+            self._forgot_at = now
 
         def due(tx: Transaction) -> Round | None:
             leases.expire(tx, now)
+            if forgetting:
+                leases.forget(tx, now - _REMEMBERED_S)
             if synchronous:
                 rounds.drop_late(tx)
             else:
@@ -171,7 +180,7 @@ class Coordinator:
     def _compute(self, claimed: Round, given: _Inputs) -> _Outcome:
         """The round's candidate, published. The same inputs give the same artifact."""
         start = self._adapters.read(claimed.adapter_digest)
-        plan = TrainingPlan.from_bytes(claimed.plan.encode())
+        plan = RoundPlan.from_bytes(claimed.plan.encode())
         contributions = []
         for each in given.updates:
             digest = given.served.get(each.adapter_version)
@@ -230,7 +239,7 @@ class Coordinator:
             _log.info("round %d is open", fresh.number)
 
 
-def _untouched(plan: TrainingPlan, adapter: Shapes) -> Tensors:
+def _untouched(plan: RoundPlan, adapter: Shapes) -> Tensors:
     """Zeros for what an update could have changed, had the plan said so."""
     return {
         name: np.zeros(shape, np.float32)

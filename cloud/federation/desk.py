@@ -15,7 +15,7 @@ from typing import Final
 
 from cascade.errors import CascadeError, InvalidInput
 from cascade.federation import Shapes, UpdateStatement, decode, statements
-from cascade.federation.plan import PAYLOAD_FORMAT, TrainingPlan
+from cascade.federation.plan import PAYLOAD_FORMAT, RoundPlan
 from cascade.federation.terms import (
     Abort,
     Challenge,
@@ -305,7 +305,7 @@ class Desk:
         """Shapes and size of a round's updates."""
         known = self._sizes.get((of.adapter_digest, of.plan))
         if known is None:
-            plan = TrainingPlan.from_bytes(of.plan.encode())
+            plan = RoundPlan.from_bytes(of.plan.encode())
             adapter = (await self._adapter(of.adapter_digest)).shapes
             known = plan.shapes(adapter), plan.payload_bytes(adapter)
             while len(self._sizes) >= _REMEMBERED_SIZES:

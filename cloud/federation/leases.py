@@ -100,11 +100,12 @@ def check_in(
     if known is not None:
         lease = _lease(known)
         for_round = round_numbered(tx, lease.round)
-        still = current is not None and (
-            lease.round == current.number or config.mode == "asynchronous"
-        )
-        if for_round is not None and still:
+        if for_round is not None and _still_good(tx, lease, current, config):
             return Granted(lease, for_round)
+        # Its update would not be taken any more.
+        tx.run("UPDATE leases SET state = 'expired' WHERE id = ?", lease.lease_id)
+        discard(tx, lease.lease_id)
+        count(tx, "expired")
     if current is None:
         return NotNow("no_round")
     if asked.base_digest != current.base_digest:
@@ -295,6 +296,27 @@ def expire(tx: Transaction, now: float) -> int:
     return gone
 
 
+def forget(tx: Transaction, before: float) -> None:
+    """Forget leases that ended before a moment, with the updates that they were used for, messages
+    between devices, and which reports have been added up. A lease that is forgotten is unknown:
+    nothing can be sent for it either."""
+    tx.run(
+        "DELETE FROM updates WHERE counted_in IS NOT NULL AND payload IS NULL AND lease IN "
+        "(SELECT id FROM leases WHERE state <> 'open' AND expires_at < ?)",
+        before,
+    )
+    tx.run(
+        "DELETE FROM leases WHERE state <> 'open' AND expires_at < ? "
+        "AND id NOT IN (SELECT lease FROM updates)",
+        before,
+    )
+    tx.run("DELETE FROM reports WHERE at < ?", before)
+    tx.run(
+        "DELETE FROM exchanges WHERE round IN (SELECT number FROM rounds WHERE closed_at < ?)",
+        before,
+    )
+
+
 def add_report(tx: Transaction, report: MetricsReport, now: float) -> None:
     """Add a device's counts to the fleet's, once."""
     report_id = f"{report.device_id}.{report.report_id.hex()}"
@@ -320,6 +342,15 @@ def reported(tx: Transaction) -> dict[str, dict[str, int]]:
     for name, bucket, value in tx.all("SELECT name, bucket, value FROM reported ORDER BY name"):
         found.setdefault(str(name), {})[str(bucket)] = int(value)
     return found
+
+
+def _still_good(
+    tx: Transaction, lease: StoredLease, current: Round | None, config: FederationConfig
+) -> bool:
+    """Whether an update for an open lease would be taken."""
+    if config.mode == "synchronous":
+        return current is not None and lease.round == current.number
+    return head_version(tx) - lease.adapter_version <= config.max_gap
 
 
 def _taken(tx: Transaction, current: Round, config: FederationConfig, now: float) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cascade.errors import CascadeError
+from cascade.errors import CascadeError, ClusterError
 from cascade.signing import SigningKey
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import FederationConfig
@@ -81,6 +81,13 @@ def plan_federation(config: ClusterConfig) -> FederationPlan | None:
         store=_without_password(federation.store_url),
         problems=tuple(problems),
     )
+
+
+def check_federation(config: ClusterConfig) -> None:
+    """Raise ``ClusterError`` where rounds could not start: a replica that fails says less."""
+    planned = plan_federation(config)
+    if planned is not None and planned.problems:
+        raise ClusterError("\n".join(planned.problems))
 
 
 def _aggregation(config: FederationConfig) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cascade.federation.plan import TrainingPlan
+from cascade.federation.plan import RoundPlan
 
 DAY_S: Final = 86_400.0
 
@@ -29,7 +29,7 @@ class Limits:
     upload_bytes: int = 1_000_000
     clip_norm: float = 10.0
 
-    def exceeded_by(self, plan: TrainingPlan, payload_bytes: int) -> str | None:
+    def exceeded_by(self, plan: RoundPlan, payload_bytes: int) -> str | None:
         """What a plan asks too much of, in a few words; ``None`` where it asks nothing so."""
         asked: tuple[tuple[str, float, float], ...] = (
             ("seconds", plan.max_seconds, self.seconds),

@@ -31,7 +31,7 @@ from cascade.federation import (
     sign_update,
     statements,
 )
-from cascade.federation.plan import PAYLOAD_FORMAT, TrainingPlan
+from cascade.federation.plan import PAYLOAD_FORMAT, RoundPlan
 from cascade.federation.terms import (
     Abort,
     AbortReason,
@@ -55,8 +55,11 @@ from edge.federation.timer import Timer
 if TYPE_CHECKING:  # gRPC takes a quarter of a second
     from cascade.wire import ClientProfile, GrpcArtifacts, GrpcFederation
 
-_KEEP: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"})
-"""Statuses after which an update is sent again; after any other it will never be taken."""
+_KEEP: Final = frozenset(
+    {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN"}
+)
+"""Statuses after which an update is sent again, until its lease expires; after any other it will
+never be taken."""
 _UNSAID_WAIT_S: Final = 60.0
 _SPREAD: Final = 0.25
 
@@ -101,7 +104,7 @@ class NoGain(CascadeError):
 class Trainer(Protocol):
     """The training. Called in a thread; must end within the plan's seconds."""
 
-    def __call__(self, plan: TrainingPlan, start: StartingPoint) -> Trained:
+    def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
         """Train.
 
         Raises:
@@ -321,7 +324,7 @@ class Participant:
         self._folder.save(state)
         return await self._send(state, pending, fresh=True)
 
-    def _accepted(self, state: DeviceState, lease: Lease) -> TrainingPlan:
+    def _accepted(self, state: DeviceState, lease: Lease) -> RoundPlan:
         """The lease's plan, if this device carries it out."""
         if not lease.lease_id.startswith(f"{state.coordinator_id}."):
             raise _Declined(AbortReason.UNFIT, "the lease is of another coordinator")
@@ -336,7 +339,7 @@ class Participant:
             )
         if lease.payload_format != PAYLOAD_FORMAT:
             raise _Declined(AbortReason.UNFIT, f"{lease.payload_format!r} is not known here")
-        plan = TrainingPlan.from_bytes(lease.plan)
+        plan = RoundPlan.from_bytes(lease.plan)
         if problem := self._limits.exceeded_by(plan, 0):
             raise _Declined(AbortReason.OVER_BUDGET, problem)
         return plan

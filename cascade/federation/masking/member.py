@@ -82,7 +82,8 @@ class Member:
             raise InvalidInput("roster", "was dealt for already; a second one may be a trick")
         if len(roster.members) < self._least or roster.threshold < self._least:
             raise InvalidInput("roster", f"lets fewer than {self._least} devices be summed")
-        own = [number for number, found in roster.members.items() if found == self.keys()]
+        keys_sent = self.keys()
+        own = [number for number, found in roster.members.items() if found == keys_sent]
         if len(own) != 1:
             raise InvalidInput("roster", "does not have this device's keys")
         self._roster, self._number = roster, own[0]

@@ -206,6 +206,10 @@ def test_clipping_keeps_the_bound_exactly_and_the_direction(update, bound):
         )
 
 
+def test_clipping_to_almost_nothing_ends():
+    assert norm(clip_to_norm(drawn(), 2e-45)) <= 2e-45
+
+
 def test_clipping_refuses_what_has_no_length():
     with pytest.raises(InvalidInput, match="NaN"):
         clip_to_norm({B: np.array([[math.nan]], np.float32)}, 1.0)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cascade.federation import Tensors, UpdateStatement, encode, shapes_of, sign_update, statements
-from cascade.federation.plan import TrainingPlan
+from cascade.federation.plan import RoundPlan
 from cascade.federation.terms import (
     Abort,
     CheckIn,
@@ -245,7 +245,7 @@ def payload(value: float, layers: int = 1, bits: int = 32) -> bytes:
 
 def trained(tensors: Tensors) -> dict[str, tuple[int, ...]]:
     """Shapes of what the plan of ``Federation`` trains."""
-    return TrainingPlan(layers=1).shapes(shapes_of(tensors))
+    return RoundPlan(layers=1).shapes(shapes_of(tensors))
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

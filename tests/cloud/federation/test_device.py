@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cascade.clock import Reading
-from cascade.federation.plan import TrainingPlan
+from cascade.federation.plan import RoundPlan
 from cascade.federation.terms import TrainingConditions
 from cascade.wire import ClientProfile
 from cloud.federation.refusals import counters
@@ -46,9 +46,9 @@ class Steady:
 
     def __init__(self, value: float = 1.0) -> None:
         self.value = value
-        self.given: list[tuple[TrainingPlan, StartingPoint]] = []
+        self.given: list[tuple[RoundPlan, StartingPoint]] = []
 
-    def __call__(self, plan: TrainingPlan, start: StartingPoint) -> Trained:
+    def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
         self.given.append((plan, start))
         return Trained(change(self.value), 3)
 
@@ -208,7 +208,7 @@ async def test_an_adapter_by_an_unknown_publisher_is_refused(world: World, tmp_p
 
 
 async def test_training_without_gain_sends_nothing(world: World) -> None:
-    def hopeless(plan: TrainingPlan, start: StartingPoint) -> Trained:
+    def hopeless(plan: RoundPlan, start: StartingPoint) -> Trained:
         raise NoGain("worse than its parent on what was kept aside")
 
     done = await world.device(hopeless).step()
@@ -234,7 +234,7 @@ async def test_an_update_waits_for_the_cluster_over_a_restart(
     stopping = asyncio.Event()
 
     class Slow(Steady):
-        def __call__(self, plan: TrainingPlan, start: StartingPoint) -> Trained:
+        def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
             loop.call_soon_threadsafe(stopping.set)
             stopped.result(timeout=20)
             return super().__call__(plan, start)

@@ -9,7 +9,7 @@ import pytest
 
 from cascade.cli import main
 from cascade.errors import InvalidInput
-from cascade.federation.plan import TrainingPlan
+from cascade.federation.plan import RoundPlan
 from cloud import plan_cluster
 from cloud.config import parse_config
 from cloud.errors import ConfigError
@@ -56,17 +56,17 @@ def test_the_window_grows_with_the_fleet_and_shrinks_again() -> None:
 
 
 def test_a_plan_names_what_is_trained() -> None:
-    last = TrainingPlan(layers=2, trained="b", bits=32)
+    last = RoundPlan(layers=2, trained="b", bits=32)
     assert sorted(last.shapes(ADAPTER)) == ["head", "layers.1.q_proj.b", "layers.2.q_proj.b"]
-    both = TrainingPlan(layers=1, trained="both")
+    both = RoundPlan(layers=1, trained="both")
     assert sorted(both.shapes(ADAPTER)) == ["head", "layers.2.q_proj.a", "layers.2.q_proj.b"]
-    assert TrainingPlan.from_bytes(last.to_bytes()) == last
+    assert RoundPlan.from_bytes(last.to_bytes()) == last
     with pytest.raises(InvalidInput, match="nothing"):
         last.shapes({"layers.0.q_proj.a": (8, 2)})
     with pytest.raises(InvalidInput, match=r"plan\.more"):
-        TrainingPlan.from_bytes(json.dumps({**json.loads(last.to_bytes()), "more": 1}).encode())
+        RoundPlan.from_bytes(json.dumps({**json.loads(last.to_bytes()), "more": 1}).encode())
     with pytest.raises(InvalidInput, match=r"plan\.clip_norm"):
-        TrainingPlan(clip_norm=float("inf"))
+        RoundPlan(clip_norm=float("inf"))
 
 
 def test_the_strategy_follows_the_plan(tmp_path: Path) -> None:
@@ -128,6 +128,17 @@ def test_rounds_need_a_registry() -> None:
     text = YAML.format(adapter="a" * 64).replace("gateway:\n  registry: registry\n", "")
     with pytest.raises(ConfigError, match=r"federation needs gateway\.registry"):
         parse_config(text, "cluster.yaml")
+
+
+def test_an_operator_s_cluster_needs_a_signing_key() -> None:
+    from cloud.deployment import DeployArgs, build
+
+    text = YAML.format(adapter="a" * 64).replace("  signing_key: publisher.key\n", "")
+    text = text.replace("registry: registry", "registry: /registry")
+    with pytest.raises(ConfigError, match=r"federation\.signing_key is missing"):
+        build(DeployArgs(config=text))
+    with pytest.raises(ConfigError, match=r"federation\.signing_key must be an absolute path"):
+        build(DeployArgs(config=YAML.format(adapter="a" * 64)))
 
 
 def test_a_password_is_not_shown(tmp_path: Path) -> None:

@@ -373,6 +373,38 @@ async def test_an_update_counts_less_the_older_it_is_and_nothing_beyond_the_gap(
     assert await refused(call) == ("FAILED_PRECONDITION", "stale")
 
 
+@pytest.mark.parametrize("world", [{"max_gap": 0, "cohort": 10}], indirect=True)
+async def test_a_lease_that_has_grown_too_old_is_replaced(world: World) -> None:
+    slow = await world.device()
+    old = await slow.lease()
+    for value in (0.0, 0.0, 0.0):
+        await world.commit(value)
+    await world.tick()
+    new = await slow.lease()
+    assert (old.round, new.round) == (1, 2)
+    data = payload(1.0)
+    await slow.service.upload(slow.header(new, data), data)
+
+
+async def test_what_has_ended_is_forgotten_after_a_month(world: World) -> None:
+    device, data = await world.device(), payload(1.0)
+    lease = await device.lease()
+    header = device.header(lease, data)
+    await device.service.upload(header, data)
+    for value in (2.0, 3.0):
+        await world.commit(value)
+    await world.tick()
+    world.now += 40 * 86_400
+    await world.tick()
+    database = world.federation.database()
+    left = database.do_now(lambda tx: tx.all("SELECT id FROM leases"))
+    database.close()
+    assert left == []
+    # Forgotten, and no good for anything all the same.
+    assert await refused(device.service.upload(header, data)) == ("NOT_FOUND", "unknown_lease")
+    assert world.rounds()[0].counted == 3
+
+
 async def test_a_stolen_lease_needs_the_device_s_key_to_be_given_back(world: World) -> None:
     device, thief = await world.device(), await world.device()
     lease = await device.lease()
