@@ -211,6 +211,8 @@ class Coordinator:
         for candidate in await self._database.do(lambda tx: rounds.in_state(tx, "waiting")):
             verdict, why = await self._gate.judge(candidate)
             if verdict == "undecided":
+                if why != candidate.note:
+                    await self._database.do(_remark(candidate.number, why))
                 continue
             await self._database.do(_decision(candidate.number, verdict == "approved", why))
 
@@ -246,6 +248,10 @@ def _untouched(plan: RoundPlan, adapter: Shapes) -> Tensors:
         for name, shape in adapter.items()
         if plan.trained == "both" or not name.endswith(".a")
     }
+
+
+def _remark(number: int, why: str) -> Callable[[Transaction], None]:
+    return lambda tx: rounds.remark(tx, number, why)
 
 
 def _decision(number: int, approved: bool, why: str) -> Callable[[Transaction], Round]:

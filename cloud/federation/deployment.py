@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Final
 
 from cascade.errors import CascadeError
-from cascade.home import keys_dir, trust_dir
+from cascade.home import home, keys_dir, trust_dir
 from cascade.signing import SigningKey, TrustStore
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import FederationConfig
 from cloud.federation.coordinator import Coordinator
 from cloud.federation.database import Database
+from cloud.federation.gate.gate import BehaviourGate
 from cloud.federation.seams import Gate, NeedsApproval
 from cloud.registry import Registry
 
@@ -35,7 +36,8 @@ class FederationCoordinator:
 
     Arguments:
         registry: URL of the registry.
-        gate: who lets candidates through; by default the operator.
+        gate: who lets candidates through; by default the one of the configuration, else the
+            operator.
     """
 
     # Ray Serve awaits it, on the event loop on which it then ticks.
@@ -43,11 +45,13 @@ class FederationCoordinator:
         self, config: FederationConfig, registry: str, gate: Gate | None = None
     ) -> None:
         self._database = Database(config.store_url)
+        key = signing_key(config.signing_key)
+        self._behaviour = None if gate else _gate(config, self._database, Registry(registry), key)
         self._coordinator = Coordinator(
             self._database,
-            Adapters(Registry(registry), signing_key(config.signing_key)),
+            Adapters(Registry(registry), key),
             config,
-            gate or NeedsApproval(),
+            gate or self._behaviour or NeedsApproval(),
         )
         await self._coordinator.start()
         self._ticking = asyncio.create_task(self._tick())
@@ -60,6 +64,8 @@ class FederationCoordinator:
     async def __del__(self) -> None:
         if hasattr(self, "_ticking"):
             self._ticking.cancel()
+            if self._behaviour is not None:
+                await self._behaviour.close()
             await asyncio.to_thread(self._database.close)
 
     async def _tick(self) -> None:
@@ -72,6 +78,22 @@ class FederationCoordinator:
                 _log.warning("the rounds stand still", exc_info=True)
                 pause_s = _PAUSE_S
             await asyncio.sleep(pause_s)
+
+
+def _gate(
+    config: FederationConfig, database: Database, registry: Registry, key: SigningKey
+) -> BehaviourGate | None:
+    if config.gate is None:
+        return None
+    return BehaviourGate(
+        config.gate,
+        database,
+        registry,
+        key,
+        first=config.adapter,
+        folder=home() / "federation" / "gate",
+        trust=trust_dir(),
+    )
 
 
 def signing_key(path: Path | None) -> SigningKey:

@@ -367,6 +367,11 @@ def decide(tx: Transaction, number: int, *, approved: bool, note: str = "") -> R
     return cast(Round, round_numbered(tx, number))
 
 
+def remark(tx: Transaction, number: int, note: str) -> None:
+    """Say why a candidate still waits, for people."""
+    tx.run("UPDATE rounds SET note = ? WHERE number = ? AND state = 'waiting'", note, number)
+
+
 def _one(tx: Transaction, where: str) -> Round | None:
     row = tx.one(f"SELECT {_COLUMNS} FROM rounds WHERE {where} ORDER BY number DESC LIMIT 1")
     return None if row is None else _round(row)

@@ -157,7 +157,8 @@ def calibration(
                 rise,
                 most,
                 passed,
-                f"{mine:.3f} after {theirs:.3f}" + ("" if passed else f"; {most:g} more is allowed"),
+                f"{mine:.3f} after {theirs:.3f}"
+                + ("" if passed else f"; {most:g} more is allowed"),
             )
         )
     return findings[0], findings[1]
@@ -209,7 +210,9 @@ def canaries(failed: tuple[str, ...], asked: int, *, most_failed: float) -> Find
     )
 
 
-def certified(kept: float | None, why: str, other: float | None, task: str, against: str) -> Finding:
+def certified(
+    kept: float | None, why: str, other: float | None, task: str, against: str
+) -> Finding:
     """A policy can be certified wherever one can be for the other adapter: a candidate must not
     take away what devices may answer. Where neither has one, all of the task escalates, as before.
 
@@ -225,7 +228,9 @@ def certified(kept: float | None, why: str, other: float | None, task: str, agai
         reason = f"no policy, as before, so all of it escalates: {why}"
     else:
         reason = f"no policy can be certified: {why}"
-    return Finding("certificate", task, against, kept or 0.0, other, kept or 0.0, 0.0, passed, reason)
+    return Finding(
+        "certificate", task, against, kept or 0.0, other, kept or 0.0, 0.0, passed, reason
+    )
 
 
 def _points(share: float) -> str:

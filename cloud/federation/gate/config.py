@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from cascade.checks import Check, forbids, matches, satisfies
-from cascade.errors import InvalidInput
+from cascade.errors import InvalidInput, NotFound
 from cloud.strict_model import StrictModel
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -68,28 +68,25 @@ class TaskGate(StrictModel):
 
 
 class CheckConfig(StrictModel):
-    """A check of an answer's text; exactly one of the three.
+    """A check of an answer's text; exactly one of the four.
 
     Arguments:
         regex: the whole answer matches it.
         json_schema: the answer is a JSON document that satisfies it.
-        forbids: none of these words or phrases is in it, whatever their case; or the file that has
-            them, one a line.
+        forbids: none of these words or phrases is in it, whatever their case.
+        forbids_file: the same from a file, one a line.
     """
 
     regex: str | None = None
     json_schema: str | None = None
-    forbids: tuple[str, ...] | Path | None = Field(default=None, strict=False)
+    forbids: tuple[str, ...] | None = Field(default=None, strict=False)
+    forbids_file: Path | None = Field(default=None, strict=False)
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(each is not None for each in (self.regex, self.json_schema, self.forbids)) != 1:
-            raise ValueError("must have exactly one of regex, json_schema and forbids")
-        if not isinstance(self.forbids, Path):
-            try:
-                self.check()
-            except InvalidInput as problem:
-                raise ValueError(str(problem)) from None
+        given = (self.regex, self.json_schema, self.forbids, self.forbids_file)
+        if sum(each is not None for each in given) != 1:
+            raise ValueError("must have exactly one of regex, json_schema, forbids, forbids_file")
         return self
 
     def check(self) -> Check:
@@ -97,7 +94,7 @@ class CheckConfig(StrictModel):
 
         Raises:
             InvalidInput: it cannot be used.
-            OSError: the file of words cannot be read.
+            NotFound: there is no such file.
             CascadeError: jsonschema is not installed.
         """
         if self.regex is not None:
@@ -105,15 +102,22 @@ class CheckConfig(StrictModel):
         if self.json_schema is not None:
             return satisfies(self.json_schema)
         words = self.forbids or ()
-        if isinstance(words, Path):
-            words = tuple(words.read_text(encoding="utf-8").splitlines())
+        if self.forbids_file is not None:
+            try:
+                words = tuple(self.forbids_file.read_text(encoding="utf-8").splitlines())
+            except FileNotFoundError:
+                raise NotFound(f"there is no file {self.forbids_file}") from None
+            except (OSError, UnicodeDecodeError):
+                raise InvalidInput(
+                    "forbids_file", f"{self.forbids_file} cannot be read as UTF-8 text"
+                ) from None
         return forbids(words)
 
     def anchored(self, folder: Path) -> Self:
         """The same with relative paths taken from ``folder``."""
-        if not isinstance(self.forbids, Path):
+        if self.forbids_file is None:
             return self
-        return self.model_copy(update={"forbids": folder / self.forbids})
+        return self.model_copy(update={"forbids_file": folder / self.forbids_file})
 
 
 class GateConfig(StrictModel):
@@ -158,3 +162,14 @@ class GateConfig(StrictModel):
                 "checks": {name: each.anchored(folder) for name, each in self.checks.items()},
             }
         )
+
+    @property
+    def paths(self) -> dict[str, Path | None]:
+        """Every file, by its key in the cluster's YAML."""
+        named: dict[str, Path | None] = {"federation.gate.canaries": self.canaries}
+        for place, task in enumerate(self.tasks):
+            for key, path in {"wording": task.wording, **task.files}.items():
+                named[f"federation.gate.tasks[{place}].{key}"] = path
+        for name, each in self.checks.items():
+            named[f"federation.gate.checks.{name}.forbids_file"] = each.forbids_file
+        return named

@@ -144,9 +144,7 @@ async def _examine(
     if rows.canaries:
         checks = {name: each.check() for name, each in config.checks.items()}
         subject.wear(candidate)
-        failed = tuple(
-            each.id for each in rows.canaries if not _holds(subject, each, checks)
-        )
+        failed = tuple(each.id for each in rows.canaries if not _holds(subject, each, checks))
         findings.append(
             comparing.canaries(failed, len(rows.canaries), most_failed=config.most_failed)
         )

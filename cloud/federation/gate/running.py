@@ -1,7 +1,7 @@
 """A bundle of the registry, run here with adapters of rounds; and what each made of each row, kept.
 
 Records are kept by what they are of (bundle, adapter, rows, wording), so that an adapter is never
-asked twice: a parent was a candidate once, and an evaluation that was killed goes on.
+asked twice: a parent was a candidate once, and an examination that was killed goes on by file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from cascade.errors import InvalidInput, NotFound, Tampered
 from cascade.files import sha256_file, write_whole
 from cascade.graders import grader
-from cascade.records import Header, RecordSet
+from cascade.records import Header, Record, RecordSet
 from cascade.records.ask import DeviceTier
 from cascade.records.dataset import Dataset, Item
 from cascade.records.journal import Journal
@@ -120,7 +120,10 @@ class Subject:
             data_sha256=rows.sha256,
         )
         with Journal(self._kept / f"{_key(header)}.jsonl", header) as journal:
-            await run(plan, rows.items, done=journal.done, jobs=1, on_record=journal.append)
+            fresh: list[Record] = []
+            await run(plan, rows.items, done=journal.done, jobs=1, on_record=fresh.append)
+            # A row takes milliseconds; forcing each to the disk would take longer.
+            journal.done |= {record.id: record for record in fresh}
             written = journal.finish([item.id for item in rows.items], {})
         if written is None:
             raise NotFound("there are no rows")
@@ -150,4 +153,3 @@ def _key(header: Header) -> str:
     value = header.to_json()
     del value["created"]
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
