@@ -14,6 +14,7 @@ from cascade.federation.plan import RoundPlan
 from cascade.federation.terms import PAYLOAD_LIMIT_BYTES
 from cascade.home import home
 from cloud.federation.gate.config import GateConfig
+from cloud.federation.rollout.config import RolloutConfig
 from cloud.strict_model import StrictModel
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -84,6 +85,7 @@ class FederationConfig(StrictModel):
         start_from: ``approved`` waits for the gate's word before the next round; ``candidate`` goes
             on from what the last round made, unless it is rejected.
         gate: by what candidates are judged; without it an operator decides.
+        rollout: how approved ones reach devices; without it none is published to a channel.
     """
 
     adapter: str
@@ -105,6 +107,7 @@ class FederationConfig(StrictModel):
     plan: PlanConfig = PlanConfig()
     aggregation: AggregationConfig = AggregationConfig()
     gate: GateConfig | None = None
+    rollout: RolloutConfig | None = None
 
     @field_validator("adapter")
     @classmethod

@@ -19,6 +19,7 @@ from cloud.federation.config import FederationConfig
 from cloud.federation.coordinator import Coordinator
 from cloud.federation.database import Database
 from cloud.federation.gate.gate import BehaviourGate
+from cloud.federation.rollout.rollout import Rollout
 from cloud.federation.seams import Gate, NeedsApproval
 from cloud.registry import Registry
 
@@ -54,6 +55,16 @@ class FederationCoordinator:
             gate or self._behaviour or NeedsApproval(),
         )
         await self._coordinator.start()
+        self._rollout = None
+        if config.rollout is not None:
+            first = await asyncio.to_thread(Adapters(Registry(registry)).read, config.adapter)
+            self._rollout = Rollout(
+                config.rollout,
+                self._database,
+                Registry(registry),
+                key,
+                base_digest=first.manifest.base_digest,
+            )
         self._ticking = asyncio.create_task(self._tick())
 
     async def check_health(self) -> None:
@@ -73,6 +84,8 @@ class FederationCoordinator:
             pause_s = _PERIOD_S
             try:
                 await self._coordinator.tick()
+                if self._rollout is not None:
+                    await self._rollout.tick()
             except (CascadeError, OSError):
                 # The store or the registry is away: nothing is lost, and it is asked again.
                 _log.warning("the rounds stand still", exc_info=True)

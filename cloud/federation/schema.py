@@ -64,8 +64,9 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
           percent BIGINT NOT NULL, started_at DOUBLE PRECISION NOT NULL,
           ended_at DOUBLE PRECISION, revision BIGINT, note TEXT NOT NULL DEFAULT '')""",
         """CREATE TABLE adapter_counts (
-          adapter TEXT NOT NULL, device TEXT NOT NULL, name TEXT NOT NULL, value BIGINT NOT NULL,
-          PRIMARY KEY (adapter, device, name))""",
+          adapter TEXT NOT NULL, device TEXT NOT NULL, measure TEXT NOT NULL,
+          trials BIGINT NOT NULL, events BIGINT NOT NULL,
+          PRIMARY KEY (adapter, device, measure))""",
     ),
 )
 VERSION: Final = len(_MIGRATIONS)
