@@ -335,7 +335,7 @@ def test_latencies_are_read_from_the_histogram() -> None:
     assert not fleet.measured((), ((fleet.metric("", fleet.LATENCY), odd),))
 
 
-def moves(mine: float, theirs: float, runs: int, looks: int = 8) -> list[str]:
+def moves(mine: float, theirs: float, runs: int, looks: int = 6) -> list[str]:
     """What becomes of candidates with this share, their parent's being that, looked at so often."""
     draw, found = np.random.default_rng(0), []
     for _ in range(runs):
@@ -360,9 +360,11 @@ def moves(mine: float, theirs: float, runs: int, looks: int = 8) -> list[str]:
 
 
 def test_candidates_go_where_they_belong_however_often_one_looks() -> None:
-    alike, worse = moves(0.2, 0.2, 30), moves(0.35, 0.2, 30)
-    assert alike.count("roll_back") <= 3 and alike.count("promote") >= 15, alike
-    assert worse.count("promote") <= 2 and worse.count("roll_back") >= 25, worse
+    alike, worse = moves(0.2, 0.2, 20), moves(0.35, 0.2, 20)
+    assert alike.count("roll_back") <= 2, alike
+    assert alike.count("promote") >= 10, alike
+    assert worse.count("promote") <= 2, worse
+    assert worse.count("roll_back") >= 15, worse
 
 
 def test_operators_see_it_and_decide(fleet_of: Fleet, capsys) -> None:
