@@ -1,8 +1,8 @@
 """A running device takes what its channel has now: adapter and policies together, between two
 requests, or neither.
 
-The order makes it safe at every instant. New policies are on disk before the adapter is applied, and
-the device still holds the old ones in memory; a policy names the adapter that it is for, so in
+The order makes it safe at every instant. New policies are on disk before the adapter is applied,
+and the device still holds the old ones in memory; a policy names the adapter that it is for, so in
 between, and after a crash, a mismatch escalates. An adapter that cannot be applied, or under which
 the model no longer answers, is left, and what ran before goes on with its own policies.
 """
@@ -136,8 +136,8 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def _restore(folder: Path, kept: dict[str, bytes]) -> None:
-    """Put policies back as they were. A signature goes first and comes last: a policy without one is
-    none."""
+    """Put policies back as they were. A signature goes first and comes last: a policy without one
+    is none."""
     for path in sorted(folder.glob("*"), key=lambda path: path.suffix != ".sig"):
         path.unlink()
     for name in sorted(kept, key=lambda name: name.endswith(".sig")):

@@ -109,7 +109,8 @@ def test_an_adapter_that_fails_here_is_left_and_told(
     assert Delivered.load().adapter == first, "also after a restart"
     fresh = PolicyStore(home.policies_dir(), TrustStore(home.trust_dir()))
     found = fresh.find("mood", running.info)
-    assert found is not None and found.adapter_digest == first
+    assert found is not None
+    assert found.adapter_digest == first
 
 
 def test_a_device_whose_adapter_was_spoiled_opens_without_it(
@@ -172,7 +173,8 @@ def test_requests_under_way_end_with_what_they_began(shop: Shop, opened) -> None
         stop.set()
         asking.join()
     assert [each.outcome for each in outcomes] == ["applied", "applied"]
-    assert not problems and seen
+    assert not problems
+    assert seen
     assert verified(running)
 
 

@@ -134,7 +134,7 @@ def calibration(
     task: str,
     against: str,
 ) -> tuple[Finding, Finding]:
-    """The errors of its confidence are not higher: Brier's score and the expected calibration error.
+    """The errors of its confidence are not higher: Brier score and expected calibration error.
 
     Arguments:
         candidate, other: confidences in [0, 1] of each adapter's own answers, shape ``[rows]``.

@@ -1,5 +1,5 @@
-"""The gate that looks at behaviour: candidates are examined in a process of their own, and what came
-of it is written down with their policies, signed.
+"""The gate that looks at behaviour: candidates are examined in a process of their own, and what
+came of it is written down with their policies, signed.
 
 A crash, a time-out or data that cannot be used says nothing of a candidate: it stays undecided with
 the reason, and is never let through.
@@ -167,8 +167,8 @@ def publish_policy(registry: Registry, key: SigningKey, data: bytes) -> str:
 
 
 class RayExaminer:
-    """Examines in a Ray task on this node, where the files of the configuration are. The gateway and
-    the coordinator stay responsive whatever becomes of it."""
+    """Examines in a Ray task on this node, where the files of the configuration are. The gateway
+    and the coordinator stay responsive whatever becomes of it."""
 
     async def __call__(self, examination: Examination) -> Findings:
         """Examine; a cancelled call kills the process."""

@@ -1,5 +1,5 @@
 """What the store does for the gate: a judgement is written down before it is told, so that an
-examination whose coordinator dies is not made again, and the policies are there to be rolled out."""
+examination whose coordinator dies is not made again, and its policies can be rolled out."""
 
 from __future__ import annotations
 

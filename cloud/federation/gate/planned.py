@@ -43,7 +43,7 @@ def gate_problems(config: GateConfig, registry: Registry, base_digest: str | Non
             if held < needed:
                 yield (
                     f"federation.gate: {held} held-out rows of {task.task.task_id} can never show "
-                    f"that nothing is worse by {task.gate.most_worse:g}; {needed} or more are needed"
+                    f"that nothing is worse by {task.gate.most_worse:g}; {needed} or more can"
                 )
     try:
         artifact = registry.artifact(config.bundle).artifact

@@ -116,8 +116,8 @@ class Rollout:
                 self._key,
                 current.channel,
                 current.candidate_digest,
-                current.policies,
-                current.percent,
+                policies=current.policies,
+                percent=current.percent,
             )
         except (InvalidInput, NotFound) as problem:
             await self._move(current, "failed", str(problem))

@@ -103,14 +103,22 @@ def begin(
     )
     if not rows:
         return None
-    for row in rows[:-1]:
-        _insert(tx, int(row[0]), "skipped", channel, str(row[1]), parent_digest, (), percent, now)
-    number, candidate = int(rows[-1][0]), str(rows[-1][1])
-    judged = judgements.of(tx, candidate)
-    policies = () if judged is None else judged.policies
     counts.clear(tx)
-    _insert(tx, number, "starting", channel, candidate, parent_digest, policies, percent, now)
-    return of_round(tx, number)
+    for row in rows:
+        number, candidate = int(row[0]), str(row[1])
+        judged = judgements.of(tx, candidate)
+        _insert(
+            tx,
+            number,
+            "starting" if row is rows[-1] else "skipped",
+            candidate,
+            channel=channel,
+            parent=parent_digest,
+            policies=() if judged is None else judged.policies,
+            percent=percent,
+            now=now,
+        )
+    return active(tx)
 
 
 def move(
@@ -169,8 +177,9 @@ def _insert(
     tx: Transaction,
     number: int,
     state: RolloutState,
-    channel: str,
     candidate: str,
+    *,
+    channel: str,
     parent: str,
     policies: tuple[str, ...],
     percent: int,

@@ -27,6 +27,7 @@ def begin(
     key: SigningKey,
     name: str,
     adapter: str,
+    *,
     policies: tuple[str, ...],
     percent: int,
 ) -> int:

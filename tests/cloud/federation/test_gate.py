@@ -50,7 +50,8 @@ def test_an_adapter_that_changes_next_to_nothing_passes_with_a_policy_of_its_own
     policy = Policy.from_bytes(data)
     assert policy.adapter_digest == candidate
     assert policy.base_digest == gated.tiny.bundle.manifest.base_digest
-    assert policy.certificate is not None and policy.certificate.n == 160
+    assert policy.certificate is not None
+    assert policy.certificate.n == 160
     assert Findings.from_bytes(found.to_bytes()) == found
 
 
@@ -121,7 +122,7 @@ def test_no_row_is_in_two_files(gated, tmp_path) -> None:
     config = gated.config.model_copy(
         update={"tasks": (task.model_copy(update={"certify": shared}),)}
     )
-    with pytest.raises(InvalidInput, match="certify: shares the text of .* with held_out"):
+    with pytest.raises(InvalidInput, match=r"certify: shares the text of .* with held_out"):
         read_rows(config)
 
 
@@ -134,7 +135,8 @@ def test_what_a_policy_needs_and_cannot_have_is_a_reason(gated) -> None:
     assert said(found)["certificate"]
     assert Policy.from_bytes(found.policies[0]).threshold is None, "all of it escalates"
     taken = comparing.certified(None, "too few labels", 0.4, "colours", "first")
-    assert not taken.passed and "too few labels" in taken.reason
+    assert not taken.passed
+    assert "too few labels" in taken.reason
 
 
 def test_accuracy_is_shown_not_assumed() -> None:
@@ -146,9 +148,11 @@ def test_accuracy_is_shown_not_assumed() -> None:
         )
 
     needed = comparing.rows_needed(0.02, 0.05)
-    assert found(needed, 0).passed and not found(needed - 1, 0).passed
+    assert found(needed, 0).passed
+    assert not found(needed - 1, 0).passed
     assert f"about {needed} rows" in found(50, 0).reason
-    assert found(2000, 10).passed and not found(2000, 40).passed
+    assert found(2000, 10).passed
+    assert not found(2000, 40).passed
     assert "worse by 4.0 points" in found(1000, 40).reason
 
 
@@ -266,11 +270,15 @@ async def test_a_crash_a_time_out_and_unusable_data_leave_a_candidate_undecided(
         ):
             gate = a_gate(gated, database, examiner, config=brief, now=lambda: clock[0])
             verdict, why = await judged(gate, candidate)
-            assert verdict == "undecided" and reason in why and "1 of 2" in why
+            assert verdict == "undecided"
+            assert reason in why
+            assert "1 of 2" in why
             assert (await gate.judge(candidate))[1] == why, "not at once again"
             clock[0] += 100.0
             verdict, why = await judged(gate, candidate)
-            assert verdict == "undecided" and "2 of 2" in why and "operator" in why
+            assert verdict == "undecided"
+            assert "2 of 2" in why
+            assert "operator" in why
             clock[0] += 1000.0
             assert (await gate.judge(candidate))[1] == why, "never again by itself"
     finally:
@@ -279,7 +287,9 @@ async def test_a_crash_a_time_out_and_unusable_data_leave_a_candidate_undecided(
 
 def test_forbidden_words_are_whole_words(tmp_path: Path) -> None:
     check = CheckConfig(forbids=("Ass", "you fool")).check()
-    assert check("A class of asses") and not check("what an ass!") and not check("You,  FOOL.")
+    assert check("A class of asses")
+    assert not check("what an ass!")
+    assert not check("You,  FOOL.")
     listed = tmp_path / "words.txt"
     listed.write_text("idiot\n\nyou fool\n")
     assert not CheckConfig(forbids_file=listed).check()("idiot")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +174,15 @@ def fleet_of(tmp_path: Path, own_tiny: TinyBundle) -> Iterator[Fleet]:
 async def test_a_good_candidate_is_promoted_with_its_policy(fleet_of: Fleet) -> None:
     rollout, before = fleet_of.rollout(), fleet_of.served()
     await rollout.tick()
-    assert fleet_of.state() == "none" and fleet_of.everybody() == {before}
+    assert fleet_of.state() == "none"
+    assert fleet_of.everybody() == {before}
     candidate = fleet_of.approved(1)
     await rollout.tick()
     await rollout.tick()
     assert fleet_of.state() == "canary"
     releases = fleet_of.everybody()
-    assert before in releases and len(releases) == 2, "some devices get it, others do not"
+    assert before in releases
+    assert len(releases) == 2, "some devices get it, others do not"
     (canary,) = releases - {before}
     adapter, policy = canary[1], fleet_of.registry.artifact(canary[2]).artifact
     assert adapter == candidate
@@ -239,10 +242,9 @@ async def test_a_restart_anywhere_goes_on(fleet_of: Fleet, monkeypatch) -> None:
     async def until(state: str) -> None:
         for after in (False, True):
             dying(Registry, "save", after=after)
-            with pytest.raises(Killed):
-                for _ in range(4):
+            for _ in range(4):
+                with suppress(Killed):
                     await fleet_of.rollout().tick()
-                raise Killed  # the channel needed no further change
         for _ in range(4):
             await fleet_of.rollout().tick()
         monkeypatch.undo()
@@ -304,7 +306,8 @@ async def test_nothing_shown_for_too_long_goes_back(fleet_of: Fleet) -> None:
     await rollout.tick()
     fleet_of.now += 101.0
     await rollout.tick()
-    assert fleet_of.state() == "rolled_back" and fleet_of.everybody() == {before}
+    assert fleet_of.state() == "rolled_back"
+    assert fleet_of.everybody() == {before}
 
 
 async def test_older_candidates_are_skipped(fleet_of: Fleet) -> None:
@@ -380,7 +383,8 @@ def test_operators_see_it_and_decide(fleet_of: Fleet, capsys) -> None:
     fleet_of.report(candidate, 2, 10, escalated=3)
     assert main(["federation", "rollout", "show", *store]) == 0
     told = capsys.readouterr().out
-    assert "of round 1 · canary" in told and "6 of 20 (30.0%)" in told
+    assert "of round 1 · canary" in told
+    assert "6 of 20 (30.0%)" in told
     assert main(["federation", "rollout", "promote", *store, "--note", "tried by hand"]) == 0
     asyncio.run(rollout.tick())
     capsys.readouterr()
