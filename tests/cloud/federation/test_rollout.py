@@ -22,6 +22,8 @@ from cascade.signing import SigningKey, TrustStore
 from cascade.testing.tiny import TinyBundle, tiny_bundle
 from cloud.federation import leases, rounds
 from cloud.federation.adapters import Adapters
+from cloud.federation.config import FederationConfig
+from cloud.federation.coordinator import Coordinator
 from cloud.federation.database import Database
 from cloud.federation.gate import judgements
 from cloud.federation.gate.evaluation import Findings
@@ -32,6 +34,7 @@ from cloud.federation.rollout.deciding import decide
 from cloud.federation.rollout.rollout import Rollout
 from cloud.federation.rounds import Start
 from cloud.federation.schema import migrate
+from cloud.federation.seams import NeedsApproval
 from cloud.registry import Device, Registry
 from edge.adapter import write_adapter
 from tests.cloud.federation.gated import OPTIONS, pairs
@@ -396,3 +399,27 @@ def test_operators_see_it_and_decide(fleet_of: Fleet, capsys) -> None:
     asyncio.run(rollout.tick())
     assert fleet_of.state() == "rolled_back"
     assert {release[1] for release in fleet_of.everybody()} == {fleet_of.first}
+
+
+async def test_after_a_way_back_devices_start_from_a_version_of_their_own(
+    fleet_of: Fleet,
+) -> None:
+    """They have seen the withdrawn version, and none goes back to a lower one."""
+    candidate = fleet_of.approved(1)
+    adapters = Adapters(fleet_of.registry, fleet_of.key)
+    config = FederationConfig(adapter=fleet_of.first, store="unused", goal=1, minimum=1)
+    coordinator = Coordinator(fleet_of.database, adapters, config, NeedsApproval())
+    await coordinator.tick()
+    second = fleet_of.database.do_now(rounds.collecting)
+    assert second is not None
+    assert (second.adapter_digest, second.adapter_version) == (candidate, 2)
+    fleet_of.database.do_now(lambda tx: rounds.withdraw(tx, candidate, "rolled back", 1.0))
+    for _ in range(3):
+        await coordinator.tick()
+    third = fleet_of.database.do_now(rounds.collecting)
+    assert third is not None
+    assert (third.number, third.adapter_version) == (3, 3), "one, however often it ticks"
+    again = adapters.read(third.adapter_digest)
+    first = adapters.read(fleet_of.first)
+    assert again.manifest.parent == fleet_of.first
+    assert all((again.tensors[name] == first.tensors[name]).all() for name in first.tensors)
