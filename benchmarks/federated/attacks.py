@@ -93,13 +93,15 @@ class Attacked:
         served: after each round.
         drops: by how much the served accuracy lay under that of the version before, each round.
         let_through: candidates that the gate approved.
-        backdoor: triggered inputs of other classes that are given the target at the end.
+        unarmed, backdoor: triggered inputs of other classes that are given the target, before the
+            first attacker and at the end.
     """
 
     start: float
     served: tuple[float, ...]
     drops: tuple[float, ...]
     let_through: int
+    unarmed: float
     backdoor: float
 
 
@@ -163,6 +165,10 @@ def _lies(run: Run) -> Iterator[Row]:
                     else "no gate"
                 )
             )
+            worst_door = max(
+                (each for (kind, _, _), each in outcomes.items() if "backdoor" in kind),
+                key=lambda each: each.backdoor,
+            )
             where = f"; worst: {lie}, {share:.0%}, seed {seed}"
             yield run.row(
                 f"attacks: {name}, {'gate' if gated else 'no gate'}: served accuracy under the "
@@ -183,17 +189,10 @@ def _lies(run: Run) -> Iterator[Row]:
             yield run.row(
                 f"attacks: {name}, {'gate' if gated else 'no gate'}: backdoored inputs that reach "
                 "the target",
-                Estimate(
-                    max(
-                        each.backdoor
-                        for (lie, _, _), each in outcomes.items()
-                        if lie == "label-flip backdoor"
-                    ),
-                    len(seeds) * len(shares),
-                    None,
-                ),
+                Estimate(worst_door.backdoor, len(seeds) * len(shares), None),
                 "%",
                 how
+                + f"; {worst_door.unarmed:.1f} % of them did before the attack"
                 + "; the worst run; a gate whose canaries do not know the trigger is blind to it",
             )
 
@@ -224,7 +223,14 @@ def attacked(
     def right() -> float:
         return 100 * float(np.mean(said(task, served, inputs[test]) == labels[test]))
 
-    start, figures, drops, through = right(), [], [], 0
+    others = labels[test] != _TARGET
+
+    def reached() -> float:
+        triggered = _triggered(inputs[test][others])
+        return 100 * float(np.mean(said(task, served, triggered) == _TARGET))
+
+    start, unarmed = right(), reached()
+    figures, drops, through = list[float](), list[float](), 0
     liars = round(share * _DEVICES)
     taught = _poisoned(task, liars) if "backdoor" in lie else task
     for _ in range(rounds):
@@ -245,9 +251,7 @@ def attacked(
             compared.append(now)
         figures.append(right())
         drops.append(before - figures[-1])
-    others = labels[test] != _TARGET
-    reached = said(task, served, _triggered(inputs[test][others])) == _TARGET
-    return Attacked(start, tuple(figures), tuple(drops), through, 100 * float(np.mean(reached)))
+    return Attacked(start, tuple(figures), tuple(drops), through, unarmed, reached())
 
 
 def _task(seed: int) -> Task:

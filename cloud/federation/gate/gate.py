@@ -179,10 +179,8 @@ class RayExaminer:
             node_id=ray.get_runtime_context().get_node_id(), soft=False
         )
         # No reservation: on a node whose tiers hold every CPU it would never start.
-        task = ray.remote(_examine).options(
-            num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy=here
-        )
-        reference = task.remote(examination)
+        task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_examine)
+        reference = task.options(scheduling_strategy=here).remote(examination)
         try:
             told = await reference
         except BaseException:

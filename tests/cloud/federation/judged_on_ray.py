@@ -61,7 +61,7 @@ async def judge(folder: Path) -> dict[str, object]:
         await database.do(migrate)
         candidate = gated.candidate(1e-4)
         verdict = "undecided"
-        while verdict == "undecided":
+        while verdict == "undecided" and not (said and "operator" in said[-1]):
             verdict, why = await gate.judge(waiting(gated, candidate))
             if not said or said[-1] != why:
                 said.append(why)
