@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from typing import Literal
 
@@ -32,7 +33,16 @@ from cascade.policy import (
     decide,
     obstacles_to_escalation,
 )
-from cascade.remote import Accepted, Chunk, Finished, Remote, Transfer, whole_answer
+from cascade.remote import (
+    Accepted,
+    Chunk,
+    Finished,
+    Remote,
+    RemoteEvent,
+    Transfer,
+    Verified,
+    whole_answer,
+)
 from cascade.request import Request
 from cascade.request_state import Reply, RequestState
 from cascade.task import generic
@@ -79,6 +89,7 @@ class Controller:
         self._checks = checks or Checks()
         self._on_decision = on_decision
         self._on_answer = on_answer
+        self._kept: Counter[str] = Counter()
 
     async def run(self, request: Request, *, show: Show = "final") -> AsyncGenerator[Event, None]:
         """Answer ``request``. Closing the iterator cancels whatever is under way.
@@ -107,6 +118,18 @@ class Controller:
                     yield event
         else:
             state.reasons.append(Reason.CLOUD_PREFERRED if self._local else Reason.NO_LOCAL_MODEL)
+        try:
+            async with contextlib.aclosing(self._answered(state, policy, bound=bound)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            if state.decode is not None:
+                await state.decode.leave()
+
+    async def _answered(
+        self, state: RequestState, policy: Policy | None, *, bound: bool
+    ) -> AsyncGenerator[Event, None]:
+        """What follows the device's own attempt."""
         decision, passage = await self._judge(state, policy)
         if passage is not None and decision.escalate and self._remote is not None:
             async with contextlib.aclosing(
@@ -117,10 +140,16 @@ class Controller:
             if state.answer is not None:
                 yield self._final(state, state.answer)
                 return
+        await self._leave(state)
+        if state.went_on and state.shown == DEVICE and not state.cut:
+            state.shown = None  # the application holds a part of what is there now
+            yield Superseded(DEVICE)
         if state.cut and self._local is not None:
             async with contextlib.aclosing(self._finish_locally(self._local, state)) as events:
                 async for event in events:
                     yield event
+        if decision.accept:
+            self._kept[state.request.task_id] += 1
         try:
             for event in self._answer_locally(state, decision):
                 yield event
@@ -154,7 +183,14 @@ class Controller:
         Arguments:
             alone: nobody else can answer, so what the device writes stands.
         """
-        decode = LocalDecode(local, state.request, policy, stops=not alone)
+        decode = LocalDecode(
+            local,
+            state.request,
+            policy,
+            stops=not alone,
+            drafting=None if alone else state.drafting(policy),
+            goes_on=not self._egress.reads_first,
+        )
         try:
             async with contextlib.aclosing(decode.pieces(state.remaining_s())) as pieces:
                 async for text in pieces:
@@ -170,6 +206,13 @@ class Controller:
             state.local_problem = problem
         else:
             state.local, state.fired, state.saved = decode.answer, decode.fired, decode.saved
+            state.decode = decode
+
+    async def _leave(self, state: RequestState) -> None:
+        """End a decode that goes on as a draft; what it has written is the device's answer."""
+        if state.decode is not None and state.local is not None:
+            await state.decode.leave()
+            state.local = state.decode.answer
 
     async def _finish_locally(
         self, local: LocalModel | LocalClassifier, state: RequestState
@@ -317,23 +360,30 @@ class Controller:
         started = time.perf_counter()
         deadline_s = state.spare_s()
         reply = Reply()
-        report = state.report(decision)
-        if policy is not None:
-            report = policy.reported(report, state.local, decision)
+        draft = state.draft(decision)
+        report = state.reported(policy, decision)
         try:
             if deadline_s <= 0:
                 raise RemoteError("DEADLINE_EXCEEDED", "no time was left to ask the cluster")
-            stream = self._egress.answer(
-                remote,
-                passage,
-                report,
-                deadline_s=deadline_s,
-                transfer=state.transfer,
+            task_id = state.request.task_id
+            report = dataclasses.replace(report, kept=self._kept.pop(task_id, 0))
+            stream = self._told(
+                task_id,
+                report.kept,
+                self._egress.answer(
+                    remote,
+                    passage,
+                    report,
+                    deadline_s=deadline_s,
+                    transfer=state.transfer,
+                    draft=draft,
+                ),
             )
             async with contextlib.aclosing(stream) as events:
                 async for event in events:
                     match event:
                         case Accepted(tier, name):
+                            state.stop_drafting()
                             if state.shown is not None:
                                 state.shown = None
                                 yield Superseded(tier)
@@ -342,18 +392,37 @@ class Controller:
                             state.shown = reply.source
                             reply.add(piece, count)
                             yield Token(piece, reply.source, provisional=False)
+                        case Verified(kept):
+                            reply.draft_kept = kept
                         case Finished():
+                            state.drafted = draft.sent if draft else 0
+                            await self._leave(state)
                             state.remote_s = time.perf_counter() - started
                             for shown in state.finish(reply, event, decision):
                                 yield shown
         except RemoteError as problem:
             state.remote_s = time.perf_counter() - started
+            state.drafted = draft.sent if draft else 0
             if state.local is None:
                 raise _without_answer(problem, state.request) from None
             state.remote_error = problem
         else:
             if state.answer is None:
                 state.remote_error = RemoteError("INTERNAL", "the cluster ended without an answer")
+
+    async def _told(
+        self, task_id: str, kept: int, events: AsyncGenerator[RemoteEvent, None]
+    ) -> AsyncGenerator[RemoteEvent, None]:
+        """The cluster's events. Where there is none, what was kept is told the next time."""
+        told = False
+        try:
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    told = True
+                    yield event
+        finally:
+            if not told:
+                self._kept[task_id] += kept
 
     def _answer_locally(self, state: RequestState, decision: Decision) -> list[Event]:
         """The last events of a request that the device answers."""

@@ -20,12 +20,22 @@ from cascade.breaker import CircuitBreaker
 from cascade.budget import BudgetLedger, BudgetState, MoneyLimits, Reservation
 from cascade.conditions import Conditions, ConditionsSource, LinuxConditions
 from cascade.constraints import Situation, obstacles
+from cascade.draft import DraftTape
 from cascade.errors import CascadeError, RemoteError
 from cascade.events import DEVICE
 from cascade.latency import LatencyBook
 from cascade.privacy import Inspection, Privacy, StreamRestorer
-from cascade.remote import Accepted, Chunk, DeviceReport, Finished, Remote, RemoteEvent, Transfer
-from cascade.request import Request
+from cascade.remote import (
+    Accepted,
+    Chunk,
+    DeviceReport,
+    Finished,
+    Remote,
+    RemoteEvent,
+    Transfer,
+    Verified,
+)
+from cascade.request import Message, Request
 
 _FAILURES: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
 
@@ -142,11 +152,22 @@ class Egress:
         *,
         deadline_s: float,
         transfer: Transfer,
+        draft: DraftTape | None = None,
     ) -> AsyncGenerator[RemoteEvent, None]:
-        """Make the call of an admitted passage. Events and errors are those of ``Remote``."""
-        call = _Call(passage)
-        stream = remote.answer(passage.request, report, deadline_s=deadline_s, transfer=transfer)
+        """Make the call of an admitted passage. Events and errors are those of ``Remote``.
+
+        Arguments:
+            draft: goes along where it may: with privacy, only one that is written and in which
+                nothing was found.
+        """
+        call, asked = _Call(passage), passage.request
         try:
+            if draft is None or not await asyncio.to_thread(self._may_send, passage, draft):
+                stream = remote.answer(asked, report, deadline_s=deadline_s, transfer=transfer)
+            else:
+                stream = remote.answer(
+                    asked, report, deadline_s=deadline_s, transfer=transfer, draft=draft
+                )
             async with contextlib.aclosing(stream) as events:
                 async for event in events:
                     for told in call.told(event):
@@ -158,6 +179,21 @@ class Egress:
             call.ended()
             # Also where the caller went away: what the call cost must not depend on that.
             await asyncio.shield(asyncio.to_thread(self._learn, call))
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether everything that leaves is looked into, so that it must be written by then."""
+        return self._privacy is not None
+
+    def _may_send(self, passage: Passage, draft: DraftTape) -> bool:
+        """Whether a draft holds nothing that the request itself would be kept here for, or be
+        worded otherwise. One to a request with placeholders was written without them."""
+        if self._privacy is None:
+            return True
+        if passage.values or not draft.ended:
+            return False
+        found = self._privacy.inspect(Request((Message("user", draft.text),)))
+        return not found.forbidden and not found.values
 
     def _prepare(self, request: Request, remaining_s: float, cluster: bool) -> Passage:
         inspection = Inspection((), request, {})
@@ -245,6 +281,8 @@ class _Call:
             case Chunk():
                 self._unsaid += event.count
                 return self._said(self._restorer.feed(event.text))
+            case Verified():
+                return [event]
             case Finished():
                 self._finished = event
                 return [*self._said(self._restorer.end()), event]

@@ -73,6 +73,9 @@ class Answer:
         local_tokens_saved: tokens that stopping the local decode early saved, by what was still to
             come at that point in the records; ``None`` where it was not stopped, or that is not
             known.
+        draft_tokens: tokens of the device's own answer that were sent to the cluster as a draft.
+        draft_kept: how many of them, from the first on, are a part of this answer; ``None`` where
+            no tier looked at them.
         bounds: how the device scored a closed set and what is proven of ``raw_score``, or ``None``
             for a free answer and where it did not try.
     """
@@ -100,6 +103,8 @@ class Answer:
     bounds: ScoreBounds | None = None
     expected_gain: float | None = None
     local_tokens_saved: float | None = None
+    draft_tokens: int = 0
+    draft_kept: int | None = None
 
     @property
     def local(self) -> bool:

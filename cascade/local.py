@@ -43,7 +43,12 @@ class CancelToken:
 
 
 class TokenSignals(Protocol):
-    """What is measured of one token; see ``cascade.signals.Signals``."""
+    """One token, and what is measured of it; see ``cascade.signals.Signals``."""
+
+    @property
+    def token(self) -> int:
+        """Its id."""
+        ...
 
     @property
     def logprob(self) -> float:

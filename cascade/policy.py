@@ -15,6 +15,7 @@ from typing import Self
 
 from cascade.certificate import Certificate
 from cascade.confidence import ConfidenceModel
+from cascade.draft import Drafting
 from cascade.early_stop import EarlyStop
 from cascade.errors import InvalidInput
 from cascade.features import SELF_CHECKS
@@ -121,6 +122,8 @@ class Policy:
         min_gain: an answer below ``threshold`` is escalated where ``gain`` is at least this, and
             stays, unverified, where it is less; ``None`` escalates all of them.
         early_stop: when to stop writing an answer that will not be kept; ``None`` never does.
+        drafting: whether an answer that is not kept is proposed to the cluster, and when the device
+            writes on to that end where ``early_stop`` would stop it; ``None`` never.
     """
 
     task: Task
@@ -133,6 +136,7 @@ class Policy:
     gain: GainModel | None = None
     min_gain: float | None = None
     early_stop: EarlyStop | None = None
+    drafting: Drafting | None = None
 
     def covers(self, options: tuple[str, ...], model: ModelInfo) -> bool:
         """Whether this policy may judge answers among ``options`` by ``model``."""
@@ -187,9 +191,18 @@ class Policy:
                 "answers would be stopped that may be kept",
             )
 
+    def check_drafting(self) -> None:
+        """Raise ``InvalidInput`` unless ``drafting`` is usable, and of free answers."""
+        if self.drafting is None:
+            return
+        if self.task.options:
+            raise InvalidInput("policy.drafting", "is for free answers, not for a closed set")
+        self.drafting.check("policy.drafting")
+
     def to_bytes(self) -> bytes:
         """The bytes that are signed."""
         self.check_early_stop()
+        self.check_drafting()
         self.check_self_checks()
         value: dict[str, object] = {
             "format_version": FORMAT_VERSION,
@@ -206,6 +219,8 @@ class Policy:
             value |= {"gain": self.gain.to_json(), "min_gain": self.min_gain}
         if self.early_stop is not None:
             value["early_stop"] = self.early_stop.to_json()
+        if self.drafting is not None:
+            value["drafting"] = self.drafting.to_json()
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -222,6 +237,7 @@ class Policy:
         scores = fields.take("scores") if fields.given("scores") else None
         gain = fields.take("gain") if fields.given("gain") else None
         early_stop = fields.take("early_stop") if fields.given("early_stop") else None
+        drafting = fields.take("drafting") if fields.given("drafting") else None
         policy = cls(
             task=Task.from_json(fields.take("task"), where="policy.task"),
             base_digest=fields.text("base_digest"),
@@ -233,11 +249,13 @@ class Policy:
             gain=None if gain is None else GainModel.from_json(gain, "policy.gain"),
             min_gain=None if gain is None else fields.number_or_none("min_gain", -1.0, 1.0),
             early_stop=None if early_stop is None else EarlyStop.from_json(early_stop),
+            drafting=None if drafting is None else Drafting.from_json(drafting),
         )
         fields.end()
         if (policy.threshold is None) != (policy.certificate is None):
             raise InvalidInput("policy.certificate", "must be present exactly when threshold is")
         policy.check_early_stop()
+        policy.check_drafting()
         policy.check_self_checks()
         return policy
 

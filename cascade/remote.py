@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from cascade.draft import DraftTape
 from cascade.errors import RemoteError
 from cascade.request import Request
 from cascade.signals import EMPTY_SIGNALS, Signals
@@ -25,6 +26,8 @@ class DeviceReport:
         ladder_digest: sha256 of the ladder that the device follows; empty where it follows none.
         answer_sha256: of the device's own answer, where the ladder may compare or take it; else
             empty.
+        kept: requests of the same task that the device has answered itself, accepted by a policy,
+            since it last told; ≥ 0.
     """
 
     confidence: float | None = None
@@ -35,6 +38,7 @@ class DeviceReport:
     ladder_digest: str = ""
     answer_sha256: str = ""
     signals: Signals = EMPTY_SIGNALS
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,13 @@ class Chunk:
 
     text: str
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """How many tokens of the device's draft, from the first on, are a part of the answer."""
+
+    kept: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +91,7 @@ class Finished:
     raw_score: float | None = None
 
 
-RemoteEvent = Accepted | Chunk | Finished
+RemoteEvent = Accepted | Chunk | Verified | Finished
 
 
 @dataclass(slots=True)
@@ -96,9 +107,18 @@ class Remote(Protocol):
     """The tiers in the cluster."""
 
     def answer(
-        self, request: Request, report: DeviceReport, *, deadline_s: float, transfer: Transfer
+        self,
+        request: Request,
+        report: DeviceReport,
+        *,
+        deadline_s: float,
+        transfer: Transfer,
+        draft: DraftTape | None = None,
     ) -> AsyncGenerator[RemoteEvent, None]:
         """Ask the cluster. The last event is ``Finished``. Closing the generator cancels the call.
+
+        Arguments:
+            draft: the device's own answer, sent while it is written.
 
         Raises:
             RemoteError: with the gRPC status, including ``DEADLINE_EXCEEDED`` after ``deadline_s``

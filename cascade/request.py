@@ -14,6 +14,7 @@ from enum import StrEnum
 from numbers import Integral
 from typing import Literal, get_args
 
+from cascade.draft import Drafting
 from cascade.errors import InvalidInput
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import ScoreMode
@@ -24,6 +25,8 @@ MAX_OPTIONS = 1000
 Role = Literal["system", "user", "assistant"]
 _MAX_TOKENS = 2**32 - 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""How adapters of a cluster are called."""
 
 
 class DataClass(StrEnum):
@@ -114,7 +117,11 @@ class Request:
             little longer.
         checks: names of checks that the device's answer has to pass, beside those of its task; see
             ``cascade.checks``.
+        drafting: whether the device proposes its own answer to the cluster; ``None`` leaves that to
+            the task's policy, and without one it does not.
         traceparent: the W3C trace context that this is a part of; empty begins a trace.
+        adapter: name of the cluster's adapter with which a tier's model shall answer, where the
+            cluster is asked; empty for the model alone. 1 to 64 characters of A-Z a-z 0-9 . _ -
     """
 
     messages: tuple[Message, ...]
@@ -133,6 +140,8 @@ class Request:
     tensors: tuple[Tensor, ...] = ()
     checks: tuple[str, ...] = ()
     score: bool = False
+    drafting: Drafting | None = None
+    adapter: str = ""
 
     @property
     def text(self) -> str:
@@ -151,10 +160,13 @@ class Request:
         if any(not stop for stop in self.stop):
             raise InvalidInput("stop", "contains an empty string")
         self.sampling.check()
+        check_adapter(self.adapter)
         check_output(self.options, self.json_schema, self.regex, self.stop)
         if self.mode not in (None, *get_args(ScoreMode)):
             raise InvalidInput("mode", f"{self.mode!r} is not known; known are exact and search")
         self.constraints.check()
+        if self.drafting is not None:
+            self.drafting.check()
 
     def _check_tensors(self) -> None:
         if self.messages:
@@ -178,6 +190,12 @@ class Request:
             raise InvalidInput("prompt", "is empty; write what you want to ask")
         if not all(is_unicode(message.content) for message in self.messages):
             raise InvalidInput("prompt", "is not valid Unicode (lone surrogate)")
+
+
+def check_adapter(name: str) -> None:
+    """Raise ``InvalidInput`` unless ``name`` is empty or can name an adapter."""
+    if name and not ADAPTER_NAME.fullmatch(name):
+        raise InvalidInput("adapter", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
 
 
 def check_output(

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from cascade.draft import Drafting, DraftTape
 from cascade.errors import InvalidInput, RemoteError
 from cascade.events import DEVICE, Answer, Event, Latency, Superseded, Token
 from cascade.local import LocalAnswer, ModelInfo
-from cascade.policy import Decision, Reason
+from cascade.policy import Decision, Policy, Reason
 from cascade.remote import DeviceReport, Finished, Transfer
 from cascade.request import Request
 from cascade.signals import EMPTY_SIGNALS, ScoreBounds
+
+if TYPE_CHECKING:
+    from cascade.local_decode import LocalDecode
 
 RETURN_MARGIN_S: Final = 0.05
 """Kept back from what may still be waited for, so that a local answer can be returned in time."""
@@ -30,6 +34,7 @@ class Reply:
     text: list[str] = field(default_factory=list)
     tokens: int = 0
     calls: int = 0
+    draft_kept: int | None = None
 
     def add(self, piece: str, count: int) -> None:
         """One more piece, of ``count`` tokens."""
@@ -50,6 +55,8 @@ class RequestState:
         thrown_away: tokens that the device decoded for nothing.
         shown: source of the text that the application holds.
         answer: the cluster's answer.
+        decode: the device's decode, where it may be proposed to the cluster or still goes on.
+        drafted: tokens of it that were sent.
     """
 
     request: Request
@@ -66,6 +73,8 @@ class RequestState:
     remote_error: RemoteError | None = None
     shown: str | None = None
     answer: Answer | None = None
+    decode: LocalDecode | None = None
+    drafted: int = 0
 
     @property
     def cut(self) -> bool:
@@ -73,9 +82,39 @@ class RequestState:
         return self.local is not None and not self.local.whole
 
     @property
+    def went_on(self) -> bool:
+        """Whether a decode that was to be stopped went on as a draft."""
+        return self.decode is not None and self.decode.went_on
+
+    @property
     def raw_score(self) -> float | None:
         """Of the device's answer. That of a part would say nothing of the whole."""
         return self.local.raw_score if self.local and self.local.whole else None
+
+    def reported(self, policy: Policy | None, decision: Decision) -> DeviceReport:
+        """The same, with what the policy adds to it."""
+        report = self.report(decision)
+        return report if policy is None else policy.reported(report, self.local, decision)
+
+    def drafting(self, policy: Policy | None) -> Drafting | None:
+        """How the device's answer may be proposed to the cluster; ``None`` where it may not."""
+        if self.request.options or self.request.tensors:
+            return None
+        drafting = self.request.drafting or (policy.drafting if policy is not None else None)
+        return drafting if drafting is not None and drafting.on else None
+
+    def draft(self, decision: Decision) -> DraftTape | None:
+        """The draft that goes along; none of an answer that failed a check."""
+        draft = self.decode.draft if self.decode is not None else None
+        if draft is None or any(reason.startswith("veto:") for reason in decision.reasons):
+            return None
+        at_hand = draft.drafting.worth_sending(draft.tokens) > 0
+        return draft if at_hand or not draft.ended else None
+
+    def stop_drafting(self) -> None:
+        """A tier goes on without waiting: what the device writes from here on is of no use."""
+        if self.decode is not None:
+            self.decode.stop_drafting()
 
     def remaining_s(self) -> float:
         """What is left of the deadline."""
@@ -145,7 +184,9 @@ class RequestState:
             finish=finished.reason,
             bounds=self._bounds(),
             expected_gain=decision.gain,
-            local_tokens_saved=self.saved if self.cut else None,
+            local_tokens_saved=self.saved if self.cut and not self.went_on else None,
+            draft_tokens=self.drafted,
+            draft_kept=reply.draft_kept,
         )
 
     def local_answer(self, local: LocalAnswer, decision: Decision) -> Answer:
@@ -172,6 +213,7 @@ class RequestState:
             finish="stop" if local.finish == "stop" else "length",
             bounds=self._bounds(),
             expected_gain=decision.gain,
+            draft_tokens=self.drafted,
         )
 
     def _latency(self) -> Latency:

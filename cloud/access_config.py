@@ -96,6 +96,18 @@ class Quota(StrictModel):
     tokens_per_day: Limit | None = None
     usd_per_day: Limit | None = None
 
+    def divided(self, parts: int) -> Quota:
+        """One of so many equal parts."""
+
+        def part(limit: float | None) -> float | None:
+            return None if limit is None else limit / parts
+
+        return Quota(
+            requests_per_minute=part(self.requests_per_minute),
+            tokens_per_day=part(self.tokens_per_day),
+            usd_per_day=part(self.usd_per_day),
+        )
+
 
 class Quotas(StrictModel):
     """What callers may use: each by its name, or by default."""

@@ -28,7 +28,13 @@ from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest, Done, Piece, Started
 from cloud.errors import ConfigError
 from cloud.front_door import GatewayFiles
-from cloud.ladder import choose_tier, max_cost_usd, max_output_tokens, max_prompt_tokens
+from cloud.ladder import (
+    choose_tier,
+    draft_cost_usd,
+    max_cost_usd,
+    max_output_tokens,
+    max_prompt_tokens,
+)
 from cloud.quotas import Hold, QuotaBook
 from cloud.tier import Refused, TierMessage
 
@@ -68,7 +74,11 @@ class Accounting:
             raise ConfigError("gateway.quotas.file is missing; name one on every node's disk")
         if audit.required and audit_file is None:
             raise ConfigError("gateway.audit.file is missing, and audit.required is true")
-        self._book = QuotaBook(quotas, quota_file) if quotas.any and quota_file else None
+        self._book = (
+            QuotaBook(quotas, quota_file, shares=config.gateway.nodes)
+            if quotas.any and quota_file
+            else None
+        )
         self._audit = (
             AuditFile(audit_file, max_bytes=audit.max_bytes, keep_files=audit.keep_files)
             if audit_file
@@ -122,12 +132,14 @@ class _Use:
         self._prompt_tokens: int | None = None
         self._counted = 0
         self._done: Done | None = None
+        self._refused = False
         self.status = "UNAVAILABLE"
         self.text: list[str] = []
 
     def note(self, message: TierMessage) -> None:
         """Take a message of the tier into account."""
         if isinstance(message, Refused):
+            self._refused = True
             self.status = "INVALID_ARGUMENT" if message.field else message.status
             return
         for event in message:
@@ -141,7 +153,10 @@ class _Use:
                     self._done, self.status = event, "OK"
 
     def failed(self, problem: BaseException) -> None:
-        """It ends with an exception. One that is left early has been sent, and may be charged."""
+        """It ends with an exception. One that is left early has been sent, and may be charged; one
+        that was refused is left by everybody."""
+        if self._refused:
+            return
         if isinstance(problem, asyncio.CancelledError | GeneratorExit):
             self._begun = True
             self.status = "OK" if self._done else "CANCELLED"
@@ -192,7 +207,8 @@ class _Paid:
             return
         tier = self._tier
         tokens = max_prompt_tokens(tier, asked.request) + max_output_tokens(tier, asked.request)
-        usd = max_cost_usd(tier, asked.request)
+        tokens += request.draft.most_tokens if request.draft else 0
+        usd = max_cost_usd(tier, asked.request) + draft_cost_usd(tier, request.draft)
         hold = await asyncio.to_thread(
             self._book.reserve, asked.caller.name, tokens=tokens, usd=usd
         )

@@ -18,7 +18,7 @@ from cloud.attempt import Attempt, TierStream
 from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest, Done, EngineEvent, Piece
 from cloud.hedge import hedged
-from cloud.ladder import max_cost_usd, max_output_tokens, obstacle_to
+from cloud.ladder import draft_cost_usd, max_cost_usd, max_output_tokens, obstacle_to
 
 # Kept back from the deadline where there is an answer that can be given instead: for the way to the
 # device, and for a busy machine.
@@ -31,6 +31,7 @@ class Asking:
 
     Arguments:
         first_tokens: how long each tier takes to its first token; what is seen is added.
+        arrived: when the request did, by ``time.monotonic``; by default now.
     """
 
     def __init__(
@@ -39,13 +40,15 @@ class Asking:
         streams: Mapping[str, TierStream],
         request: OpenRequest,
         first_tokens: LatencyBook,
+        *,
+        arrived: float | None = None,
     ) -> None:
         self.request = request
         self.attempts: list[Attempt] = []
         self._tiers = {tier.name: tier for tier in config.tiers}
         self._streams = streams
         self._first_tokens = first_tokens
-        self._arrived = time.monotonic()
+        self._arrived = time.monotonic() if arrived is None else arrived
 
     @property
     def calls_left(self) -> int:
@@ -144,15 +147,25 @@ class Asking:
     def _committed_usd(self) -> float:
         """What ended calls have cost, and what those under way may."""
         return sum(
-            each.cost_usd if each.over else max_cost_usd(each.tier, self.request)
-            for each in self.attempts
+            each.cost_usd if each.over else each.most_usd(self.request) for each in self.attempts
         )
 
     def _attempt(self, tier: TierConfig, score: bool) -> Attempt:
-        request = _chat_request(tier, self.request, score=score)
-        attempt = Attempt(tier, self._streams[tier.name], request)
+        drafted = self.request.draft is not None and self._reads_draft(tier)
+        request = _chat_request(tier, self.request, score=score, drafted=drafted)
+        announced = self.request.drafting is not None
+        attempt = Attempt(
+            tier, self._streams[tier.name], request, ignores_draft=announced and not drafted
+        )
         self.attempts.append(attempt)
         return attempt
+
+    def _reads_draft(self, tier: TierConfig) -> bool:
+        """Whether ``tier`` scores drafts, and may be paid for reading this one."""
+        most_usd = self.request.constraints.max_cost_usd
+        usd = max_cost_usd(tier, self.request) + draft_cost_usd(tier, self.request.draft)
+        paid = most_usd is None or self._committed_usd() + usd <= most_usd
+        return tier.scores_drafts and paid
 
     async def _calls(
         self, tier: TierConfig, score: bool, hedge_with: TierConfig | None
@@ -191,7 +204,9 @@ async def _alone(attempt: Attempt) -> AsyncGenerator[tuple[Attempt, list[EngineE
             yield attempt, batch
 
 
-def _chat_request(tier: TierConfig, request: OpenRequest, *, score: bool) -> ChatRequest:
+def _chat_request(
+    tier: TierConfig, request: OpenRequest, *, score: bool, drafted: bool
+) -> ChatRequest:
     return ChatRequest(
         messages=request.messages,
         max_tokens=max_output_tokens(tier, request),
@@ -202,4 +217,6 @@ def _chat_request(tier: TierConfig, request: OpenRequest, *, score: bool) -> Cha
         sampling=request.sampling,
         tensors=request.tensors,
         score=score,
+        adapter=request.adapter,
+        draft=request.draft if drafted else None,
     )

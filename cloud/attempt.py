@@ -7,9 +7,11 @@ from contextlib import aclosing
 from typing import Protocol
 
 from cascade.errors import InvalidInput, RemoteError
+from cascade.wire import OpenRequest
 from cloud.config import TierConfig
-from cloud.engines import ChatRequest, Done, EngineEvent, Piece, Started
+from cloud.engines import ChatRequest, Done, EngineEvent, Piece, Started, Verified
 from cloud.errors import EngineFailed, TierUnavailable
+from cloud.ladder import draft_cost_usd, max_cost_usd
 from cloud.tier import Refused, TierMessage
 
 
@@ -31,12 +33,22 @@ class Attempt:
 
     Arguments:
         request: what the tier is asked.
+        ignores_draft: the device has a draft, of which this tier makes no use.
 
     ``done`` is its last event once it is complete; ``over`` says that the call has ended somehow.
     """
 
-    def __init__(self, tier: TierConfig, stream: TierStream, request: ChatRequest) -> None:
+    def __init__(
+        self,
+        tier: TierConfig,
+        stream: TierStream,
+        request: ChatRequest,
+        *,
+        ignores_draft: bool = False,
+    ) -> None:
         self.tier = tier
+        self.ignores_draft = ignores_draft
+        self.verified: Verified | None = None
         self.done: Done | None = None
         self.over = False
         self._stream = stream
@@ -67,6 +79,12 @@ class Attempt:
             raise EngineFailed if self._begun else TierUnavailable(self.tier.name)
 
     @property
+    def model_name(self) -> str:
+        """What the answer is signed with."""
+        adapter = self._request.adapter
+        return f"{self.tier.model_name}:{adapter}" if adapter else self.tier.model_name
+
+    @property
     def text(self) -> str:
         """The answer so far."""
         return "".join(piece.text for piece in self._pieces)
@@ -91,12 +109,19 @@ class Attempt:
         """What it has cost, also where it was broken off."""
         return self.tier.price.cost_usd(self.prompt_tokens, self.completion_tokens)
 
+    def most_usd(self, request: OpenRequest) -> float:
+        """What it may cost at most while it is under way."""
+        draft = draft_cost_usd(self.tier, self._request.draft)
+        return max_cost_usd(self.tier, request) + draft
+
     def _note(self, event: EngineEvent) -> None:
         match event:
             case Started():
                 self._begun, self._prompt_tokens = True, event.prompt_tokens or 0
             case Piece():
                 self._pieces.append(event)
+            case Verified():
+                self.verified = event
             case Done():
                 self.done = event
 

@@ -12,7 +12,7 @@ from cascade.errors import CascadeError, InvalidInput, RemoteError
 from cascade.events import DEVICE
 from cascade.files import sha256_bytes
 from cascade.ladder import Heard, Step, confidence_in, next_step
-from cascade.remote import Accepted, Chunk, Finished, RemoteEvent
+from cascade.remote import Accepted, Chunk, Finished, RemoteEvent, Verified
 from cloud.asking import Asking
 from cloud.attempt import Attempt
 from cloud.config import TierConfig
@@ -123,6 +123,8 @@ class Climb:
                 events.append(self._accepted(attempt.tier))
             elif isinstance(event, Piece) and live:
                 events.append(Chunk(event.text, event.count))
+            elif isinstance(event, Verified) and live:
+                events.append(event)
         if live and any(isinstance(event, Chunk) for event in events):
             self._live = attempt
         return events
@@ -143,9 +145,12 @@ class Climb:
         if self._live is attempt:
             return [finished]
         told = [] if self._shown == name else [self._accepted(attempt.tier)]
-        return [*told, Chunk(attempt.text, attempt.written), finished]
+        kept = [] if attempt.verified is None else [attempt.verified]
+        return [*told, *kept, Chunk(attempt.text, attempt.written), finished]
 
     def _finished(self, attempt: Attempt | None, source: str, name: str) -> Finished:
+        if attempt is not None and attempt.ignores_draft:
+            self._reasons.append(f"{name}:draft_ignored")
         return self._asking.finished(
             attempt,
             reasons=tuple(self._reasons),

@@ -25,15 +25,18 @@ from pydantic import (
 from cascade.catalog import Entry, entries
 from cascade.errors import NotFound
 from cascade.events import DEVICE
+from cascade.request import ADAPTER_NAME
 from cloud.access_config import AuditConfig, JwtConfig, Quotas, TlsFiles
 from cloud.backend_config import ProviderConfig, VllmConfig
 from cloud.errors import ConfigError
 from cloud.federation.config import FederationConfig
+from cloud.placement_config import Placement
 from cloud.strict_model import StrictModel as _Strict
 
 EngineName = Literal[
     "llama_cpp", "onnx", "onnx_classifier", "transformers", "vllm", "openai", "anthropic"
 ]
+_ADAPTABLE: Final = ("llama_cpp", "onnx", "vllm")
 _PROVIDERS: Final = ("openai", "anthropic")
 Input = Literal["text", "tensors"]
 # One gRPC message carries 4 MiB, the rest of the request included.
@@ -74,6 +77,8 @@ class GatewayConfig(_Strict):
 
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=7443, ge=1, le=65535)
+    replicas: int = Field(default=1, ge=1, le=1000)
+    replicas_per_node: int | None = Field(default=None, ge=1, le=METRIC_PORTS)
     tls: TlsFiles = TlsFiles()
     api_keys_file: Path | None = Field(default=None, strict=False)
     jwt: JwtConfig | None = None
@@ -82,11 +87,13 @@ class GatewayConfig(_Strict):
     registry: str | None = Field(default=None, min_length=1)
     metrics: MetricsConfig | None = None
     max_concurrent_requests: int = Field(default=64, ge=1)
+    max_open_calls: int = Field(default=4096, ge=16)
     max_prompt_chars: int = Field(default=32_000, ge=1)
     max_tensor_bytes: int = Field(default=1_000_000, ge=1, le=_MOST_TENSOR_BYTES)
     max_deadline_s: float = Field(default=600.0, gt=0, lt=math.inf)
     first_message_s: float = Field(default=10.0, gt=0, le=600)
     stalled_s: float = Field(default=30.0, gt=0, le=3600)
+    draft_s: float = Field(default=10.0, gt=0, le=600)
     idle_connection_s: float = Field(default=600.0, ge=1, le=86_400)
     connection_age_s: float = Field(default=3600.0, ge=1, le=604_800)
     max_streams_per_connection: int = Field(default=100, ge=1, le=10_000)
@@ -113,6 +120,27 @@ class GatewayConfig(_Strict):
         if other is not None and (other == self.port or other in _RAY_PORTS):
             raise ValueError("tls.client_port must differ from port and lie out of 10002-19999")
         return self
+
+    @model_validator(mode="after")
+    def _counted_together(self) -> Self:
+        if self.metrics is not None and min(self.replicas, self.on_one_node) > METRIC_PORTS:
+            raise ValueError(f"replicas: at most {METRIC_PORTS} on one node can show their metrics")
+        if self.nodes > 1 and self.jwt is not None and self.jwt.single_use:
+            raise ValueError(
+                "jwt.single_use needs all replicas on one node, where they remember used tokens "
+                "together; raise replicas_per_node, or leave it out"
+            )
+        return self
+
+    @property
+    def on_one_node(self) -> int:
+        """The most replicas that one node runs."""
+        return self.replicas_per_node or self.replicas
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that the replicas are on. Each node has files, and so counts, of its own."""
+        return math.ceil(self.replicas / self.on_one_node)
 
     @property
     def max_message_bytes(self) -> int:
@@ -177,10 +205,13 @@ class TierConfig(_Strict):
     commercial_use: bool | None = None
     provider: ProviderConfig | None = None
     vllm: VllmConfig | None = None
+    adapters: dict[str, Path] = Field(default={})
+    most_adapters: int = Field(default=4, ge=1, le=1024)
     price: PriceList = PriceList()
     autoscaling: Autoscaling = Autoscaling()
     max_ongoing_requests: int | None = Field(default=None, ge=1)
     max_queued_requests: int = Field(default=32, ge=0)
+    placement: Placement = Placement()
     hedge: Hedge | None = None
 
     @field_validator("name")
@@ -215,6 +246,31 @@ class TierConfig(_Strict):
             raise ValueError("vllm is missing; write vllm: {} for its defaults")
         if self.engine != "vllm" and self.vllm is not None:
             raise ValueError(f"vllm is for the engine vllm, not for {self.engine}")
+        if self.vllm is not None and self.placement.labels:
+            raise ValueError(
+                "placement.labels is not offered by ray.serve.llm; take placement.resources or "
+                "vllm.accelerator_type"
+            )
+        return self
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _named(cls, adapters: object) -> object:
+        if not isinstance(adapters, dict):
+            return adapters
+        for name in adapters:
+            if not ADAPTER_NAME.fullmatch(str(name)):
+                raise ValueError(f"{name!r} is no name; take 1 to 64 of A-Z a-z 0-9 . _ -")
+        return {name: Path(at) if isinstance(at, str) else at for name, at in adapters.items()}
+
+    @model_validator(mode="after")
+    def _can_adapt(self) -> Self:
+        if not self.adapters:
+            return self
+        if self.engine not in _ADAPTABLE:
+            raise ValueError(f"adapters are for {', '.join(_ADAPTABLE)}, not for {self.engine}")
+        if self.vllm is not None and self.vllm.adapters_url is None:
+            raise ValueError("adapters needs vllm.adapters_url, the place of the adapters")
         return self
 
     @model_validator(mode="after")
@@ -230,11 +286,12 @@ class TierConfig(_Strict):
     @property
     def allows_commercial_use(self) -> bool:
         """Whether the model's licence allows commercial use: what ``commercial_use`` says, else
-        what the catalog says. Of a model that nobody has said it of, it is taken not to."""
+        what the catalog says. Of a model that nobody has said it of, or of its adapters, it is
+        taken not to."""
         if self.commercial_use is not None:
             return self.commercial_use
         known = self.catalogued
-        return known is not None and known.commercial_use
+        return known is not None and known.commercial_use and not self.adapters
 
     @property
     def catalogued(self) -> Entry | None:
@@ -267,9 +324,23 @@ class TierConfig(_Strict):
         return self.provider is None
 
     @property
+    def scores_drafts(self) -> bool:
+        """Whether its engine says how far it agrees with a draft, and goes on from there."""
+        return self.engine == "transformers"
+
+    @property
     def ongoing_requests(self) -> int:
         """Requests that one replica answers at one time."""
         return self.max_ongoing_requests or self.parallel
+
+    @property
+    def handed_requests(self) -> int:
+        """Requests that a gateway hands one replica at one time: those that it answers, and where
+        its engine has a queue of its own some more, so that no slot waits for the way there and
+        back."""
+        if self.max_ongoing_requests is not None or not self.local:
+            return self.ongoing_requests
+        return self.parallel + max(1, self.parallel // 4)
 
 
 class ClusterConfig(_Strict):
@@ -430,9 +501,7 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
     tiers = tuple(
         _anchored_provider(tier, folder)
         if tier.provider is not None
-        else tier.model_copy(update={"model": str(anchor(Path(tier.model)))})
-        if tier.local and is_model_path(tier.model)
-        else tier
+        else _anchored_files(tier, folder)
         for tier in config.tiers
     )
     ladders = tuple(folder / path.expanduser() for path in config.ladders)
@@ -440,6 +509,16 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
     if config.federation is not None:
         anchored["federation"] = config.federation.anchored(folder)
     return config.model_copy(update=anchored)
+
+
+def _anchored_files(tier: TierConfig, folder: Path) -> TierConfig:
+    if not tier.local:
+        return tier
+    adapters = {name: folder / path.expanduser() for name, path in tier.adapters.items()}
+    model = tier.model
+    if is_model_path(model):
+        model = str(folder / Path(model).expanduser())
+    return tier.model_copy(update={"model": model, "adapters": adapters})
 
 
 def _anchored_url(url: str | None, folder: Path) -> str | None:

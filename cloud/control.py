@@ -62,6 +62,20 @@ class TierStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayStatus:
+    """One gateway.
+
+    Arguments:
+        under_way: requests that it answers or queues now.
+        metrics: ``host:port`` where Prometheus finds it; empty where it shows nothing.
+    """
+
+    pid: int
+    under_way: int
+    metrics: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatus:
     """The cluster of this machine.
 
@@ -69,6 +83,7 @@ class ClusterStatus:
         stage: how far its supervisor is; ``"stopped"`` when there is none.
         health: of the whole, like a tier's.
         metrics: ``host:port`` where Prometheus finds each gateway; none where they show nothing.
+        gateways: those that run; none where they do not tell.
     """
 
     stage: Literal["stopped", "starting", "ready", "stopping"]
@@ -77,6 +92,7 @@ class ClusterStatus:
     health: str = ""
     tiers: tuple[TierStatus, ...] = ()
     metrics: tuple[str, ...] = ()
+    gateways: tuple[GatewayStatus, ...] = ()
 
     @property
     def running(self) -> bool:
@@ -232,23 +248,27 @@ def _with_figures(status: ClusterStatus, state: SessionState) -> ClusterStatus:
     """The status with what the gateways know of the last minute, as far as they tell."""
     try:
         reply = _asked(state, "figures", _FIGURES_TIMEOUT_S)
-        gateways = [
+        known = [
             {name: Figures.from_json(each) for name, each in gateway.items()}
             for gateway in reply["gateways"]
         ]
-        addresses = tuple(str(each) for each in reply["metrics"])
-    except (OSError, ValueError, KeyError, AttributeError):
+        gateways = tuple(
+            GatewayStatus(int(each["pid"]), int(each["under_way"]), str(each["metrics"]))
+            for each in sorted(reply["states"], key=lambda each: (each["metrics"], each["pid"]))
+        )
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return status
     tiers = (
         replace(
             tier,
             figures=together(parts)
-            if (parts := [each[tier.name] for each in gateways if tier.name in each])
+            if (parts := [each[tier.name] for each in known if tier.name in each])
             else None,
         )
         for tier in status.tiers
     )
-    return replace(status, tiers=tuple(tiers), metrics=addresses)
+    addresses = tuple(each.metrics for each in gateways if each.metrics)
+    return replace(status, tiers=tuple(tiers), metrics=addresses, gateways=gateways)
 
 
 async def _checked(state: SessionState) -> ClusterStatus:

@@ -63,16 +63,15 @@ def _reply(command: bytes, config: ClusterConfig) -> dict[str, object]:
 
 
 def figures() -> dict[str, object]:
-    """What every gateway of the running cluster knows of the last minute, and where each one shows
-    its metrics."""
+    """What every gateway of the running cluster knows of the last minute, and how it is itself."""
     from ray import serve
 
     from cloud.gateway import APP_NAME
 
     gateways = serve.get_deployment_handle("gateway", APP_NAME)
     known = gateways.broadcast("figures").results(timeout_s=_FIGURES_S)
-    addresses = gateways.broadcast("metrics_address").results(timeout_s=_FIGURES_S)
-    return {"gateways": known, "metrics": sorted(filter(None, addresses))}
+    states = gateways.broadcast("state").results(timeout_s=_FIGURES_S)
+    return {"gateways": known, "states": states}
 
 
 def reset_prefix_caches(config: ClusterConfig) -> int:

@@ -14,11 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray.serve import Application
 
 from cascade.errors import ClusterError
+from cascade.home import trust_dir
+from cascade.signing import TrustStore
 from cloud.access_check import access_problems
 from cloud.app import build_app
 from cloud.config import ClusterConfig, is_model_path, load_config, parse_config
 from cloud.errors import ConfigError
 from cloud.front_door import GatewayFiles
+from cloud.ladders import load_ladders
 from cloud.startup import model_files
 
 
@@ -67,7 +70,8 @@ def build(args: DeployArgs) -> Application:
 
     Raises:
         NotFound: there is no such configuration.
-        ConfigError: it is not good, or leaves out what only the supervisor can do without.
+        ConfigError: it is not good, or leaves out what only the supervisor can do without; or a
+            ladder is altered, or of a publisher that is not pinned on this node.
         ClusterError: a file that it names is not there.
     """
     config = args.cluster()
@@ -75,7 +79,9 @@ def build(args: DeployArgs) -> Application:
         raise ConfigError(
             "federation.signing_key is missing; only `cascade cluster up` uses this machine's own"
         )
-    return build_app(config, gateway_files(config, args.request_log), model_files(config))
+    ladders = load_ladders(config, TrustStore(trust_dir()))
+    files = gateway_files(config, args.request_log)
+    return build_app(config, files, model_files(config), ladders)
 
 
 def gateway_files(config: ClusterConfig, request_log: Path | None = None) -> GatewayFiles:
@@ -94,6 +100,13 @@ def gateway_files(config: ClusterConfig, request_log: Path | None = None) -> Gat
                 for name, path in named.items()
                 if path is None
             )
+        )
+    gateway = config.gateway
+    counts = gateway.quotas.any or (gateway.jwt is not None and gateway.jwt.single_use)
+    if counts and gateway.replicas > 1 and gateway.replicas_per_node is None:
+        raise ConfigError(
+            "gateway.replicas_per_node is missing; with quotas or single-use tokens it says on how "
+            "many nodes they are counted"
         )
     for name, path in (
         ("tls.certificate", tls.certificate),
@@ -134,11 +147,15 @@ def _check_absolute(config: ClusterConfig) -> None:
             named |= config.federation.gate.paths
     if gateway.registry is not None and "://" not in gateway.registry:
         named["gateway.registry"] = Path(gateway.registry)
+    named |= {f"ladders[{place}]": path for place, path in enumerate(config.ladders)}
     for place, tier in enumerate(config.tiers):
         if tier.provider is not None:
             named[f"tiers[{place}].provider.api_key_file"] = tier.provider.api_key_file
-        elif is_model_path(tier.model):
-            named[f"tiers[{place}].model"] = Path(tier.model)
+        elif tier.local:
+            if is_model_path(tier.model):
+                named[f"tiers[{place}].model"] = Path(tier.model)
+            for name, path in tier.adapters.items():
+                named[f"tiers[{place}].adapters.{name}"] = path
     wrong = [
         f"args.config: {name} must be an absolute path, or use config_file (it is {str(path)!r})"
         for name, path in named.items()

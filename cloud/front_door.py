@@ -5,13 +5,8 @@ Plain async Python over an ``Answerer``; the Ray Serve deployment around it is `
 
 from __future__ import annotations
 
-import datetime
-import json
-import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from logging.handlers import RotatingFileHandler
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -38,9 +33,9 @@ from cascade.wire import (
     add_federation,
 )
 from cloud.config import GatewayConfig
+from cloud.request_log import RequestLog
 from cloud.token_memory import TokenMemory
 
-_LOG_BYTES: Final = 10_000_000
 _HANDSHAKE_MS: Final = 10_000
 # A device that vanished without a word is noticed after a minute and a half.
 _PING_MS: Final = 60_000
@@ -81,6 +76,8 @@ class FrontDoor:
         federation: what leads devices through federated rounds; ``None`` has no such service.
         on_call: told about every call when it has ended; by default it is logged.
         observer: told likewise, beside ``on_call``.
+        admit: asked for each call, with the seconds that it has, before its message is read: why it
+            is refused, or ``None`` to go on.
 
     Raises:
         InvalidInput, ConfigError: a file of keys cannot be read.
@@ -97,13 +94,16 @@ class FrontDoor:
         federation: FederationSource | None = None,
         on_call: Callable[[CallRecord], None] | None = None,
         observer: Callable[[CallRecord], None] | None = None,
+        admit: Callable[[float], RemoteError | None] | None = None,
     ) -> None:
         config = config or GatewayConfig()
-        on_call = _both(on_call or _request_log(files.request_log), observer)
+        self._log = None if on_call is not None else RequestLog(files.request_log)
+        on_call = _all(on_call, self._log, observer)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             interceptors=[AccessInterceptor(_authenticators(config, files), _refusals(on_call))],
             options=_options(config),
+            maximum_concurrent_rpcs=config.max_open_calls,
         )
         add_answerer(
             self._server,
@@ -111,7 +111,9 @@ class FrontDoor:
             max_deadline_s=config.max_deadline_s,
             first_message_s=config.first_message_s,
             stalled_s=config.stalled_s,
+            draft_s=config.draft_s,
             on_call=on_call,
+            admit=admit,
         )
         names = [INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if artifacts is not None:
@@ -150,6 +152,8 @@ class FrontDoor:
         """Take no new calls, wait up to ``drain_s`` for those under way, then stop."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(drain_s)
+        if self._log is not None:
+            self._log.flush()
 
     async def _set_health(self, service: str, ready: bool) -> None:
         states = health_pb2.HealthCheckResponse
@@ -204,30 +208,11 @@ def _refusals(on_call: Callable[[CallRecord], None]) -> Callable[[RemoteError], 
     return refused
 
 
-def _both(
-    first: Callable[[CallRecord], None], second: Callable[[CallRecord], None] | None
-) -> Callable[[CallRecord], None]:
+def _all(*told: Callable[[CallRecord], None] | None) -> Callable[[CallRecord], None]:
+    present = [each for each in told if each is not None]
+
     def tell(record: CallRecord) -> None:
-        first(record)
-        if second is not None:
-            second(record)
+        for each in present:
+            each(record)
 
     return tell
-
-
-def _request_log(path: Path | None) -> Callable[[CallRecord], None]:
-    # Below Ray Serve's own logger: without a path, what it writes goes into the replica's log.
-    log = logging.getLogger("ray.serve.requests")
-    log.setLevel(logging.INFO)
-    if path is not None:
-        with suppress(OSError):
-            target = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=3)
-            target.setFormatter(logging.Formatter("%(message)s"))
-            log.handlers = [target]
-            log.propagate = False
-
-    def write(record: CallRecord) -> None:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        log.info(json.dumps({"time": now, **asdict(record)}))
-
-    return write

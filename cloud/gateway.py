@@ -7,13 +7,16 @@ used: it has no TLS, no interceptors and no health service.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -38,6 +41,7 @@ from cloud.policy_state import policy_state
 from cloud.registry import Delivery, Registry
 from cloud.routing import RETRY_AFTER_S, Router
 from cloud.tier import TierMessage
+from cloud.waiting_room import WaitingRooms
 
 _log = logging.getLogger("ray.serve")
 
@@ -76,14 +80,17 @@ class Gateway:
         self._observer = observer = Observer(config)
         self._registry = Registry(gateway.registry) if gateway.registry else None
         accounting = Accounting(config, files)
-        streams = observer.tiers(accounting.streams(_streams(config, tiers)))
+        rooms = WaitingRooms(config)
+        # Who waits for a place has reserved nothing, and is in no audit.
+        streams = observer.tiers(rooms.streams(accounting.streams(_streams(config, tiers))))
+        self._router = router = Router(config, streams, ladders)
         self._desk = (
             open_desk(config.federation, self._registry)
             if config.federation is not None and self._registry is not None
             else None
         )
         self._door = FrontDoor(
-            observer.answerer(accounting.answerer(Router(config, streams, ladders))),
+            observer.answerer(accounting.answerer(router)),
             files,
             address=f"{gateway.host}:{gateway.port}",
             config=gateway,
@@ -92,10 +99,15 @@ class Gateway:
             else None,
             federation=self._desk,
             observer=observer.called,
+            admit=lambda deadline_s: router.refusal() or rooms.refusal(deadline_s),
         )
         await self._watch_once(_nothing_runs)
         metrics = gateway.metrics
         self._exposition = Exposition(metrics, observer.meters.registry) if metrics else None
+        # What is loaded by now stays: a collection that looks at all of it stops every call for a
+        # tenth of a second.
+        gc.collect()
+        gc.freeze()
         await self._door.open()
         self._watching = asyncio.create_task(self._watch())
         self._reading = asyncio.create_task(self._read_policies())
@@ -116,10 +128,12 @@ class Gateway:
         """What this replica knows of the last minute, by tier; see ``Figures``."""
         return {name: each.to_json() for name, each in self._observer.figures().items()}
 
-    async def metrics_address(self) -> str:
-        """Where Prometheus finds this replica; empty where it shows nothing."""
+    async def state(self) -> dict[str, object]:
+        """This replica, as ``cascade cluster status`` tells of it: ``pid``, ``under_way``, and
+        ``metrics``, where Prometheus finds it, empty where it shows nothing."""
         metrics = self._config.gateway.metrics
-        return f"{metrics.host}:{self._exposition.port}" if metrics and self._exposition else ""
+        address = f"{metrics.host}:{self._exposition.port}" if metrics and self._exposition else ""
+        return {"pid": os.getpid(), "under_way": self._router.under_way, "metrics": address}
 
     async def check_health(self) -> None:
         """Ray Serve replaces this replica when this raises."""
@@ -171,18 +185,26 @@ async def _nothing_runs() -> Mapping[str, int]:
 async def _running_tiers() -> Mapping[str, int]:
     """How many replicas of each tier run."""
     try:
-        status = await asyncio.to_thread(serve.status)
-    except RayError:
+        deployments = await asyncio.to_thread(_deployments)
+    except (RayError, RayServeException):
         _log.warning("the state of the tiers is unknown", exc_info=True)
         return {}
-    app = status.applications.get(APP_NAME)
-    deployments = {} if app is None else app.deployments
+    prefix = deployment_name("")
     return {
-        name.removeprefix(deployment_name("")): sum(
-            n for state, n in deployment.replica_states.items() if state == "RUNNING"
+        name.removeprefix(prefix): sum(
+            replica["state"] == "RUNNING" for replica in deployment["replicas"]
         )
         for name, deployment in deployments.items()
+        if name.startswith(prefix)
     }
+
+
+def _deployments() -> Mapping[str, Any]:
+    """What Serve knows of our deployments, as it comes: `serve.status()` makes models of all of it,
+    and pickles the code of Serve's router on the way, which takes 50 ms of every second."""
+    client = cast(Any, _get_global_client())
+    app = client.get_serve_details()["applications"].get(APP_NAME) or {}
+    return cast("Mapping[str, Any]", app.get("deployments") or {})
 
 
 def _runs(deployment: DeploymentStatusOverview) -> bool:
@@ -220,28 +242,14 @@ class _HandleStream:
 
     def __init__(self, tier: TierConfig, handle: DeploymentHandle[object]) -> None:
         self._tier = tier.name
+        # On this event loop: with a thread of its own for Serve's router, as is its default, every
+        # message waits for the other thread to let go of the interpreter.
+        handle._init(_run_router_in_separate_loop=False)
         # By value: messages go straight to the replica and back. By reference each one is an object
         # in Ray's store, which costs more than half of the tokens a second. Limit: 4 MiB a message.
         self._handle = handle.options(method_name="answer", stream=True, _by_reference=False)
-        # What Serve would queue and no more, even with all replicas there may be. Serve refuses the
-        # rest as well, but each of its refusals costs as much as an answer.
-        self._most = (
-            tier.ongoing_requests * tier.autoscaling.max_replicas + tier.max_queued_requests
-        )
-        self._under_way = 0
 
     async def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
-        if self._under_way >= self._most:
-            raise Overloaded(f"{self._tier} has no room in its queue", RETRY_AFTER_S)
-        self._under_way += 1
-        try:
-            async with aclosing(self._messages(request)) as messages:
-                async for message in messages:
-                    yield message
-        finally:
-            self._under_way -= 1
-
-    async def _messages(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
         messages = cast("DeploymentResponseGenerator[TierMessage]", self._handle.remote(request))
         try:
             async for message in messages:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cascade.draft import DraftProposal
 from cascade.errors import InvalidInput
 from cascade.request import DataClass
 from cascade.wire import OpenRequest
@@ -28,9 +29,11 @@ class Choice:
     Arguments:
         reasons: fixed words in the order of the decision: for every lower tier that was passed
             over ``NAME:reads_text`` or ``NAME:reads_tensors`` (and nothing else),
-            ``NAME:regex`` (keeps none), ``NAME:not_allowed``, ``NAME:data_class``,
-            ``NAME:residency``, ``NAME:licence`` or ``NAME:cost``, then ``lowest_tier`` or
-            ``lowest_allowed_tier``.
+            ``NAME:regex`` (keeps none), ``NAME:adapter`` (has it not), ``NAME:not_allowed``,
+            ``NAME:data_class``, ``NAME:residency``, ``NAME:licence`` or ``NAME:cost``, then
+            ``lowest_tier`` or ``lowest_allowed_tier``; ``NAME:draft_ignored`` behind it where the
+            tier that answers scores no drafts, or the price of reading one is above what the
+            request may cost.
     """
 
     tier: TierConfig
@@ -44,7 +47,8 @@ def choose_tier(tiers: Sequence[TierConfig], request: OpenRequest) -> Choice:
         tiers: from the lowest to the highest; at least one.
 
     Raises:
-        InvalidInput: ``allowed_tiers`` names a tier that does not exist.
+        InvalidInput: ``allowed_tiers`` names a tier that does not exist, or ``adapter`` an adapter
+            that no tier has.
         NoTierAllowed: no tier satisfies the constraints; the message says which failed where.
     """
     limits = request.constraints
@@ -57,6 +61,7 @@ def choose_tier(tiers: Sequence[TierConfig], request: OpenRequest) -> Choice:
             "constraints.allowed_tiers",
             f"no tier is called {unknown[0]!r}; tiers: {', '.join(names)}",
         )
+    _check_adapter(tiers, request.adapter)
     passed_over: list[str] = []
     for tier in tiers:
         obstacle = obstacle_to(tier, request)
@@ -70,6 +75,15 @@ def choose_tier(tiers: Sequence[TierConfig], request: OpenRequest) -> Choice:
     raise NoTierAllowed(
         f"no tier satisfies the request's constraints ({', '.join(passed_over)})"
         f"{_licences(tiers, passed_over)}; loosen one of them or answer on the device"
+    )
+
+
+def _check_adapter(tiers: Sequence[TierConfig], adapter: str) -> None:
+    if not adapter or any(adapter in tier.adapters for tier in tiers):
+        return
+    there = [f"{tier.name}: {', '.join(tier.adapters)}" for tier in tiers if tier.adapters]
+    raise InvalidInput(
+        "adapter", f"no tier has {adapter!r}; adapters: {'; '.join(there) or 'none'}"
     )
 
 
@@ -99,6 +113,11 @@ def max_cost_usd(tier: TierConfig, request: OpenRequest) -> float:
     return tier.price.cost_usd(max_prompt_tokens(tier, request), max_output_tokens(tier, request))
 
 
+def draft_cost_usd(tier: TierConfig, draft: DraftProposal | None) -> float:
+    """An upper bound on the price of a draft: none of it is kept, and all of it was read."""
+    return 0.0 if draft is None else tier.price.cost_usd(draft.most_tokens, 0)
+
+
 def max_prompt_tokens(tier: TierConfig, request: OpenRequest) -> int:
     """An upper bound: a token holds at least one byte of the prompt. Tensors have no tokens."""
     if request.tensors:
@@ -123,6 +142,8 @@ def obstacle_to(tier: TierConfig, request: OpenRequest, *, spent_usd: float = 0.
         return f"reads_{tier.reads}"
     if request.regex is not None and not tier.keeps_regex:
         return "regex"
+    if request.adapter and request.adapter not in tier.adapters:
+        return "adapter"
     if limits.allowed_tiers is not None and tier.name not in limits.allowed_tiers:
         return "not_allowed"
     if limits.data_class.value not in tier.data_classes:

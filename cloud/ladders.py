@@ -46,9 +46,9 @@ class Ladders:
 
     def find(self, request: OpenRequest) -> Followed | None:
         """The ladder that ``request`` climbs; ``None`` where there is none for its task, or where
-        it asks about other answers than the ladder was tuned for."""
+        it asks about other answers than the ladder was tuned for, or for an adapter."""
         policy, digest = self._policies.get(request.task_id, (None, ""))
-        if policy is None:
+        if policy is None or request.adapter:
             return None
         options = policy.wording.options if policy.wording else ()
         if set(options) != set(request.options):

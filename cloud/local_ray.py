@@ -37,6 +37,9 @@ def start_ray(folder: Path, *, num_cpus: int) -> None:
         # Kept in memory: without it Ray writes a token into the user's home.
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_USAGE_STATS_ENABLED="0",
+        # Ray would have its workers stand back behind all else on the machine, 15 steps: made for
+        # batch jobs, and refusals of a gateway would wait for the callers of an overload.
+        RAY_worker_niceness="0",
         **{FOLDER_VARIABLE: str(folder)},
         # What a killed replica leaves behind goes with the session.
         TMPDIR=str(folder),

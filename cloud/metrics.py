@@ -62,6 +62,13 @@ ESCALATIONS: Final = Metric(
     "certified (by a policy), uncertified (it had none that was valid) or untried (no answer).",
     ("task", "judged"),
 )
+KEPT: Final = Metric(
+    "cascade_gateway_kept_total",
+    "counter",
+    "Requests that devices have answered themselves, accepted by a policy, by task: told with the "
+    "next request of the task that they send.",
+    ("task",),
+)
 CONFIDENCE: Final = Metric(
     "cascade_gateway_device_confidence_ratio",
     "histogram",
@@ -161,6 +168,7 @@ CLUSTER_METRICS: Final = (
     UNDER_WAY,
     CAPACITY,
     ESCALATIONS,
+    KEPT,
     CONFIDENCE,
     TIER_CALLS,
     TIER_WAITING,

@@ -79,6 +79,7 @@ class Observer:
         """A device sent a request."""
         task, report = self._task(request.task_id), request.report
         self.meters.add(metrics.ESCALATIONS, 1, task, _judged(report))
+        self.meters.add(metrics.KEPT, report.kept, task)
         if report.confidence is not None:
             self.meters.observe(metrics.CONFIDENCE, report.confidence, task)
 

@@ -6,21 +6,25 @@ Pure but for one look at which model files are on this machine and how large the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cascade.download import cached
 from cascade.errors import ClusterError
+from cascade.home import trust_dir
+from cascade.signing import TrustStore
 from cloud.access_check import access_problems
 from cloud.config import ClusterConfig, GatewayConfig, TierConfig
 from cloud.engines import make_engine
 from cloud.engines.provider import Key
 from cloud.engines.vllm_config import require_vllm
-from cloud.errors import ModelUnusable
+from cloud.errors import ConfigError, ModelUnusable
 from cloud.federation.planned import FederationPlan, plan_federation
-from cloud.startup import licence, model_file
+from cloud.ladders import load_ladders
+from cloud.placement import Node, placement_problems, this_machine, told
+from cloud.startup import adapter_problem, licence, model_file
 
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _PROMPT_SHARE: Final = 0.75
@@ -40,6 +44,8 @@ class TierPlan:
         replicas: fewest and most.
         threads: that compute when it is at its largest.
         at_once: requests answered at one time then; further ones wait, ``queued`` at most.
+        adapters: names of those that a request may ask for.
+        placement: what a node has to have to run it, beside CPUs for its threads.
         usd_per_million_tokens: for prompts, for answers, and for three of the one with one of the
             other.
     """
@@ -61,6 +67,8 @@ class TierPlan:
     region: str
     usd_per_million_tokens: tuple[float, float, float]
     price_label: str
+    placement: str = ""
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,8 @@ class Plan:
         commercial: whether answers may be sold.
         access_problems: files about callers that cannot be used.
         federation: rounds that devices take part in; ``None`` without any.
+        ladder_problems: ladders that cannot be followed here.
+        placement_problems: tiers that no node of the Ray cluster could run, if one was looked at.
         cores, threads: of this machine, and what all tiers use at their largest.
         notes: what an operator may want to know, a line each.
     """
@@ -86,20 +96,26 @@ class Plan:
     notes: tuple[str, ...]
     access_problems: tuple[str, ...] = ()
     federation: FederationPlan | None = None
+    placement_problems: tuple[str, ...] = ()
+    ladder_problems: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What keeps it from starting on this machine, a line each."""
         rounds = () if self.federation is None else self.federation.problems
         tiers = (tier.problem for tier in self.tiers if tier.problem)
-        return (*self.access_problems, *rounds, *tiers)
+        files = (*self.access_problems, *self.ladder_problems)
+        return (*files, *self.placement_problems, *rounds, *tiers)
 
 
-def plan_cluster(config: ClusterConfig, *, cores: int | None = None) -> Plan:
+def plan_cluster(
+    config: ClusterConfig, *, cores: int | None = None, nodes: Sequence[Node] | None = None
+) -> Plan:
     """The plan of a configuration.
 
     Arguments:
         cores: of the machine; by default those of this one.
+        nodes: of the Ray cluster that it is for; by default there is this machine alone.
     """
     tiers = tuple(_tier(config, tier) for tier in config.tiers)
     gateway = config.gateway
@@ -113,9 +129,11 @@ def plan_cluster(config: ClusterConfig, *, cores: int | None = None) -> Plan:
         tiers=tiers,
         cores=here,
         threads=config.threads,
-        notes=tuple(_notes(config, here)),
+        notes=tuple(_notes(config, here, nodes)),
         access_problems=tuple(access_problems(config)),
         federation=plan_federation(config),
+        ladder_problems=tuple(_ladder_problems(config)),
+        placement_problems=() if nodes is None else tuple(placement_problems(config, nodes)),
     )
 
 
@@ -140,7 +158,7 @@ def _tier(config: ClusterConfig, tier: TierConfig) -> TierPlan:
             require_vllm()
         else:
             file = model_file(tier)
-            size, problem = _size(file), licence(config, tier, file) or ""
+            size, problem = _size(file), licence(config, tier, file) or adapter_problem(tier) or ""
     except ModelUnusable as missing:
         problem = f"tier {tier.name}: {missing}"
     except ClusterError as missing:
@@ -167,14 +185,21 @@ def _tier(config: ClusterConfig, tier: TierConfig) -> TierPlan:
         region=tier.region,
         usd_per_million_tokens=(read, write, _PROMPT_SHARE * read + (1 - _PROMPT_SHARE) * write),
         price_label=price.label,
+        placement=told(tier),
+        adapters=tuple(tier.adapters),
     )
 
 
-def _notes(config: ClusterConfig, cores: int) -> Iterator[str]:
+def _notes(config: ClusterConfig, cores: int, nodes: Sequence[Node] | None) -> Iterator[str]:
     if config.threads > cores:
         yield (
             f"{config.threads} threads compute when all tiers are at their largest, on {cores} "
             "cores: they will wait for each other; lower threads or max_replicas"
+        )
+    if config.ladders:
+        yield (
+            "ladders are read when the cluster starts: after a change of a file, start it anew "
+            "(`cascade cluster down` and `up`, or `serve deploy` again)"
         )
     if config.gateway.host not in _LOOPBACK:
         yield f"gateway.host {config.gateway.host} is reachable from other machines"
@@ -193,6 +218,16 @@ def _notes(config: ClusterConfig, cores: int) -> Iterator[str]:
                 f"{tier.name} is cheaper than {lower.name} below it: requests go to the lowest "
                 "tier that may answer, so put the cheaper one first"
             )
+    if nodes is None:
+        for problem in placement_problems(config, [this_machine(max(cores, config.threads))]):
+            yield (
+                f"{problem}, so `cascade cluster up` cannot start it; of a Ray cluster that runs, "
+                "check --ray tells which nodes can"
+            )
+    yield from _tier_notes(config)
+
+
+def _tier_notes(config: ClusterConfig) -> Iterator[str]:
     for tier in config.tiers:
         if tier.catalogued and not cached(tier.model):
             yield f"{tier.model} is downloaded first: {tier.catalogued.bytes / 1e6:.0f} MB"
@@ -204,8 +239,21 @@ def _notes(config: ClusterConfig, cores: int) -> Iterator[str]:
                 f"{tier.context_tokens}: long answers leave no room for the prompt"
             )
         if not tier.allows_commercial_use:
-            why = "its licence does not allow it" if tier.catalogued else "nobody has said it may"
+            why = (
+                "nobody has said it may, of its adapters"
+                if tier.adapters
+                else "its licence does not allow it"
+                if tier.catalogued
+                else "nobody has said it may"
+            )
             yield f"{tier.name} answers no commercial request: {why} (commercial_use)"
+
+
+def _ladder_problems(config: ClusterConfig) -> Iterator[str]:
+    try:
+        load_ladders(config, TrustStore(trust_dir()))
+    except ConfigError as problem:
+        yield str(problem)
 
 
 def _size(path: Path) -> int:

@@ -18,7 +18,7 @@ from typing import Final
 from cascade.budget import DAY_S, BudgetLedger, MoneyLimits, Reservation
 from cascade.clock import Clock
 from cascade.errors import CascadeError, RemoteError
-from cloud.access_config import Quotas
+from cloud.access_config import Quota, Quotas
 from cloud.errors import QuotaExceeded
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ class QuotaBook:
     Arguments:
         quotas: who may use how much.
         file: where it is counted; made when it is first written.
+        shares: files, each on a node of its own, that a quota is split over evenly: together they
+            never let through more than it says.
         wall_s: the time in seconds since 1970, for how long a day still lasts.
     """
 
@@ -50,10 +52,12 @@ class QuotaBook:
         quotas: Quotas,
         file: Path,
         *,
+        shares: int = 1,
         clock: Clock | None = None,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._quotas = quotas
+        self._shares = shares
         self._file = file
         self._clock = clock
         self._wall_s = wall_s
@@ -65,7 +69,7 @@ class QuotaBook:
             QuotaExceeded: it is one too many.
             RemoteError: UNAVAILABLE, nobody can tell.
         """
-        per_minute = self._quotas.of(caller).requests_per_minute
+        per_minute = self._quota(caller).requests_per_minute
         if per_minute is None:
             return
         # A minute's requests may come at once; then they flow in again evenly.
@@ -82,7 +86,7 @@ class QuotaBook:
         lacking = 1.0 - (state.bucket_left_usd or 0.0)
         raise QuotaExceeded(
             "requests_per_minute",
-            f"{caller} may ask {per_minute:g} times a minute",
+            f"{caller} may ask {per_minute:g} times a minute{self._where}",
             lacking / per_minute * _SECONDS_PER_MINUTE,
         )
 
@@ -93,7 +97,7 @@ class QuotaBook:
             QuotaExceeded: there is not so much left.
             RemoteError: UNAVAILABLE, nobody can tell.
         """
-        quota = self._quotas.of(caller)
+        quota = self._quota(caller)
         held = None
         try:
             held = self._take("tokens", caller, quota.tokens_per_day, tokens)
@@ -107,7 +111,7 @@ class QuotaBook:
     def settle(self, hold: Hold, *, tokens: int, usd: float) -> None:
         """Replace what was set aside by what was used. Where that cannot be written down, what was
         set aside stays spent, and the log says so."""
-        quota = self._quotas.of(hold.caller)
+        quota = self._quota(hold.caller)
         for unit, limit, reservation, used in (
             ("tokens", quota.tokens_per_day, hold.tokens, float(tokens)),
             ("usd", quota.usd_per_day, hold.usd, usd),
@@ -119,6 +123,14 @@ class QuotaBook:
                 ledger.settle(reservation, used)
             except CascadeError as problem:
                 _log.error("what %s used is not settled: %s", hold.caller, problem)
+
+    def _quota(self, caller: str) -> Quota:
+        quota = self._quotas.of(caller)
+        return quota if self._shares == 1 else quota.divided(self._shares)
+
+    @property
+    def _where(self) -> str:
+        return "" if self._shares == 1 else f" at each of {self._shares} nodes"
 
     def _take(
         self, unit: str, caller: str, limit: float | None, amount: float
@@ -137,9 +149,12 @@ class QuotaBook:
             "usd": ("usd_per_day", f"${limit:,.2f}"),
         }[unit]
         if amount > limit:
-            problem = f"{caller} may use {shown} a day, and this request alone could take more"
-            raise QuotaExceeded(name, f"{problem}; ask for fewer tokens", None)
-        raise QuotaExceeded(name, f"{caller} may use {shown} a day", DAY_S - self._wall_s() % DAY_S)
+            problem = f"{caller} may use {shown} a day{self._where}"
+            more = "and this request alone could take more; ask for fewer tokens"
+            raise QuotaExceeded(name, f"{problem}, {more}", None)
+        raise QuotaExceeded(
+            name, f"{caller} may use {shown} a day{self._where}", DAY_S - self._wall_s() % DAY_S
+        )
 
     def _ledger(self, unit: str, caller: str, limits: MoneyLimits) -> BudgetLedger:
         return BudgetLedger(self._file, limits, name=f"{unit} {caller}", clock=self._clock)

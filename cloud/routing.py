@@ -5,6 +5,8 @@ Plain async Python over ``TierStream``; the gRPC server around it is ``gateway``
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
@@ -12,7 +14,7 @@ from typing import Final
 from cascade.errors import InvalidInput
 from cascade.ladder import LadderPolicy
 from cascade.latency import LatencyBook
-from cascade.remote import Accepted, Chunk, RemoteEvent
+from cascade.remote import Accepted, Chunk, RemoteEvent, Verified
 from cascade.tensor import total_bytes
 from cascade.wire import OpenRequest
 from cloud.asking import Asking
@@ -55,11 +57,18 @@ class Router:
         """Requests that are being answered now."""
         return self._under_way
 
+    def refusal(self) -> Overloaded | None:
+        """Why a further request would be refused now, whatever it says; ``None`` where it would
+        not."""
+        if self._under_way < self._config.gateway.max_concurrent_requests:
+            return None
+        return Overloaded("the cluster answers as many requests as it may now", RETRY_AFTER_S)
+
     async def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent]:
         """Events of one request; see ``Answerer.answer``."""
-        limits = self._config.gateway
-        if self._under_way >= limits.max_concurrent_requests:
-            raise Overloaded("the cluster answers as many requests as it may now", RETRY_AFTER_S)
+        refusal = self.refusal()
+        if refusal is not None:
+            raise refusal
         self._under_way += 1
         try:
             async with aclosing(self._answer(request)) as events:
@@ -69,15 +78,36 @@ class Router:
             self._under_way -= 1
 
     async def _answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent]:
-        asking = Asking(self._config, self._tiers, request, self._first_tokens)
+        began = time.monotonic()
         self._check_size(request)
         choice = choose_tier(self._config.tiers, request)
         followed = self._ladders.find(request)
+        request = await self._with_draft(request, choice, climbs=followed is not None)
+        asking = Asking(self._config, self._tiers, request, self._first_tokens, arrived=began)
         climb = None if followed is None else Climb(asking, followed)
         events = climb.events() if climb and climb.possible else _answered(asking, choice)
         async with aclosing(events) as told:
             async for event in told:
                 yield event
+
+    async def _with_draft(
+        self, request: OpenRequest, choice: Choice, *, climbs: bool
+    ) -> OpenRequest:
+        """The request with the device's draft, once all of it is there, where a tier that may be
+        asked makes use of it; nobody waits for it otherwise."""
+        asked = self._config.tiers if climbs else (choice.tier,)
+        if request.incoming is None or not any(tier.scores_drafts for tier in asked):
+            return request
+        draft = await request.incoming.whole()
+        if not draft:
+            return request
+        most = self._config.gateway.max_prompt_chars
+        size = sum(len(turn.content) for turn in request.messages) + len(draft.text)
+        if size > most:
+            raise InvalidInput(
+                "draft", f"and prompt have {size} characters; this cluster reads at most {most}"
+            )
+        return dataclasses.replace(request, draft=draft)
 
     def _check_size(self, request: OpenRequest) -> None:
         most = self._config.gateway.max_prompt_chars
@@ -104,16 +134,20 @@ async def _answered(asking: Asking, choice: Choice) -> AsyncGenerator[RemoteEven
             if not batch:
                 reasons += (f"{first.name}:slow",)
                 shown = tier.name
-                yield Accepted(tier.name, tier.model_name)
+                yield Accepted(tier.name, attempt.model_name)
             winner = attempt if batch else winner
             for event in batch:
                 if isinstance(event, Started) and shown != tier.name:
                     shown = tier.name
-                    yield Accepted(tier.name, tier.model_name)
+                    yield Accepted(tier.name, attempt.model_name)
                 elif isinstance(event, Piece):
                     yield Chunk(event.text, event.count)
+                elif isinstance(event, Verified):
+                    yield event
     if winner is not None:
         tier = winner.tier
         if winner is not asking.attempts[0]:
             reasons += (f"{tier.name}:hedge",)
-        yield asking.finished(winner, reasons=reasons, tier=tier.name, model=tier.model_name)
+        if winner.ignores_draft:
+            reasons += (f"{tier.name}:draft_ignored",)
+        yield asking.finished(winner, reasons=reasons, tier=tier.name, model=winner.model_name)

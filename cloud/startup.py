@@ -34,6 +34,7 @@ from cloud.errors import ModelUnusable
 from cloud.federation.planned import check_federation
 from cloud.ladders import load_ladders
 from cloud.local_ray import start_ray
+from cloud.placement import placement_problems, this_machine
 from cloud.tls import TlsPaths, ensure_local_client, ensure_local_tls
 
 _log = logging.getLogger(__name__)
@@ -55,10 +56,19 @@ def model_files(config: ClusterConfig) -> dict[str, Path]:
     """
     files = {tier.name: model_file(tier) for tier in config.tiers if tier.local}
     problems = list(access_problems(config))
+    problems += filter(None, map(adapter_problem, config.tiers))
     problems += filter(None, (licence(config, tier, files.get(tier.name)) for tier in config.tiers))
     if problems:
         raise ClusterError("\n".join(problems))
     return files
+
+
+def adapter_problem(tier: TierConfig) -> str | None:
+    """The first adapter of a tier that is not on this machine, where it should be."""
+    for name, path in tier.adapters.items() if tier.local else ():
+        if not path.exists():
+            return f"tier {tier.name}: there is no adapter {path} ({name})"
+    return None
 
 
 def licence(config: ClusterConfig, tier: TierConfig, model: Path | None) -> str | None:
@@ -139,9 +149,19 @@ def start(
         ClusterError: it cannot start; what runs already is left to the caller.
     """
     check_federation(config)
+    if config.gateway.nodes > 1:
+        raise ClusterError(
+            f"gateway: {config.gateway.replicas} replicas with {config.gateway.on_one_node} on a "
+            f"node need {config.gateway.nodes} machines; leave replicas_per_node out on one"
+        )
+    cpus = max(os.cpu_count() or 1, config.threads)
+    # Ray would wait for such a node for ever.
+    problems = list(placement_problems(config, [this_machine(cpus)]))
+    if problems:
+        raise ClusterError("\n".join(problems))
     on_progress("starting Ray")
     # ray is imported in there and not before: it reads its settings when it is imported.
-    start_ray(folder, num_cpus=max(os.cpu_count() or 1, config.threads))
+    start_ray(folder, num_cpus=cpus)
     from ray import serve
 
     from cloud.app import build_app

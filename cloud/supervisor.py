@@ -152,7 +152,7 @@ def _drain(config: ClusterConfig) -> None:
 
     try:
         handle = serve.get_deployment_handle("gateway", APP_NAME)
-        handle.drain.remote().result(timeout_s=config.gateway.drain_s + _KILL_AFTER_S)
+        handle.broadcast("drain").results(timeout_s=config.gateway.drain_s + _KILL_AFTER_S)
     except Exception:
         _log.exception("the gateway was not drained")
 

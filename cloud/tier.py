@@ -69,9 +69,8 @@ class Tier:
         if backend is None:
             return make_engine(config, model_file)
         from cloud.engines.vllm import RayHandle
-        from cloud.engines.vllm_config import request_id
 
-        return make_engine(config, model_file, RayHandle(backend, request_id(config)))
+        return make_engine(config, model_file, RayHandle(backend))
 
     async def answer(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
         """The engine's messages; see ``messages``."""

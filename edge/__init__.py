@@ -11,6 +11,7 @@ from cascade.budget import MoneyLimits
 from cascade.checks import Checks
 from cascade.conditions import Conditions, ConditionsSource, FixedConditions
 from cascade.decision_record import DecisionRecord
+from cascade.draft import Drafting
 from cascade.egress import Egress
 from cascade.errors import CascadeError
 from cascade.events import Answer, Event, Final, Latency, Superseded, Token
@@ -60,6 +61,7 @@ __all__ = [
     "Delivered",
     "Device",
     "DeviceMetrics",
+    "Drafting",
     "Egress",
     "Event",
     "Final",

@@ -21,6 +21,7 @@ from cascade import home
 from cascade.checks import Checks
 from cascade.controller import Controller, Show
 from cascade.decision_record import DecisionRecord
+from cascade.draft import Drafting
 from cascade.egress import Egress
 from cascade.errors import CascadeError, InvalidInput, NotFound
 from cascade.events import Answer, Event, Final
@@ -134,7 +135,9 @@ class AsyncDevice:
             UnknownPublisher, Tampered, BundleError: the bundle must not or cannot be used.
         """
         trust = trust or TrustStore(home.trust_dir())
-        verified = Bundle.open(bundle_path(bundle), trust)
+        # Read once: a delivery that comes in between must not pair its adapter with another bundle.
+        delivered = Delivered.load() if bundle is None else Delivered()
+        verified = Bundle.open(bundle_path(bundle or delivered.bundle or DEFAULT_BUNDLE), trust)
         egress = egress or Egress.usual(cloud.address if cloud else "")
         if egress.commercial and not verified.manifest.commercial_use:
             raise InvalidInput(
@@ -145,7 +148,7 @@ class AsyncDevice:
         if threads is None:
             threads = recommended_threads(verified.manifest.name)
         model = load_model(verified, threads=threads)
-        adapter = Delivered.load().adapter if bundle is None else ""
+        adapter = delivered.adapter
         if adapter and isinstance(model, OnnxModel):
             try:
                 model.use_adapter(
@@ -202,6 +205,7 @@ class AsyncDevice:
         prefer: Prefer = "device",
         show: Show = "final",
         checks: Iterable[str] = (),
+        drafting: Drafting | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Ask for free text: ``Token`` and ``Superseded`` events, then one ``Final``.
 
@@ -219,6 +223,8 @@ class AsyncDevice:
             show: ``"final"`` streams accepted text only; ``"provisional"`` streams local text at
                 once, which a later ``Superseded`` may take back.
             checks: names of checks that the device's answer has to pass, beside its task's.
+            drafting: whether an answer that is not kept is proposed to the cluster as a draft; by
+                default what the task's policy says, and without one it is not.
         """
         request = Request(
             _messages(prompt),
@@ -231,6 +237,7 @@ class AsyncDevice:
             prefer=prefer,
             constraints=constraints or Constraints(),
             checks=tuple(checks),
+            drafting=drafting,
         )
         return self.run(request, show=show)
 

@@ -80,6 +80,30 @@ class TextCodec:
         """Token ids of a text in which nothing is a control token."""
         return self._encode(text, control_tokens=False)
 
+    def encode_stable(self, text: str) -> list[int]:
+        """Token ids of the beginning of ``text`` that stay the same however it goes on: without the
+        last word, as the tokenizer splits words, and without white space at the end, whose split
+        depends on what follows. None where the tokenizer knows no words.
+        """
+        with self._switch:
+            self._tokenizer.encode_special_tokens = True
+            read = self._tokenizer.encode(text, add_special_tokens=False)
+        words, count = read.word_ids, len(read.ids)
+        if any(word is None for word in words):
+            return []
+
+        def drop() -> None:
+            nonlocal count
+            last = words[count - 1]
+            while count and words[count - 1] == last:
+                count -= 1
+
+        if count:
+            drop()
+        while count and not text[slice(*read.offsets[count - 1])].strip():
+            drop()
+        return list(read.ids[:count])
+
     def decode(self, tokens: list[int]) -> str:
         """Text of ``tokens`` without control tokens."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))

@@ -93,7 +93,7 @@ def _has_pip(python: Path) -> bool:
 def _node() -> int:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
-        return _missing(f"Node {MIN_NODE} or newer with npm (for buf, which checks proto/)")
+        return _missing(f"Node {MIN_NODE} or newer with npm (for checks of proto/ and a test)")
     version = subprocess.check_output([node, "--version"], text=True).strip()
     if int(version.lstrip("v").split(".")[0]) < MIN_NODE:
         return _missing(f"Node {MIN_NODE} or newer (this is {version})")

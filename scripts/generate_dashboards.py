@@ -76,6 +76,7 @@ def share(part: str, whole: str) -> str:
 
 
 _FAILED: Final = '{code=~"UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|UNKNOWN"}'
+_TRIED: Final = rate(cluster.ESCALATIONS, "task", where='{judged!="untried"}')
 
 CLUSTER: Final = (
     Panel(
@@ -119,6 +120,18 @@ CLUSTER: Final = (
         "reqps",
         ((rate(cluster.ESCALATIONS, "judged"), "{{judged}}"),),
         "Uncertified: no valid policy. Untried: the device had no answer of its own.",
+    ),
+    Panel(
+        "Escalation share",
+        "percentunit",
+        (
+            (
+                share(_TRIED, f"({rate(cluster.KEPT, 'task')} + {_TRIED})"),
+                "{{task}}",
+            ),
+        ),
+        "Of what devices tried themselves. They tell what they kept with the next request that "
+        "they send: devices that never escalate are not in it.",
     ),
     Panel(
         "Confidence of what devices did not keep",

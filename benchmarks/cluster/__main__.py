@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.cluster import ingress, killed, overload, scaling, share
+from benchmarks.cluster import draft, idle, ingress, killed, overload, scaling, share
 from benchmarks.hardware import describe
 from benchmarks.run import main
 
@@ -14,6 +14,8 @@ GROUPS = {
     "killed": killed.rows,
     "overload": overload.rows,
     "scaling": scaling.rows,
+    "idle": idle.rows,
+    "draft": draft.rows,
 }
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ def main(kind: type[Server] | None = None, *further: str) -> None:
     """
     processes.adopt_orphans()
     server = (kind or Server)(Path(sys.argv[1]))
-    names = ("start", "deploy", "deploy_peer", "kill", "running", "usage", "engine_seconds")
+    names = ("start", "deploy", "deploy_peer", "kill", "running", "gateways", "usage")
     handlers: dict[str, Callable[..., Fields]] = {
-        name: getattr(server, name) for name in (*names, *further)
+        name: getattr(server, name) for name in (*names, "engine_seconds", *further)
     }
     try:
         serve(lambda: handlers)
@@ -137,6 +137,14 @@ class Server:
         os.kill(pid, signal.SIGKILL)
         return {"at": at}
 
+    def gateways(self) -> Fields:
+        """How each running gateway is, and how many calls it has handed to the tier."""
+        from cloud.control_socket import figures
+
+        told = figures()
+        calls = [each[TIER]["calls"] for each in cast(list[Any], told["gateways"])]
+        return {"states": told["states"], "calls": calls}
+
     def running(self) -> Fields:
         """Running replicas of the tier, as Ray Serve knows them."""
         from ray import serve as ray_serve
@@ -148,12 +156,16 @@ class Server:
         return {"tier": sum(n for state, n in states.items() if state == "RUNNING")}
 
     def usage(self) -> Fields:
-        """CPU seconds of everything below this process so far, and the gateway's resident bytes."""
+        """CPU seconds of everything below this process so far, of the gateways and of the tier's
+        replicas; how long the gateways' threads have waited for a core; the gateways' resident
+        bytes."""
         family = processes.descendants(os.getpid())
         gateways = self._replicas("gateway")
         return {
             "cpu_s": sum(cpu_s(pid) for pid in family),
             "gateway_cpu_s": sum(cpu_s(pid) for pid in gateways),
+            "tier_cpu_s": sum(cpu_s(pid) for pid in self._replicas("tier-")),
+            "gateway_waited_s": sum(_waited_s(pid) for pid in gateways),
             "gateway_rss": sum(resident_bytes(pid) for pid in gateways),
         }
 
@@ -181,6 +193,17 @@ def cpu_s(pid: int) -> float:
     except OSError:
         return 0.0
     return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def _waited_s(pid: int) -> float:
+    """How long the threads of a process were ready to run and did not, as other things ran."""
+    waited = 0
+    for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            waited += int(file.read_text().split()[1])
+        except OSError:
+            continue
+    return waited / 1e9
 
 
 def resident_bytes(pid: int) -> int:

@@ -115,6 +115,10 @@ class Cluster:
         """SIGKILL one of its replicas; the monotonic time."""
         return float(self.server.ask("kill", deployment=deployment)["at"])
 
+    def gateways(self) -> Fields:
+        """How each running gateway is; see ``Server.gateways``."""
+        return self.server.ask("gateways")
+
     def until_running(self, replicas: int, *, within_s: float = 90.0) -> float:
         """Wait until so many replicas of the tier run; the monotonic time.
 

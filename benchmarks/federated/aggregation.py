@@ -53,7 +53,7 @@ _PRODUCT = _Arm("product mean by SVD, rank 4, A and B travel", ProductMean(4), 4
 _SEPARATE = _Arm("separate means, rank 4, A and B travel", SeparateMean(), 4, "ab")
 
 
-def rows(subject: None, run: Run) -> Iterator[Row]:
+def rows(subject: object, run: Run) -> Iterator[Row]:
     """Strategies, then codes, then masks."""
     yield from _strategies(run)
     yield from _codes(run)

@@ -15,6 +15,7 @@ from cascade.cli.request import (
     open_device,
     report,
 )
+from cascade.draft import Drafting
 from cascade.errors import InvalidInput
 from cascade.events import DEVICE, Answer, Event, Final, Superseded, Token
 
@@ -53,6 +54,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="final",
         help="final: hold local text until it is accepted; provisional: stream it at once",
     )
+    parser.add_argument(
+        "--draft",
+        metavar="off|lossless|threshold=T",
+        help="propose an answer that is not kept to the cluster (default: by the policy, or off)",
+    )
     add_request_options(parser)
     parser.set_defaults(run=run)
 
@@ -63,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if not prompt.strip():
         raise InvalidInput("prompt", "is empty; write what you want to ask")
     schema = _schema_text(args.json_schema)
+    drafting = None if args.draft is None else Drafting.parse(args.draft)
     with open_device(args) as device:
         events = device.ask(
             prompt,
@@ -81,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
             show=args.show,
             prefer=args.prefer,
             checks=asked_for(args),
+            drafting=drafting,
         )
         return report(_shown(events, quiet=args.json), as_json=args.json)
 

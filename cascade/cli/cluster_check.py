@@ -27,6 +27,14 @@ def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
     check.add_argument(
         "config", nargs="?", type=Path, metavar="FILE", help="YAML file (default: the built-in one)"
     )
+    check.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="also look which nodes of a running Ray cluster could run each tier (host:port of its "
+        "head; without a value, the one on this machine)",
+    )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(run=_check)
     schema = actions.add_parser(
@@ -38,8 +46,10 @@ def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
 def _check(args: argparse.Namespace) -> int:
     with loading():
         from cloud import load_config, plan_cluster
+        from cloud.placement import ray_nodes
 
-    planned = plan_cluster(load_config(args.config))
+    config = load_config(args.config)
+    planned = plan_cluster(config, nodes=None if args.ray is None else ray_nodes(args.ray))
     if args.json:
         value = dataclasses.asdict(planned)
         print(json.dumps({**value, "starts": not planned.problems}))
@@ -104,10 +114,14 @@ def _details(tier: TierPlan) -> list[str]:
     if tier.asks:
         size, licence = f"at {tier.asks}", "under the provider's terms"
     region = f" · region {tier.region}" if tier.region else ""
+    adapted = [f"         adapters {', '.join(tier.adapters)}"] if tier.adapters else []
+    placed = [f"         on nodes with {tier.placement}"] if tier.placement else []
     return [
         f"{tier.name:<8} {tier.model} · {size} · {licence} · prices {tier.price_label}",
         f"         context {tier.context_tokens} tokens · data {', '.join(tier.data_classes)}"
         f"{region} · {tier.threads} threads at the most",
+        *adapted,
+        *placed,
     ]
 
 

@@ -115,7 +115,12 @@ def lines(status: ClusterStatus) -> list[str]:
         return ["no cluster is running; start one with: cascade cluster up"]
     head = f"cluster  {status.stage} · {status.health} · {status.address} · pid {status.pid}"
     table = [[name for name, _ in _COLUMNS], *(_cells(tier) for tier in status.tiers)]
-    notes = [f"metrics  http://{address}/metrics" for address in status.metrics]
+    notes = [
+        f"gateway  pid {gateway.pid} · {gateway.under_way} under way"
+        for gateway in status.gateways
+        if len(status.gateways) > 1
+    ]
+    notes += [f"metrics  http://{address}/metrics" for address in status.metrics]
     return [head, *notes, *_table(table, [side for _, side in _COLUMNS])]
 
 

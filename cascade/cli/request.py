@@ -62,6 +62,7 @@ _RUNGS = {
     "slow": "it had not begun in its usual time",
     "hedge": "it was faster than the one asked first",
     "best_there_is": "the one to be taken has no answer",
+    "draft_ignored": "it makes no use of the device's draft",
 }
 """What became of a tier of the cluster, after its name."""
 
@@ -233,6 +234,8 @@ def _lines(answer: Answer) -> list[str]:
     ]
     if answer.local_tokens and (not answer.local or answer.local_tokens > answer.tokens):
         lines.append(f"device      {_spent(answer)}")
+    if answer.draft_tokens:
+        lines.append(f"draft       {_drafted(answer)}")
     if answer.bytes_up:
         lines.append(
             f"cost        ${answer.cost_usd:.7f} by the tier's price list · "
@@ -278,6 +281,13 @@ def _spent(answer: Answer) -> str:
     if answer.local_tokens_saved is not None:
         text += f" · about {answer.local_tokens_saved:.0f} saved by stopping early"
     return text
+
+
+def _drafted(answer: Answer) -> str:
+    """What became of the device's draft."""
+    if answer.draft_kept is None:
+        return f"{answer.draft_tokens} tokens sent · no tier looked at them"
+    return f"{answer.draft_kept} of {answer.draft_tokens} tokens kept"
 
 
 def _out_of_time(answer: Answer) -> bool:

@@ -1,8 +1,8 @@
 """A cluster inside this process: the gateway's own server and ladder on the loopback, without Ray.
 
 Devices reach it as they reach a real one: gRPC, TLS with an authority of its own, an API key.
-Behind the ladder stand scripted tiers, or bundles that really compute. Of the extra ``cloud`` it
-loads what reads the configuration, and neither Ray nor llama.cpp.
+Behind the ladder stand scripted tiers, bundles that really compute, or any other engine. Of the
+extra ``cloud`` it loads what reads the configuration, and neither Ray nor llama.cpp.
 """
 
 from __future__ import annotations
@@ -42,9 +42,13 @@ _CALLER: Final = "testing"
 _DRAIN_S: Final = 0.1
 
 
+Behind = Script | TinyBundle | Engine
+"""What can stand behind a tier's name."""
+
+
 @contextmanager
 def cluster(
-    tiers: Mapping[str, Script | TinyBundle] | None = None,
+    tiers: Mapping[str, Behind] | None = None,
     *,
     config: ClusterConfig | None = None,
     ladders: Sequence[LadderPolicy] = (),
@@ -55,7 +59,8 @@ def cluster(
 
     Arguments:
         tiers: what stands behind each tier's name, from the lowest to the highest; by default one
-            scripted ``"tier1"``.
+            scripted ``"tier1"``. An engine, e.g. of ``cloud.engines.make_engine``, is given not
+            started, and is closed with the cluster.
         config: prices, regions, data classes, limits; its tiers must have the names of ``tiers``.
             Its address, engines, models and files of ladders are not looked at.
         ladders: what requests of their tasks climb by.
@@ -97,7 +102,7 @@ class Cluster:
     def __init__(
         self,
         config: ClusterConfig,
-        tiers: Mapping[str, Script | TinyBundle],
+        tiers: Mapping[str, Behind],
         folder: Path,
         *,
         ladders: Sequence[LadderPolicy] = (),
@@ -124,9 +129,9 @@ class Cluster:
             name: ScriptedTier(tier) for name, tier in tiers.items() if isinstance(tier, Script)
         }
         self._engines = {
-            tier.name: _engine(bundle, tier)
+            tier.name: _engine(behind, tier)
             for tier in config.tiers
-            if isinstance(bundle := tiers[tier.name], TinyBundle)
+            if not isinstance(behind := tiers[tier.name], Script)
         }
         self._streams = {
             **{name: _Noted(name, tier) for name, tier in self._scripted.items()},
@@ -243,9 +248,13 @@ class _EngineStream:
         return messages(self._engine, request)
 
 
-def _engine(bundle: TinyBundle, tier: TierConfig) -> Engine:
-    return OnnxBundle(bundle.path, trust=bundle.trust, context_tokens=tier.context_tokens)
+def _engine(behind: TinyBundle | Engine, tier: TierConfig) -> Engine:
+    if isinstance(behind, TinyBundle):
+        return OnnxBundle(behind.path, trust=behind.trust, context_tokens=tier.context_tokens)
+    return behind
 
 
-def _model_name(tier: Script | TinyBundle) -> str:
-    return "scripted" if isinstance(tier, Script) else tier.bundle.manifest.name
+def _model_name(tier: Behind) -> str:
+    if isinstance(tier, TinyBundle):
+        return tier.bundle.manifest.name
+    return "scripted" if isinstance(tier, Script) else "engine"

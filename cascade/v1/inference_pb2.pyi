@@ -51,7 +51,7 @@ class AnswerRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., draft: _Optional[_Union[DraftChunk, _Mapping]] = ..., draft_done: _Optional[_Union[DraftDone, _Mapping]] = ..., feedback: _Optional[_Union[Feedback, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("request_id", "task_id", "messages", "tensors", "free_text", "options", "json_schema", "regex", "sampling", "constraints", "device", "score")
+    __slots__ = ("request_id", "task_id", "messages", "tensors", "free_text", "options", "json_schema", "regex", "sampling", "constraints", "device", "score", "drafting", "adapter")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,8 @@ class Open(_message.Message):
     CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    DRAFTING_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     task_id: str
     messages: Messages
@@ -76,7 +78,15 @@ class Open(_message.Message):
     constraints: Constraints
     device: DeviceReport
     score: bool
-    def __init__(self, request_id: _Optional[str] = ..., task_id: _Optional[str] = ..., messages: _Optional[_Union[Messages, _Mapping]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., free_text: _Optional[_Union[FreeText, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., device: _Optional[_Union[DeviceReport, _Mapping]] = ..., score: bool = ...) -> None: ...
+    drafting: Drafting
+    adapter: str
+    def __init__(self, request_id: _Optional[str] = ..., task_id: _Optional[str] = ..., messages: _Optional[_Union[Messages, _Mapping]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., free_text: _Optional[_Union[FreeText, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., device: _Optional[_Union[DeviceReport, _Mapping]] = ..., score: bool = ..., drafting: _Optional[_Union[Drafting, _Mapping]] = ..., adapter: _Optional[str] = ...) -> None: ...
+
+class Drafting(_message.Message):
+    __slots__ = ("tolerance",)
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    tolerance: float
+    def __init__(self, tolerance: _Optional[float] = ...) -> None: ...
 
 class Messages(_message.Message):
     __slots__ = ("messages",)
@@ -157,7 +167,7 @@ class Constraints(_message.Message):
     def __init__(self, allowed_tiers: _Optional[_Iterable[str]] = ..., max_cost_usd: _Optional[float] = ..., max_remote_calls: _Optional[int] = ..., data_class: _Optional[_Union[DataClass, str]] = ..., residency: _Optional[str] = ..., commercial: bool = ...) -> None: ...
 
 class DeviceReport(_message.Message):
-    __slots__ = ("confidence", "raw_score", "base_digest", "adapter_digest", "tokenizer_digest", "signals", "ladder_digest", "answer_sha256")
+    __slots__ = ("confidence", "raw_score", "base_digest", "adapter_digest", "tokenizer_digest", "signals", "ladder_digest", "answer_sha256", "kept")
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     RAW_SCORE_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +176,7 @@ class DeviceReport(_message.Message):
     SIGNALS_FIELD_NUMBER: _ClassVar[int]
     LADDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ANSWER_SHA256_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     confidence: float
     raw_score: float
     base_digest: str
@@ -174,7 +185,8 @@ class DeviceReport(_message.Message):
     signals: Signals
     ladder_digest: str
     answer_sha256: str
-    def __init__(self, confidence: _Optional[float] = ..., raw_score: _Optional[float] = ..., base_digest: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., signals: _Optional[_Union[Signals, _Mapping]] = ..., ladder_digest: _Optional[str] = ..., answer_sha256: _Optional[str] = ...) -> None: ...
+    kept: int
+    def __init__(self, confidence: _Optional[float] = ..., raw_score: _Optional[float] = ..., base_digest: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., signals: _Optional[_Union[Signals, _Mapping]] = ..., ladder_digest: _Optional[str] = ..., answer_sha256: _Optional[str] = ..., kept: _Optional[int] = ...) -> None: ...
 
 class Signals(_message.Message):
     __slots__ = ("logprobs", "entropies", "margins")
@@ -187,20 +199,24 @@ class Signals(_message.Message):
     def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., entropies: _Optional[_Iterable[float]] = ..., margins: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class DraftChunk(_message.Message):
-    __slots__ = ("offset", "text", "tokens")
+    __slots__ = ("offset", "text", "tokens", "lengths")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
     offset: int
     text: str
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, offset: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, offset: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DraftDone(_message.Message):
-    __slots__ = ("tokens",)
+    __slots__ = ("tokens", "complete")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
     tokens: int
-    def __init__(self, tokens: _Optional[int] = ...) -> None: ...
+    complete: bool
+    def __init__(self, tokens: _Optional[int] = ..., complete: bool = ...) -> None: ...
 
 class Feedback(_message.Message):
     __slots__ = ("correct", "correction")

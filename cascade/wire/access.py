@@ -177,6 +177,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         self._authenticators = tuple(authenticators)
         self._on_refused = on_refused
+        self._known: dict[str, Method] = {}
 
     async def intercept_service(
         self,
@@ -184,15 +185,19 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Method | None:
         """Route the call, with its credential checked before the method begins."""
+        name = handler_call_details.method
+        known = self._known.get(name)
+        if known is not None:
+            return known
         method = await continuation(handler_call_details)
-        if handler_call_details.method.startswith(_OPEN_TO_ALL):
+        if name.startswith(_OPEN_TO_ALL):
             return method
-        metadata = {
-            str(key): str(value) for key, value in handler_call_details.invocation_metadata or ()
-        }
-        return self._guarded(method, metadata)
+        guarded = self._guarded(method)
+        if method is not None:  # strangers must not fill the memory with names
+            self._known[name] = guarded
+        return guarded
 
-    def _guarded(self, method: Method | None, metadata: Mapping[str, str]) -> Method:
+    def _guarded(self, method: Method | None) -> Method:
         # An unknown method is refused like a known one: strangers learn nothing.
         streams_in = method is None or bool(method.request_streaming)
         streams_out = method is None or bool(method.response_streaming)
@@ -200,7 +205,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
         async def enter(request: object, context: Context) -> None:
             try:
-                _caller.set(await self._identify(Shown(metadata, _peer(context))))
+                shown = Shown(_metadata(context), _peer(context))
+                _caller.set(await self._identify(shown))
             except RemoteError as refusal:
                 if self._on_refused is not None:
                     self._on_refused(refusal)
@@ -244,6 +250,10 @@ def _behaviour(method: Method) -> Callable[..., Any]:
         "Callable[..., Any]",
         method.unary_unary or method.unary_stream or method.stream_unary or method.stream_stream,
     )
+
+
+def _metadata(context: Context) -> Mapping[str, str]:
+    return {str(key): str(value) for key, value in context.invocation_metadata() or ()}
 
 
 def _peer(context: Context) -> Mapping[str, Sequence[bytes]]:

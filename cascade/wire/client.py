@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Final, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cascade.draft import DraftTape
 from cascade.errors import InvalidInput, RemoteError
 from cascade.policy import obstacles_to_escalation
 from cascade.remote import DeviceReport, Finished, RemoteEvent, Transfer
@@ -24,6 +25,7 @@ from cascade.v1 import inference_pb2 as pb
 from cascade.v1 import inference_pb2_grpc
 from cascade.wire.connection import Connection, too_late
 from cascade.wire.convert import open_message, read_event
+from cascade.wire.drafts import draft_messages
 from cascade.wire.profile import ClientProfile
 
 _RETRY_PAUSE_S: Final = 0.2
@@ -43,7 +45,13 @@ class GrpcRemote:
         self._connection = Connection(profile)
 
     async def answer(
-        self, request: Request, report: DeviceReport, *, deadline_s: float, transfer: Transfer
+        self,
+        request: Request,
+        report: DeviceReport,
+        *,
+        deadline_s: float,
+        transfer: Transfer,
+        draft: DraftTape | None = None,
     ) -> AsyncGenerator[RemoteEvent]:
         """Ask the cluster. The last event is ``Finished``. Closing the iterator cancels the call.
 
@@ -54,6 +62,7 @@ class GrpcRemote:
         Arguments:
             deadline_s: seconds until the last event, retry included.
             transfer: grows by the size of every message sent and received.
+            draft: sent behind the request, as it is written; a retry sends all of it again.
 
         Raises:
             RemoteError: with the gRPC status; ``message`` is safe to show.
@@ -67,14 +76,19 @@ class GrpcRemote:
         attempts = min(_ATTEMPTS, calls_left)
         end = time.monotonic() + deadline_s
         for attempt in range(attempts):
-            opened = open_message(request, report, max_remote_calls=calls_left - attempt)
+            opened = open_message(
+                request,
+                report,
+                max_remote_calls=calls_left - attempt,
+                drafting=draft.drafting if draft else None,
+            )
             _check_size(opened)
             begun, status = False, "CANCELLED"
             span = start_span("cascade.call", request.traceparent, kind="client")
             try:
                 # Closed here and now: left to the collector, a cancelled call would run on.
                 async with aclosing(
-                    self._attempt(opened, end, deadline_s, transfer, span)
+                    self._attempt(opened, end, deadline_s, transfer, span, draft=draft)
                 ) as events:
                     async for event in events:
                         begun = True
@@ -121,14 +135,22 @@ class GrpcRemote:
         deadline_s: float,
         transfer: Transfer,
         span: Span,
+        *,
+        draft: DraftTape | None,
     ) -> AsyncGenerator[RemoteEvent]:
         remaining_s = end - time.monotonic()
         if remaining_s <= 0:
             raise too_late(deadline_s)
         stub = cast(Any, inference_pb2_grpc).InferenceServiceStub(self._connection.channel)
         metadata = (*self._connection.metadata, (TRACEPARENT_HEADER, span.traceparent))
-        call = stub.Answer(iter((opened,)), timeout=remaining_s, metadata=metadata)
+        before = transfer.bytes_up
         transfer.bytes_up += opened.ByteSize()
+        writing: asyncio.Task[None] | None = None
+        if draft is None:
+            call = stub.Answer(iter((opened,)), timeout=remaining_s, metadata=metadata)
+        else:
+            call = stub.Answer(timeout=remaining_s, metadata=metadata)
+            writing = asyncio.create_task(_write(call, opened, draft, transfer))
         heard = finished = False
         try:
             async for message in call:
@@ -143,14 +165,30 @@ class GrpcRemote:
                 not heard
                 and self._connection.channel.get_state() is not grpc.ChannelConnectivity.READY
             ):
-                transfer.bytes_up -= opened.ByteSize()  # there was no connection to send it over
+                transfer.bytes_up = before  # there was no connection to send it over
             raise self._connection.error(error, deadline_s) from None
         except InvalidInput as error:
             raise RemoteError("INTERNAL", f"the cluster broke the contract: {error}") from None
         finally:
             call.cancel()
+            if writing is not None:
+                writing.cancel()
+                await asyncio.wait({writing})
         if not finished:
             raise RemoteError("INTERNAL", "the cluster ended the answer without a finish event")
+
+
+async def _write(call: Any, opened: pb.AnswerRequest, draft: DraftTape, transfer: Transfer) -> None:
+    """Send a request with its draft. Not left to an iterator of requests: grpc does not close one
+    that waits for more when a call has ended."""
+    # How the call ended is told where it is read.
+    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        await call.write(opened)
+        async with aclosing(draft_messages(draft)) as messages:
+            async for message in messages:
+                transfer.bytes_up += message.ByteSize()
+                await call.write(message)
+        await call.done_writing()
 
 
 def _check_size(opened: pb.AnswerRequest) -> None:

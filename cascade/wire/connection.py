@@ -96,6 +96,12 @@ class Connection:
                 f"no connection to the cluster at {address}; is it running "
                 "(`cascade cluster status`)?",
             )
+        if code is grpc.StatusCode.CANCELLED and self._channel is not None:
+            # Nobody here cancelled: so ends, in gRPC's core, what reaches a server that shuts down.
+            return RemoteError(
+                "UNAVAILABLE",
+                f"the cluster at {address} closed the connection before it read the call",
+            )
         if (error.details() or "").startswith(_TOO_LARGE):
             # gRPC's own code for it would tell a device to come back later.
             return RemoteError("INVALID_ARGUMENT", "the request is larger than this cluster reads")

@@ -14,13 +14,15 @@ from typing import Final, Literal
 
 import numpy as np
 
+from cascade.draft import Drafting, DraftProposal, IncomingDraft
 from cascade.errors import InvalidInput
-from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent
+from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Verified
 from cascade.request import (
     Constraints,
     DataClass,
     Message,
     Request,
+    check_adapter,
     check_options,
     check_output,
 )
@@ -32,6 +34,7 @@ from cascade.v1 import inference_pb2 as pb
 DEFAULT_REMOTE_CALLS: Final = 2
 MAX_REMOTE_CALLS: Final = 16
 MAX_STOPS: Final = 8
+MAX_KEPT: Final = 1_000_000
 _SEEDS: Final = MAX_SEED + 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -79,6 +82,10 @@ class OpenRequest:
         tensors: a classifier's inputs, well formed; ``options`` are then its labels.
         traceparent: the device's W3C trace context; empty where it sent none.
         score: whether the answer's raw score is asked for.
+        adapter: of the tier's model; empty for the model alone.
+        drafting: the tolerance of a draft that follows, in [0, 1); ``None`` where none does.
+        incoming: that draft on its way.
+        draft: that draft, once somebody has waited for it.
     """
 
     request_id: str
@@ -95,15 +102,24 @@ class OpenRequest:
     report: DeviceReport = field(default_factory=DeviceReport)
     tensors: tuple[Tensor, ...] = ()
     score: bool = False
+    adapter: str = ""
+    drafting: float | None = None
+    incoming: IncomingDraft | None = field(default=None, compare=False, repr=False)
+    draft: DraftProposal | None = None
 
 
 def open_message(
-    request: Request, report: DeviceReport, *, max_remote_calls: int
+    request: Request,
+    report: DeviceReport,
+    *,
+    max_remote_calls: int,
+    drafting: Drafting | None = None,
 ) -> pb.AnswerRequest:
     """The first message of a call.
 
     Arguments:
         max_remote_calls: calls that are left, this one included, 1 to 16.
+        drafting: how a draft that follows is to be judged; ``None`` where none does.
     """
     limits = request.constraints
     message = pb.Open(
@@ -126,6 +142,7 @@ def open_message(
             tokenizer_digest=report.tokenizer_digest,
             ladder_digest=report.ladder_digest,
             answer_sha256=report.answer_sha256,
+            kept=min(report.kept, MAX_KEPT),
             signals=pb.Signals(
                 logprobs=report.signals.logprobs.tolist(),
                 entropies=report.signals.entropies.tolist(),
@@ -133,6 +150,8 @@ def open_message(
             ),
         ),
         score=request.score,
+        drafting=None if drafting is None else pb.Drafting(tolerance=drafting.tolerance),
+        adapter=request.adapter,
     )
     if request.tensors:
         message.tensors.tensors.extend(
@@ -195,6 +214,7 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
     if tensors and not options:
         raise InvalidInput("options", "are missing; name the labels among which to classify")
     check_output(options, json_schema, regex, stop)
+    check_adapter(sent.adapter)
     return OpenRequest(
         request_id=sent.request_id,
         messages=messages,
@@ -209,7 +229,20 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
         report=_read_report(sent.device),
         tensors=tensors,
         score=sent.score,
+        adapter=sent.adapter,
+        drafting=_read_drafting(sent),
     )
+
+
+def _read_drafting(sent: pb.Open) -> float | None:
+    if not sent.HasField("drafting"):
+        return None
+    tolerance = float(sent.drafting.tolerance)
+    if not 0 <= tolerance < 1:
+        raise InvalidInput("drafting.tolerance", f"{tolerance} is not in 0 … 1, 1 excluded")
+    if sent.WhichOneof("input") == "tensors" or sent.WhichOneof("output") == "options":
+        raise InvalidInput("drafting", "is for free answers; leave it out")
+    return tolerance
 
 
 def _read_tensors(sent: pb.Open) -> tuple[Tensor, ...]:
@@ -312,6 +345,7 @@ def _read_report(sent: pb.DeviceReport) -> DeviceReport:
         tokenizer_digest=sent.tokenizer_digest,
         ladder_digest=sent.ladder_digest,
         answer_sha256=sent.answer_sha256,
+        kept=min(sent.kept, MAX_KEPT),
         signals=_read_signals(sent.signals),
     )
 
@@ -344,6 +378,9 @@ def event_message(request_id: str, event: RemoteEvent) -> pb.AnswerEvent:
         case Chunk():
             tokens = pb.TokenChunk(text=event.text, count=event.count)
             return pb.AnswerEvent(request_id=request_id, tokens=tokens)
+        case Verified():
+            kept = pb.DraftVerification(kept_tokens=event.kept)
+            return pb.AnswerEvent(request_id=request_id, verification=kept)
         case Finished():
             stopped = event.reason == "stop"
             finish = pb.Finish(
@@ -375,6 +412,8 @@ def read_event(message: pb.AnswerEvent, *, request_id: str) -> RemoteEvent | Non
             return Accepted(message.accepted.tier, message.accepted.model)
         case "tokens":
             return Chunk(message.tokens.text, message.tokens.count)
+        case "verification":
+            return Verified(message.verification.kept_tokens)
         case "finish":
             return _read_finish(message.finish)
         case _:

@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from cascade.errors import CascadeError, InvalidInput, RemoteError
 from cascade.remote import Finished, RemoteEvent
-from cascade.tracing import TRACEPARENT_HEADER, Attribute, start_span, trace_id
+from cascade.tracing import TRACEPARENT_HEADER, Attribute, Span, start_span, trace_id
 from cascade.v1 import inference_pb2 as pb
-from cascade.v1 import inference_pb2_grpc
 from cascade.wire.access import current_caller
 from cascade.wire.convert import OpenRequest, event_message, read_open
+from cascade.wire.drafts import DraftInbox
 from cascade.wire.status import status_of
 from cascade.wire.writing import abort, write
 
@@ -75,7 +76,9 @@ def add_answerer(
     max_deadline_s: float = 600.0,
     first_message_s: float = 10.0,
     stalled_s: float = 30.0,
+    draft_s: float = 10.0,
     on_call: Callable[[CallRecord], None] | None = None,
+    admit: Callable[[float], RemoteError | None] | None = None,
 ) -> None:
     """Serve ``answerer`` as ``InferenceService``.
 
@@ -86,11 +89,23 @@ def add_answerer(
             DEADLINE_EXCEEDED.
         stalled_s: a caller that takes nothing of its answer for this time is cut off. What it has
             not taken is one message and gRPC's own buffer, never more.
+        draft_s: how long a tier that scores drafts waits for one; what has come by then is used.
         on_call: told about every call when it has ended.
+        admit: asked about each call once its first message is there, with the seconds that it has
+            left: why it is refused, or ``None``. What is refused here has not been read, and has no
+            span: a server under overload does little else.
     """
-    limits = _Limits(max_deadline_s, first_message_s, stalled_s)
-    servicer = _Servicer(answerer, limits, on_call or (lambda record: None))
-    cast(Any, inference_pb2_grpc).add_InferenceServiceServicer_to_server(servicer, server)
+    limits = _Limits(max_deadline_s, first_message_s, stalled_s, draft_s)
+    servicer = _Servicer(
+        answerer, limits, on_call or (lambda record: None), admit or (lambda deadline_s: None)
+    )
+    # Without a deserializer: messages of calls that are refused are not read.
+    method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
+        cast(Any, servicer.Answer), response_serializer=pb.AnswerEvent.SerializeToString
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(INFERENCE_SERVICE, {"Answer": method}),)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,32 +115,59 @@ class _Limits:
     max_deadline_s: float
     first_message_s: float
     stalled_s: float
+    draft_s: float
 
 
 class _Servicer:
     def __init__(
-        self, answerer: Answerer, limits: _Limits, on_call: Callable[[CallRecord], None]
+        self,
+        answerer: Answerer,
+        limits: _Limits,
+        on_call: Callable[[CallRecord], None],
+        admit: Callable[[float], RemoteError | None],
     ) -> None:
         self._answerer = answerer
         self._limits = limits
         self._on_call = on_call
+        self._admit = admit
 
     # The name is the contract's.
     async def Answer(
         self,
-        requests: AsyncIterator[pb.AnswerRequest],
-        context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent],
+        requests: AsyncIterator[bytes],
+        context: grpc.aio.ServicerContext[bytes, pb.AnswerEvent],
     ) -> None:
-        span = start_span("gateway.answer", _traceparent(context), kind="server")
-        call = _Call(self._answerer, self._limits, span.traceparent)
         began = time.monotonic()
-        error: BaseException | None = None
+        parent = _traceparent(context)
         try:
             deadline_s = self._deadline(context)
-            async with asyncio.timeout(deadline_s):
-                await call.run(requests, context, deadline_s)
+            first = await self._first(requests, deadline_s)
+            refusal = self._admit(deadline_s - (time.monotonic() - began))
+            if refusal is not None:
+                raise refusal
+        except (Exception, asyncio.CancelledError) as caught:
+            call = _Call(self._answerer, self._limits, parent)
+            await self._end(context, call, began, caught)
+            return
+        span = start_span("gateway.answer", parent, kind="server")
+        call = _Call(self._answerer, self._limits, span.traceparent)
+        error: BaseException | None = None
+        try:
+            async with asyncio.timeout(deadline_s - (time.monotonic() - began)):
+                await call.run(first, requests, context, deadline_s)
         except (Exception, asyncio.CancelledError) as caught:
             error = caught
+        await self._end(context, call, began, error, span)
+
+    async def _end(
+        self,
+        context: grpc.aio.ServicerContext[bytes, pb.AnswerEvent],
+        call: _Call,
+        began: float,
+        error: BaseException | None,
+        span: Span | None = None,
+    ) -> None:
+        """Tell everybody how a call ended, the caller last."""
         status = None if error is None else status_of(error)
         cancelled = isinstance(error, asyncio.CancelledError)
         if error is not None and status is not None and not cancelled:
@@ -137,17 +179,38 @@ class _Servicer:
         code = "CANCELLED" if cancelled else "OK" if status is None else status.code.name
         quota = getattr(error, "quota", "")
         record = call.record(code, problem, time.monotonic() - began, quota)
-        span.note(_told(record, call.reasons))
-        span.end("" if code == "OK" else code)
+        if span is not None:
+            span.note(_told(record, call.reasons))
+            span.end("" if code == "OK" else code)
         self._on_call(record)
         if cancelled and error is not None:
             raise error
-        if status is not None:
+        if status is None:
+            return
+        if span is None:  # nothing was written that the status would have to wait for
+            context.set_trailing_metadata(status.trailing_metadata)
+            context.set_code(status.code)
+            context.set_details(status.details)
+        else:
             await abort(context, status)
 
-    def _deadline(
-        self, context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent]
-    ) -> float:
+    async def _first(self, requests: AsyncIterator[bytes], deadline_s: float) -> bytes:
+        """The first message, unread."""
+        wait_s = self._limits.first_message_s
+        try:
+            async with asyncio.timeout(min(wait_s, deadline_s)):
+                first = await anext(requests, None)
+        except TimeoutError:
+            if wait_s >= deadline_s:
+                raise
+            raise RemoteError(
+                "DEADLINE_EXCEEDED", f"no message came within {wait_s:g} s; send `open` first"
+            ) from None
+        if first is None:
+            raise InvalidInput("open", "is missing; the call ended without a message")
+        return first
+
+    def _deadline(self, context: grpc.aio.ServicerContext[bytes, pb.AnswerEvent]) -> float:
         remaining_s = cast("float | None", context.time_remaining())
         if remaining_s is None:
             raise InvalidInput("deadline", "is required; set a gRPC deadline on the call")
@@ -172,16 +235,25 @@ class _Call:
 
     async def run(
         self,
-        requests: AsyncIterator[pb.AnswerRequest],
-        context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent],
+        first: bytes,
+        requests: AsyncIterator[bytes],
+        context: grpc.aio.ServicerContext[bytes, pb.AnswerEvent],
         deadline_s: float,
     ) -> None:
-        first = await self._first(requests, deadline_s)
-        if first is None:
-            raise InvalidInput("open", "is missing; the call ended without a message")
-        opened = read_open(first, deadline_s=deadline_s)
-        self._open = opened = replace(opened, traceparent=self._traceparent)
-        rest = asyncio.create_task(_check_rest(requests))
+        opened = read_open(_message(first), deadline_s=deadline_s)
+        inbox = DraftInbox(
+            (_message(data) async for data in requests),
+            expected=opened.drafting is not None,
+            tolerance=opened.drafting or 0.0,
+            tokenizer_digest=opened.report.tokenizer_digest,
+            wait_s=self._limits.draft_s,
+        )
+        self._open = opened = replace(
+            opened,
+            traceparent=self._traceparent,
+            incoming=None if opened.drafting is None else inbox,
+        )
+        rest = asyncio.create_task(inbox.run())
         try:
             async with aclosing(self._answerer.answer(opened)) as events:
                 async for event in events:
@@ -197,20 +269,6 @@ class _Call:
             # Whatever the caller still sends does not change an answer that is already given.
             with suppress(asyncio.CancelledError, Exception):
                 await rest
-
-    async def _first(
-        self, requests: AsyncIterator[pb.AnswerRequest], deadline_s: float
-    ) -> pb.AnswerRequest | None:
-        wait_s = self._limits.first_message_s
-        try:
-            async with asyncio.timeout(wait_s):
-                return await anext(requests, None)
-        except TimeoutError:
-            if wait_s >= deadline_s:
-                raise
-            raise RemoteError(
-                "DEADLINE_EXCEEDED", f"no message came within {wait_s:g} s; send `open` first"
-            ) from None
 
     def record(self, status: str, problem: str, seconds: float, quota: str = "") -> CallRecord:
         done, by = self._finished, current_caller()
@@ -231,10 +289,19 @@ class _Call:
         )
 
 
-def _traceparent(context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerEvent]) -> str:
+def _traceparent(context: grpc.aio.ServicerContext[bytes, pb.AnswerEvent]) -> str:
     """The caller's trace context; empty where it sent none."""
-    metadata = dict(context.invocation_metadata() or ())
-    return str(metadata.get(TRACEPARENT_HEADER, ""))
+    for name, value in context.invocation_metadata() or ():
+        if name == TRACEPARENT_HEADER:
+            return str(value)
+    return ""
+
+
+def _message(data: bytes) -> pb.AnswerRequest:
+    try:
+        return pb.AnswerRequest.FromString(data)
+    except DecodeError:
+        raise InvalidInput("open", "is no AnswerRequest of cascade.v1") from None
 
 
 def _told(record: CallRecord, reasons: tuple[str, ...]) -> dict[str, Attribute | None]:
@@ -249,10 +316,3 @@ def _told(record: CallRecord, reasons: tuple[str, ...]) -> dict[str, Attribute |
         "cascade.completion_tokens": record.completion_tokens,
         "cascade.cost_usd": record.cost_usd,
     }
-
-
-async def _check_rest(requests: AsyncIterator[pb.AnswerRequest]) -> None:
-    """Read drafts and feedback, which no tier uses yet, and refuse a second ``open``."""
-    async for message in requests:
-        if message.WhichOneof("kind") == "open":
-            raise InvalidInput("open", "is sent twice; one call carries one request")

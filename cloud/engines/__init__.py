@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cascade.remote import Verified
 from cloud.config import TierConfig
 from cloud.engines.base import (
     Capabilities,
@@ -28,6 +29,7 @@ __all__ = [
     "EngineEvent",
     "Piece",
     "Started",
+    "Verified",
     "make_engine",
 ]
 
@@ -52,6 +54,7 @@ def make_engine(tier: TierConfig, model_file: str, backend: ChatHandle | None = 
                 context_tokens=tier.context_tokens,
                 threads=tier.threads,
                 parallel=tier.parallel,
+                adapters={name: str(path) for name, path in tier.adapters.items()},
             )
         case "onnx":
             from cascade.home import trust_dir
@@ -63,6 +66,8 @@ def make_engine(tier: TierConfig, model_file: str, backend: ChatHandle | None = 
                 trust=TrustStore(trust_dir()),
                 context_tokens=tier.context_tokens,
                 threads=tier.threads,
+                adapters=tier.adapters,
+                most_adapters=tier.most_adapters,
             )
         case "onnx_classifier":
             from cloud.engines.onnx_classifier import OnnxClassifierEngine

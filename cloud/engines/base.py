@@ -11,6 +11,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from cascade.draft import DraftProposal
+from cascade.remote import Verified
 from cascade.request import Message
 from cascade.sampling import GREEDY, Sampling
 from cascade.tensor import Tensor
@@ -31,6 +33,9 @@ class ChatRequest:
         tensors: a classifier's inputs, instead of messages; ``options`` are then its labels.
         traceparent: the W3C trace context of the call; empty begins a trace.
         score: whether ``Done`` shall tell how sure the model is.
+        draft: the beginning of the answer as a device proposes it; an engine without draft scoring
+            does not look at it.
+        adapter: name of one of the tier's adapters; empty for the model alone.
     """
 
     messages: tuple[Message, ...]
@@ -43,6 +48,8 @@ class ChatRequest:
     sampling: Sampling = GREEDY
     tensors: tuple[Tensor, ...] = ()
     score: bool = False
+    adapter: str = ""
+    draft: DraftProposal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,7 @@ class Done:
     """The answer is complete.
 
     Arguments:
+        prompt_tokens: tokens read: the prompt, and what was read of a draft and not kept.
         reason: ``"stop"`` at an end token, stop string or complete option, else ``"length"``.
         cached_tokens: prompt tokens that were not computed, because an earlier prompt began alike.
         raw_score: how sure the model is, uncalibrated, in [0, 1]: the largest probability of an
@@ -87,7 +95,7 @@ def geometric_mean(logprobs: Sequence[float]) -> float | None:
     return min(1.0, math.exp(math.fsum(logprobs) / len(logprobs)))
 
 
-EngineEvent = Started | Piece | Done
+EngineEvent = Started | Piece | Verified | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +137,8 @@ class Engine(Protocol):
         ...
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[list[EngineEvent]]:
-        """Answer: first ``Started``, then pieces, ``Done`` last, in batches of what is at hand, so
+        """Answer: first ``Started``, then pieces, ``Done`` last, among the pieces one ``Verified``
+        where there was a draft and it was looked at, in batches of what is at hand, so
         that a slow reader gets fewer and larger ones. Closing the iterator stops the computation
         within one step of the engine.
 

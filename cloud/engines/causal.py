@@ -6,18 +6,29 @@ same answers and scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cascade.draft import DraftProposal, tokens_within
 from cascade.errors import InvalidInput
+from cascade.files import sha256_file
 from cascade.local import CancelToken, LocalAnswer, Prompt
 from cascade.request import Message, is_unicode
 from cascade.sampling import GREEDY, Sampling
-from cloud.engines.draft import Draft, DraftReader, DraftSampler, DraftScore, ReadsAhead, score
+from cloud.engines.draft import (
+    Draft,
+    DraftReader,
+    DraftSampler,
+    DraftScore,
+    KeptTokens,
+    ReadsAhead,
+    score,
+)
 from edge.parts import (
     CHAT_TEMPLATE,
     PLAIN_TEMPLATE,
@@ -78,12 +89,15 @@ class FolderFiles:
         self.file = scratch.joinpath
         text = FolderText(folder)
         self.end_tokens = text.stop_token_ids()
+        raw = sha256_file(folder / TOKENIZER)
         try:
             template = text.chat_template()
         except InvalidInput:  # a model that was never taught to chat
             template = PLAIN_TEMPLATE
         self.file(TOKENIZER).write_text(text.tokenizer(), encoding="utf-8")
         self.file(CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+        self.tokenizer_digests = frozenset((raw, sha256_file(self.file(TOKENIZER))))
+        """sha256 of the tokenizer's file, as it is in the folder and as a bundle of it has it."""
 
 
 class CausalModel:
@@ -100,6 +114,7 @@ class CausalModel:
         self._end_tokens = frozenset(files.end_tokens)
         self._grammars = Grammars(files.file(TOKENIZER), decoder.vocab_size, files.end_tokens)
         self._chooser = Chooser(self._codec, decoder)
+        self._tokenizer_digests = files.tokenizer_digests
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Tokens of a prompt with its template."""
@@ -114,7 +129,8 @@ class CausalModel:
         sampling: Sampling = GREEDY,
         json_schema: str | None = None,
         regex: str | None = None,
-        draft: Draft | None = None,
+        draft: Draft | DraftProposal | None = None,
+        on_kept: Callable[[int], None] | None = None,
         on_text: OnText | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
@@ -123,6 +139,9 @@ class CausalModel:
         Arguments:
             draft: with tolerance 0 the answer is the one without it, only sooner; else its tokens
                 stand for as long as they are tolerated.
+            on_kept: told once how many of the draft's tokens the answer begins with: of a
+                proposal's as the device counts them, else as this model does. Not where there are
+                none.
 
         Raises:
             InvalidInput: an argument is out of its range; it is named.
@@ -137,10 +156,19 @@ class CausalModel:
         sampling.check()
         matcher = self._grammars.matcher(json_schema, regex)
         ids = self._codec.encode(prompt)
+        proposed: DraftProposal | None = None
+        if isinstance(draft, DraftProposal):
+            proposed, draft = draft, self.fitted(draft)
         drafted = () if draft is None else self.draft_tokens(draft)
-        vocab = self._decoder.vocab_size
-        return generate(
-            DraftReader(self._decoder, drafted),
+
+        def tell(kept: int) -> None:
+            if on_kept is not None:
+                on_kept(kept if proposed is None else self._kept_of(proposed, drafted[:kept]))
+
+        vocab, reader = self._decoder.vocab_size, DraftReader(self._decoder, drafted)
+        kept = KeptTokens(drafted, tell) if draft is not None else None
+        answer = generate(
+            reader,
             ids,
             text=self._codec.stream(),
             sampler=(
@@ -151,8 +179,13 @@ class CausalModel:
             ending=Ending(max_tokens, stop, self._end_tokens),
             matcher=matcher,
             on_text=on_text,
+            on_token=kept,
             cancel=cancel,
         )
+        reader.end()
+        if kept is not None:
+            kept.end()
+        return dataclasses.replace(answer, prompt_tokens=answer.prompt_tokens + reader.rejected)
 
     def choose(
         self, prompt: Prompt, options: tuple[str, ...], *, cancel: CancelToken | None = None
@@ -191,6 +224,31 @@ class CausalModel:
         if not all(0 <= token <= last for token in draft.content):
             raise InvalidInput("draft", f"has ids that are not in 0 … {last}")
         return draft.content
+
+    def fitted(self, proposal: DraftProposal) -> Draft:
+        """A device's draft for this model.
+
+        Raises:
+            InvalidInput: the text is not valid Unicode.
+        """
+        if self._same_tokens(proposal):
+            return Draft(proposal.tokens, proposal.tolerance)
+        if not is_unicode(proposal.text):
+            raise InvalidInput("draft", "is not valid Unicode (lone surrogate)")
+        encode = self._codec.encode_plain if proposal.complete else self._codec.encode_stable
+        return Draft(tuple(encode(proposal.text)), proposal.tolerance)
+
+    def _same_tokens(self, proposal: DraftProposal) -> bool:
+        same = bool(proposal.tokens) and proposal.tokenizer_digest in self._tokenizer_digests
+        return same and max(proposal.tokens) < self._decoder.vocab_size
+
+    def _kept_of(self, proposal: DraftProposal, kept: Sequence[int]) -> int:
+        """How many of the device's tokens lie in the text of those that are kept."""
+        if self._same_tokens(proposal):
+            return len(kept)
+        stream = self._codec.stream()
+        text = "".join(map(stream.push, kept))
+        return tokens_within(proposal.lengths, len(text.encode()))
 
     def forget_prefix(self) -> int:
         """Forget what was read; returns the number of tokens forgotten."""

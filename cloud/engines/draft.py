@@ -10,12 +10,16 @@ kept while
 Tolerance 0 keeps a token only where greedy decoding would have written it: lossless, as far as
 logits of a pass over many tokens and of one over a single token agree. They differ in their last
 bits, so that two tokens whose logits are that close may change places.
+
+A device's draft (``DraftProposal``) is taken by its token ids where both have one tokenizer file,
+and else by its text, tokenised anew. What follows a text that breaks off may change the tokens of
+its last word, which is then left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -25,7 +29,7 @@ from numpy.typing import NDArray
 from cascade.errors import InvalidInput
 from cascade.local import CancelToken
 from cascade.sampling import Sampling
-from edge.parts import Decodes, Row, Sampler
+from edge.parts import Decodes, Row, Sampler, Step
 
 # Tokens of a draft that are read in one pass: what a cancelled request still computes.
 _PASS_TOKENS: Final = 64
@@ -132,6 +136,8 @@ class DraftReader:
         self._decoder = decoder
         self._draft = draft
         self._followed = 0  # tokens written that are the draft's
+        self.rejected = 0
+        """Tokens of the draft that were read and are no part of the answer."""
         self._length = 0  # tokens of prompt and answer
         self._ahead: list[Row] = []  # rows after draft tokens that are read and not yet written
 
@@ -146,6 +152,13 @@ class DraftReader:
         self._length, self._followed, self._ahead = len(tokens), 0, []
         return row
 
+    def end(self) -> None:
+        """The answer is complete: forget what was read ahead of it."""
+        if self._ahead:
+            self.rejected += len(self._ahead)
+            self._ahead = []
+            self._decoder.keep(self._length)
+
     def push(self, token: int) -> Row:
         """Logits after one more token."""
         draft = self._draft
@@ -159,10 +172,42 @@ class DraftReader:
             self._followed += 1
             return self._ahead.pop(0)
         if self._ahead:
+            self.rejected += len(self._ahead)
             self._ahead = []
             self._decoder.keep(self._length - 1)
         self._draft = ()  # never again
         return self._decoder.push(token)
+
+
+class KeptTokens:
+    """Counts the draft's tokens that are a part of the answer, and tells once how many they are:
+    as soon as another one is written, or when the answer ends.
+
+    Arguments:
+        draft: token ids.
+        tell: is told their number.
+    """
+
+    def __init__(self, draft: Sequence[int], tell: Callable[[int], None]) -> None:
+        self._draft = draft
+        self._tell = tell
+        self._kept = 0
+        self._told = False
+
+    def __call__(self, step: Step) -> None:
+        """One more token of the answer."""
+        if self._told:
+            return
+        follows = self._kept < len(self._draft) and self._draft[self._kept] == step.token
+        self._kept += follows
+        if not follows or self._kept == len(self._draft):
+            self.end()
+
+    def end(self) -> None:
+        """The answer is complete."""
+        if not self._told:
+            self._told = True
+            self._tell(self._kept)
 
 
 class DraftSampler(Sampler):

@@ -52,15 +52,24 @@ class LlamaCpp:
         threads: threads that compute. They spin while waiting for each other: more of them than
             idle cores makes everything slower.
         parallel: requests decoded together; further ones wait inside llama.cpp.
+        adapters: LoRA adapters of this model as GGUF files, by name. All are loaded, and a request
+            names at most one. Requests with different ones are not decoded in one step.
     """
 
     def __init__(
-        self, model_file: str, *, context_tokens: int, threads: int = 1, parallel: int = 1
+        self,
+        model_file: str,
+        *,
+        context_tokens: int,
+        threads: int = 1,
+        parallel: int = 1,
+        adapters: Mapping[str, str] | None = None,
     ) -> None:
         self._model_file = model_file
         self._context_tokens = context_tokens
         self._threads = threads
         self._parallel = parallel
+        self._adapters = dict(adapters or {})
         self._key = secrets.token_urlsafe(32)
         self._server: Any = None
         self._tokens = ConversationTokens(self._post)
@@ -89,6 +98,9 @@ class LlamaCpp:
             return
         if not os.path.isfile(self._model_file):
             raise ModelUnusable(f"there is no model file {self._model_file}")
+        for path in self._adapters.values():
+            if not os.path.isfile(path):
+                raise ModelUnusable(f"there is no adapter file {path}")
         # llama.cpp erases a slot over its HTTP interface only, and only with a folder for slots.
         self._slots = tempfile.TemporaryDirectory(prefix="cascade-slots-")
         # One thread more than requests, so that a reset does not wait behind them.
@@ -100,7 +112,7 @@ class LlamaCpp:
             await self.close()
             raise ModelUnusable(
                 f"llama.cpp cannot load {self._model_file}: it is no GGUF model, or of a kind that "
-                "this llama.cpp does not know"
+                f"this llama.cpp does not know{self._or_adapters()}"
             ) from None
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[list[EngineEvent]]:
@@ -108,6 +120,7 @@ class LlamaCpp:
         loop = asyncio.get_running_loop()
         # A large grammar takes long enough to check that the other requests would notice.
         body = await asyncio.to_thread(_body, request, self._context_tokens)
+        body |= self._adapted(request.adapter)
         messages: asyncio.Queue[str | None] = asyncio.Queue()
         stopped = False
 
@@ -166,6 +179,21 @@ class LlamaCpp:
         if slots is not None:
             slots.cleanup()
 
+    def _or_adapters(self) -> str:
+        names = ", ".join(self._adapters)
+        return f", or one of its adapters ({names}) is for another model" if names else ""
+
+    def _adapted(self, adapter: str) -> dict[str, Any]:
+        """What says which adapter applies. All are named, because llama.cpp goes on with the last
+        request's where nothing is said."""
+        if adapter and adapter not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
+            raise InvalidInput("adapter", f"this tier has no {adapter!r}; adapters: {known}")
+        if not self._adapters:
+            return {}
+        scales = [float(name == adapter) for name in self._adapters]
+        return {"lora": [{"id": at, "scale": scale} for at, scale in enumerate(scales)]}
+
     def _params(self) -> Any:
         params = xllamacpp.CommonParams()
         params.model.path = self._model_file
@@ -174,6 +202,8 @@ class LlamaCpp:
         params.n_batch = params.n_ubatch = _STEP_TOKENS
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
         params.fit_params = False
+        params.lora_adapters = [_lora(path) for path in self._adapters.values()]
+        params.lora_init_without_apply = True
         # Prompts are kept in their slots alone, so that erasing the slots forgets them all.
         params.cache_ram_mib = 0
         params.verbosity = -1
@@ -197,6 +227,12 @@ class LlamaCpp:
         )
         with _LOOPBACK.open(call, timeout=_HTTP_TIMEOUT_S) as reply:
             return dict(json.load(reply))
+
+
+def _lora(path: str) -> Any:
+    adapter = xllamacpp.CommonAdapterLoraInfo()
+    adapter.path, adapter.scale = path, 0.0
+    return adapter
 
 
 def _body(request: ChatRequest, context_tokens: int) -> dict[str, Any]:

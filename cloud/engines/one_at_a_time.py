@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from cascade.local import CancelToken, LocalAnswer
+from cascade.remote import Verified
 from cloud.engines.base import ChatRequest, Done, EngineEvent, Piece, Started
 
-Put = Callable[[str, int], None]
-"""Takes the next piece of text and the number of tokens in it."""
+Put = Callable[[Piece | Verified], None]
+"""Takes what is to be told next."""
 Compute = Callable[[Put, CancelToken], LocalAnswer]
 """Answers in the worker thread."""
 
@@ -29,11 +30,11 @@ def answering(
                 sampling=request.sampling,
                 json_schema=request.json_schema,
                 regex=request.regex,
-                on_text=lambda text: put(text, 1),
+                on_text=lambda text: put(Piece(text, 1)),
                 cancel=cancel,
             )
         answer = choose(request.messages, request.options, cancel=cancel)
-        put(answer.text, answer.tokens)
+        put(Piece(answer.text, answer.tokens))
         return answer
 
     return compute
@@ -49,10 +50,10 @@ async def stream_answer(
     """
     loop = asyncio.get_running_loop()
     cancel = CancelToken()
-    pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+    pieces: asyncio.Queue[Piece | Verified | None] = asyncio.Queue()
 
-    def put(text: str, count: int) -> None:
-        loop.call_soon_threadsafe(pieces.put_nowait, Piece(text, count))
+    def put(piece: Piece | Verified) -> None:
+        loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
     def end(work: asyncio.Future[LocalAnswer]) -> None:
         pieces.put_nowait(None)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 
-from cascade.errors import BundleError, NotFound
+from cascade.errors import BundleError, InvalidInput, NotFound
+from cascade.local import CancelToken, LocalAnswer
 from cascade.signing import TrustStore
 from cloud.engines.base import Capabilities, ChatRequest, EngineEvent
-from cloud.engines.one_at_a_time import answering, stream_answer
+from cloud.engines.one_at_a_time import Put, answering, stream_answer
 from cloud.errors import EngineFailed, ModelUnusable
-from edge import Bundle, OnnxModel
+from edge import Adapter, Bundle, OnnxModel
 
 
 class OnnxBundle:
@@ -29,15 +30,29 @@ class OnnxBundle:
         trust: publisher keys that this machine accepts.
         context_tokens: tokens of prompt and answer together; the bundle's own limit if lower.
         threads: threads that compute.
+        adapters: signed adapters of this bundle's base, folders by name. All are checked at the
+            start; those that were used last are at hand, and the others are read when asked for.
+        most_adapters: at hand at one time, ≥ 1.
     """
 
     def __init__(
-        self, folder: Path, *, trust: TrustStore, context_tokens: int, threads: int = 1
+        self,
+        folder: Path,
+        *,
+        trust: TrustStore,
+        context_tokens: int,
+        threads: int = 1,
+        adapters: Mapping[str, Path] | None = None,
+        most_adapters: int = 4,
     ) -> None:
         self._folder = folder
         self._trust = trust
         self._context_tokens = context_tokens
         self._threads = threads
+        self._adapters = dict(adapters or {})
+        self._most_adapters = most_adapters
+        # Names and digests of those at hand, the one that was used last at the end.
+        self._at_hand: dict[str, str] = {}
         self._model: OnnxModel | None = None
         self._worker: ThreadPoolExecutor | None = None
 
@@ -79,7 +94,16 @@ class OnnxBundle:
         if model is None or worker is None:
             raise EngineFailed
 
-        compute = answering(model.generate, model.choose, request)
+        name = request.adapter
+        if name and name not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
+            raise InvalidInput("adapter", f"this tier has no {name!r}; adapters: {known}")
+        answer = answering(model.generate, model.choose, request)
+
+        def compute(put: Put, cancel: CancelToken) -> LocalAnswer:
+            self._adapt(model, name)  # in the one worker, so that no other request is under way
+            return answer(put, cancel)
+
         prompt_tokens = model.count_tokens(request.messages)
         async with aclosing(stream_answer(worker, request, prompt_tokens, compute)) as batches:
             async for batch in batches:
@@ -98,8 +122,23 @@ class OnnxBundle:
         if worker is not None:
             worker.shutdown(wait=False, cancel_futures=True)
 
+    def _adapt(self, model: OnnxModel, name: str) -> None:
+        """Have the next answers be those of an adapter, or of the model alone."""
+        if name and name not in self._at_hand:
+            while len(self._at_hand) >= self._most_adapters:
+                model.unload_adapter(self._at_hand.pop(next(iter(self._at_hand))))
+            opened = Adapter.open(self._adapters[name], self._trust)
+            self._at_hand[name] = model.load_adapter(opened)
+        digest = ""
+        if name:
+            digest = self._at_hand[name] = self._at_hand.pop(name)
+        if digest != model.info.adapter_digest:  # what was read by another one is forgotten
+            model.use_adapter(digest)
+
     def _load(self) -> OnnxModel:
         bundle = Bundle.open(self._folder, self._trust)
+        for path in self._adapters.values():
+            Adapter.open(path, self._trust).inputs(bundle.manifest)
         self._context_tokens = min(self._context_tokens, bundle.manifest.context_tokens)
         manifest = dataclasses.replace(bundle.manifest, context_tokens=self._context_tokens)
         return OnnxModel(dataclasses.replace(bundle, manifest=manifest), threads=self._threads)

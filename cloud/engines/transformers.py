@@ -21,12 +21,13 @@ import transformers
 from numpy.typing import NDArray
 
 from cascade.errors import Cancelled, CascadeError, InvalidInput
-from cascade.local import CancelToken
+from cascade.local import CancelToken, LocalAnswer
+from cascade.remote import Verified
 from cascade.request import Message
 from cloud.engines.base import Capabilities, ChatRequest, EngineEvent
 from cloud.engines.causal import CausalModel, FolderFiles
 from cloud.engines.draft import Draft, DraftScore
-from cloud.engines.one_at_a_time import answering, stream_answer
+from cloud.engines.one_at_a_time import Put, answering, stream_answer
 from cloud.errors import EngineFailed, ModelUnusable
 from edge.parts import Row, TreeNode
 
@@ -85,13 +86,21 @@ class Transformers:
         """Answer ``request``; see ``Engine.stream``.
 
         Arguments:
-            draft: the beginning of the answer as somebody else proposes it; not for options.
+            draft: the beginning of the answer as somebody else proposes it; not for options. By
+                default that of the request.
         """
         model, worker = self._model, self._worker
         if model is None or worker is None:
             raise EngineFailed
 
-        compute = answering(functools.partial(model.generate, draft=draft), model.choose, request)
+        def compute(put: Put, cancel: CancelToken) -> LocalAnswer:
+            write = functools.partial(
+                model.generate,
+                draft=draft or request.draft,
+                on_kept=lambda kept: put(Verified(kept)),
+            )
+            return answering(write, model.choose, request)(put, cancel)
+
         prompt_tokens = model.count_tokens(request.messages)
         async with aclosing(stream_answer(worker, request, prompt_tokens, compute)) as batches:
             async for batch in batches:

@@ -29,7 +29,7 @@ from cloud.engines.base import (
     Started,
     geometric_mean,
 )
-from cloud.engines.vllm_config import llm_config, request_id, require_vllm
+from cloud.engines.vllm_config import adapted_id, llm_config, request_id, require_vllm
 from cloud.errors import EngineFailed, ModelUnusable, Overloaded, TierUnavailable
 
 _log = logging.getLogger(__name__)
@@ -102,7 +102,8 @@ class VllmEngine:
         """Answer ``request``; see ``Engine.stream``."""
         if self._make_request is None:
             raise EngineFailed
-        wanted = self._make_request(chat_body(request, self._model))
+        model = adapted_id(self._tier, request.adapter) if request.adapter else self._model
+        wanted = self._make_request(chat_body(request, model))
         batches = self._handle.chat(wanted)
         reader = _Reader(request, self._tier)
         try:
@@ -149,21 +150,22 @@ class RayHandle:
 
     Arguments:
         handle: a ``DeploymentHandle`` of what ``build_backend`` made.
-        model: that requests name; with an adapter, Ray sends them where it is loaded already.
     """
 
-    def __init__(self, handle: Any, model: str) -> None:
-        adapted = {"multiplexed_model_id": model} if ":" in model else {}
-        self._handle = handle.options(stream=True, **adapted)
-        self._plain = handle
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
 
     def chat(self, request: object) -> AsyncIterator[object]:
-        """Batches of server-sent events, or errors."""
-        return cast("AsyncIterator[object]", self._handle.chat.remote(request))
+        """Batches of server-sent events, or errors. A request that names an adapter goes where Ray
+        has loaded it already."""
+        model = str(getattr(request, "model", ""))
+        adapted = {"multiplexed_model_id": model} if ":" in model else {}
+        handle = self._handle.options(stream=True, **adapted)
+        return cast("AsyncIterator[object]", handle.chat.remote(request))
 
     async def reset(self) -> AsyncGenerator[object]:
         """Empty the prefix cache of the replica that Ray chooses."""
-        yield await self._plain.reset_prefix_cache.remote()
+        yield await self._handle.reset_prefix_cache.remote()
 
 
 def build_backend(tier: TierConfig, *, name: str, drain_s: float) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from cascade.errors import InvalidInput
 from cloud.backend_config import VllmConfig
 from cloud.config import TierConfig
 from cloud.errors import ConfigError, ModelUnusable
@@ -25,7 +26,11 @@ def llm_config(tier: TierConfig, *, name: str, drain_s: float) -> dict[str, obje
         "model_loading_config": {"model_id": base_id(tier), "model_source": tier.model},
         "engine_kwargs": engine_kwargs(tier),
         "placement_group_config": {
-            "bundle_per_worker": {"CPU": vllm.cpus_per_worker, "GPU": vllm.gpus_per_worker},
+            "bundle_per_worker": {
+                "CPU": vllm.cpus_per_worker,
+                "GPU": vllm.gpus_per_worker,
+                **tier.placement.resources,
+            },
             "strategy": vllm.placement,
         },
         "deployment_config": {
@@ -75,6 +80,18 @@ def request_id(tier: TierConfig) -> str:
     """The model that requests name: with the tier's adapter, where it has one."""
     adapter = settings(tier).adapter
     return base_id(tier) if adapter is None else f"{base_id(tier)}:{adapter}"
+
+
+def adapted_id(tier: TierConfig, adapter: str) -> str:
+    """The model that a request for one of ``tier.adapters`` names.
+
+    Raises:
+        InvalidInput: the tier has no such adapter.
+    """
+    if adapter not in tier.adapters:
+        known = ", ".join(tier.adapters) or "none"
+        raise InvalidInput("adapter", f"this tier has no {adapter!r}; adapters: {known}")
+    return f"{base_id(tier)}:{tier.adapters[adapter].as_posix()}"
 
 
 def settings(tier: TierConfig) -> VllmConfig:

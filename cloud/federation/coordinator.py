@@ -39,6 +39,15 @@ _FORGET_EVERY_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
+class _Due:
+    """What a tick finds: a round to aggregate, candidates to judge, no round that collects."""
+
+    claimed: Round | None
+    waiting: bool
+    none_collects: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Inputs:
     """What a round is computed from.
 
@@ -122,7 +131,7 @@ class Coordinator:
         if forgetting:
             self._forgot_at = now
 
-        def due(tx: Transaction) -> Round | None:
+        def due(tx: Transaction) -> _Due:
             leases.expire(tx, now)
             if forgetting:
                 leases.forget(tx, now - _REMEMBERED_S)
@@ -130,8 +139,8 @@ class Coordinator:
                 rounds.drop_late(tx)
             else:
                 rounds.drop_stale(tx, config.max_gap)
-            unfinished = rounds.take_over(tx, token=self._token, now=now, claim_s=_CLAIM_S)
-            return unfinished or rounds.claim(
+            claimed = rounds.take_over(tx, token=self._token, now=now, claim_s=_CLAIM_S)
+            claimed = claimed or rounds.claim(
                 tx,
                 goal=config.goal,
                 minimum=config.minimum,
@@ -140,12 +149,17 @@ class Coordinator:
                 now=now,
                 claim_s=_CLAIM_S,
             )
+            return _Due(
+                claimed, bool(rounds.in_state(tx, "waiting")), rounds.collecting(tx) is None
+            )
 
-        claimed = await self._database.do(due)
-        if claimed is not None:
-            await self._aggregate(claimed)
-        await self._judge()
-        await self._open()
+        found = await self._database.do(due)
+        if found.claimed is not None:
+            await self._aggregate(found.claimed)
+        if found.waiting or found.claimed is not None:
+            await self._judge()
+        if found.none_collects:
+            await self._open()
 
     async def _aggregate(self, claimed: Round) -> None:
         def inputs(tx: Transaction) -> _Inputs:

@@ -130,6 +130,10 @@ def read_artifact(path: Path, trust: TrustStore) -> tuple[Published, dict[str, P
         return _adapter(path, trust)
     if path.is_file():
         return _policy(path, trust), {}
+    if not path.exists():
+        raise NotFound(
+            f"there is no {path}; give a bundle's or adapter's folder, or a policy's file"
+        )
     raise NotFound(f"{path} holds no bundle, adapter or policy")
 
 

@@ -207,6 +207,10 @@ class Channel:
 
     def _existing(self, needs: Needs) -> Variant:
         found = self._variant(needs)
+        if not self.variants:
+            raise NotFound(
+                f"nothing is published in channel {self.name}; begin with: cascade registry publish"
+            )
         if found is None:
             raise NotFound(f"channel {self.name} has no variant for such devices")
         return found

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 import numpy as np
 
 from cascade.clock import Clock, SystemClock
+from cascade.conditions import ConditionsSource
 from cascade.errors import CascadeError, InvalidInput, RemoteError
 from cascade.federation import (
     Tensors,
@@ -53,6 +54,7 @@ from edge.federation.counting import AdapterCounts
 from edge.federation.limits import Limits
 from edge.federation.state import DeviceFolder, DeviceState, PendingUpload
 from edge.federation.timer import Timer
+from edge.training.allowance import TrainingAllowance
 
 if TYPE_CHECKING:  # gRPC takes a quarter of a second
     from cascade.wire import ClientProfile, GrpcArtifacts, GrpcFederation
@@ -135,7 +137,9 @@ class Participant:
         limits: what this device gives at most.
         adapter: digest and version of what runs here now; ``("", 0)`` for none.
         trust: publishers whose adapters are taken; by default those under ``CASCADE_HOME``.
-        ready: whether this device may train now, and its state.
+        allowance: whether this device may train now, and for how long; ``None`` leaves that to
+            ``limits`` alone.
+        conditions: told to the coordinator, where there is a source of them.
         examples: how many it could learn from.
         attestation: of the platform, where the coordinator asks for one.
         clock: see ``cascade.clock``.
@@ -150,7 +154,8 @@ class Participant:
         limits: Limits | None = None,
         adapter: tuple[str, int] = ("", 0),
         trust: TrustStore | None = None,
-        ready: Callable[[], tuple[bool, TrainingConditions]] = lambda: (True, TrainingConditions()),
+        allowance: TrainingAllowance | None = None,
+        conditions: ConditionsSource | None = None,
         examples: Callable[[], int] = lambda: 0,
         attestation: Attestation | None = None,
         clock: Clock | None = None,
@@ -161,7 +166,8 @@ class Participant:
         self._limits = limits or Limits()
         self._adapter = adapter
         self._trust = trust or TrustStore(trust_dir())
-        self._ready = ready
+        self._allowance = allowance
+        self._conditions = conditions
         self._examples = examples
         self._attestation = attestation
         self._clock = clock or SystemClock()
@@ -240,11 +246,13 @@ class Participant:
         usage = state.usage.on(reading.wall_s)
         if usage.rounds >= self._limits.rounds_per_day:
             return Step("spent", _UNSAID_WAIT_S, "took part as often today as it may")
-        ready, conditions = self._ready()
-        if not ready:
-            return Step("not_ready", _UNSAID_WAIT_S)
+        if self._allowance is not None:
+            permission = self._allowance.may_train(participate=True)
+            if not permission.allowed:
+                wait_s = max(permission.retry_s, _UNSAID_WAIT_S)
+                return Step("not_ready", wait_s, ", ".join(permission.reasons))
         state = await self._enrolled(replace(state, usage=usage))
-        lease, state, done = await self._lease(state, conditions)
+        lease, state, done = await self._lease(state)
         if lease is None:
             return done
         return await self._take_part(state, lease)
@@ -267,9 +275,7 @@ class Participant:
         self._folder.save(state)
         return state
 
-    async def _lease(
-        self, state: DeviceState, conditions: TrainingConditions
-    ) -> tuple[Lease | None, DeviceState, Step]:
+    async def _lease(self, state: DeviceState) -> tuple[Lease | None, DeviceState, Step]:
         if not state.request_id:
             # Before it is sent: should the reply be lost with this process, the same request gets
             # the same lease.
@@ -288,7 +294,7 @@ class Participant:
                     adapter_version=version,
                     signature=self._key.sign_raw(statement),
                     profile=self._described(),
-                    conditions=conditions,
+                    conditions=self._told(),
                 )
             )
         except RemoteError as problem:
@@ -322,6 +328,8 @@ class Participant:
             if isinstance(problem, RemoteError):
                 raise
             return await self._give_back(state, lease, AbortReason.UNFIT, "declined", str(problem))
+        if self._allowance is not None:
+            self._allowance.participated()
         # It counts as taken part from here on, whatever comes of it: a crash costs a round too.
         state = replace(state, usage=state.usage.one_more())
         self._folder.save(state)
@@ -371,6 +379,14 @@ class Participant:
         plan = RoundPlan.from_bytes(lease.plan)
         if problem := self._limits.exceeded_by(plan, 0):
             raise _Declined(AbortReason.OVER_BUDGET, problem)
+        if self._allowance is not None:
+            permission = self._allowance.may_train(participate=True)
+            if not permission.covers(seconds=plan.max_seconds, steps=plan.max_steps):
+                raise _Declined(
+                    AbortReason.OVER_BUDGET,
+                    f"the plan asks for {plan.max_seconds:g} seconds and {plan.max_steps} steps, "
+                    f"{permission.seconds:g} and {permission.steps} are left",
+                )
         return plan
 
     async def _starting_point(self, lease: Lease) -> StartingPoint:
@@ -467,6 +483,19 @@ class Participant:
     @property
     def _key(self) -> SigningKey:
         return SigningKey.load_or_create(self._folder.key_path)
+
+    def _told(self) -> TrainingConditions:
+        if self._conditions is None:
+            return TrainingConditions()
+        now = self._conditions.read()
+        known = now.connectivity in ("metered", "unmetered")
+        return TrainingConditions(
+            idle=now.idle,
+            charging=now.charging,
+            unmetered=now.connectivity == "unmetered" if known else None,
+            temperature_c=now.temperature_c,
+            battery=now.battery_share,
+        )
 
     def _described(self) -> TrainingProfile:
         return TrainingProfile(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from cascade.clock import Reading
+from cascade.clock import Reading, passed_s
 from cascade.strict import Fields
 
 
@@ -22,11 +22,7 @@ class Timer:
 
     def left_s(self, now: Reading) -> float:
         """What is left of it, in [0, ``span_s``]."""
-        if now.boot == self.began.boot:
-            passed_s = now.uptime_s - self.began.uptime_s
-        else:
-            passed_s = now.wall_s - self.began.wall_s
-        return min(max(self.span_s - passed_s, 0.0), self.span_s)
+        return max(self.span_s - passed_s(self.began, now), 0.0)
 
     def to_json(self) -> dict[str, object]:
         """The timer as it is stored."""

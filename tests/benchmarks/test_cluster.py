@@ -26,7 +26,8 @@ def command(*arguments):
 
 
 def test_every_figure_of_a_cluster_has_a_group():
-    assert list(GROUPS) == ["ingress", "share", "killed", "overload", "scaling"]
+    groups = ["ingress", "share", "killed", "overload", "scaling", "idle", "draft"]
+    assert list(GROUPS) == groups
 
 
 @pytest.mark.parametrize(("per_message", "messages"), [(1, 10), (8, 2), (64, 1)])
@@ -62,7 +63,7 @@ def test_a_quick_run_writes_rows_and_leaves_no_process(tmp_path):
     refusals = rows["overload: refusals, p95"]
     assert (refusals.unit, refusals.sense, refusals.reach) == ("ms", "<=", 100.0)
     assert 0 < refusals.n < 2000
-    assert rows["overload: growth of the gateway's memory"].unit == "MB"
+    assert rows["overload: growth of the gateways' memory"].unit == "MB"
     assert "overload: goodput of capacity" in done.stdout
 
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from cascade.cli import main
 from cascade.cli.request import report
+from cascade.errors import InvalidInput
 from cascade.events import Answer, Latency
 from cascade.policy import Reason
 
@@ -73,3 +75,22 @@ def test_a_part_for_want_of_time_is_told_from_a_full_length(capsys):
     assert told(capsys, cut)["warning"] == "the answer is cut off where time ran out"
     long = told(capsys, replace(cut, raw_score=0.4))
     assert long["warning"] == "the answer is cut off at its greatest length (--max-tokens)"
+
+
+def test_what_became_of_a_draft_is_told(capsys):
+    assert "draft" not in told(capsys, ANSWER)
+    kept = replace(ANSWER, draft_tokens=20, draft_kept=0)
+    assert told(capsys, kept)["draft"] == "0 of 20 tokens kept"
+    ignored = replace(ANSWER, draft_tokens=20, reasons=("lowest_tier", "tier1:draft_ignored"))
+    said = told(capsys, ignored)
+    assert said["draft"] == "20 tokens sent · no tier looked at them"
+    assert "tier1:draft_ignored (it makes no use of the device's draft)" in said["because"]
+    assert report(kept, as_json=True) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["draft_tokens"], printed["draft_kept"]) == (20, 0)
+
+
+def test_a_draft_mode_that_is_not_known_is_refused(capsys):
+    assert main(["ask", "hello", "--draft", "fast"]) == InvalidInput.exit_code
+    problem = capsys.readouterr().err
+    assert "draft: 'fast' is none of off, lossless, threshold=T" in problem

@@ -38,6 +38,7 @@ def test_the_shipped_catalog_names_the_default_models_and_the_sentences() -> Non
     assert [entry.name for entry in catalog.entries()] == [
         "smollm2-135m-instruct-q4_1",
         "qwen2.5-coder-0.5b-instruct-q4_k_m",
+        "qwen2.5-coder-1.5b-instruct-q4_k_m",
         "vader-sentences",
     ]
     small = catalog.entry("smollm2-135m-instruct-q4_1")

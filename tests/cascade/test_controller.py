@@ -250,6 +250,21 @@ async def test_a_confident_answer_stays_on_the_device(policies):
     assert result.bytes_up == 0
 
 
+async def test_what_the_device_kept_is_told_once_with_the_tasks_next_request(policies):
+    cluster, model = ScriptedCluster(), ScriptedModel(0.9)
+    controller = Controller(model, cluster, policies)
+    for _ in range(3):
+        assert (await answer(controller, question())).source == "device"
+    await answer(controller, question(task_id=""))  # another task's business
+    model.probability = 0.6
+    cluster.events, cluster.problem = (), RemoteError("UNAVAILABLE", "gone")
+    await answer(controller, question())  # it did not get through
+    cluster.events, cluster.problem = ScriptedCluster().events, None
+    await answer(controller, question())
+    await answer(controller, question())
+    assert [report.kept for report in cluster.reports] == [0, 3, 3, 0]
+
+
 async def test_an_unsure_answer_escalates_in_the_words_for_larger_models(policies):
     cluster, model = ScriptedCluster(), ScriptedModel(0.6)
     result = await answer(Controller(model, cluster, policies), question())

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 import pytest
 
 from cascade import testing
 from cascade.confidence import ConfidenceModel, Platt
+from cascade.draft import DraftProposal
 from cascade.errors import RemoteError
 from cascade.events import DEVICE
 from cascade.files import sha256_bytes
 from cascade.ladder import Ladder, LadderPolicy
 from cascade.records import TierInfo
-from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
+from cascade.remote import (
+    Accepted,
+    Chunk,
+    DeviceReport,
+    Finished,
+    RemoteEvent,
+    Transfer,
+    Verified,
+)
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.task import generic
 from cascade.testing import Fault, Script
-from cascade.wire import GrpcRemote
+from cascade.wire import GrpcRemote, OpenRequest
 from cloud.config import ClusterConfig, PriceList, TierConfig
+from cloud.engines import ChatRequest, Done, Piece, Started
 from cloud.errors import ConfigError
+from cloud.routing import Router
+from cloud.tier import TierMessage
 
 MOODS = ("good", "bad")
 THREE = ("device", "tier1", "tier2")
@@ -348,3 +360,82 @@ def test_a_ladder_of_another_model_is_refused() -> None:
         testing.cluster(scripts, config=ClusterConfig(tiers=tiers), ladders=(policy,)),
     ):
         raise AssertionError("it runs")
+
+
+class Scoring:
+    """A tier that scores drafts: keeps ``kept`` tokens, and is as sure as it is told."""
+
+    def __init__(self, kept: int, score: float) -> None:
+        self.kept = kept
+        self.score = score
+        self.drafts: list[DraftProposal | None] = []
+
+    async def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
+        self.drafts.append(request.draft)
+        yield [Started(3)]
+        if request.draft is not None:
+            yield [Verified(self.kept)]
+        yield [Piece(f"kept {self.kept}", 1)]
+        yield [Done("stop", 3, 1, 0, self.score if request.score else None)]
+
+
+class Arrived:
+    """A draft that is there; counts who asked for it."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.draft = DraftProposal((5, 6, 7), (1, 1, 1), "abc", complete=True)
+
+    async def whole(self) -> DraftProposal:
+        self.asked += 1
+        return self.draft
+
+
+async def drafted(
+    engines: tuple[str, str], first: Scoring, second: Scoring
+) -> tuple[list[RemoteEvent], Arrived]:
+    """A free question to a ladder of two tiers, with a draft."""
+    tiers = (priced("tier1", engine=engines[0]), priced("tier2", engine=engines[1]))
+    policy = dataclasses.replace(ladder("tier1", "tier2", at=(0.8,)), wording=None)
+    router = Router(ClusterConfig(tiers=tiers), {"tier1": first, "tier2": second}, (policy,))
+    arrived = Arrived()
+    request = OpenRequest(
+        "r", (Message("user", "?"),), task_id="mood", drafting=0.0, incoming=arrived
+    )
+    constraints = Constraints(max_remote_calls=4)
+    request = dataclasses.replace(request, constraints=constraints)
+    return [event async for event in router.answer(request)], arrived
+
+
+async def test_every_tier_of_a_climb_that_scores_drafts_gets_it() -> None:
+    first, second = Scoring(1, 0.5), Scoring(2, 0.9)
+    events, arrived = await drafted(("transformers", "transformers"), first, second)
+    assert first.drafts == second.drafts == [arrived.draft]
+    assert arrived.asked == 1
+    # What the unsure tier kept is told no more than its text.
+    assert [event for event in events if isinstance(event, Verified)] == [Verified(2)]
+    assert text(events) == "kept 2"
+    assert final(events).reasons == ("tier1:unsure", "tier2:last")
+
+
+async def test_an_answer_that_was_held_back_comes_with_what_it_kept() -> None:
+    first, second = Scoring(1, 0.9), Scoring(2, 0.9)
+    events, _ = await drafted(("transformers", "llama_cpp"), first, second)
+    kinds = [type(event).__name__ for event in events]
+    assert kinds == ["Accepted", "Verified", "Chunk", "Finished"]
+    assert text(events) == "kept 1"
+    assert second.drafts == []
+
+
+async def test_a_tier_of_a_climb_that_scores_no_drafts_says_so() -> None:
+    first, second = Scoring(1, 0.5), Scoring(2, 0.9)
+    events, _ = await drafted(("transformers", "llama_cpp"), first, second)
+    assert second.drafts == [None]
+    assert not any(isinstance(event, Verified) for event in events)
+    assert final(events).reasons == ("tier1:unsure", "tier2:last", "tier2:draft_ignored")
+
+
+async def test_nobody_waits_for_a_draft_that_no_tier_would_read() -> None:
+    first, second = Scoring(1, 0.5), Scoring(2, 0.9)
+    _, arrived = await drafted(("llama_cpp", "llama_cpp"), first, second)
+    assert arrived.asked == 0

@@ -14,13 +14,19 @@ from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from cascade.errors import ClusterError, NotFound
+from cascade.home import trust_dir
+from cascade.ladder import Ladder, LadderPolicy
+from cascade.records import TierInfo
 from cascade.remote import DeviceReport, Transfer
 from cascade.request import Message, Request
+from cascade.signing import SigningKey, TrustStore
 from cascade.testing.scripted import Script, ScriptedTier
 from cascade.wire import ClientProfile, GrpcRemote, KeyRing
+from cloud.config import load_config
 from cloud.deployment import DeployArgs, build, gateway_files
 from cloud.errors import ConfigError
 from cloud.front_door import FrontDoor
+from cloud.plan import plan_cluster
 from cloud.routing import Router
 from cloud.tls import ensure_local_tls
 
@@ -62,6 +68,30 @@ def test_relative_paths_are_taken_from_the_folder_of_the_file(folder: Path) -> N
 def test_the_configuration_may_stand_in_the_arguments(folder: Path) -> None:
     app = build(DeployArgs(config=CLUSTER.format(folder=f"{folder}/")))
     assert isinstance(app, Application)
+
+
+def test_the_ladders_that_it_names_are_followed_or_refused(folder: Path, empty_home: Path) -> None:
+    tiers = (TierInfo("tier1", "m.gguf", "cloud"),)
+    ladder = LadderPolicy("mood", tiers, "", Ladder(("tier1",)), {}, None)
+    key = SigningKey.generate()
+    (folder / "ladder.json").write_bytes(ladder.to_bytes())
+    (folder / "ladder.sig").write_bytes(key.sign(ladder.to_bytes()))
+    file = folder / "cluster.yaml"
+    file.write_text("ladders: [ladder.json]\n" + file.read_text())
+    told = "ladder.json: "
+    with pytest.raises(ConfigError, match=f"{told}.*unknown publisher"):
+        build(DeployArgs(config_file=file))
+    planned = plan_cluster(load_config(file))
+    assert len(planned.ladder_problems) == 1
+    assert planned.ladder_problems[0] in planned.problems
+    assert any("ladders are read when the cluster starts" in note for note in planned.notes)
+
+    TrustStore(trust_dir()).pin("me", key.public)
+    assert plan_cluster(load_config(file)).ladder_problems == ()
+    app = build(DeployArgs(config_file=file))
+    assert app._bound_deployment.init_args[2] == (ladder,)
+    with pytest.raises(ConfigError, match=r"ladders\[0\] must be an absolute path"):
+        DeployArgs(config="ladders: [l.json]\n" + CLUSTER.format(folder=f"{folder}/")).cluster()
 
 
 def test_relative_paths_in_the_arguments_are_refused_by_name() -> None:

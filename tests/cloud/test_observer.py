@@ -110,6 +110,17 @@ async def test_an_answer_is_counted_in_the_gateway_and_in_its_tier(cluster: Clus
     assert samples["cascade_tier_calls_answering", tier] == 0
 
 
+async def test_the_share_of_escalations_can_be_told(cluster: Cluster) -> None:
+    await ask(cluster, confidence=0.33, kept=3)
+    await ask(cluster, confidence=0.33)
+    samples = read(cluster.metrics)
+    escalated = samples[
+        "cascade_gateway_escalations_total", labels(task="mood", judged="certified")
+    ]
+    kept = samples["cascade_gateway_kept_total", labels(task="mood")]
+    assert (kept, escalated / (kept + escalated)) == (3, 0.4)
+
+
 async def test_a_task_that_is_not_listed_has_no_series(cluster: Cluster) -> None:
     await ask(cluster, task="somebody-elses")
     await ask(cluster, task="")

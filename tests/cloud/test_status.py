@@ -67,7 +67,7 @@ def test_a_row_has_what_is_known_of_a_tier() -> None:
 
 def test_programs_get_the_same_and_the_keys_that_were_there() -> None:
     told = json.loads(json.dumps(as_object(READY)))
-    assert set(told) == {"stage", "pid", "address", "health", "tiers", "metrics"}
+    assert set(told) == {"stage", "pid", "address", "health", "tiers", "metrics", "gateways"}
     small, large = told["tiers"]
     assert (small["name"], small["model"], small["health"]) == ("tier1", "small", "SERVING")
     assert small["figures"]["requests_per_s"] == 2.0

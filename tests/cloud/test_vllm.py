@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -304,15 +305,33 @@ async def test_an_adapter_is_asked_for_by_its_name() -> None:
     assert script.requests[0]["model"] == "large:legal/v2"  # type: ignore[index]
 
 
+async def test_a_request_names_one_of_the_tiers_adapters() -> None:
+    section = "{adapters_url: s3://bucket/adapters}\n    adapters: {tax: tax/v3}"
+    script = Script([event("a", reason="stop"), LAST, END])
+    engine = engine_over(script, section)
+    async for _ in engine.stream(ChatRequest(QUESTION, 2, adapter="tax")):
+        pass
+    assert script.requests[0]["model"] == "large:tax/v3"  # type: ignore[index]
+    with pytest.raises(InvalidInput, match="adapter: this tier has no 'law'; adapters: tax"):
+        await anext(engine.stream(ChatRequest(QUESTION, 2, adapter="law")))
+    with pytest.raises(ConfigError, match=r"adapters needs vllm\.adapters_url"):
+        tier("{}\n    adapters: {tax: tax/v3}")
+
+
 def test_rays_handle_is_told_the_adapter_and_no_base_model() -> None:
     class Handle:
-        def options(self, **options: object) -> dict[str, object]:
+        chat = property(lambda self: self)
+
+        def options(self, **options: object) -> Handle:
             given.append(options)
-            return options
+            return self
+
+        def remote(self, request: object) -> None: ...
 
     given: list[dict[str, object]] = []
-    RayHandle(Handle(), "large:legal/v2")
-    RayHandle(Handle(), "large")
+    handle = RayHandle(Handle())
+    handle.chat(SimpleNamespace(model="large:legal/v2"))
+    handle.chat(SimpleNamespace(model="large"))
     assert given == [{"stream": True, "multiplexed_model_id": "large:legal/v2"}, {"stream": True}]
 
 

@@ -40,8 +40,10 @@ def named(file: Path) -> str:
     return file.stem
 
 
-def test_there_is_one_for_gateway_and_tiers_for_gpus_and_for_devices() -> None:
-    assert [file.stem for file in DOCKERFILES] == ["cluster", "device", "gpu"]
+def test_there_is_one_for_gateway_and_tiers_with_and_without_vllm_for_gpus_and_for_devices() -> (
+    None
+):
+    assert [file.stem for file in DOCKERFILES] == ["cluster", "device", "gpu", "vllm"]
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=named)
@@ -83,8 +85,8 @@ def test_the_image_is_not_run_as_root_and_says_whether_it_is_well(file: Path) ->
 def test_nothing_is_installed_into_the_image_but_what_was_built_before(file: Path) -> None:
     runs = " ".join(rest for word, rest in last_stage(file) if word == "RUN")
     assert "pip install" not in runs
-    # Triton compiles when vLLM starts; the file says so.
-    assert ("apt-get install" in runs) == (file.stem == "gpu")
+    # Triton compiles when vLLM starts; the files say so.
+    assert ("apt-get install" in runs) == (file.stem in ("gpu", "vllm"))
 
 
 def context(file: Path) -> Path:
@@ -110,15 +112,17 @@ def test_what_is_copied_is_there_and_is_sent_to_the_builder(file: Path) -> None:
             assert any(fnmatch.fnmatch(source, pattern) for pattern in kept), source
 
 
-def test_the_cluster_image_installs_extras_that_there_are() -> None:
+def test_the_clusters_images_install_extras_that_there_are() -> None:
     declared = (ROOT / "pyproject.toml").read_text()
-    (default,) = (
+    defaults = [
         rest.partition("=")[2]
-        for word, rest in instructions(DEPLOY / "docker" / "cluster.Dockerfile")
+        for name in ("cluster", "vllm")
+        for word, rest in instructions(DEPLOY / "docker" / f"{name}.Dockerfile")
         if word == "ARG" and rest.startswith("EXTRAS")
-    )
+    ]
+    assert ["vllm" in default.split(",") for default in defaults] == [False, True]
     asked = compose()["services"]["cluster"]["build"]["args"]["EXTRAS"]
-    for extra in {*default.split(","), *asked.split(",")}:
+    for extra in {*",".join(defaults).split(","), *asked.split(",")}:
         assert re.search(rf"^{extra} = \[", declared, re.MULTILINE), extra
 
 

@@ -260,6 +260,10 @@ def test_every_gateway_has_a_node_and_nothing_else_is_placed_there(overlay: str)
     ]["deployments"]
     assert gateways["minReplicas"] == gateways["replicas"] == deployment["num_replicas"]
     assert deployment["max_replicas_per_node"] == 1
+    # What the gateways share out among themselves goes by the configuration.
+    gateway = config(overlay).gateway
+    assert gateway.replicas == deployment["num_replicas"]
+    assert gateway.nodes == gateway.replicas
     # The shell of the start command takes one layer of quotes off.
     (resources,) = shlex.split(gateways["rayStartParams"]["resources"])
     assert json.loads(resources) == {"gateway": 1}

@@ -222,6 +222,23 @@ def test_what_an_interrupted_set_up_has_fetched_is_not_fetched_again(
     assert answer()[0] in ("good", "bad")
 
 
+def test_a_device_is_opened_from_one_reading_of_what_was_delivered(
+    shop: Shop, device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.publish(shop.tiny.path)
+    install(shop)
+    read = Delivered.load
+    readings: list[Delivered] = []
+
+    def load() -> Delivered:
+        readings.append(read())
+        return readings[-1]
+
+    monkeypatch.setattr(Delivered, "load", load)
+    Device.open().close()
+    assert [each.bundle for each in readings] == ["tiny"]
+
+
 def test_a_file_that_is_not_the_signed_one_is_never_used(shop: Shop, device: Path) -> None:
     shop.publish(shop.tiny.path)
     shop.source.piece = lambda piece: dataclasses.replace(

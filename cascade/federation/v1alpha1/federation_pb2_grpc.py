@@ -29,7 +29,8 @@ class FederationServiceStub(object):
     """Leads devices through rounds of training.
 
     Every call but a challenge and an enrolment names a device that is enrolled. Refusals carry
-    google.rpc.ErrorInfo and a RetryInfo: do not call again before its delay has passed.
+    google.rpc.ErrorInfo and, unless the request itself is malformed, a RetryInfo: do not call again
+    before its delay has passed.
     """
 
     def __init__(self, channel):
@@ -84,7 +85,8 @@ class FederationServiceServicer(object):
     """Leads devices through rounds of training.
 
     Every call but a challenge and an enrolment names a device that is enrolled. Refusals carry
-    google.rpc.ErrorInfo and a RetryInfo: do not call again before its delay has passed.
+    google.rpc.ErrorInfo and, unless the request itself is malformed, a RetryInfo: do not call again
+    before its delay has passed.
     """
 
     def Challenge(self, request, context):
@@ -200,7 +202,8 @@ class FederationService(object):
     """Leads devices through rounds of training.
 
     Every call but a challenge and an enrolment names a device that is enrolled. Refusals carry
-    google.rpc.ErrorInfo and a RetryInfo: do not call again before its delay has passed.
+    google.rpc.ErrorInfo and, unless the request itself is malformed, a RetryInfo: do not call again
+    before its delay has passed.
     """
 
     @staticmethod

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -21,6 +22,7 @@ from cascade.v1 import inference_pb2 as pb
 from cascade.v1 import inference_pb2_grpc
 from cascade.wire import (
     API_KEY_HEADER,
+    INFERENCE_SERVICE,
     AccessInterceptor,
     ApiKeys,
     CallRecord,
@@ -217,6 +219,35 @@ async def test_unavailable_twice_is_given_up(cluster: Cluster, remote: GrpcRemot
     error = await refusal(remote, asking("unavailable 9", max_remote_calls=16))
     assert (error.status, error.message) == ("UNAVAILABLE", "tier1 lost its replica")
     assert len(cluster.answerer.calls) == 2
+
+
+async def test_a_call_that_a_closing_server_dropped_is_retried_once(tls: TlsPaths) -> None:
+    """gRPC's core ends what reaches a server that shuts down with a bare CANCELLED."""
+    calls = 0
+
+    async def drop(
+        requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> None:
+        nonlocal calls
+        calls += 1
+        await context.abort(grpc.StatusCode.CANCELLED)
+
+    server = grpc.aio.server()
+    method = grpc.stream_stream_rpc_method_handler(cast(Any, drop))
+    service = grpc.method_handlers_generic_handler(INFERENCE_SERVICE, {"Answer": method})
+    server.add_generic_rpc_handlers((service,))
+    pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    await server.start()
+    remote = GrpcRemote(ClientProfile(f"127.0.0.1:{port}", tls.ca.read_bytes(), KEY))
+    try:
+        error = await refusal(remote, asking("hello"))
+        assert error.status == "UNAVAILABLE"
+        assert "closed the connection" in error.message
+        assert calls == 2
+    finally:
+        await remote.close()
+        await server.stop(None)
 
 
 async def test_one_allowed_call_is_not_retried(cluster: Cluster, remote: GrpcRemote) -> None:

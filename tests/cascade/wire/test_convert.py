@@ -57,6 +57,7 @@ chosen_requests = st.builds(
     max_tokens=st.integers(1, 100_000),
     stop=st.lists(text.filter(bool), max_size=8).map(tuple),
     score=st.booleans(),
+    adapter=st.sampled_from(["", "legal", "v2.1"]),
     constraints=st.builds(
         Constraints,
         allowed_tiers=st.none() | st.frozensets(written, min_size=1, max_size=3),
@@ -89,6 +90,7 @@ reports = st.builds(
     tokenizer_digest=digest,
     ladder_digest=digest,
     answer_sha256=digest,
+    kept=st.integers(0, 1_000_000),
     signals=_signals(),
 )
 
@@ -137,7 +139,7 @@ def test_a_request_arrives_as_it_was_sent(
         residency=request.constraints.residency,
         commercial=request.constraints.commercial,
     )
-    assert read.score == request.score
+    assert (read.score, read.adapter) == (request.score, request.adapter)
     numbers, digests = ("confidence", "raw_score"), ("base", "adapter", "tokenizer", "ladder")
     for name in (*numbers, *(f"{kind}_digest" for kind in digests), "answer_sha256"):
         assert getattr(read.report, name) == getattr(report, name)
@@ -375,6 +377,5 @@ def test_events_of_another_request_are_refused() -> None:
 
 
 def test_events_of_an_unknown_kind_are_passed_over() -> None:
-    verification = pb.DraftVerification(kept_tokens=3)
-    message = pb.AnswerEvent(request_id="r-1", verification=verification)
+    message = pb.AnswerEvent(request_id="r-1")
     assert read_event(message, request_id="r-1") is None

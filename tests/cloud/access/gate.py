@@ -101,6 +101,7 @@ async def gate(
     answer: Answer = plain,
     /,
     artifacts: ArtifactSource | None = None,
+    admit: Callable[[float], RemoteError | None] | None = None,
     **config: object,
 ) -> AsyncIterator[Gate]:
     """A front door that is open until the block ends; ``config`` as in the YAML under gateway."""
@@ -123,6 +124,7 @@ async def gate(
         config=GatewayConfig.model_validate(config),
         artifacts=artifacts,
         on_call=records.append,
+        admit=admit,
     )
     opened = Gate(door, tls.ca.read_bytes(), files, records)
     answerer.gate = opened

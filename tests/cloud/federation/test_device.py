@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 
 from cascade.clock import Reading
+from cascade.conditions import Conditions, FixedConditions
 from cascade.federation.plan import RoundPlan
-from cascade.federation.terms import TrainingConditions
 from cascade.wire import ClientProfile
 from cloud.federation.refusals import counters
 from edge.federation import Limits, NoGain, Participant, StartingPoint, Trained
 from edge.federation.state import DeviceBusy, DeviceFolder, DeviceState
 from edge.federation.timer import Timer
+from edge.training.allowance import TrainingAllowance
+from edge.training.policy import TrainingLimits
 from tests.cloud.federation.federated import BASE, ROOT, Federation, change, kill
 from tests.ports import free_port
 
@@ -164,10 +166,39 @@ async def test_a_device_takes_part_as_often_as_it_may(world: World) -> None:
     assert (await device.step()).outcome == "sent"
 
 
-async def test_a_device_that_is_used_does_nothing(world: World) -> None:
-    busy = world.device(ready=lambda: (False, TrainingConditions(idle=False)))
-    assert (await busy.step()).outcome == "not_ready"
+async def test_a_device_trains_when_its_owner_s_limits_allow_it(
+    world: World, tmp_path: Path
+) -> None:
+    state = FixedConditions(Conditions("unmetered", charging=True, idle=False))
+    allowed = TrainingAllowance(
+        TrainingLimits(seconds_per_day=600.0, steps_per_day=50, separation_s=3600.0),
+        state,
+        path=tmp_path / "training.sqlite3",
+        clock=world.clock,
+    )
+    device = world.device(allowance=allowed, conditions=state)
+    done = await device.step()
+    assert (done.outcome, done.note) == ("not_ready", "not_idle")
     assert "leased" not in world.counters()
+    state.set(Conditions("unmetered", charging=True, idle=True))
+    assert (await device.step()).outcome == "sent"
+    world.clock.passes(1000)
+    done = await device.step()
+    assert (done.outcome, done.note) == ("not_ready", "too_soon")
+    assert done.wait_s >= 2000
+
+
+async def test_a_plan_beyond_what_is_left_of_the_day_is_declined(
+    world: World, tmp_path: Path
+) -> None:
+    state = FixedConditions(Conditions("unmetered", charging=True, idle=True))
+    allowed = TrainingAllowance(
+        TrainingLimits(steps_per_day=49), state, path=tmp_path / "training.sqlite3"
+    )
+    done = await world.device(allowance=allowed).step()
+    assert done.outcome == "declined"
+    assert "600 and 49 are left" in done.note
+    assert world.counters()["aborted.over_budget"] == 1
 
 
 async def test_a_lower_version_is_refused(world: World) -> None:

@@ -429,6 +429,41 @@ async def test_a_challenge_is_for_one_key_and_one_time(world: World) -> None:
     assert await refused(device.service.enrol(aged)) == ("PERMISSION_DENIED", "bad_proof")
 
 
+async def test_a_defect_shows_nothing_of_the_inside(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(public_key: bytes) -> None:
+        raise ZeroDivisionError("a secret of the inside")
+
+    device = await world.device()
+    monkeypatch.setattr(world.federation.desk, "challenge", broken)
+    with pytest.raises(RemoteError, match="INTERNAL: the cluster failed to answer") as caught:
+        await device.service.challenge(device.key.public.raw)
+    assert "secret" not in str(caught.value)
+    assert "a call of the federation service failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"payload_bytes": 0}, "header.payload_bytes"),
+        ({"payload_sha256": "x" * 64}, "header.payload_sha256"),
+        ({"examples": 0}, "header.examples"),
+        ({"examples": 2_000_000}, "header.examples"),
+        ({"lease_id": "a lease"}, "header.lease_id"),
+        ({"signature": b"short"}, "header.signature"),
+        ({"offset": 10_000}, "header.offset"),
+    ],
+)
+async def test_a_header_out_of_range_is_named(
+    world: World, changed: dict[str, object], field: str
+) -> None:
+    device, data = await world.device(), payload(1.0)
+    header = device.header(await device.lease(), data, **changed)
+    with pytest.raises(RemoteError, match=f"INVALID_ARGUMENT: {field}"):
+        await device.service.upload(header, data)
+
+
 async def test_counts_of_a_fleet_are_added_up_once_a_report(world: World) -> None:
     device = await world.device()
     counts = (("answers.local", 7),)

@@ -115,6 +115,8 @@ def test_a_canary_is_built_on_what_is_served_and_promoted_or_withdrawn() -> None
 
 def test_there_has_to_be_something_to_promote_or_go_back_to() -> None:
     at = Publisher()
+    with pytest.raises(NotFound, match="nothing is published in channel"):
+        at.channel.promoted(ANY)
     at.put(bundle("b1"))
     with pytest.raises(NotFound, match="no canary to promote"):
         at.channel.promoted(ANY)

@@ -1,0 +1,341 @@
+"""Given a device that may propose its answer, the controller sends it, writes on, or stops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.checks import Checks, matches
+from cascade.controller import Controller
+from cascade.draft import Drafting, DraftPiece, DraftTape
+from cascade.egress import Egress
+from cascade.errors import RemoteError
+from cascade.events import Answer, Event, Final, Superseded, Token
+from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt, TokenSignals
+from cascade.policy import PolicyStore, Reason
+from cascade.privacy import PiiSpan, Privacy
+from cascade.remote import Accepted, Chunk, DeviceReport, RemoteEvent, Transfer, Verified
+from cascade.request import DataClass, Request
+from cascade.sampling import GREEDY, Sampling
+from cascade.signals import Signals
+from tests.cascade.test_controller import FINISHED, INFO
+from tests.cascade.test_stopping import RULE, TALK, question, shelf
+
+WORDS = 10
+FIRED = RULE.checkpoints[0].tokens
+# Whatever is written is worth sending, and a token within ten seconds worth waiting for.
+EAGER = Drafting(acceptance=0.999, write_s=10.0, read_s=1e-6)
+
+
+@dataclass(frozen=True)
+class Step:
+    token: int
+    logprob: float
+    entropy: float = 1.0
+    margin: float = 0.5
+
+
+@dataclass
+class Writer:
+    """A device that writes ten words, each after a pause, and counts its decodes.
+
+    Arguments:
+        may_go_on: waited for behind the word at which the rule stops it.
+    """
+
+    logprob: float = -2.0
+    pause_s: float = 0.01
+    begun: int = 0
+    ended: int = 0
+    words: int = 0
+    may_go_on: threading.Event | None = None
+
+    @property
+    def info(self) -> ModelInfo:
+        return INFO
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
+        sampling: Sampling = GREEDY,
+        json_schema: str | None = None,
+        regex: str | None = None,
+        on_text: Callable[[str], bool | None] | None = None,
+        on_token: Callable[[TokenSignals], bool | None] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> LocalAnswer:
+        self.begun += 1
+        words: list[str] = []
+        finish = "stop"
+        for word in range(WORDS):
+            time.sleep(self.pause_s)
+            if self.may_go_on is not None and word == FIRED:
+                assert self.may_go_on.wait(30)
+            if cancel and cancel.cancelled:
+                finish = "cancelled"
+                break
+            words.append(f"w{word} ")
+            self.words += 1
+            stopped = on_token(Step(100 + word, self.logprob)) if on_token else False
+            if on_text:
+                on_text(words[-1])
+            if stopped:
+                finish = "callback"
+                break
+        self.ended += 1
+        values = np.full(len(words), self.logprob, np.float32)
+        signals = Signals(values, -values, np.full(len(words), 0.5, np.float32))
+        return LocalAnswer("".join(words), signals, None, 5, len(words), 0.01, 0.02, finish)
+
+    def choose(self, *args: object, **kwargs: object) -> LocalAnswer:
+        raise AssertionError("nobody asks for a closed set here")
+
+
+@dataclass
+class Scorer:
+    """A cluster that reads a draft to its end, keeps half of it, and answers.
+
+    Arguments:
+        waits: whether it waits for a draft; otherwise it answers at once.
+        accepted: set when it has said that it takes the request.
+    """
+
+    waits: bool = True
+    accepted: threading.Event = field(default_factory=threading.Event)
+    problem: RemoteError | None = None
+    drafts: list[DraftTape | None] = field(default_factory=list)
+    pieces: list[DraftPiece] = field(default_factory=list)
+
+    async def answer(
+        self,
+        request: Request,
+        report: DeviceReport,
+        *,
+        deadline_s: float,
+        transfer: Transfer,
+        draft: DraftTape | None = None,
+    ) -> AsyncGenerator[RemoteEvent, None]:
+        self.drafts.append(draft)
+        if draft is not None and self.waits:
+            async with aclosing(draft.pieces()) as pieces:
+                self.pieces = [piece async for piece in pieces]
+        if self.problem is not None:
+            raise self.problem
+        yield Accepted("tier1", "large")
+        self.accepted.set()
+        if draft is not None and self.waits:
+            yield Verified(draft.sent // 2)
+        yield Chunk("better", 1)
+        yield FINISHED
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for piece in self.pieces for token in piece.tokens]
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def policies(tmp_path: Path) -> PolicyStore:
+    return shelf(tmp_path, replace(TALK, drafting=EAGER))
+
+
+async def events_of(controller: Controller, request: Request, show: str = "final") -> list[Event]:
+    return [event async for event in controller.run(request, show=show)]  # type: ignore[arg-type]
+
+
+async def answered(controller: Controller, request: Request) -> Answer:
+    last = (await events_of(controller, request))[-1]
+    assert isinstance(last, Final)
+    return last.answer
+
+
+def whole(draft: DraftTape | None) -> bool:
+    assert draft is not None
+    return draft.ended and draft.complete
+
+
+async def test_an_answer_that_is_not_kept_is_proposed_as_it_is(tmp_path: Path) -> None:
+    """Without a rule to stop it the whole of it is there when it escalates."""
+    policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
+    writer, cluster = Writer(), Scorer()
+    answer = await answered(Controller(writer, cluster, policies), question())
+    assert (answer.source, answer.text) == ("tier1", "better")
+    assert cluster.tokens == list(range(100, 100 + WORDS))
+    assert cluster.text == "".join(f"w{word} " for word in range(WORDS))
+    assert len(cluster.pieces) == 1
+    assert whole(cluster.drafts[0])
+    assert (answer.draft_tokens, answer.draft_kept) == (WORDS, WORDS // 2)
+    assert answer.local_tokens == WORDS
+
+
+async def test_a_hopeless_answer_is_written_on_as_a_draft_while_that_is_worth_it(
+    policies: PolicyStore,
+) -> None:
+    writer, cluster = Writer(), Scorer()
+    answer = await answered(Controller(writer, cluster, policies), question())
+    assert answer.reasons[0] == Reason.STOPPED_EARLY
+    assert (answer.source, answer.text) == ("tier1", "better")
+    # The call was open before the draft was complete, and got the rest as it was written.
+    assert len(cluster.pieces) > 1
+    assert cluster.tokens == list(range(100, 100 + WORDS))
+    assert whole(cluster.drafts[0])
+    assert (answer.draft_tokens, answer.draft_kept) == (WORDS, WORDS // 2)
+    assert answer.local_tokens == WORDS
+    assert answer.local_tokens_saved is None
+    assert (writer.begun, writer.ended) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "drafting",
+    [
+        replace(EAGER, write_s=0.009),  # the tier writes faster than the device
+        replace(EAGER, acceptance=0.2, write_s=0.02),  # it will hardly keep a fourth token
+    ],
+)
+async def test_it_is_stopped_where_a_draft_is_not_worth_the_wait(
+    tmp_path: Path, drafting: Drafting
+) -> None:
+    writer, cluster = Writer(), Scorer()
+    policies = shelf(tmp_path, replace(TALK, drafting=drafting))
+    answer = await answered(Controller(writer, cluster, policies), question())
+    assert writer.words == FIRED
+    assert answer.local_tokens_saved == 6.5
+    assert cluster.tokens == list(range(100, 100 + FIRED))
+    assert answer.draft_tokens == FIRED
+    assert not whole(cluster.drafts[0])
+
+
+async def test_a_tier_that_does_not_wait_ends_the_draft(policies: PolicyStore) -> None:
+    cluster = Scorer(waits=False)
+    writer = Writer(may_go_on=cluster.accepted)
+    answer = await answered(Controller(writer, cluster, policies), question())
+    assert answer.source == "tier1"
+    assert (answer.draft_tokens, answer.draft_kept) == (0, None)
+    assert answer.local_tokens == writer.words == FIRED + 1
+    assert (writer.begun, writer.ended) == (1, 1)
+
+
+async def test_a_request_says_off_whatever_the_policy_says(policies: PolicyStore) -> None:
+    writer, cluster = Writer(), Scorer()
+    request = replace(question(), drafting=Drafting("off"))
+    answer = await answered(Controller(writer, cluster, policies), request)
+    assert cluster.drafts == [None]
+    assert writer.words == FIRED
+    assert (answer.draft_tokens, answer.draft_kept) == (0, None)
+
+
+async def test_without_a_word_about_it_nothing_is_proposed(tmp_path: Path) -> None:
+    cluster = Scorer()
+    await answered(Controller(Writer(), cluster, shelf(tmp_path, TALK)), question())
+    await answered(Controller(Writer(), cluster), replace(question(), task_id=""))
+    assert cluster.drafts == [None, None]
+
+
+async def test_a_request_that_may_not_leave_proposes_nothing(policies: PolicyStore) -> None:
+    writer, cluster = Writer(), Scorer()
+    request = question(data_class=DataClass.NEVER_LEAVE)
+    answer = await answered(Controller(writer, cluster, policies), request)
+    assert (answer.source, cluster.drafts, answer.bytes_up) == ("device", [], 0)
+
+
+async def test_an_answer_that_failed_a_check_is_not_proposed(tmp_path: Path) -> None:
+    policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
+    cluster, checks = Scorer(), Checks({"digits": matches("[0-9]+")})
+    request = replace(question(), checks=("digits",))
+    answer = await answered(Controller(Writer(), cluster, policies, checks=checks), request)
+    assert "veto:digits" in answer.reasons
+    assert cluster.drafts == [None]
+
+
+class Nothing:
+    """Finds no personal data."""
+
+    def find(self, text: str) -> list[PiiSpan]:
+        return []
+
+
+async def test_what_is_looked_into_first_is_not_sent_while_it_is_written(
+    policies: PolicyStore,
+) -> None:
+    writer, cluster = Writer(), Scorer()
+    egress = Egress(privacy=Privacy(Nothing()))
+    await answered(Controller(writer, cluster, policies, egress=egress), question())
+    assert writer.words == FIRED
+    assert len(cluster.pieces) == 1
+    assert cluster.text == "w0 w1 w2 "
+
+
+@pytest.mark.parametrize("show", ["final", "provisional"])
+async def test_a_failed_call_leaves_the_whole_answer_of_the_device(
+    policies: PolicyStore, show: str
+) -> None:
+    writer, cluster = Writer(), Scorer(problem=RemoteError("UNAVAILABLE", "gone"))
+    events = await events_of(Controller(writer, cluster, policies), question(), show)
+    last = events[-1]
+    assert isinstance(last, Final)
+    text = "".join(f"w{word} " for word in range(WORDS))
+    assert (last.answer.source, last.answer.text) == ("device", text)
+    assert (last.answer.remote_status, last.answer.verified) == ("UNAVAILABLE", False)
+    assert last.answer.draft_tokens == WORDS
+    assert last.answer.local_tokens == WORDS  # it had been written: nothing is written again
+    shown = ""
+    for event in events:
+        match event:
+            case Token(piece):
+                shown += piece
+            case Superseded():
+                shown = ""
+    assert shown == text
+    assert (writer.begun, writer.ended) == (1, 1)
+
+
+async def test_leaving_while_a_draft_is_written_ends_the_decode(policies: PolicyStore) -> None:
+    writer, cluster = Writer(pause_s=0.05), Scorer()
+    running = asyncio.create_task(answered(Controller(writer, cluster, policies), question()))
+    async with asyncio.timeout(10):
+        while not cluster.drafts:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (writer.begun, writer.ended) == (1, 1)
+    (draft,) = cluster.drafts
+    assert draft is not None
+    assert draft.ended
+    assert not draft._readers
+
+
+async def test_a_deadline_in_the_middle_of_a_draft_gives_what_there_is(
+    policies: PolicyStore,
+) -> None:
+    writer, cluster = Writer(pause_s=0.1), Scorer()
+
+    async def answer(*args: object, **kwargs: object) -> AsyncGenerator[RemoteEvent, None]:
+        deadline_s = kwargs["deadline_s"]
+        assert isinstance(deadline_s, float)
+        await asyncio.sleep(deadline_s)
+        raise RemoteError("DEADLINE_EXCEEDED", "too late")
+        yield FINISHED
+
+    cluster.answer = answer  # type: ignore[method-assign]
+    result = await answered(Controller(writer, cluster, policies), question(deadline_s=0.7))
+    assert (result.source, result.remote_status) == ("device", "DEADLINE_EXCEEDED")
+    assert result.text.startswith("w0 w1 w2 ")
+    assert writer.begun == writer.ended
