@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks.edge.subject import prepare
-from benchmarks.federated import aggregation, flower, gradients, protocol
+from benchmarks.federated import aggregation, attacks, flower, gradients, protocol
 from benchmarks.hardware import describe
 from benchmarks.run import main
 
@@ -14,6 +14,7 @@ GROUPS = {
     "aggregation": aggregation.rows,
     "protocol": protocol.rows,
     "flower": flower.rows,
+    "attacks": attacks.rows,
 }
 
 if __name__ == "__main__":

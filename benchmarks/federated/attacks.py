@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.edge.subject import Subject, prepare
+from benchmarks.edge.subject import Subject
 from benchmarks.federated import hostile
 from benchmarks.federated.small_task import (
     CLIP,
@@ -105,7 +105,7 @@ class Attacked:
     backdoor: float
 
 
-def rows(subject: Subject | None, run: Run) -> Iterator[Row]:
+def rows(subject: Subject, run: Run) -> Iterator[Row]:
     """Malformed updates, then lies, then the way back."""
     yield from _malformed(run)
     yield from _lies(run)
@@ -285,10 +285,8 @@ def _triggered(
     return np.asarray(inputs + trigger, np.float64)
 
 
-def _way_back(subject: Subject | None, run: Run) -> Iterator[Row]:
+def _way_back(subject: Subject, run: Run) -> Iterator[Row]:
     """A channel takes an adapter back; how long until the device answers as before."""
-    if subject is None:
-        subject = prepare(run)
     times = _ways_back(subject, 3 if run.quick else 20)
     yield run.row(
         "attacks: a device goes back to the adapter before",
