@@ -373,7 +373,7 @@ def decide(tx: Transaction, number: int, *, approved: bool, note: str = "") -> R
         tx.run(
             "UPDATE rounds SET state = ?, note = ? WHERE number = ?",
             state,
-            note or found.note,
+            note,  # not what it waited for until now
             number,
         )
         count(tx, state)

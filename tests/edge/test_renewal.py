@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from cascade.errors import Tampered
 from cascade.policy import PolicyStore
 from cascade.release import ReleaseManifest
 from cascade.signing import TrustStore
-from edge import Delivered, Device, Renewal
+from edge import Adapter, Delivered, Device, Renewal
+from edge.adapter import write_adapter
 from tests.edge.test_delivery import ANY, Shop, device, shop  # noqa: F401 (fixtures)
 
 QUESTION, OPTIONS = "Nice.", ["good", "bad"]
@@ -135,8 +137,6 @@ def test_a_lower_release_changes_nothing(shop: Shop, opened) -> None:  # noqa: F
     signed = shop.registry.release("stable", old)
     second = publish(shop, 2)
     running.renew(profile)
-    import dataclasses
-
     from cascade.wire import SignedBytes
     from cloud.registry.delivery import _raw
 
@@ -175,6 +175,40 @@ def test_requests_under_way_end_with_what_they_began(shop: Shop, opened) -> None
     assert [each.outcome for each in outcomes] == ["applied", "applied"]
     assert not problems
     assert seen
+    assert verified(running)
+
+
+def test_an_adapter_of_another_base_is_left(
+    shop: Shop,  # noqa: F811
+    opened,
+    tmp_path: Path,
+) -> None:
+    """The channel's publisher was fooled, and the release is signed all the same."""
+    running, profile = opened
+    first = running.info.adapter_digest
+    folder = shop.adapter(2)
+    write_adapter(
+        folder,
+        Adapter.open(folder, shop.tiny.trust).pairs,
+        name="foreign",
+        base_digest="c" * 64,
+        signing_key=shop.key,
+        version=2,
+    )
+    foreign = shop.registry.publish(folder, shop.tiny.trust).artifact.digest
+    channel = shop.registry.channel("stable")
+    (variant,) = channel.variants
+    release = (variant.stable[0], foreign)
+    changed = dataclasses.replace(
+        channel,
+        revision=channel.revision + 1,
+        variants=(dataclasses.replace(variant, stable=release),),
+    )
+    shop.registry.save(changed, shop.key)
+    done = running.renew(profile)
+    assert (done.outcome, done.refused) == ("kept", foreign)
+    assert "was made for base" in done.why
+    assert running.info.adapter_digest == first
     assert verified(running)
 
 

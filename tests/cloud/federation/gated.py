@@ -43,7 +43,7 @@ class Gated:
     config: GateConfig
 
     @classmethod
-    def made(cls, folder: Path, tiny: TinyBundle, **given: Any) -> Gated:
+    def made(cls, folder: Path, tiny: TinyBundle, share: float = 1.0, **given: Any) -> Gated:
         registry = Registry(str(folder / "registry"))
         key = SigningKey.generate()
         trust = TrustStore(folder / "trust")
@@ -63,7 +63,12 @@ class Gated:
         for seed, (name, rows) in enumerate(
             {"held_out": 240, "develop": 120, "certify": 160, "out_of_scope": 60}.items()
         ):
-            write_rows(folder / f"{name}.jsonl", model, words(seed, rows), label=name[0] != "o")
+            write_rows(
+                folder / f"{name}.jsonl",
+                model,
+                words(seed, round(share * rows)),
+                label=name[0] != "o",
+            )
         task = {
             "wording": folder / "task.json",
             **{name: folder / f"{name}.jsonl" for name in ("held_out", "develop", "certify")},

@@ -43,7 +43,7 @@ def _ours(process: int) -> bool:
 
 async def judge(folder: Path) -> dict[str, object]:
     """What the gate says until it has decided."""
-    gated = Gated.made(folder, tiny_bundle(folder / "tiny"))
+    gated = Gated.made(folder, tiny_bundle(folder / "tiny"), share=0.6)
     database = Database(folder / "rounds.sqlite3")
     clock = [0.0]
     gate = BehaviourGate(

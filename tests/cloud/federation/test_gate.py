@@ -20,6 +20,7 @@ from cloud.federation.gate.config import CheckConfig, GateConfig
 from cloud.federation.gate.evaluation import Examination, Findings, examine
 from cloud.federation.gate.gate import BehaviourGate
 from cloud.federation.gate.judgements import of
+from cloud.federation.gate.planned import explained, gate_problems
 from cloud.federation.gate.rows import read_rows
 from cloud.federation.rounds import Round
 from cloud.federation.schema import migrate
@@ -295,3 +296,29 @@ def test_forbidden_words_are_whole_words(tmp_path: Path) -> None:
     assert not CheckConfig(forbids_file=listed).check()("idiot")
     with pytest.raises(InvalidInput, match="no words"):
         CheckConfig(forbids=()).check()
+
+
+def test_the_check_of_a_configuration_says_what_can_never_work(gated, tmp_path) -> None:
+    base = gated.tiny.bundle.manifest.base_digest
+    assert list(gate_problems(gated.config, gated.registry, base)) == []
+    told = "\n".join(explained(gated.config))
+    assert "not worse by 2 points on 240 rows (133 are the fewest" in told
+    assert "120 + 160 rows" in told
+    (foreign,) = gate_problems(gated.config, gated.registry, "c" * 64)
+    assert "another base" in foreign
+    task = gated.config.tasks[0]
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(task.held_out.read_text().splitlines(keepends=True)[:100]))
+    short = gated.config.model_copy(
+        update={
+            "tasks": (task.model_copy(update={"held_out": few}),),
+            "bundle": "d" * 64,
+            "checks": {"polite": CheckConfig(forbids_file=tmp_path / "none.txt")},
+        }
+    )
+    problems = list(gate_problems(short, gated.registry, base))
+    assert any("there is no file" in problem for problem in problems)
+    assert any("no artifact" in problem for problem in problems)
+    small = short.model_copy(update={"checks": {}})
+    (rows, _) = gate_problems(small, gated.registry, base)
+    assert "100 held-out rows of colours can never show" in rows
