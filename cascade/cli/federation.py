@@ -94,15 +94,30 @@ def _show(args: argparse.Namespace) -> int:
     from cascade.errors import NotFound
 
     with loading():
+        from cloud.federation.gate import judgements
         from cloud.federation.rounds import round_numbered
     database = _store(args)
     try:
         found = database.do_now(lambda tx: round_numbered(tx, args.round))
+        if found is None:
+            raise NotFound(
+                f"there is no round {args.round}; `cascade federation rounds` lists them"
+            )
+        candidate = found.candidate_digest or ""
+        judged = database.do_now(lambda tx: judgements.of(tx, candidate))
     finally:
         database.close()
-    if found is None:
-        raise NotFound(f"there is no round {args.round}; `cascade federation rounds` lists them")
+    findings = () if judged is None else judged.findings.findings
+    if args.json:
+        told = dataclasses.asdict(found)
+        print(json.dumps({**told, "findings": [each.to_json() for each in findings]}))
+        return 0
     _print(found, args)
+    for each in findings:
+        mark = "passed" if each.passed else "FAILED"
+        of = f" of {each.task}" if each.task else ""
+        against = f" (against {each.against})" if each.against else ""
+        print(f"{mark:<10} {each.what}{of}: {each.reason}{against}")
     return 0
 
 

@@ -26,6 +26,7 @@ from cloud.federation.config import FederationConfig
 from cloud.federation.coordinator import Coordinator
 from cloud.federation.database import Database
 from cloud.federation.gate import judgements
+from cloud.federation.gate.comparing import Finding
 from cloud.federation.gate.evaluation import Findings
 from cloud.federation.gate.gate import publish_policy
 from cloud.federation.rollout import counts, rollouts
@@ -39,6 +40,7 @@ from cloud.registry import Device, Registry
 from edge.adapter import write_adapter
 from tests.cloud.federation.gated import OPTIONS, pairs
 
+FINDING = Finding("accuracy", "colours", "first", 0.9, 0.9, -0.01, -0.02, True, "about as good")
 MARGINS = {"escalations": 0.1, "corrections": 0.05}
 
 
@@ -111,7 +113,9 @@ class Fleet:
             )
             judgements.put(
                 tx,
-                judgements.Judgement(number, candidate, "approved", (policy,), Findings((), ())),
+                judgements.Judgement(
+                    number, candidate, "approved", (policy,), Findings((FINDING,), ())
+                ),
             )
             rounds.decide(tx, number, approved=True)
 
@@ -341,7 +345,7 @@ def test_latencies_are_read_from_the_histogram() -> None:
     assert not fleet.measured((), ((fleet.metric("", fleet.LATENCY), odd),))
 
 
-def moves(mine: float, theirs: float, runs: int, looks: int = 6) -> list[str]:
+def moves(mine: float, theirs: float, runs: int, looks: int = 10) -> list[str]:
     """What becomes of candidates with this share, their parent's being that, looked at so often."""
     draw, found = np.random.default_rng(0), []
     for _ in range(runs):
@@ -380,6 +384,11 @@ def test_operators_see_it_and_decide(fleet_of: Fleet, capsys) -> None:
     assert main(["federation", "rollout", "show", *store]) != 0
     assert "no rollout" in capsys.readouterr().err
     candidate = fleet_of.approved(1)
+    assert main(["federation", "show", "1", *store]) == 0
+    told = capsys.readouterr().out
+    assert "passed     accuracy of colours: about as good (against first)" in told
+    assert main(["federation", "show", "1", "--json", *store]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"] == [FINDING.to_json()]
     rollout = fleet_of.rollout()
     asyncio.run(rollout.tick())
     asyncio.run(rollout.tick())
