@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -102,6 +102,31 @@ def satisfies(json_schema: str) -> Check:
         raise InvalidInput("json_schema", f"is no JSON Schema: {problem.message}") from None
     validator = Draft202012Validator(schema)
     return lambda text: bool(validator.is_valid(json.loads(text)))
+
+
+def forbids(words: Iterable[str]) -> Check:
+    """None of these words and phrases is in the answer, as whole words; case, punctuation and white
+    space are looked over.
+
+    Raises:
+        InvalidInput: there are none, or one has no letter or digit.
+    """
+    from cascade.records import text_key  # late: few devices have such a check
+
+    keys = []
+    for word in words:
+        if word.strip():
+            if not any(letter.isalnum() for letter in word):
+                raise InvalidInput("forbids", f"{word!r} has no letter or digit")
+            keys.append(f" {text_key(word)} ")
+    if not keys:
+        raise InvalidInput("forbids", "has no words")
+
+    def check(text: str) -> bool:
+        said = f" {text_key(text)} "
+        return not any(key in said for key in keys)
+
+    return check
 
 
 def _passes(check: Check, text: str) -> bool:

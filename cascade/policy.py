@@ -406,6 +406,10 @@ class PolicyStore:
         policy = self._loaded[str(path)]
         return policy if policy.adapter_digest == model.adapter_digest else None
 
+    def refresh(self) -> None:
+        """Read policies again when they are next asked for: others may have been installed."""
+        self._loaded.clear()
+
     def _path(self, base_digest: str, task_id: str) -> Path:
         check_task_id(task_id)
         return self._folder / base_digest / f"{task_id}.json"

@@ -143,6 +143,8 @@ def _check_absolute(config: ClusterConfig) -> None:
         named["federation.signing_key"] = config.federation.signing_key
         if config.federation.store is not None and "://" not in config.federation.store:
             named["federation.store"] = Path(config.federation.store)
+        if config.federation.gate is not None:
+            named |= config.federation.gate.paths
     if gateway.registry is not None and "://" not in gateway.registry:
         named["gateway.registry"] = Path(gateway.registry)
     named |= {f"ladders[{place}]": path for place, path in enumerate(config.ladders)}

@@ -37,6 +37,7 @@ from edge.generate import Step
 from edge.metrics import DeviceMetrics, MetricsServer
 from edge.model import OnnxModel
 from edge.observing import Observer
+from edge.renewal import Renewal
 
 __all__ = [
     "DEFAULT_BUNDLE",
@@ -83,6 +84,7 @@ __all__ = [
     "Policy",
     "PolicyStore",
     "PublicKey",
+    "Renewal",
     "Request",
     "Sampling",
     "ScoreBounds",

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from cascade.controller import Controller, Show
 from cascade.decision_record import DecisionRecord
 from cascade.draft import Drafting
 from cascade.egress import Egress
-from cascade.errors import InvalidInput, NotFound
+from cascade.errors import CascadeError, InvalidInput, NotFound
 from cascade.events import Answer, Event, Final
 from cascade.local import ModelInfo
 from cascade.monitor import Monitor
@@ -38,11 +39,14 @@ from edge.adapter import Adapter
 from edge.bundle import Bundle
 from edge.classifier import OnnxClassifier
 from edge.conversation import AsyncConversation, Overflow
-from edge.delivery import Delivered
+from edge.delivery import DEFAULT_CHANNEL, Delivered
 from edge.examples import Learning
 from edge.model import OnnxModel
 from edge.observing import Observer, deciding, observed
 from edge.profile import recommended_threads
+from edge.renewal import Renewal, SelfCheck, renew
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_BUNDLE = "smollm2-135m-instruct-int4"
 
@@ -72,6 +76,7 @@ class AsyncDevice:
         learn: Learning | None = None,
     ) -> None:
         self._model = model
+        self._policies = policies
         self._monitor = monitor
         self._learn = learn
         self._observers = tuple(observers)
@@ -106,8 +111,8 @@ class AsyncDevice:
 
         Arguments:
             bundle: a bundle's folder, or the name of one under ``CASCADE_HOME``; by default what
-                ``cascade setup`` got, adapter included, or else the one that ``cascade bundle
-                build`` makes.
+                ``cascade setup`` got, adapter included where it can be used, or else the one that
+                ``cascade bundle build`` makes.
             cloud: address, certificate authority and key of a cluster; ``None`` works offline.
             trust: pinned publisher keys; by default those under ``CASCADE_HOME``.
             policies: installed policies; by default those under ``CASCADE_HOME``.
@@ -145,9 +150,13 @@ class AsyncDevice:
         model = load_model(verified, threads=threads)
         adapter = delivered.adapter
         if adapter and isinstance(model, OnnxModel):
-            model.use_adapter(
-                model.load_adapter(Adapter.open(home.adapters_dir() / adapter, trust))
-            )
+            try:
+                model.use_adapter(
+                    model.load_adapter(Adapter.open(home.adapters_dir() / adapter, trust))
+                )
+            except CascadeError as problem:
+                # Without it the model still answers, and no policy of the adapter's applies.
+                _log.warning("the adapter %s… is not used: %s", adapter[:12], problem)
         return cls(
             model,
             remote_to(cloud),
@@ -376,6 +385,31 @@ class AsyncDevice:
             NotFound: it is not loaded.
         """
         await asyncio.to_thread(self._own_model().unload_adapter, digest)
+
+    async def renew(
+        self,
+        profile: ClientProfile,
+        *,
+        channel: str = DEFAULT_CHANNEL,
+        trust: TrustStore | None = None,
+        check: SelfCheck | None = None,
+    ) -> Renewal:
+        """Take what the cluster's channel has now: adapter and policies together, from the next
+        request on. One that fails here is left, and what ran before goes on.
+
+        Arguments:
+            check: whether the model still answers as it must, with the new adapter applied; by
+                default a few tokens, of which the probabilities must be numbers.
+
+        Raises:
+            NotFound: there is no model on this device that takes adapters.
+            RemoteError, UnknownPublisher, Tampered, BundleError, InvalidInput: as ``set_up``;
+                nothing has changed then.
+        """
+        model = self._own_model()
+        return await renew(
+            model, self._policies, profile, channel=channel, trust=trust, check=check
+        )
 
     async def feedback(
         self, answer: Answer | str, *, correct: bool, correction: str | None = None

@@ -165,6 +165,7 @@ class Device:
     load_adapter = _waits(AsyncDevice.load_adapter)
     use_adapter = _waits(AsyncDevice.use_adapter)
     unload_adapter = _waits(AsyncDevice.unload_adapter)
+    renew = _waits(AsyncDevice.renew)
     classify = _waits(AsyncDevice.classify)
     feedback = _waits(AsyncDevice.feedback)
     to_grade = _waits(AsyncDevice.to_grade)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks.edge.subject import prepare
-from benchmarks.federated import aggregation, flower, gradients, learners, protocol
+from benchmarks.federated import aggregation, attacks, flower, gradients, learners, protocol
 from benchmarks.hardware import describe
 from benchmarks.run import main
 
@@ -15,6 +15,7 @@ GROUPS = {
     "protocol": protocol.rows,
     "flower": flower.rows,
     "learners": learners.rows,
+    "attacks": attacks.rows,
 }
 
 if __name__ == "__main__":

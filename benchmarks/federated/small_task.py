@@ -26,7 +26,7 @@ WIDTH, CLASSES = 64, 10
 _MODULES = ("layers.0.up", "layers.1.up")
 _TRUE_RANK, _CHANGE = 4, 4.0
 _EACH, _STEPS, _BATCH = 200, 10, 20
-_CLIP = 10.0
+CLIP = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +97,12 @@ def federate(
 ) -> Outcome:
     """Run ``rounds`` rounds in which every device takes part."""
     rng = np.random.default_rng([seed, 2])
-    served: dict[str, Floats] = {}
-    for module in _MODULES:
-        a = rng.standard_normal((WIDTH, rank)) / np.sqrt(WIDTH)
-        served[f"{module}.a"] = a.astype(np.float32)
-        served[f"{module}.b"] = np.zeros((rank, WIDTH), np.float32)
+    served = fresh(rank, rng)
     state, errors, size = FRESH, [], 0
     for _ in range(rounds):
         contributions = []
-        for change in _train(task, served, trained, rate, rng):
-            sent = encode(clip_to_norm(change, _CLIP), bits, rng)
+        for change in train(task, served, trained, rate, rng):
+            sent = encode(clip_to_norm(change, CLIP), bits, rng)
             size = len(sent)
             contributions.append(Contribution(served, decode(sent, shapes_of(change))))
         made = strategy.aggregate(served, contributions, state)
@@ -122,13 +118,27 @@ def accuracy(task: Task, served: dict[str, Floats]) -> float:
         served: empty for the frozen network.
     """
     inputs, labels = task.test
+    return 100 * float(np.mean(said(task, served, inputs) == labels))
+
+
+def said(task: Task, served: dict[str, Floats], inputs: Doubles) -> NDArray[np.intp]:
+    """The class that the adapted network gives each input, shape ``[inputs]``."""
     nothing = np.zeros((WIDTH, WIDTH))
     changes = [_product(served, module) if served else nothing for module in _MODULES]
-    logits = _forward(task.frozen, changes, inputs)[-1]
-    return 100 * float(np.mean(logits.argmax(axis=1) == labels))
+    return np.asarray(_forward(task.frozen, changes, inputs)[-1].argmax(axis=1), np.intp)
 
 
-def _train(
+def fresh(rank: int, rng: np.random.Generator) -> dict[str, Floats]:
+    """The adapter that training starts from."""
+    served: dict[str, Floats] = {}
+    for module in _MODULES:
+        a = rng.standard_normal((WIDTH, rank)) / np.sqrt(WIDTH)
+        served[f"{module}.a"] = a.astype(np.float32)
+        served[f"{module}.b"] = np.zeros((rank, WIDTH), np.float32)
+    return served
+
+
+def train(
     task: Task,
     served: dict[str, Floats],
     trained: Trained,

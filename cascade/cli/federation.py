@@ -8,12 +8,14 @@ import datetime
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from cascade.cli.interrupt import loading
 
 if TYPE_CHECKING:
     from cloud.federation.database import Database
+    from cloud.federation.rollout.rollouts import StoredRollout
     from cloud.federation.rounds import Round
 
 _VARIABLE: Final = "CASCADE_FEDERATION_STORE"
@@ -39,6 +41,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         decided.add_argument("--note", default="", metavar="TEXT", help="why, for the others")
         _common(decided)
         decided.set_defaults(run=_decide, approved=name == "approve")
+    rollout = actions.add_parser("rollout", help="how an approved adapter reaches the devices")
+    steps = rollout.add_subparsers(dest="step", metavar="STEP", required=True)
+    standing = steps.add_parser("show", help="show the last rollout, and what devices report")
+    standing.add_argument("round", type=int, nargs="?", metavar="ROUND", help="of another one")
+    _common(standing)
+    standing.set_defaults(run=_rollout)
+    for name, summary in (
+        ("promote", "let every device of the channel have the candidate"),
+        ("rollback", "let the channel serve what it served before"),
+    ):
+        ordered = steps.add_parser(name, help=summary)
+        ordered.add_argument("--note", default="", metavar="TEXT", help="why, for the others")
+        _common(ordered)
+        ordered.set_defaults(run=_order, promote=name == "promote")
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -78,15 +94,30 @@ def _show(args: argparse.Namespace) -> int:
     from cascade.errors import NotFound
 
     with loading():
+        from cloud.federation.gate import judgements
         from cloud.federation.rounds import round_numbered
     database = _store(args)
     try:
         found = database.do_now(lambda tx: round_numbered(tx, args.round))
+        if found is None:
+            raise NotFound(
+                f"there is no round {args.round}; `cascade federation rounds` lists them"
+            )
+        candidate = found.candidate_digest or ""
+        judged = database.do_now(lambda tx: judgements.of(tx, candidate))
     finally:
         database.close()
-    if found is None:
-        raise NotFound(f"there is no round {args.round}; `cascade federation rounds` lists them")
+    findings = () if judged is None else judged.findings.findings
+    if args.json:
+        told = dataclasses.asdict(found)
+        print(json.dumps({**told, "findings": [each.to_json() for each in findings]}))
+        return 0
     _print(found, args)
+    for each in findings:
+        mark = "passed" if each.passed else "FAILED"
+        of = f" of {each.task}" if each.task else ""
+        against = f" (against {each.against})" if each.against else ""
+        print(f"{mark:<10} {each.what}{of}: {each.reason}{against}")
     return 0
 
 
@@ -102,6 +133,87 @@ def _decide(args: argparse.Namespace) -> int:
         database.close()
     _print(found, args)
     return 0
+
+
+def _rollout(args: argparse.Namespace) -> int:
+    from cascade.errors import NotFound
+
+    with loading():
+        from cloud.federation.rollout import counts, rollouts
+    database = _store(args)
+    number: int | None = args.round
+    try:
+        found = database.do_now(
+            lambda tx: rollouts.latest(tx) if number is None else rollouts.of_round(tx, number)
+        )
+        if found is None:
+            of = "" if number is None else f" of round {number}"
+            raise NotFound(f"there was no rollout{of}; `cascade federation rounds` lists rounds")
+        digests = (found.candidate_digest, found.parent_digest)
+        reported = [database.do_now(partial(counts.of, adapter_digest=each)) for each in digests]
+        devices = [
+            database.do_now(partial(counts.devices, adapter_digest=each)) for each in digests
+        ]
+    finally:
+        database.close()
+    if args.json:
+        told = [
+            {
+                "devices": number,
+                "measures": {
+                    name: {"trials": trials, "events": events}
+                    for name, (trials, events) in measures.items()
+                },
+            }
+            for number, measures in zip(devices, reported, strict=True)
+        ]
+        print(json.dumps({**dataclasses.asdict(found), "candidate": told[0], "parent": told[1]}))
+        return 0
+    for line in _rollout_told(found):
+        print(line)
+    print(f"devices    {devices[0]} report of the candidate, {devices[1]} of the parent")
+    for measure in sorted({*reported[0], *reported[1]}):
+        shares = [_share(*each.get(measure, (0, 0))) for each in reported]
+        print(f"{measure:<18} {shares[0]:>22}   parent {shares[1]:>22}")
+    return 0
+
+
+def _order(args: argparse.Namespace) -> int:
+    import time
+
+    with loading():
+        from cloud.federation.rollout import rollouts
+    database = _store(args)
+    try:
+        found = database.do_now(
+            lambda tx: rollouts.order(tx, promote=args.promote, note=args.note, now=time.time())
+        )
+    finally:
+        database.close()
+    if args.json:
+        print(json.dumps(dataclasses.asdict(found)))
+        return 0
+    for line in _rollout_told(found):
+        print(line)
+    return 0
+
+
+def _rollout_told(found: StoredRollout) -> Iterator[str]:
+    yield f"rollout    of round {found.round} · {found.state}"
+    yield f"candidate  {found.candidate_digest}"
+    yield f"parent     {found.parent_digest or 'none'}"
+    revision = "" if found.revision is None else f" · revision {found.revision}"
+    yield f"channel    {found.channel} · {found.percent} % first{revision}"
+    yield f"policies   {len(found.policies)} · {', '.join(each[:12] for each in found.policies)}"
+    yield f"started    {_time(found.started_at)}"
+    if found.ended_at is not None:
+        yield f"ended      {_time(found.ended_at)}"
+    if found.note:
+        yield f"note       {found.note}"
+
+
+def _share(trials: int, events: int) -> str:
+    return f"{events} of {trials} ({events / trials:.1%})" if trials else "nothing"
 
 
 def _store(args: argparse.Namespace) -> Database:

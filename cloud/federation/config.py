@@ -13,6 +13,8 @@ from pydantic import Field, field_validator, model_validator
 from cascade.federation.plan import RoundPlan
 from cascade.federation.terms import PAYLOAD_LIMIT_BYTES
 from cascade.home import home
+from cloud.federation.gate.config import GateConfig
+from cloud.federation.rollout.config import RolloutConfig
 from cloud.strict_model import StrictModel
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -82,6 +84,8 @@ class FederationConfig(StrictModel):
         upload_memory_bytes: of all uploads under way in one gateway.
         start_from: ``approved`` waits for the gate's word before the next round; ``candidate`` goes
             on from what the last round made, unless it is rejected.
+        gate: by what candidates are judged; without it an operator decides.
+        rollout: how approved ones reach devices; without it none is published to a channel.
     """
 
     adapter: str
@@ -102,6 +106,8 @@ class FederationConfig(StrictModel):
     start_from: Literal["approved", "candidate"] = "approved"
     plan: PlanConfig = PlanConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    gate: GateConfig | None = None
+    rollout: RolloutConfig | None = None
 
     @field_validator("adapter")
     @classmethod
@@ -147,6 +153,8 @@ class FederationConfig(StrictModel):
             changed["store"] = str(folder / Path(self.store).expanduser())
         if self.signing_key is not None:
             changed["signing_key"] = folder / self.signing_key.expanduser()
+        if self.gate is not None:
+            changed["gate"] = self.gate.anchored(folder)
         return self.model_copy(update=changed)
 
     @property

@@ -63,6 +63,16 @@ class _Inputs:
 
 
 @dataclass(frozen=True, slots=True)
+class _Ready:
+    """What the next round would start from, the highest version that devices have seen, and the
+    next one that nobody has."""
+
+    begins: Start | None
+    highest: int
+    next_version: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Outcome:
     """What came of it."""
 
@@ -225,6 +235,8 @@ class Coordinator:
         for candidate in await self._database.do(lambda tx: rounds.in_state(tx, "waiting")):
             verdict, why = await self._gate.judge(candidate)
             if verdict == "undecided":
+                if why != candidate.note:
+                    await self._database.do(_remark(candidate.number, why))
                 continue
             await self._database.do(_decision(candidate.number, verdict == "approved", why))
 
@@ -234,11 +246,20 @@ class Coordinator:
         first = await asyncio.to_thread(self._adapters.read, config.adapter)
         begins_first = Start(first.digest, first.manifest.version, b"")
         plan = config.plan.plan().to_bytes().decode()
+        unapproved = config.start_from == "candidate"
+
+        def ready(tx: Transaction) -> _Ready:
+            if rounds.under_way(tx):
+                return _Ready(None, 0, 0)
+            begins = rounds.start(tx, begins_first, unapproved=unapproved)
+            return _Ready(begins, rounds.highest_served(tx), rounds.next_version(tx, 0))
+
+        renewed = await self._renewed(await self._database.do(ready))
+        if renewed is None:
+            return
+        begins = renewed
 
         def opened(tx: Transaction) -> Round | None:
-            begins = rounds.start(tx, begins_first, unapproved=config.start_from == "candidate")
-            if begins is None:
-                return None
             return rounds.open_round(
                 tx,
                 first.manifest.base_digest,
@@ -252,6 +273,22 @@ class Coordinator:
         if fresh is not None:
             _log.info("round %d is open", fresh.number)
 
+    async def _renewed(self, ready: _Ready) -> Start | None:
+        """Where devices have seen a higher version, which was withdrawn since, what went before it
+        begins again under a version of its own: no device goes back to a lower one."""
+        begins = ready.begins
+        if begins is None or begins.adapter_version >= ready.highest:
+            return begins
+        adapter = await asyncio.to_thread(self._adapters.read, begins.adapter_digest)
+        digest = await asyncio.to_thread(
+            self._adapters.publish,
+            adapter,
+            {},
+            version=ready.next_version,
+            name=f"{adapter.manifest.name[:40]}-again",
+        )
+        return Start(digest, ready.next_version, begins.optimiser)
+
 
 def _untouched(plan: RoundPlan, adapter: Shapes) -> Tensors:
     """Zeros for what an update could have changed, had the plan said so."""
@@ -260,6 +297,10 @@ def _untouched(plan: RoundPlan, adapter: Shapes) -> Tensors:
         for name, shape in adapter.items()
         if plan.trained == "both" or not name.endswith(".a")
     }
+
+
+def _remark(number: int, why: str) -> Callable[[Transaction], None]:
+    return lambda tx: rounds.remark(tx, number, why)
 
 
 def _decision(number: int, approved: bool, why: str) -> Callable[[Transaction], Round]:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Final
 
 from cascade.errors import CascadeError
-from cascade.home import keys_dir, trust_dir
+from cascade.home import home, keys_dir, trust_dir
 from cascade.signing import SigningKey, TrustStore
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import FederationConfig
 from cloud.federation.coordinator import Coordinator
 from cloud.federation.database import Database
+from cloud.federation.gate.gate import BehaviourGate
+from cloud.federation.rollout.rollout import Rollout
 from cloud.federation.seams import Gate, NeedsApproval
 from cloud.registry import Registry
 
@@ -35,7 +37,8 @@ class FederationCoordinator:
 
     Arguments:
         registry: URL of the registry.
-        gate: who lets candidates through; by default the operator.
+        gate: who lets candidates through; by default the one of the configuration, else the
+            operator.
     """
 
     # Ray Serve awaits it, on the event loop on which it then ticks.
@@ -43,13 +46,25 @@ class FederationCoordinator:
         self, config: FederationConfig, registry: str, gate: Gate | None = None
     ) -> None:
         self._database = Database(config.store_url)
+        key = signing_key(config.signing_key)
+        self._behaviour = None if gate else _gate(config, self._database, Registry(registry), key)
         self._coordinator = Coordinator(
             self._database,
-            Adapters(Registry(registry), signing_key(config.signing_key)),
+            Adapters(Registry(registry), key),
             config,
-            gate or NeedsApproval(),
+            gate or self._behaviour or NeedsApproval(),
         )
         await self._coordinator.start()
+        self._rollout = None
+        if config.rollout is not None:
+            first = await asyncio.to_thread(Adapters(Registry(registry)).read, config.adapter)
+            self._rollout = Rollout(
+                config.rollout,
+                self._database,
+                Registry(registry),
+                key,
+                base_digest=first.manifest.base_digest,
+            )
         self._ticking = asyncio.create_task(self._tick())
 
     async def check_health(self) -> None:
@@ -60,6 +75,8 @@ class FederationCoordinator:
     async def __del__(self) -> None:
         if hasattr(self, "_ticking"):
             self._ticking.cancel()
+            if self._behaviour is not None:
+                await self._behaviour.close()
             await asyncio.to_thread(self._database.close)
 
     async def _tick(self) -> None:
@@ -67,11 +84,29 @@ class FederationCoordinator:
             pause_s = _PERIOD_S
             try:
                 await self._coordinator.tick()
+                if self._rollout is not None:
+                    await self._rollout.tick()
             except (CascadeError, OSError):
                 # The store or the registry is away: nothing is lost, and it is asked again.
                 _log.warning("the rounds stand still", exc_info=True)
                 pause_s = _PAUSE_S
             await asyncio.sleep(pause_s)
+
+
+def _gate(
+    config: FederationConfig, database: Database, registry: Registry, key: SigningKey
+) -> BehaviourGate | None:
+    if config.gate is None:
+        return None
+    return BehaviourGate(
+        config.gate,
+        database,
+        registry,
+        key,
+        first=config.adapter,
+        folder=home() / "federation" / "gate",
+        trust=trust_dir(),
+    )
 
 
 def signing_key(path: Path | None) -> SigningKey:

@@ -19,6 +19,7 @@ from cascade.federation.terms import (
 from cloud.federation.config import FederationConfig
 from cloud.federation.database import Row, Transaction
 from cloud.federation.refusals import Reason, Refused, count
+from cloud.federation.rollout import counts
 from cloud.federation.rounds import Round, collecting, head_version, round_numbered
 
 LeaseState = Literal["open", "used", "aborted", "expired"]
@@ -322,6 +323,7 @@ def add_report(tx: Transaction, report: MetricsReport, now: float) -> None:
     report_id = f"{report.device_id}.{report.report_id.hex()}"
     if not tx.run("INSERT INTO reports VALUES (?, ?) ON CONFLICT (id) DO NOTHING", report_id, now):
         return
+    counts.add(tx, report)
     sums = [(name, "", value) for name, value in report.counters]
     for name, each in report.histograms:
         bounds = [f"{bound:g}" for bound in each.bounds] + ["inf"]

@@ -9,6 +9,7 @@ from cascade.errors import CascadeError, ClusterError
 from cascade.signing import SigningKey
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import FederationConfig
+from cloud.federation.gate.planned import explained, gate_problems
 from cloud.registry import Registry
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class FederationPlan:
         payload_bytes: exact size of an update; ``None`` where the adapter is not there.
         leases: at one time, or in a synchronous round.
         store: where rounds are kept, without a password.
+        gate: who lets candidates through, for people.
         problems: what keeps them from starting, a line each.
     """
 
@@ -39,6 +41,7 @@ class FederationPlan:
     aggregation: str
     start_from: str
     store: str
+    gate: tuple[str, ...]
     problems: tuple[str, ...] = ()
 
 
@@ -49,9 +52,10 @@ def plan_federation(config: ClusterConfig) -> FederationPlan | None:
         return None
     plan = federation.plan.plan()
     problems: list[str] = []
-    size, named = None, f"{federation.adapter[:12]}…"
+    size, base, named = None, None, f"{federation.adapter[:12]}…"
     try:
         adapter = Adapters(Registry(registry)).read(federation.adapter)
+        base = adapter.manifest.base_digest
         size = plan.payload_bytes(plan.shapes(adapter.shapes))
         named = f"{adapter.manifest.name} version {adapter.manifest.version} ({named})"
         if size > federation.max_payload_bytes:
@@ -61,6 +65,8 @@ def plan_federation(config: ClusterConfig) -> FederationPlan | None:
             )
     except (CascadeError, OSError) as problem:
         problems.append(f"federation.adapter: {problem}")
+    if federation.gate is not None:
+        problems += gate_problems(federation.gate, Registry(registry), base)
     if federation.signing_key is not None:
         try:
             SigningKey.load(federation.signing_key)
@@ -79,6 +85,7 @@ def plan_federation(config: ClusterConfig) -> FederationPlan | None:
         aggregation=_aggregation(federation),
         start_from=federation.start_from,
         store=_without_password(federation.store_url),
+        gate=explained(federation.gate),
         problems=tuple(problems),
     )
 

@@ -90,6 +90,11 @@ def collecting(tx: Transaction) -> Round | None:
     return _one(tx, "state = 'collecting'")
 
 
+def under_way(tx: Transaction) -> bool:
+    """Whether a round collects or aggregates."""
+    return _one(tx, "state IN ('collecting', 'aggregating')") is not None
+
+
 def round_numbered(tx: Transaction, number: int) -> Round | None:
     """A round by its number."""
     row = tx.one(f"SELECT {_COLUMNS} FROM rounds WHERE number = ?", number)
@@ -117,6 +122,12 @@ def head_version(tx: Transaction) -> int:
     """Version of the adapter that devices start from now; 0 before the first round."""
     row = tx.one("SELECT adapter_version FROM rounds ORDER BY number DESC LIMIT 1")
     return 0 if row is None else int(row[0])
+
+
+def highest_served(tx: Transaction) -> int:
+    """The highest version that devices were ever told to start from; 0 before the first round."""
+    row = tx.one("SELECT MAX(adapter_version) FROM rounds")
+    return 0 if row is None or row[0] is None else int(row[0])
 
 
 def next_version(tx: Transaction, at_least: int) -> int:
@@ -155,7 +166,7 @@ def open_round(
     closes_at: float | None,
 ) -> Round | None:
     """Open the next round; ``None`` where one collects or aggregates already."""
-    if _one(tx, "state IN ('collecting', 'aggregating')") is not None:
+    if under_way(tx):
         return None
     before = latest(tx)
     number = 1 if before is None else before.number + 1
@@ -299,8 +310,8 @@ def finish(
 
 
 def abandon(tx: Transaction, number: int, why: str, now: float) -> None:
-    """End a round without a candidate; its updates are dropped."""
-    tx.run(
+    """End a round without a candidate; its updates are dropped. One that is over stays as it is."""
+    ended = tx.run(
         "UPDATE rounds SET state = 'abandoned', claim = NULL, claimed_until = NULL, "
         "closed_at = COALESCE(closed_at, ?), note = ? WHERE number = ? "
         "AND state IN ('collecting', 'aggregating')",
@@ -308,6 +319,8 @@ def abandon(tx: Transaction, number: int, why: str, now: float) -> None:
         why,
         number,
     )
+    if not ended:
+        return
     dropped = tx.run(
         "UPDATE updates SET payload = NULL, counted_in = 0 "
         "WHERE counted_in = ? OR (counted_in IS NULL AND round = ?)",
@@ -360,11 +373,39 @@ def decide(tx: Transaction, number: int, *, approved: bool, note: str = "") -> R
         tx.run(
             "UPDATE rounds SET state = ?, note = ? WHERE number = ?",
             state,
-            note or found.note,
+            note,  # not what it waited for until now
             number,
         )
         count(tx, state)
     return cast(Round, round_numbered(tx, number))
+
+
+def withdraw(tx: Transaction, candidate_digest: str, why: str, now: float) -> None:
+    """Reject a candidate that was approved, with every round that started from it or from what came
+    of it: nothing goes on from there."""
+    gone = [candidate_digest]
+    while gone:
+        digest = gone.pop()
+        tx.run(
+            "UPDATE rounds SET state = 'rejected', note = ? WHERE candidate_digest = ? "
+            "AND state IN ('approved', 'waiting')",
+            why,
+            digest,
+        )
+        for row in tx.all(
+            f"SELECT {_COLUMNS} FROM rounds WHERE adapter_digest = ? "
+            "AND state NOT IN ('rejected', 'abandoned')",
+            digest,
+        ):
+            child = _round(row)
+            abandon(tx, child.number, why, now)
+            if child.candidate_digest is not None:
+                gone.append(child.candidate_digest)
+
+
+def remark(tx: Transaction, number: int, note: str) -> None:
+    """Say why a candidate still waits, for people."""
+    tx.run("UPDATE rounds SET note = ? WHERE number = ? AND state = 'waiting'", note, number)
 
 
 def _one(tx: Transaction, where: str) -> Round | None:

@@ -53,6 +53,21 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
           round BIGINT NOT NULL, phase TEXT NOT NULL, device TEXT NOT NULL, payload BYTEA NOT NULL,
           PRIMARY KEY (round, phase, device))""",
     ),
+    # Candidates judged and rolled out; what devices report by the adapter that they run.
+    (
+        """CREATE TABLE judgements (
+          candidate_digest TEXT PRIMARY KEY, round BIGINT NOT NULL, verdict TEXT NOT NULL,
+          policies TEXT NOT NULL, findings TEXT NOT NULL)""",
+        """CREATE TABLE rollouts (
+          round BIGINT PRIMARY KEY, state TEXT NOT NULL, channel TEXT NOT NULL,
+          candidate_digest TEXT NOT NULL, parent_digest TEXT NOT NULL, policies TEXT NOT NULL,
+          percent BIGINT NOT NULL, started_at DOUBLE PRECISION NOT NULL,
+          ended_at DOUBLE PRECISION, revision BIGINT, note TEXT NOT NULL DEFAULT '')""",
+        """CREATE TABLE adapter_counts (
+          adapter TEXT NOT NULL, device TEXT NOT NULL, measure TEXT NOT NULL,
+          trials BIGINT NOT NULL, events BIGINT NOT NULL,
+          PRIMARY KEY (adapter, device, measure))""",
+    ),
 )
 VERSION: Final = len(_MIGRATIONS)
 

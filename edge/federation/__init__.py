@@ -6,6 +6,7 @@ sends a small signed update. What it learns from never leaves it.
 
 from __future__ import annotations
 
+from edge.federation.counting import AdapterCounts, Counted
 from edge.federation.limits import Limits, Usage
 from edge.federation.participant import (
     NoGain,
@@ -17,6 +18,8 @@ from edge.federation.participant import (
 )
 
 __all__ = [
+    "AdapterCounts",
+    "Counted",
     "Limits",
     "NoGain",
     "Participant",

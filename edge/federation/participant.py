@@ -40,6 +40,7 @@ from cascade.federation.terms import (
     CheckIn,
     Enrolment,
     Lease,
+    MetricsReport,
     RetryWindow,
     TrainingConditions,
     TrainingProfile,
@@ -49,6 +50,7 @@ from cascade.files import sha256_bytes, write_whole
 from cascade.home import trust_dir
 from cascade.signing import SigningKey, TrustStore
 from edge.adapter import Adapter, AdapterManifest
+from edge.federation.counting import AdapterCounts
 from edge.federation.limits import Limits
 from edge.federation.state import DeviceFolder, DeviceState, PendingUpload
 from edge.federation.timer import Timer
@@ -201,6 +203,33 @@ class Participant:
                     RetryWindow(wait_s or _UNSAID_WAIT_S, (wait_s or _UNSAID_WAIT_S) * 2),
                     str(problem),
                 )
+
+    async def report(self, counts: AdapterCounts) -> bool:
+        """Tell the cluster what this device has counted; returns whether there was anything. What
+        does not arrive is kept, and sent again the next time, under the same id.
+
+        Raises:
+            RemoteError: the cluster cannot be told now.
+        """
+        counted = counts.take()
+        if counted is None:
+            return False
+        with self._folder.alone():
+            await self._enrolled(self._folder.load())
+        statement = statements.metrics(
+            self.device_id, counted.report_id, counted.counters, counted.histograms
+        )
+        await self._open().report(
+            MetricsReport(
+                self.device_id,
+                counted.report_id,
+                counted.counters,
+                counted.histograms,
+                self._key.sign_raw(statement),
+            )
+        )
+        counts.sent(counted)
+        return True
 
     async def close(self) -> None:
         """Close the connection."""

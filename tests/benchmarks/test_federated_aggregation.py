@@ -32,7 +32,7 @@ def test_training_goes_down_the_gradient(module, kind, monkeypatch):
         for m in small_task._MODULES
         for x, shape in (("a", (64, 3)), ("b", (3, 64)))
     }
-    (change,) = small_task._train(task, served, "ab", 1.0, rng)
+    (change,) = small_task.train(task, served, "ab", 1.0, rng)
     name = f"{module}.{kind}"
     for at in [(0, 0), (1, 2), (2, 1)]:
         sides = []
