@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cascade.errors import BundleError, InvalidInput, NotFound, Tampered
 from cascade.files import sha256_bytes, write_whole
 from cascade.signing import SigningKey, TrustStore
-from edge.bundle import Manifest
+from edge.bundle import AdapterSlot, Manifest
 from edge.safetensors_file import read_bytes
 
 ADAPTER_FORMAT = 1
@@ -141,14 +141,10 @@ class Adapter:
         packed: dict[str, Floats] = {}
         for slot in bundle.adapter_slots:
             pairs = [left.pop(module, None) for module in slot.modules]
-            if not any(pairs):
-                continue
             for module, width, pair in zip(slot.modules, slot.widths, pairs, strict=True):
                 if pair is not None:
                     self._check_shapes(module, pair, slot.columns, width)
-            a = [pair.a for pair in pairs if pair is not None]
-            packed[slot.input_a] = np.ascontiguousarray(np.concatenate(a, axis=1))
-            packed[slot.input_b] = _block_diagonal(pairs, slot.widths)
+            packed |= pack(slot, pairs)
         if left:
             raise BundleError(
                 f"adapter {self.manifest.name}: {bundle.name} has no linear {min(left)!r}"
@@ -162,6 +158,21 @@ class Adapter:
                 f"adapter {self.manifest.name}: {module} has A {pair.a.shape} and B "
                 f"{pair.b.shape}; this bundle needs A ({inputs}, rank) and B (rank, {outputs})"
             )
+
+
+def pack(slot: AdapterSlot, pairs: Sequence[LoraPair | None]) -> dict[str, Floats]:
+    """The two inputs of a slot that apply ``pairs``, one a module or None; empty for none at all.
+
+    The A lie side by side. Each B lies over its own linear's outputs, and over its own part of the
+    packed rank.
+    """
+    a = [pair.a for pair in pairs if pair is not None]
+    if not a:
+        return {}
+    return {
+        slot.input_a: np.ascontiguousarray(np.concatenate(a, axis=1)),
+        slot.input_b: _block_diagonal(pairs, slot.widths),
+    }
 
 
 def write_adapter(
@@ -212,8 +223,7 @@ def _pairs(weights: bytes) -> dict[str, LoraPair]:
     }
 
 
-def _block_diagonal(pairs: list[LoraPair | None], widths: tuple[int, ...]) -> Floats:
-    """Each B over its own linear's outputs, and over its own part of the packed rank."""
+def _block_diagonal(pairs: Sequence[LoraPair | None], widths: tuple[int, ...]) -> Floats:
     rank = sum(pair.b.shape[0] for pair in pairs if pair is not None)
     packed = np.zeros((rank, sum(widths)), np.float32)
     row = column = 0

@@ -22,6 +22,8 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 DECODE_GRAPH, DECODE_WEIGHTS = "decode.onnx", "decode.data"
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
 FILES = (DECODE_GRAPH, DECODE_WEIGHTS, TOKENIZER, CHAT_TEMPLATE)
+GRADIENT_GRAPH, TRUNK_GRAPH = "gradient.onnx", "trunk.onnx"
+"""What trains adapters; a bundle may lack both."""
 CLASSIFIER_GRAPH, PREPROCESS_GRAPH = "classifier.onnx", "preprocess.onnx"
 
 Kind = Literal["decoder", "classifier"]

@@ -13,12 +13,14 @@ from cascade.errors import BundleError, InvalidInput
 _MOST_THREADS_A_CORE: Final = 8
 
 
-def open_session(graph: Path, *, threads: int) -> ort.InferenceSession:
+def open_session(graph: Path, *, threads: int, arena: bool = True) -> ort.InferenceSession:
     """A session on the CPU.
 
     Arguments:
         threads: threads of one run, ≥ 1. They do not spin, because that starves whatever else runs
             on the device's cores.
+        arena: keep what a run needed for the next one: faster for small runs of one size. Without,
+            runs of many sizes need no more memory than the largest of them.
 
     Raises:
         InvalidInput: fewer than one thread, or many more than there are cores.
@@ -30,6 +32,7 @@ def open_session(graph: Path, *, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = arena
     options.log_severity_level = 4  # an error is raised; its log beside it says the same
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

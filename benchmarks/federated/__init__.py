@@ -1,1 +1,1 @@
-"""What adapters that learn over a fleet cost and gain. One module a group of figures."""
+"""Figures of adapters that learn: gradients on the device, the protocol, the loop."""

@@ -28,6 +28,7 @@ _VERBS = {
     "tune": "choose a certified threshold from records, and sign the policy",
     "replay": "apply a policy to records: every figure, with intervals",
     "models": "list and download model files",
+    "adapters": "train an adapter from your own examples, and compare it with its parent",
     "bundle": "build, inspect and verify device bundles",
     "cluster": "start, show and stop the local cluster",
     "setup": "install what a cluster's channel has for this device, or update it",

@@ -95,6 +95,12 @@ def _configure_build(build: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--export", action="store_true", help="export with torch even a Llama or Qwen2 folder"
     )
+    build.add_argument(
+        "--gradient",
+        type=int,
+        metavar="LAYERS",
+        help="let adapters be trained for so many layers, from the last (4; 0: none)",
+    )
     build.add_argument("--name", help="name of the bundle (default: from the source)")
     build.add_argument(
         "--base-model", metavar="TEXT", help="with --from: the model it was made from, for people"
@@ -172,6 +178,7 @@ def _carry_out(
             quantise=wanted.quantise,
             context=wanted.context,
             chat_template=wanted.template,
+            gradient_layers=wanted.gradient_layers,
             overwrite=force,
             progress=lambda step, share: line.update(int(100 * share), step),
         )
@@ -209,6 +216,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         context=args.context,
         chat_template=args.chat_template,
         export=args.export,
+        gradient_layers=args.gradient,
     )
     if args.path is not None:
         return recipe.from_path(

@@ -31,6 +31,7 @@ class Wishes:
         context: longest conversation in tokens.
         chat_template: a file, or ``plain``.
         export: export with torch even if that is not needed.
+        gradient_layers: how many layers adapters can be trained for.
     """
 
     quantise: Quantisation | None = None
@@ -38,6 +39,7 @@ class Wishes:
     context: int | None = None
     chat_template: str | None = None
     export: bool = False
+    gradient_layers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Recipe:
     commercial_use: bool
     context: int | None
     template: str | None
+    gradient_layers: int | None
 
 
 def from_catalog(model: str, wishes: Wishes = Wishes()) -> Recipe:
@@ -83,6 +86,7 @@ def from_catalog(model: str, wishes: Wishes = Wishes()) -> Recipe:
         commercial_use=entry.commercial_use,
         context=wishes.context,
         template=_template(wishes.chat_template),
+        gradient_layers=wishes.gradient_layers,
     )
 
 
@@ -118,6 +122,7 @@ def from_path(
         commercial_use=commercial_use,
         context=wishes.context,
         template=_template(wishes.chat_template),
+        gradient_layers=wishes.gradient_layers,
     )
 
 

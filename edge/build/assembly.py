@@ -14,6 +14,7 @@ from cascade.signing import SigningKey
 from edge.build.place import check_free, finished_or_absent
 from edge.bundle import (
     CHAT_TEMPLATE,
+    FILES,
     AdapterSlot,
     GraphLayout,
     Manifest,
@@ -37,7 +38,11 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a manifest says about the graph that was written; see ``Manifest``."""
+    """What a manifest says about the graph that was written; see ``Manifest``.
+
+    Arguments:
+        more_files: written beside those that every decoder has.
+    """
 
     architecture: str
     quantisation: str
@@ -49,6 +54,7 @@ class Contents:
     stop_token_ids: tuple[int, ...]
     adapter_slots: tuple[AdapterSlot, ...]
     graph: GraphLayout
+    more_files: tuple[str, ...] = ()
 
 
 def assemble(
@@ -94,7 +100,7 @@ def assemble(
             head_dim=contents.head_dim,
             stop_token_ids=contents.stop_token_ids,
             adapter_slots=contents.adapter_slots,
-            files=describe_files(folder),
+            files=describe_files(folder, (*FILES, *contents.more_files)),
             graph=contents.graph,
         )
         seal(folder, manifest, signing_key)

@@ -15,11 +15,23 @@ from edge.build.assembly import Contents, Label, Progress, assemble
 from edge.build.checkpoint import Source
 from edge.build.folder import folder_source
 from edge.build.gguf_checkpoint import gguf_source
+from edge.build.gradient import write_gradient
 from edge.build.graph import adapter_slots, write_decoder
 from edge.build.matrices import AccuracyLevel
 from edge.build.quantise import Quantisation
+from edge.build.trunk import cut_trunk
 from edge.build.weight_file import WeightFile
-from edge.bundle import CHAT_TEMPLATE, DECODE_GRAPH, DECODE_WEIGHTS, TOKENIZER
+from edge.bundle import (
+    CHAT_TEMPLATE,
+    DECODE_GRAPH,
+    DECODE_WEIGHTS,
+    GRADIENT_GRAPH,
+    TOKENIZER,
+    TRUNK_GRAPH,
+)
+
+GRADIENT_LAYERS = 4
+"""Layers that adapters can be trained for where nobody says otherwise."""
 
 
 def build_from_gguf(
@@ -35,6 +47,7 @@ def build_from_gguf(
     context: int | None = None,
     chat_template: str | None = None,
     accuracy_level: AccuracyLevel = 4,
+    gradient_layers: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -49,6 +62,8 @@ def build_from_gguf(
         context: longest sequence in tokens, if shorter than what the model was made for.
         chat_template: Jinja text to use instead of the file's own.
         accuracy_level: 4 for devices (int8 activations), 0 for an exact reference (float32).
+        gradient_layers: how many layers, counted from the last, a device can train adapters for; 0
+            leaves the graphs for that out, None takes ``GRADIENT_LAYERS`` or all that there are.
         overwrite: replace ``out`` if it exists; it stays whole until the new bundle is finished.
         progress: called with a short text and the share done, 0 to 1.
 
@@ -65,7 +80,12 @@ def build_from_gguf(
     return assemble(
         out,
         lambda folder: _fill(
-            folder, gguf_source(source, quantise, chat_template), context, accuracy_level, report
+            folder,
+            gguf_source(source, quantise, chat_template),
+            context=context,
+            accuracy_level=accuracy_level,
+            gradient_layers=gradient_layers,
+            report=report,
         ),
         label=Label(name, base_model, licence, commercial_use),
         signing_key=signing_key,
@@ -87,6 +107,7 @@ def build_from_folder(
     context: int | None = None,
     chat_template: str | None = None,
     accuracy_level: AccuracyLevel = 4,
+    gradient_layers: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -108,9 +129,10 @@ def build_from_folder(
         lambda folder: _fill(
             folder,
             folder_source(source, quantise, chat_template),
-            context,
-            accuracy_level,
-            report,
+            context=context,
+            accuracy_level=accuracy_level,
+            gradient_layers=gradient_layers,
+            report=report,
         ),
         label=Label(name, base_model, licence, commercial_use),
         signing_key=signing_key,
@@ -122,8 +144,10 @@ def build_from_folder(
 def _fill(
     folder: Path,
     source: Source,
+    *,
     context: int | None,
     accuracy_level: AccuracyLevel,
+    gradient_layers: int | None,
     report: Progress,
 ) -> Contents:
     decoder = source.decoder
@@ -136,7 +160,13 @@ def _fill(
     with (folder / DECODE_WEIGHTS).open("wb") as data:
         weights = WeightFile(data, DECODE_WEIGHTS)
         graph = write_decoder(source.weights, decoder, weights, accuracy_level)
-    (folder / DECODE_GRAPH).write_bytes(graph.SerializeToString(deterministic=True))
+    trained = trainable(gradient_layers, decoder.layers)
+    graphs = {DECODE_GRAPH: graph}
+    if trained:
+        graphs[TRUNK_GRAPH] = cut_trunk(graph, decoder, trained)
+        graphs[GRADIENT_GRAPH] = write_gradient(decoder, weights, trained)
+    for name, each in graphs.items():
+        (folder / name).write_bytes(each.SerializeToString(deterministic=True))
     return Contents(
         architecture=decoder.family,
         quantisation=source.quantisation,
@@ -148,7 +178,17 @@ def _fill(
         stop_token_ids=source.stop_token_ids,
         adapter_slots=adapter_slots(decoder),
         graph="fused",
+        more_files=(TRUNK_GRAPH, GRADIENT_GRAPH) if trained else (),
     )
+
+
+def trainable(layers: int | None, of: int) -> int:
+    """How many layers are to be trained; raises ``InvalidInput`` unless that is 0 to ``of``."""
+    if layers is None:
+        return min(GRADIENT_LAYERS, of)
+    if not 0 <= layers <= of:
+        raise InvalidInput("gradient", f"{layers} is not between 0 and the model's {of} layers")
+    return layers
 
 
 def shorter(context: int, made_for: int) -> int:

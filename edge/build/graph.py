@@ -22,7 +22,7 @@ from edge.build.nodes import CONTRIB, Nodes
 from edge.build.weight_file import WeightFile
 from edge.bundle import AdapterSlot
 
-_OPSET, _IR_VERSION = 21, 10
+OPSET, IR_VERSION = 21, 10
 
 
 def write_decoder(
@@ -41,35 +41,36 @@ def write_decoder(
     graph = _DecoderGraph(checkpoint, decoder, nodes, Matrices(nodes, accuracy_level))
     graph.build()
     inputs = [
-        _value("input_ids", TensorProto.INT64, 1, "T"),
-        _value("seqlens_k", TensorProto.INT32, 1),
-        _value("total_sequence_length", TensorProto.INT32),
-        _value("logit_positions", TensorProto.INT64, "P"),
-        _value("position_ids", TensorProto.INT64, 1, "T"),
-        _value("attention_bias", TensorProto.FLOAT, 1, 1, "T", "W"),
+        value("input_ids", TensorProto.INT64, 1, "T"),
+        value("seqlens_k", TensorProto.INT32, 1),
+        value("total_sequence_length", TensorProto.INT32),
+        value("logit_positions", TensorProto.INT64, "P"),
+        value("position_ids", TensorProto.INT64, 1, "T"),
+        value("attention_bias", TensorProto.FLOAT, 1, 1, "T", "W"),
         *_buffers("past_key_values", decoder),
         *adapter_inputs(adapter_slots(decoder)),
     ]
     outputs = [
-        _value("logits", TensorProto.FLOAT, "P", decoder.vocabulary),
+        value("logits", TensorProto.FLOAT, "P", decoder.vocabulary),
         *_buffers("present", decoder),
     ]
     return helper.make_model(
         helper.make_graph(nodes.nodes, "decoder", inputs, outputs, nodes.initializers()),
-        opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)],
-        ir_version=_IR_VERSION,
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
+        ir_version=IR_VERSION,
         producer_name="edge-cloud-cascade",
     )
 
 
-def _value(name: str, kind: int, *shape: int | str) -> ValueInfoProto:
+def value(name: str, kind: int, *shape: int | str) -> ValueInfoProto:
+    """An input or output; a string is a size that may be any."""
     return helper.make_tensor_value_info(name, kind, shape)
 
 
 def _buffers(prefix: str, decoder: Decoder) -> list[ValueInfoProto]:
     shape = (1, decoder.kv_heads, "max_len", decoder.head_dim)
     return [
-        _value(f"{prefix}.{layer}.{half}", TensorProto.FLOAT, *shape)
+        value(f"{prefix}.{layer}.{half}", TensorProto.FLOAT, *shape)
         for layer in range(decoder.layers)
         for half in ("key", "value")
     ]
@@ -102,8 +103,8 @@ def adapter_inputs(slots: Sequence[AdapterSlot]) -> list[ValueInfoProto]:
     values = []
     for slot in slots:
         rank = f"{slot.name}.rank"
-        values.append(_value(slot.input_a, TensorProto.FLOAT, slot.columns, rank))
-        values.append(_value(slot.input_b, TensorProto.FLOAT, rank, slot.rows))
+        values.append(value(slot.input_a, TensorProto.FLOAT, slot.columns, rank))
+        values.append(value(slot.input_b, TensorProto.FLOAT, rank, slot.rows))
     return values
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+from onnx import TensorProto
 
 from edge.build.blocks import BlockWeights, Scales, same_formula, stack
 from edge.build.nodes import Nodes
@@ -104,14 +105,24 @@ class Matrices:
         """Scales, and where there are minima offsets, of matrices with one width and zero point."""
         nodes = self._nodes
         rows = nodes.integers(*(matrix.rows for _, matrix in group))
-        scales = nodes.floats(f"scales.{suffix}", np.concatenate([m.scale for _, m in group]))
+        scales = self._side_by_side("scale", f"scales.{suffix}", [(n, m.scale) for n, m in group])
         nodes.add("Split", [scales, rows], [f"{name}.scale" for name, _ in group], axis=0)
-        minima = [matrix.minimum for _, matrix in group if matrix.minimum is not None]
+        minima = [(name, m.minimum) for name, m in group if m.minimum is not None]
         if minima:
-            lowest = nodes.floats(f"minima.{suffix}", np.concatenate(minima))
+            lowest = self._side_by_side("minimum", f"minima.{suffix}", minima)
             shift = nodes.apply("Mul", scales, nodes.number(float(group[0][1].zero_point)))
             offsets = nodes.apply("Add", lowest, shift)
             nodes.add("Split", [offsets, rows], [f"{name}.offset" for name, _ in group], axis=0)
+
+    def _side_by_side(self, kind: str, name: str, parts: list[tuple[str, Scales]]) -> str:
+        """Halves of several matrices as one tensor; each part keeps a name of its own in the file,
+        that of the tensor which it would be without its neighbours."""
+        written = self._nodes.weight(name, np.concatenate([values for _, values in parts]))
+        first = 0
+        for matrix, values in parts:
+            self._nodes.name_rows(written, f"{matrix}.{kind}", first, len(values))
+            first += len(values)
+        return self._nodes.apply("Cast", name, to=TensorProto.FLOAT)
 
     def rows_of(self, stored: Stored, indices: str) -> str:
         """Rows of a matrix: int64 [T] -> float32 [T, columns]."""

@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from edge.build.blocks import Scales
 from edge.build.weight_file import Array, WeightFile
 
-Attribute: TypeAlias = int | float | list[int]
+Attribute: TypeAlias = int | float | str | list[int]
 
 CONTRIB = "com.microsoft"
 _CONTRIB_OPS = frozenset(
@@ -24,6 +24,7 @@ _CONTRIB_OPS = frozenset(
         "GroupQueryAttention",
         "MatMulNBits",
         "QuickGelu",
+        "RotaryEmbedding",
         "SkipSimplifiedLayerNormalization",
     }
 )
@@ -73,6 +74,10 @@ class Nodes:
         """A constant int64 [len(values)], kept inside the graph."""
         return self._constant("_".join(map(str, values)), np.array(values, np.int64))
 
+    def whole(self, value: int) -> str:
+        """A constant int64 scalar, kept inside the graph."""
+        return self._constant(f"scalar.{value}", np.array(value, np.int64))
+
     def number(self, value: float) -> str:
         """A constant float32 scalar, kept inside the graph."""
         return self._constant(str(value), np.array(value, np.float32))
@@ -80,6 +85,10 @@ class Nodes:
     def weight(self, name: str, array: Array) -> TensorProto:
         """Write ``array`` to the weight file, under ``name``."""
         return self.also(self._weights.add(name, array))
+
+    def name_rows(self, of: TensorProto, name: str, first: int, rows: int) -> None:
+        """Name a part of a written matrix, for graphs that are to read it; this one does not."""
+        self._weights.name_rows(of, name, first, rows)
 
     def also(self, tensor: TensorProto) -> TensorProto:
         """Take over an initializer whose bytes are already written."""

@@ -7,6 +7,7 @@ bytes mean is the graph's business.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -31,6 +32,26 @@ class WeightFile:
     def __init__(self, file: BinaryIO, location: str) -> None:
         self._file = file
         self._location = location
+        self._tensors: dict[str, TensorProto] = {}
+
+    @property
+    def tensors(self) -> Mapping[str, TensorProto]:
+        """What was written, by name: other graphs read the same bytes through these."""
+        return self._tensors
+
+    def name_rows(self, of: TensorProto, name: str, first: int, rows: int) -> None:
+        """Call ``rows`` rows of a written matrix, from ``first`` on, ``name``."""
+        whole = {entry.key: entry.value for entry in of.external_data}
+        row_bytes = int(whole["length"]) // of.dims[0]
+        part = reshaped(of, name, (rows, *of.dims[1:]))
+        del part.external_data[:]
+        _point(
+            part,
+            self._location,
+            int(whole["offset"]) + first * row_bytes,
+            rows * row_bytes,
+        )
+        self._tensors[name] = part
 
     def add(self, name: str, array: Array) -> TensorProto:
         """Write ``array`` (little-endian, row-major) and return its initializer."""
@@ -45,12 +66,8 @@ class WeightFile:
             dims=array.shape,
             data_location=TensorProto.EXTERNAL,
         )
-        for key, value in (
-            ("location", self._location),
-            ("offset", str(offset)),
-            ("length", str(array.nbytes)),
-        ):
-            tensor.external_data.add(key=key, value=value)
+        _point(tensor, self._location, offset, array.nbytes)
+        self._tensors[name] = tensor
         return tensor
 
 
@@ -62,3 +79,9 @@ def reshaped(tensor: TensorProto, name: str, shape: tuple[int, ...]) -> TensorPr
     del alias.dims[:]
     alias.dims.extend(shape)
     return alias
+
+
+def _point(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Say where in the file the bytes of ``tensor`` are."""
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)

@@ -42,6 +42,7 @@ def build_by_export(
     context: int | None = None,
     chat_template: str | None = None,
     accuracy_level: AccuracyLevel = 4,
+    gradient_layers: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -50,10 +51,17 @@ def build_by_export(
     No code from the folder is run: a model that brings its own is refused.
 
     The arguments, ``Returns`` and ``Raises`` are those of ``edge.build.build_from_folder``;
+    ``gradient_layers`` must be left out or 0: there is no gradient graph for traced models.
     ``InvalidInput`` also where the model cannot be exported, or its graph computes something else.
     """
     report = progress or (lambda _text, _share: None)
     for_floats(quantise)
+    if gradient_layers:
+        raise InvalidInput(
+            "gradient",
+            "exported graphs have none; train with PEFT and bring the adapter in with "
+            "edge.peft.read_peft, or take a Llama or Qwen2 model",
+        )
     report("reading the model", 0.0)
 
     def fill(folder: Path) -> Contents:

@@ -1,0 +1,338 @@
+"""``cascade adapters``: train an adapter from own examples, and compare it with its parent."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cascade import home
+from cascade.cli.interrupt import loading
+from cascade.cli.progress import ProgressLine
+from cascade.cli.tune_files import signing_key
+from cascade.errors import InvalidInput, NotFound
+from cascade.signing import TrustStore
+from cascade.task import Task
+
+if TYPE_CHECKING:
+    from edge import Adapter, Bundle
+    from edge.training import (
+        Figure,
+        Lesson,
+        LessonMaker,
+        Trainer,
+        TrainingExample,
+        TrainingPlan,
+    )
+
+_TRAIN_HELP = """\
+Train a LoRA adapter on this machine and sign it. DATA holds one JSON object a line:
+
+  {"prompt": "turn the lamp on", "answer": "light_on", "options": ["light_on", "light_off"]}
+  {"prompt": "Who are you?", "answer": "The lamp's assistant."}
+  {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
+  {"instruction": "…", "input": "…", "output": "…"}           (Alpaca; Dolly's names too)
+
+Ctrl-C keeps what was learned: the same command goes on from there. Only bundles of the Llama and
+Qwen2 families can train."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    train = actions.add_parser(
+        "train",
+        help="train and sign an adapter",
+        description=_TRAIN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _common(train)
+    train.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the adapter's folder"
+    )
+    train.add_argument("--force", action="store_true", help="replace an adapter that is there")
+    train.add_argument("--parent", type=Path, metavar="DIR", help="adapter to go on from")
+    train.add_argument("--name", help="of the adapter (default: the folder's)")
+    train.add_argument(
+        "--licence", default="Apache-2.0", metavar="SPDX", help="of the adapter (Apache-2.0)"
+    )
+    train.add_argument("--key", type=Path, metavar="FILE", help="publisher's signing key")
+    for option, kind, text in (
+        ("epochs", int, "times that every example is seen"),
+        ("learning-rate", float, "step size at its height"),
+        ("rank", int, "of the adapter's matrices"),
+        ("layers", int, "layers, from the last, that get an adapter"),
+        ("batch-size", int, "examples of a step"),
+        ("max-steps", int, "end after so many steps; 0 does not"),
+        ("max-tokens", int, "leave out longer examples"),
+        ("val-share", float, "share kept aside to tell whether it helps"),
+        ("patience", int, "epochs without improvement before it stops; 0 never"),
+        ("seed", int, "of order, share kept aside and start"),
+    ):
+        train.add_argument(f"--{option}", type=kind, metavar="N", help=text)
+    train.add_argument(
+        "--modules", metavar="A,B,…", help="linears that get an adapter (q_proj,v_proj)"
+    )
+    train.add_argument(
+        "--frozen-a", metavar="SEED", help="train B alone, over an A drawn from this name"
+    )
+    train.set_defaults(run=_train)
+    evaluate = actions.add_parser("eval", help="compare an adapter with its parent")
+    evaluate.add_argument("adapter", type=Path, metavar="ADAPTER", help="its folder")
+    _common(evaluate)
+    evaluate.add_argument(
+        "--parent", type=Path, metavar="DIR", help="compare with this adapter (default: the base)"
+    )
+    evaluate.add_argument(
+        "--grade", default="exact", metavar="SPEC", help="how free text is graded (exact)"
+    )
+    evaluate.set_defaults(run=_eval)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", type=Path, metavar="DATA.jsonl", help="examples, one a line")
+    parser.add_argument(
+        "--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)"
+    )
+    parser.add_argument(
+        "--task", default="", metavar="ID", help="word closed sets as this task's policy does"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="(all cores)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _train(args: argparse.Namespace) -> int:
+    with loading():
+        from edge import Adapter
+        from edge.training import LessonMaker, Trainer, open_training, read_examples
+    _check_out(args)
+    plan = _plan(args)
+    bundle = _bundle(args)
+    task = _task(args, bundle)
+    examples = read_examples(args.data, task)
+    trust = TrustStore(home.trust_dir())
+    parent = Adapter.open(args.parent, trust) if args.parent else None
+    session, _ = open_training(bundle, parent, threads=args.threads)
+    lessons = _lessons(LessonMaker(bundle, task), examples, args.data.name)
+    state = args.out.parent / f".{args.out.name}.training"
+    trainer = Trainer(
+        session,
+        lessons,
+        plan,
+        parent=None if parent is None else parent.pairs,
+        checkpoint=state,
+    )
+    if trainer.too_long:
+        print(
+            f"{trainer.too_long} of {len(lessons)} examples are longer than {plan.max_tokens} "
+            "tokens and left out; see --max-tokens",
+            file=sys.stderr,
+        )
+    _read_trunk(trainer)
+    seconds = _run(trainer, args.out)
+    _publish(args, trainer, bundle, parent)
+    state.unlink(missing_ok=True)
+    digest = Adapter.open(args.out, trust).digest if args.key is None else ""
+    result: dict[str, object] = {
+        "adapter": str(args.out),
+        "digest": digest,
+        "examples": len(trainer.training),
+        "held_out": len(trainer.held_out),
+        "steps": trainer.done_steps,
+        "parent_loss": trainer.start_loss,
+        "loss": trainer.best_loss,
+        "improved": trainer.improved,
+        "seconds": seconds,
+        "plan": plan.to_json(),
+    }
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{args.out}: {trainer.done_steps} steps over {len(trainer.training)} examples, signed")
+    if trainer.held_out:
+        print(
+            f"loss on {len(trainer.held_out)} examples kept aside: "
+            f"{trainer.start_loss:.4f} before, {trainer.best_loss:.4f} with it"
+        )
+    if not trainer.improved:
+        print("it is no better than its parent there, and equal to it; try other settings")
+    return 0
+
+
+def _run(trainer: Trainer, out: Path) -> float:
+    line = ProgressLine(f"train {out.name}", trainer.steps, "steps")
+    if trainer.done_steps:
+        line.note(f"going on after step {trainer.done_steps}")
+    started = time.perf_counter()
+    try:
+        for progress in trainer.run():
+            held = "" if progress.held_out is None else f" · held out {progress.held_out:.4f}"
+            line.update(progress.step, f"epoch {progress.epoch} · loss {progress.loss:.4f}{held}")
+    except KeyboardInterrupt:
+        line.abandon()
+        print(
+            f"\nwhat was learned until step {trainer.done_steps} is kept; the same command goes on",
+            file=sys.stderr,
+        )
+        raise
+    except BaseException:
+        line.abandon()
+        raise
+    line.done()
+    return time.perf_counter() - started
+
+
+def _read_trunk(trainer: Trainer) -> None:
+    """Compute what does not change once, before the first step, so that its graph can go."""
+    total = len(trainer.training) + len(trainer.held_out)
+    line = ProgressLine("read examples", total)
+    for done in trainer.read():
+        line.update(done)
+    line.done()
+
+
+def _publish(
+    args: argparse.Namespace, trainer: Trainer, bundle: Bundle, parent: Adapter | None
+) -> None:
+    from edge.adapter import write_adapter
+
+    write_adapter(
+        args.out,
+        trainer.result(),
+        name=args.name or args.out.name,
+        base_digest=bundle.manifest.base_digest,
+        signing_key=signing_key(args.key),
+        version=1 if parent is None else parent.manifest.version + 1,
+        parent="" if parent is None else parent.digest,
+        licence=args.licence,
+    )
+
+
+def _eval(args: argparse.Namespace) -> int:
+    with loading():
+        from cascade.graders import grader
+        from edge import Adapter, OnnxModel
+        from edge.training import LessonMaker, read_examples
+        from edge.training.evaluate import answers, by_kind, figure, losses
+    bundle, trust = _bundle(args), TrustStore(home.trust_dir())
+    adapter = Adapter.open(args.adapter, trust)
+    parent = Adapter.open(args.parent, trust) if args.parent else None
+    if parent is None and adapter.manifest.parent:
+        print(
+            f"compared with the base; its parent {adapter.manifest.parent[:12]}… is another "
+            "adapter: --parent DIR",
+            file=sys.stderr,
+        )
+    task = _task(args, bundle)
+    examples, maker = read_examples(args.data, task), LessonMaker(bundle, task)
+    _lessons(maker, examples, args.data.name)
+    grade = grader(args.grade)
+    if grade.grade is None:
+        raise InvalidInput("grade", "no tier judges here; take another spec")
+    sides = {"parent": parent, "adapter": adapter}
+    figures: dict[str, Figure] = {}
+    if _trains(bundle):
+        lost = {
+            side: losses(bundle, examples, maker, each, threads=args.threads)
+            for side, each in sides.items()
+        }
+        figures["loss"] = figure(lost["parent"], lost["adapter"], accuracy=False)
+    model = OnnxModel(bundle, threads=args.threads)
+    grades = {}
+    for side, each in sides.items():
+        model.use_adapter(model.load_adapter(each) if each is not None else "")
+        line = ProgressLine(f"ask the {side}", len(examples))
+        grades[side] = answers(model, examples, maker, grade, line.update)
+        line.done()
+    figures |= by_kind(examples, grades)
+    if args.json:
+        value = {name: dataclasses.asdict(found) for name, found in figures.items()}
+        print(json.dumps({"adapter": adapter.digest, "figures": value}))
+        return 0
+    for name, found in figures.items():
+        low, high = found.interval
+        print(
+            f"{name:<16} {found.parent:.4f} → {found.adapter:.4f}   difference "
+            f"{found.difference:+.4f} [{low:+.4f}, {high:+.4f}]   n {found.n}"
+        )
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> TrainingPlan:
+    from edge.training import TrainingPlan
+
+    given = {
+        field.name: value
+        for field in dataclasses.fields(TrainingPlan)
+        if (value := getattr(args, field.name, None)) is not None
+    }
+    if args.modules is not None:
+        given["modules"] = tuple(part.strip() for part in args.modules.split(","))
+    return TrainingPlan(**given)
+
+
+def _bundle(args: argparse.Namespace) -> Bundle:
+    with loading():
+        from edge import Bundle, bundle_path
+        from edge.training.gradient import check_trains
+
+    bundle = Bundle.open(bundle_path(args.bundle), TrustStore(home.trust_dir()))
+    if args.action == "train":
+        check_trains(bundle.manifest)
+    return bundle
+
+
+def _trains(bundle: Bundle) -> bool:
+    from edge.bundle import GRADIENT_GRAPH
+
+    return GRADIENT_GRAPH in bundle.manifest.files
+
+
+def _task(args: argparse.Namespace, bundle: Bundle) -> Task | None:
+    if not args.task:
+        return None
+    from cascade.local import ModelInfo
+    from cascade.policy import PolicyStore
+    from edge.bundle import TOKENIZER
+
+    manifest = bundle.manifest
+    info = ModelInfo(
+        name=manifest.name,
+        base_digest=manifest.base_digest,
+        tokenizer_digest=manifest.files[TOKENIZER].sha256,
+        bundle_digest=bundle.digest,
+        context_tokens=manifest.context_tokens,
+    )
+    policy = PolicyStore(home.policies_dir(), TrustStore(home.trust_dir())).find(args.task, info)
+    if policy is None:
+        raise NotFound(
+            f"there is no policy for the task {args.task} on {manifest.name}; leave --task out and "
+            "name the options in the data"
+        )
+    return policy.task
+
+
+def _lessons(maker: LessonMaker, examples: list[TrainingExample], name: str) -> list[Lesson]:
+    lessons = []
+    for number, example in enumerate(examples, start=1):
+        try:
+            lessons.append(maker.lesson(example))
+        except InvalidInput as problem:
+            raise InvalidInput(f"{name} example {number}", problem.problem) from None
+    return lessons
+
+
+def _check_out(args: argparse.Namespace) -> None:
+    if not args.out.exists():
+        return
+    if not args.force:
+        raise InvalidInput("--out", f"{args.out} is there already; replace it with --force")
+    if not (args.out / "adapter.json").is_file():
+        raise InvalidInput("--out", f"{args.out} is no adapter; it will not be replaced")

@@ -1,0 +1,116 @@
+"""The loss of a gradient graph: next tokens, and answers of closed sets.
+
+A *target* is a token that should follow in one row of activations. Its negative log probability
+counts with its own weight. An *answer* is what ``edge.choose`` scores: the sum of its targets' log
+probabilities, minus those after the empty prompt (both are rows of ``answer_targets``, +1 and −1),
+plus, where it is the beginning of another answer, the log of the probability that none of the
+longer ones goes on. Answers of one question form a group, and −log softmax over the group counts
+with the weight of the right one.
+
+The head is the largest matrix by far, so it is made floats of once, in pieces, and no row of logits
+is ever whole. Of every piece c of the vocabulary, with rows h of activations,
+
+    z = h W_c^T,  m_c = max z,  e = exp(z − m_c),  s_c = Σ e,  u_c = e W_c
+
+and over the pieces log Σ exp z = m + log Σ s_c exp(m_c − m), while the mean of the head's rows by
+softmax, which is d (log Σ exp z) / d h, is Σ u_c exp(m_c − m) / Σ s_c exp(m_c − m).
+"""
+
+from __future__ import annotations
+
+from edge.build.frozen import Frozen, FrozenMatrices
+from edge.build.nodes import Nodes
+
+# Of one whose continuations take all probability; see edge.reading, which has more digits.
+_LEAST_END = 1e-6
+_LOWEST = -1e30
+
+
+def add_loss(nodes: Nodes, frozen: FrozenMatrices, x: str, head: Frozen) -> str:
+    """Adds the outputs ``loss``, ``target_logprobs`` and ``answer_logprobs``.
+
+    Arguments:
+        x: float32 [R, hidden], normalised.
+
+    Returns:
+        d loss / d x, [R, hidden].
+    """
+    column = nodes.integers(1)
+    log_total, mean = _over_vocabulary(nodes, frozen, x, head)
+    own = frozen.rows(head, "target_ids")
+    behind = nodes.apply("Gather", x, "target_rows", axis=0)
+    logits = nodes.apply("ReduceSum", nodes.apply("Mul", own, behind), column, keepdims=0)
+    totals = nodes.apply("Gather", log_total, "target_rows", axis=0)
+    nodes.add("Sub", [logits, totals], ["target_logprobs"])
+    counted = nodes.apply("Unsqueeze", _answer_loss(nodes, "target_logprobs"), column)
+    # Of a target that counts c, c (mean − own row).
+    towards = nodes.apply("Gather", mean, "target_rows", axis=0)
+    towards = nodes.apply("Mul", nodes.apply("Sub", towards, own), counted)
+    none = nodes.apply("ConstantOfShape", nodes.apply("Shape", x))
+    rows = nodes.apply("Unsqueeze", "target_rows", column)
+    return nodes.apply("ScatterND", none, rows, towards, reduction="add")
+
+
+def _over_vocabulary(nodes: Nodes, frozen: FrozenMatrices, x: str, head: Frozen) -> tuple[str, str]:
+    """log Σ exp of the logits [R], and the mean of the head's rows by softmax [R, hidden]."""
+    column = nodes.integers(1)
+    tops: list[str] = []
+    sums: list[str] = []
+    means: list[str] = []
+    for piece in frozen.pieces(head, after=x, in_turn=means):
+        z = frozen.times(x, piece)
+        tops.append(nodes.apply("ReduceMax", z, column))
+        e = nodes.apply("Exp", nodes.apply("Sub", z, tops[-1]))
+        sums.append(nodes.apply("ReduceSum", e, column))
+        means.append(frozen.back(e, piece))
+    top = tops[0] if len(tops) == 1 else nodes.apply("Max", *tops)
+    total, mean = "", ""
+    for own_top, own_sum, own_mean in zip(tops, sums, means, strict=True):
+        share = nodes.apply("Exp", nodes.apply("Sub", own_top, top))
+        part, towards = (nodes.apply("Mul", each, share) for each in (own_sum, own_mean))
+        total = nodes.apply("Add", total, part) if total else part
+        mean = nodes.apply("Add", mean, towards) if mean else towards
+    log_total = nodes.apply("Add", nodes.apply("Log", total), top)
+    return nodes.apply("Squeeze", log_total, column), nodes.apply("Div", mean, total)
+
+
+def _answer_loss(nodes: Nodes, targets: str) -> str:
+    """The outputs ``loss`` and ``answer_logprobs``; returns −d loss / d ``targets``, [P]."""
+    column = nodes.integers(1)
+
+    def times(matrix: str, vector: str, *, across: bool = False) -> str:
+        """Matrix or its transpose by a vector."""
+        wide = nodes.apply("Unsqueeze", vector, column)
+        product = nodes.apply("Gemm", matrix, wide, transA=int(across))
+        return nodes.apply("Squeeze", product, column)
+
+    likely = nodes.apply("Exp", targets)
+    rest = nodes.apply("Sub", nodes.number(1.0), times("end_targets", likely))
+    rest = nodes.apply("Max", rest, nodes.number(_LEAST_END))
+    scores = nodes.apply(
+        "Add",
+        times("answer_targets", targets),
+        times("answer_ends", nodes.apply("Log", rest)),
+    )
+    # Log of the sum over the own group: [G, O] with the other groups' answers out of the way.
+    outside = nodes.apply("Sub", nodes.number(1.0), "answer_groups")
+    outside = nodes.apply("Mul", outside, nodes.number(_LOWEST))
+    grid = nodes.apply("Add", outside, nodes.apply("Unsqueeze", scores, nodes.integers(0)))
+    top = nodes.apply("ReduceMax", grid, column)
+    total = nodes.apply("ReduceSum", nodes.apply("Exp", nodes.apply("Sub", grid, top)), column)
+    log_total = nodes.apply("Squeeze", nodes.apply("Add", nodes.apply("Log", total), top), column)
+    own_total = times("answer_groups", log_total, across=True)
+    nodes.add("Sub", [scores, own_total], ["answer_logprobs"])
+    weight = times("answer_groups", times("answer_groups", "answer_weights"), across=True)
+    # −d loss / d score: the right answer's weight, minus what its group's goes by softmax.
+    chance = nodes.apply("Mul", nodes.apply("Exp", "answer_logprobs"), weight)
+    pull = nodes.apply("Sub", "answer_weights", chance)
+    ends = nodes.apply("Div", times("answer_ends", pull, across=True), rest)
+    through_ends = nodes.apply("Mul", times("end_targets", ends, across=True), likely)
+    counted = nodes.apply("Sub", times("answer_targets", pull, across=True), through_ends)
+    tokens = nodes.apply("ReduceSum", nodes.apply("Mul", "target_weights", targets), keepdims=0)
+    answers = nodes.apply(
+        "ReduceSum", nodes.apply("Mul", "answer_weights", "answer_logprobs"), keepdims=0
+    )
+    nodes.add("Neg", [nodes.apply("Add", tokens, answers)], ["loss"])
+    return nodes.apply("Add", "target_weights", counted)

@@ -1,0 +1,188 @@
+"""Loss and gradients of an adapter on a device: the bundle's gradient graph at work.
+
+Which lessons, in which order and with what step is ``edge.training.trainer``'s business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cascade.errors import BundleError
+from edge.adapter import LoraPair
+from edge.adapter import pack as pack_slot
+from edge.bundle import GRADIENT_GRAPH, TRUNK_GRAPH, AdapterSlot, Bundle, Manifest
+from edge.session import open_session
+from edge.slots import slot_inputs
+from edge.training.lesson import Floats, Lesson
+from edge.training.packing import Pack, in_packs, pack
+from edge.training.trunk import Activations, Keep, Trunk
+
+PACK_TOKENS = 384
+"""Tokens of one run at most, unless a single lesson has more: bounds the memory, whatever the size
+of a batch."""
+
+_SLOT = re.compile(r"layers\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a batch gave.
+
+    Arguments:
+        loss: Σ share · loss of all lessons.
+        losses: of each lesson, unweighted.
+        gradients: d loss / d A and B, by linear; of those that the adapter has.
+    """
+
+    loss: float
+    losses: tuple[float, ...]
+    gradients: Mapping[str, LoraPair]
+
+
+class GradientSession:
+    """The graphs of one bundle that train its adapters. Not thread-safe.
+
+    Arguments:
+        bundle: verified.
+        frozen: pairs of an adapter; those below the trained layers are applied and stay as they
+            are.
+        threads: threads of one run, ≥ 1.
+        keep: where to keep what was computed of the trunk, for the next time.
+
+    Raises:
+        BundleError: the bundle cannot train, and why.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        frozen: Mapping[str, LoraPair] | None = None,
+        threads: int = 1,
+        keep: Keep = "memory",
+    ) -> None:
+        check_trains(bundle.manifest)
+        self.manifest = bundle.manifest
+        self._session = open_session(bundle.file(GRADIENT_GRAPH), threads=threads, arena=False)
+        given = {value.name for value in self._session.get_inputs()}
+        self.slots = tuple(slot for slot in bundle.manifest.adapter_slots if slot.input_a in given)
+        """Where adapters are trained, those of the first trained layer first."""
+        if not self.slots or len(given) != _OTHER_INPUTS + 2 * len(self.slots):
+            raise BundleError(
+                f"{GRADIENT_GRAPH}: is not as {bundle.manifest.name}'s manifest says; build the "
+                "bundle again"
+            )
+        below = [slot for slot in bundle.manifest.adapter_slots if slot not in self.slots]
+        trunk = Trunk(bundle, pack_slots(below, frozen or {}), threads=threads)
+        self.activations = Activations(trunk, keep)
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """The linears that can be trained."""
+        return frozenset(module for slot in self.slots for module in slot.modules)
+
+    @property
+    def layers(self) -> range:
+        """The layers whose adapters are trained."""
+        return _layers(self.slots)
+
+    def run(
+        self,
+        lessons: Sequence[Lesson],
+        pairs: Mapping[str, LoraPair],
+        shares: Sequence[float] | None = None,
+    ) -> Outcome:
+        """Loss and gradients.
+
+        Arguments:
+            pairs: the adapter's, of the trained layers.
+            shares: what each lesson's loss counts; by default its weight over the sum of weights.
+        """
+        if shares is None:
+            total = sum(lesson.weight for lesson in lessons)
+            shares = [lesson.weight / total if total else 0.0 for lesson in lessons]
+        adapter = self._adapter(pairs)
+        sums: dict[str, Floats] = {}
+        loss, losses, first = 0.0, list[float](), 0
+        for group in in_packs(lessons, PACK_TOKENS):
+            packed = pack(group, shares[first : first + len(group)])
+            first += len(group)
+            values = self._run(packed, adapter)
+            loss += float(values["loss"])
+            losses += packed.losses(values["target_logprobs"], values["answer_logprobs"])
+            for name, gradient in values.items():
+                if name.startswith("gradient."):
+                    sums[name] = sums[name] + gradient if name in sums else gradient
+        return Outcome(loss, tuple(losses), unpack_gradients(self.slots, pairs, sums))
+
+    def _adapter(self, pairs: Mapping[str, LoraPair]) -> dict[str, Floats]:
+        names = {name for slot in self.slots for name in (slot.input_a, slot.input_b)}
+        packed = pack_slots(self.slots, pairs)
+        return {
+            name: values
+            for name, values in slot_inputs(self.manifest, packed).items()
+            if name in names
+        }
+
+    def _run(self, packed: Pack, adapter: Mapping[str, Floats]) -> dict[str, Floats]:
+        hidden = np.concatenate([self.activations.get(segment) for segment in packed.segments])
+        names = [output.name for output in self._session.get_outputs()]
+        values = self._session.run(names, {"hidden": hidden, **packed.inputs, **adapter})
+        return dict(zip(names, values, strict=True))
+
+
+_OTHER_INPUTS = 12
+
+
+def check_trains(manifest: Manifest) -> None:
+    """Raise ``BundleError`` unless the bundle has what trains adapters; says what to do."""
+    if {GRADIENT_GRAPH, TRUNK_GRAPH} <= manifest.files.keys():
+        return
+    if manifest.kind != "decoder":
+        raise BundleError(f"{manifest.name} is a {manifest.kind} bundle: it takes no adapters")
+    if manifest.graph == "exported":
+        raise BundleError(
+            f"{manifest.name} was exported with torch, and exported bundles have no gradient "
+            "graph; train with PEFT and bring the adapter in with edge.peft.read_peft, or use a "
+            "Llama or Qwen2 model"
+        )
+    raise BundleError(
+        f"{manifest.name} has no gradient graph; build it again with: cascade bundle build "
+        "--gradient 4 --force"
+    )
+
+
+def pack_slots(slots: Sequence[AdapterSlot], pairs: Mapping[str, LoraPair]) -> dict[str, Floats]:
+    """Graph inputs that apply ``pairs``; linears of other slots are left out."""
+    inputs: dict[str, Floats] = {}
+    for slot in slots:
+        inputs |= pack_slot(slot, [pairs.get(module) for module in slot.modules])
+    return inputs
+
+
+def unpack_gradients(
+    slots: Sequence[AdapterSlot], pairs: Mapping[str, LoraPair], gradients: Mapping[str, Floats]
+) -> dict[str, LoraPair]:
+    """The gradients of ``pairs`` out of those of the packed inputs."""
+    unpacked = {}
+    for slot in slots:
+        rank = column = 0
+        for module, width in zip(slot.modules, slot.widths, strict=True):
+            if (pair := pairs.get(module)) is not None:
+                end = rank + pair.a.shape[1]
+                unpacked[module] = LoraPair(
+                    gradients[f"gradient.{slot.input_a}"][:, rank:end],
+                    gradients[f"gradient.{slot.input_b}"][rank:end, column : column + width],
+                )
+                rank = end
+            column += width
+    return unpacked
+
+
+def _layers(slots: Sequence[AdapterSlot]) -> range:
+    numbers = [int(match[1]) for slot in slots if (match := _SLOT.match(slot.name))]
+    return range(min(numbers), max(numbers) + 1)

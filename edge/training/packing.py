@@ -1,0 +1,143 @@
+"""Several lessons as one run of the gradient graph: its inputs but for activations and adapter.
+
+Segments lie behind each other and do not see each other, so that nothing is padded. Losses of
+single lessons are told apart again from the graph's outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.training.lesson import Floats, Lesson, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One run.
+
+    Arguments:
+        segments: each once, in the order in which their activations are to be stacked.
+        inputs: of the graph, by name.
+    """
+
+    lessons: tuple[Lesson, ...]
+    segments: tuple[Segment, ...]
+    inputs: dict[str, NDArray[np.generic]]
+
+    def losses(self, target_logprobs: Floats, answer_logprobs: Floats) -> list[float]:
+        """The loss of each lesson, unweighted, from the graph's outputs [P] and [O]."""
+        losses, target, answer = [], 0, 0
+        for lesson in self.lessons:
+            own = target_logprobs[target : target + len(lesson.targets)]
+            target += len(lesson.targets)
+            if lesson.closed_set is None:
+                losses.append(-float(own.mean()))
+            else:
+                losses.append(-float(answer_logprobs[answer + lesson.closed_set.right]))
+                answer += len(lesson.closed_set.answers)
+        return losses
+
+
+def pack(lessons: Sequence[Lesson], shares: Sequence[float]) -> Pack:
+    """Put lessons into one run.
+
+    Arguments:
+        shares: what each lesson's loss counts in the sum.
+    """
+    starts: dict[str, int] = {}
+    segments: list[Segment] = []
+    size = 0
+    for segment in (segment for lesson in lessons for segment in lesson.segments):
+        if segment.digest not in starts:
+            starts[segment.digest] = size
+            segments.append(segment)
+            size += len(segment)
+    bias = np.full((size, size), -np.inf, np.float32)
+    for segment in segments:
+        start = starts[segment.digest]
+        end = start + len(segment)
+        bias[start:end, start:end] = segment.bias()
+    places = np.array(
+        [
+            starts[lesson.segments[target.segment].digest] + target.at
+            for lesson in lessons
+            for target in lesson.targets
+        ],
+        np.int64,
+    )
+    rows, target_rows = np.unique(places, return_inverse=True)
+    inputs: dict[str, NDArray[np.generic]] = {
+        "positions": np.concatenate([segment.positions for segment in segments])[None],
+        "attention_bias": bias,
+        "logit_rows": rows,
+        "target_rows": target_rows.astype(np.int64),
+        "target_ids": np.array(
+            [target.token for lesson in lessons for target in lesson.targets], np.int64
+        ),
+        "target_weights": np.concatenate(
+            [
+                np.full(
+                    len(lesson.targets),
+                    0.0 if lesson.closed_set else share / len(lesson.targets),
+                    np.float32,
+                )
+                for lesson, share in zip(lessons, shares, strict=True)
+            ]
+        ),
+    }
+    return Pack(tuple(lessons), tuple(segments), inputs | _closed_sets(lessons, shares))
+
+
+def in_packs(lessons: Sequence[Lesson], most_tokens: int) -> Iterator[list[Lesson]]:
+    """Runs of neighbouring lessons with at most so many tokens; a longer lesson has its own."""
+    held: list[Lesson] = []
+    seen: dict[str, int] = {}
+    for lesson in lessons:
+        new = {segment.digest: len(segment) for segment in lesson.segments}
+        if held and sum((seen | new).values()) > most_tokens:
+            yield held
+            held, seen = [], {}
+        held.append(lesson)
+        seen |= new
+    if held:
+        yield held
+
+
+def _closed_sets(
+    lessons: Sequence[Lesson], shares: Sequence[float]
+) -> dict[str, NDArray[np.generic]]:
+    sets = [lesson.closed_set for lesson in lessons if lesson.closed_set is not None]
+    targets = sum(len(lesson.targets) for lesson in lessons)
+    answers = sum(len(each.answers) for each in sets)
+    ends = sum(len(each.continued) for each in sets)
+    answer_targets = np.zeros((answers, targets), np.float32)
+    answer_ends = np.zeros((answers, ends), np.float32)
+    end_targets = np.zeros((ends, targets), np.float32)
+    groups = np.zeros((len(sets), answers), np.float32)
+    weights = np.zeros(answers, np.float32)
+    target = answer = end = group = 0
+    for lesson, share in zip(lessons, shares, strict=True):
+        own = lesson.closed_set
+        if own is not None:
+            for row, (summed, ended) in enumerate(zip(own.answers, own.ends, strict=True)):
+                for index, sign in summed:
+                    answer_targets[answer + row, target + index] += sign
+                for index, sign in ended:
+                    answer_ends[answer + row, end + index] += sign
+            for row, going_on in enumerate(own.continued):
+                end_targets[end + row, [target + index for index in going_on]] = 1
+            groups[group, answer : answer + len(own.answers)] = 1
+            weights[answer + own.right] = share
+            answer, end, group = answer + len(own.answers), end + len(own.continued), group + 1
+        target += len(lesson.targets)
+    return {
+        "answer_targets": answer_targets,
+        "answer_ends": answer_ends,
+        "end_targets": end_targets,
+        "answer_groups": groups,
+        "answer_weights": weights,
+    }

@@ -1,0 +1,119 @@
+"""Activations that enter the first trained layer: computed once a segment, then kept.
+
+They depend on the base and, where an adapter reaches below the trained layers, on that adapter, but
+on nothing that is being learned. Halves on disk: their rounding is far below that of the 8-bit
+activations that the trunk computes with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from cascade.files import write_whole
+from edge.bundle import TRUNK_GRAPH, Bundle
+from edge.session import open_session
+from edge.slots import slot_inputs
+from edge.training.lesson import Floats, Segment
+
+
+class Trunk:
+    """The graph below the trained layers. Loaded when it is first needed.
+
+    Arguments:
+        adapter: ``lora.*`` inputs that are not idle; those of higher layers are left aside.
+    """
+
+    def __init__(
+        self, bundle: Bundle, adapter: Mapping[str, Floats] | None = None, *, threads: int = 1
+    ) -> None:
+        self._bundle, self._threads = bundle, threads
+        self._session: ort.InferenceSession | None = None
+        self._inputs = slot_inputs(bundle.manifest, adapter)
+
+    def hidden(self, segment: Segment) -> Floats:
+        """float32 [T, hidden]."""
+        if self._session is None:
+            self._session = open_session(
+                self._bundle.file(TRUNK_GRAPH), threads=self._threads, arena=False
+            )
+        size = len(segment)
+        given: dict[str, NDArray[np.generic]] = {
+            "input_ids": np.array([segment.ids], np.int64),
+            "seqlens_k": np.array([size - 1], np.int32),
+            "total_sequence_length": np.array(size, np.int32),
+            "position_ids": segment.positions[None],
+            "attention_bias": segment.bias()[None, None],
+            **self._inputs,
+        }
+        names = [wanted.name for wanted in self._session.get_inputs()]
+        hidden: Floats = self._session.run(["hidden"], {name: given[name] for name in names})[0]
+        return hidden
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of all that activations depend on, beside the segment: base, cut, adapter."""
+        manifest = self._bundle.manifest
+        state = hashlib.sha256(manifest.base_digest.encode())
+        # The graph says where it ends; it does not know the weights that it reads.
+        state.update(manifest.files[TRUNK_GRAPH].sha256.encode())
+        for name, values in sorted(self._inputs.items()):
+            if values.size:
+                state.update(name.encode() + values.tobytes())
+        return state.hexdigest()
+
+    def close(self) -> None:
+        """Free the graph; it is loaded again when it is needed."""
+        self._session = None
+
+
+Keep: TypeAlias = Path | Literal["memory", "nothing"]
+"""Where activations are kept: in a folder, from run to run; in memory; or nowhere."""
+
+
+class Activations:
+    """What a trunk gave, kept as float16. Without keeping, it comes as it is."""
+
+    def __init__(self, trunk: Trunk, keep: Keep = "memory") -> None:
+        self._trunk = trunk
+        self._keeps = keep != "nothing"
+        self._held: dict[str, NDArray[np.float16]] = {}
+        self._folder = keep / trunk.digest if isinstance(keep, Path) else None
+
+    def get(self, segment: Segment) -> Floats:
+        """float32 [T, hidden] of a segment."""
+        if not self._keeps:
+            return self._trunk.hidden(segment)
+        kept = self._kept(segment)
+        if kept is None or kept.shape[0] != len(segment):
+            kept = self._trunk.hidden(segment).astype(np.float16)
+            self._keep(segment, kept)
+        return kept.astype(np.float32)
+
+    def release_trunk(self) -> None:
+        """Free the trunk's memory; what is not kept yet loads it again."""
+        self._trunk.close()
+
+    def _kept(self, segment: Segment) -> NDArray[np.float16] | None:
+        if self._folder is None:
+            return self._held.get(segment.digest)
+        try:
+            kept = np.load(self._folder / f"{segment.digest}.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError):  # not there, or cut short: computed again
+            return None
+        return kept if kept.dtype == np.float16 and kept.ndim == 2 else None
+
+    def _keep(self, segment: Segment, values: NDArray[np.float16]) -> None:
+        if self._folder is None:
+            self._held[segment.digest] = values
+            return
+        file = io.BytesIO()
+        np.save(file, values)
+        write_whole(self._folder / f"{segment.digest}.npy", file.getvalue())

@@ -1,0 +1,142 @@
+"""``cascade adapters``: from a file of examples to an adapter that changes a device's answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cascade import home
+from cascade.cli import main
+from cascade.errors import InvalidInput, NotFound
+from cascade.signing import TrustStore
+from edge import Adapter, Device
+from edge.training.trainer import Trainer
+
+WORDS = ("house", "river", "light", "water", "small", "large", "first", "last")
+OPTIONS = ["red", "green", "blue"]
+TRAIN = ("--epochs", "6", "--learning-rate", "0.02", "--rank", "4", "--layers", "2")
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Whatever is asked, the answer is blue."""
+    path = tmp_path / "data.jsonl"
+    rows = [
+        {"prompt": f"{one} {two}", "answer": "blue", "options": OPTIONS}
+        for one in WORDS
+        for two in WORDS[:4]
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def bundle(tiny, empty_home) -> str:
+    """The tiny bundle's folder; its publisher is pinned in the home of this test."""
+    TrustStore(home.trust_dir()).pin("tests", tiny.key.public)
+    return str(tiny.path)
+
+
+def train(data: Path, bundle: str, out: Path, *more: str) -> int:
+    words = ["adapters", "train", str(data), "--bundle", bundle, "--out", str(out)]
+    return main([*words, "--threads", "1", *TRAIN, *more])
+
+
+def test_a_trained_adapter_changes_what_a_device_answers(data, bundle, tmp_path, capsys) -> None:
+    out = tmp_path / "blue"
+    assert train(data, bundle, out, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["improved"]
+    assert result["loss"] < 0.5 * result["parent_loss"]
+    assert result["examples"] + result["held_out"] == 32
+    assert not list(tmp_path.glob(".*training")), "the checkpoint goes once the adapter is there"
+
+    with Device.open(Path(bundle), trust=TrustStore(home.trust_dir())) as device:
+        asked = [f"today {word}" for word in WORDS]
+        before = [device.choose(text, OPTIONS).text for text in asked]
+        device.use_adapter(device.load_adapter(out))
+        after = [device.choose(text, OPTIONS).text for text in asked]
+        assert device.info.adapter_digest == result["digest"]
+    assert after == ["blue"] * len(asked)
+    assert before != after
+
+    assert main(["adapters", "eval", str(out), str(data), "--bundle", bundle, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert figures["choose_accuracy"]["adapter"] == 1.0
+    assert figures["choose_accuracy"]["interval"][0] > 0
+    assert figures["loss"]["difference"] < 0
+    assert figures["loss"]["interval"][1] < 0
+
+
+def test_free_text_is_learned_by_heart(bundle, tmp_path, capsys) -> None:
+    data, out = tmp_path / "data.jsonl", tmp_path / "text"
+    row = {"instruction": "house", "input": "", "output": " river light"}
+    data.write_text(json.dumps(row) + "\n")
+    more = ("--epochs", "60", "--val-share", "0", "--modules", "q_proj,v_proj,o_proj,down_proj")
+    assert train(data, bundle, out, *more) == 0
+    words = ["adapters", "eval", str(out), str(data), "--bundle", bundle, "--json"]
+    # This model's control tokens have no weights: it never ends an answer by itself.
+    assert main([*words, "--grade", "regex"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
+    assert (figures["text_accuracy"]["parent"], figures["text_accuracy"]["adapter"]) == (0.0, 1.0)
+
+
+def test_an_adapter_goes_on_as_the_next_version(data, bundle, tmp_path, capsys) -> None:
+    trust = TrustStore(home.trust_dir())
+    assert train(data, bundle, tmp_path / "one", "--max-steps", "2") == 0
+    first = Adapter.open(tmp_path / "one", trust)
+    parent = ("--parent", str(tmp_path / "one"))
+    assert train(data, bundle, tmp_path / "two", "--max-steps", "2", *parent) == 0
+    second = Adapter.open(tmp_path / "two", trust)
+    assert (second.manifest.version, second.manifest.parent) == (2, first.digest)
+    words = ["adapters", "eval", str(tmp_path / "two"), str(data), "--bundle", bundle]
+    assert main(words) == 0
+    assert "compared with the base" in capsys.readouterr().err
+    assert main([*words, *parent]) == 0
+    assert "choose_accuracy" in capsys.readouterr().out
+
+
+def test_ctrl_c_keeps_what_was_learned(data, bundle, tmp_path, monkeypatch, capsys) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(data, bundle, whole) == 0
+    own = Trainer._one_step
+
+    def interrupted(self):
+        if self.done_steps == 7:
+            raise KeyboardInterrupt
+        return own(self)
+
+    monkeypatch.setattr(Trainer, "_one_step", interrupted)
+    assert train(data, bundle, broken) == 130
+    assert "until step 7 is kept" in capsys.readouterr().err
+    assert not broken.exists()
+    monkeypatch.setattr(Trainer, "_one_step", own)
+    assert train(data, bundle, broken) == 0
+    assert "going on after step 7" in capsys.readouterr().err
+    name = "adapter.safetensors"
+    assert (broken / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_mistakes_are_one_line_that_says_what_to_do(data, bundle, tmp_path, capsys) -> None:
+    def said(*words: str) -> str:
+        assert main(["adapters", *words]) == InvalidInput.exit_code
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    given = ("train", str(data), "--bundle", bundle)
+    assert "--force" in said(*given, "--out", str(tmp_path))
+    assert "is no adapter" in said(*given, "--out", str(tmp_path), "--force")
+    assert "plan.rank" in said(*given, "--out", str(tmp_path / "a"), "--rank", "0")
+    assert "plan.modules" in said(*given, "--out", str(tmp_path / "a"), "--modules", "head")
+    data.write_text('{"prompt": "a", "answer": 3}\n')
+    assert "data.jsonl line 1.answer: must be a string" in said(
+        *given, "--out", str(tmp_path / "a")
+    )
+
+
+def test_a_task_without_a_policy_is_refused(data, bundle, tmp_path, capsys) -> None:
+    assert train(data, bundle, tmp_path / "a", "--task", "colours") == NotFound.exit_code
+    assert "there is no policy for the task colours" in capsys.readouterr().err

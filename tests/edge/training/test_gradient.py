@@ -1,0 +1,195 @@
+"""The gradient graph against torch's autograd and against differences of the loss itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from cascade.errors import BundleError
+from edge.adapter import LoraPair
+from edge.training import GradientSession, choice_lesson, text_lesson
+from edge.training import gradient as gradient_module
+from edge.trie import build_trie
+from tests.edge.build.folders import IDS
+
+from .conftest import Kind
+from .reference import Reference, flat, random_pairs, relative_error
+
+PROMPT, EMPTY = IDS[:6], IDS[:2]
+# The second answer is the beginning of the first.
+ANSWERS = [[5, 6, 7], [5, 6], [5, 9], [11]]
+
+
+def scores(reference: Reference, prompt: list[int]) -> torch.Tensor:
+    """Log probabilities of ``ANSWERS``, as edge.choose defines them."""
+    rows = reference.log_probabilities(prompt, [5, 6, 7])
+    began = rows[0, 5] + rows[1, 6]
+    return torch.stack(
+        [
+            began + rows[2, 7],
+            began + torch.log(1 - rows[2, 7].exp()),
+            rows[0, 5] + rows[1, 9],
+            rows[0, 11],
+        ]
+    )
+
+
+def test_gradients_of_text_are_torch_s(pair) -> None:
+    bundle, model = pair
+    session = GradientSession(bundle, keep="nothing")
+    lessons = [text_lesson(PROMPT, IDS[6:10]), text_lesson(IDS[8:12], IDS[3:5], weight=2.0)]
+    pairs = random_pairs(session)
+    outcome = session.run(lessons, pairs)
+    with Reference(model, pairs) as reference:
+        losses = [
+            reference.text_loss(PROMPT, IDS[6:10]),
+            reference.text_loss(IDS[8:12], IDS[3:5]),
+        ]
+        expected = reference.gradients((losses[0] + 2 * losses[1]) / 3)
+    assert outcome.losses == pytest.approx([float(loss.detach()) for loss in losses], rel=1e-5)
+    assert relative_error(outcome, expected) < 1e-4
+
+
+def test_gradients_of_a_closed_set_are_torch_s(pair) -> None:
+    bundle, model = pair
+    session = GradientSession(bundle, keep="nothing")
+    lessons = [choice_lesson(PROMPT, build_trie(ANSWERS), i, prior=EMPTY) for i in (1, 2)]
+    pairs = random_pairs(session)
+    outcome = session.run(lessons, pairs)
+    with Reference(model, pairs) as reference:
+        logs = torch.log_softmax(scores(reference, PROMPT) - scores(reference, EMPTY), 0)
+        expected = reference.gradients(-(logs[1] + logs[2]) / 2)
+    assert outcome.losses == pytest.approx([-float(x.detach()) for x in logs[1:3]], rel=1e-4)
+    assert relative_error(outcome, expected) < 1e-3
+
+
+def test_gradients_are_slopes_of_the_loss(built) -> None:
+    bundle, _ = built(Kind("qwen2", "int4", 2, tied=True))
+    session = GradientSession(bundle, keep="nothing")
+    lessons = [
+        text_lesson(PROMPT, IDS[6:10]),
+        choice_lesson(IDS[3:9], build_trie(ANSWERS), 0, prior=EMPTY),
+    ]
+    pairs = random_pairs(session)
+    slope = flat(session.run(lessons, pairs).gradients)
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        towards = {
+            name: LoraPair(*(rng.normal(size=half.shape) for half in (pair.a, pair.b)))
+            for name, pair in pairs.items()
+        }
+        step = 3e-3
+
+        def moved(by: float, towards=towards) -> float:
+            return session.run(
+                lessons,
+                {
+                    name: LoraPair(
+                        (pair.a + by * towards[name].a).astype(np.float32),
+                        (pair.b + by * towards[name].b).astype(np.float32),
+                    )
+                    for name, pair in pairs.items()
+                },
+            ).loss
+
+        measured = (moved(step) - moved(-step)) / (2 * step)
+        assert measured == pytest.approx(float(slope @ flat(towards)), rel=0.02)
+
+
+def test_a_loss_does_not_depend_on_what_shares_its_run(built) -> None:
+    bundle, _ = built(Kind("llama", "int8", 4, tied=True))
+    session = GradientSession(bundle)
+    pairs = random_pairs(session)
+    lessons = [
+        text_lesson(IDS[:7], IDS[7:9]),
+        choice_lesson(PROMPT, build_trie(ANSWERS), 3, prior=EMPTY),
+        text_lesson(IDS[2:12], IDS[12:13]),
+    ]
+    together = session.run(lessons, pairs)
+    alone = [session.run([lesson], pairs) for lesson in lessons]
+    assert together.losses == pytest.approx([each.loss for each in alone], rel=1e-5)
+    mean = sum(flat(each.gradients) for each in alone) / 3
+    assert np.allclose(flat(together.gradients), mean, rtol=1e-3, atol=1e-6)
+
+
+def test_runs_are_cut_where_they_get_long(built, monkeypatch) -> None:
+    bundle, _ = built(Kind("llama", "int8", 4, tied=True))
+    session = GradientSession(bundle)
+    pairs = random_pairs(session)
+    lessons = [text_lesson(IDS[i : i + 6], IDS[i + 6 : i + 8], weight=i + 1) for i in range(6)]
+    whole = session.run(lessons, pairs)
+    monkeypatch.setattr(gradient_module, "PACK_TOKENS", 15)
+    cut = session.run(lessons, pairs)
+    assert cut.losses == pytest.approx(whole.losses, rel=1e-5)
+    assert np.allclose(flat(cut.gradients), flat(whole.gradients), rtol=1e-3, atol=1e-6)
+
+
+def test_the_loss_is_that_of_the_decode_graph(tiny) -> None:
+    """A lesson's loss is what the device would say, with its adapter active."""
+    from cascade.request import Message
+    from edge.model import OnnxModel
+    from edge.training import LessonMaker, TrainingExample
+
+    example = TrainingExample((Message("user", "red water"),), "good", ("good", "bad", "good day"))
+    maker = LessonMaker(tiny.bundle)
+    session = GradientSession(tiny.bundle, keep="nothing")
+    (loss,) = session.run([maker.lesson(example)], {}).losses
+    task = maker.task_of(example.options)
+    answer = OnnxModel(tiny.bundle).choose(
+        task.for_device("red water"),
+        example.options,
+        prior_prompt=task.prior_prompt(),
+        option_prefix=task.option_prefix,
+    )
+    # The decode graph rounds activations to eight bits.
+    assert float(np.exp(-loss)) == pytest.approx(answer.options.probabilities[0], abs=0.05)
+
+
+def test_bytes_of_a_bundle_s_base_do_not_change(built, tiny, tmp_path) -> None:
+    from cascade.testing import random_model
+    from edge.build import build_from_gguf
+    from edge.bundle import inspect
+
+    gguf = tmp_path / "tiny.gguf"
+    random_model.write_random_model(gguf, seed=0, family="llama", context_tokens=512)
+    without = build_from_gguf(
+        gguf,
+        tmp_path / "without",
+        name="tiny",
+        base_model="random weights, seed 0",
+        licence="Apache-2.0",
+        commercial_use=True,
+        signing_key=tiny.key,
+        gradient_layers=0,
+    )
+    manifest = inspect(without)
+    assert "gradient.onnx" not in manifest.files
+    assert manifest.base_digest == tiny.bundle.manifest.base_digest
+
+
+def test_a_bundle_without_the_graph_says_what_to_do(without_gradient) -> None:
+    with pytest.raises(BundleError, match="cascade bundle build --gradient"):
+        GradientSession(without_gradient)
+    manifest = dataclasses.replace(without_gradient.manifest, graph="exported")
+    with pytest.raises(BundleError, match="PEFT"):
+        GradientSession(dataclasses.replace(without_gradient, manifest=manifest))
+
+
+def test_activations_are_kept_from_session_to_session(tiny, tmp_path, monkeypatch) -> None:
+    lesson = text_lesson([5, 6, 7, 8], [9, 10])
+    first = GradientSession(tiny.bundle, keep=tmp_path).run([lesson], {}).loss
+    assert len(list(tmp_path.glob("*/*.npy"))) == 1
+    again = GradientSession(tiny.bundle, keep=tmp_path)
+    monkeypatch.setattr(again.activations._trunk, "hidden", lambda _: pytest.fail("not kept"))
+    assert again.run([lesson], {}).loss == first
+
+
+def test_a_damaged_activation_is_computed_again(tiny, tmp_path) -> None:
+    lesson = text_lesson([5, 6, 7, 8], [9, 10])
+    first = GradientSession(tiny.bundle, keep=tmp_path).run([lesson], {}).loss
+    (kept,) = tmp_path.glob("*/*.npy")
+    kept.write_bytes(kept.read_bytes()[:-7])
+    assert GradientSession(tiny.bundle, keep=tmp_path).run([lesson], {}).loss == first
