@@ -33,7 +33,7 @@ _VERBS = {
     "cluster": "start, show and stop the local cluster",
     "setup": "install what a cluster's channel has for this device, or update it",
     "registry": "publish what devices run, promote it and roll it back",
-    "federation": "show federated rounds, approve or reject what came of them",
+    "federation": "take part in federated rounds, show them, approve or reject what came of them",
     "monitor": "show which policies still hold, and why not",
     "examples": "look at, judge and forget what this device may learn from",
     "demo": "device, cascade and cloud side by side on real sentences",

@@ -1,4 +1,5 @@
-"""``cascade federation``: how the rounds stand, and the operator's word on what came of them."""
+"""``cascade federation``: how the rounds stand, the operator's word on what came of them, and a
+device that takes part."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from cascade.cli import federation_participate
 from cascade.cli.interrupt import loading
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         decided.add_argument("--note", default="", metavar="TEXT", help="why, for the others")
         _common(decided)
         decided.set_defaults(run=_decide, approved=name == "approve")
+    federation_participate.configure(actions)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:

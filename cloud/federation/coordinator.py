@@ -196,7 +196,8 @@ class Coordinator:
         start = self._adapters.read(claimed.adapter_digest)
         plan = RoundPlan.from_bytes(claimed.plan.encode())
         contributions = []
-        for each in given.updates:
+        # In an order of their own: the same updates give the same sum, however they came in.
+        for each in sorted(given.updates, key=lambda each: (each.device, each.payload)):
             digest = given.served.get(each.adapter_version)
             begun = start if digest is None else self._adapters.read(digest)
             try:

@@ -1,11 +1,13 @@
 """The device that takes part in federated rounds: it enrols, checks in, trains when it may, and
 sends a small signed update. What it learns from never leaves it.
 
-``Participant`` is the whole of it; the training itself is given from outside.
+``Participant`` is the whole of it; the training is given from outside: ``ExampleTrainer``, or one's
+own.
 """
 
 from __future__ import annotations
 
+from edge.federation.example_trainer import ExampleTrainer
 from edge.federation.limits import Limits, Usage
 from edge.federation.participant import (
     NoGain,
@@ -17,6 +19,7 @@ from edge.federation.participant import (
 )
 
 __all__ = [
+    "ExampleTrainer",
     "Limits",
     "NoGain",
     "Participant",

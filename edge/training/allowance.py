@@ -52,7 +52,7 @@ class TrainingAllowance:
         cpu_s: Callable[[], float] = time.process_time,
     ) -> None:
         self.limits = limits
-        self._conditions = conditions
+        self.conditions = conditions
         self._path = path or home.training_path()
         self._clock = clock or SystemClock()
         self._cpu_s = cpu_s
@@ -75,7 +75,7 @@ class TrainingAllowance:
             usage = self.usage()
         except CascadeError:
             return Permission((Hold.BOOKS_UNREADABLE,), 0.0, 0, 0.0)
-        return may_train(self.limits, usage, self._conditions.read(), participate=participate)
+        return may_train(self.limits, usage, self.conditions.read(), participate=participate)
 
     def participated(self) -> None:
         """Note that a round was joined: its lease was accepted.
@@ -111,7 +111,7 @@ class TrainingAllowance:
             return Permission((Hold.BOOKS_UNREADABLE,), 0.0, 0, 0.0), False
         if participate:  # what was joined is joined: its own participation must not end it
             usage = replace(usage, participations=())
-        conditions = self._conditions.read()
+        conditions = self.conditions.read()
         return may_train(self.limits, usage, conditions, participate=participate), True
 
     def _change(self, step: Callable[[Usage], Usage]) -> Usage:
