@@ -182,6 +182,11 @@ class Participant:
         """This device's name in every federation; its key is made when it is first asked for."""
         return self._key.public.key_id
 
+    @property
+    def unsent(self) -> bool:
+        """Whether an update waits on disk to be sent; the next step does that first."""
+        return self._folder.load().pending is not None
+
     async def run(self) -> None:
         """Take part until this is cancelled."""
         while True:

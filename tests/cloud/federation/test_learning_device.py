@@ -1,5 +1,5 @@
-"""A device that really learns: examples of its store, the tiny bundle's gradient graph, a round of a
-real coordinator over real sockets, and a candidate that answers otherwise."""
+"""A device that really learns: examples of its store, the tiny bundle's gradient graph, a round
+of a real coordinator over real sockets, and a candidate that answers otherwise."""
 
 from __future__ import annotations
 
