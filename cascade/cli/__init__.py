@@ -34,6 +34,7 @@ _VERBS = {
     "setup": "install what a cluster's channel has for this device, or update it",
     "registry": "publish what devices run, promote it and roll it back",
     "federation": "take part in federated rounds, show them, approve or reject what came of them",
+    "fleet": "simulate a fleet that learns from what it escalates",
     "monitor": "show which policies still hold, and why not",
     "examples": "look at, judge and forget what this device may learn from",
     "demo": "device, cascade and cloud side by side on real sentences",

@@ -54,16 +54,16 @@ class ServedPolicy:
     """What decides on a device whether it keeps an answer.
 
     Arguments:
-        confidence: of an answer; ``None`` where nothing could be fitted.
+        confidence: of an answer.
         threshold: the lowest confidence that is kept; ``None`` escalates all.
     """
 
-    confidence: ConfidenceModel | None
+    confidence: ConfidenceModel
     threshold: float | None
 
     def keeps(self, scores: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
         """Which answers of these raw scores are kept."""
-        if self.confidence is None or self.threshold is None:
+        if self.threshold is None or not len(scores):
             return np.zeros(len(scores), bool)
         return np.asarray(self.confidence.batch(scores) >= self.threshold)
 

@@ -51,7 +51,7 @@ class RoundFigures:
     threshold: float | None
     accuracy: float
     risk: tuple[float, float, float] | None
-    ece: float | None
+    ece: float
     out_of_scope: float | None
     live: float | None
     examples: int

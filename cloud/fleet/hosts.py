@@ -19,7 +19,14 @@ from typing import Any, Final, Protocol
 from cascade.request import Message
 from cascade.rows import Floats
 from cascade.signing import TrustStore
-from cloud.fleet.device import Absence, FleetClock, ServedPolicy, Setting, SimulatedDevice, TurnResult
+from cloud.fleet.device import (
+    Absence,
+    FleetClock,
+    ServedPolicy,
+    Setting,
+    SimulatedDevice,
+    TurnResult,
+)
 from cloud.fleet.rows import FleetRow
 from edge.adapter import Adapter, LoraPair
 from edge.bundle import Bundle

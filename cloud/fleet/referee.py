@@ -13,6 +13,7 @@ import numpy as np
 
 from cascade.calibrate import fit_platt
 from cascade.certify import certify, plan_grid
+from cascade.confidence import ConfidenceModel, Platt
 from cascade.errors import InfeasibleTarget, InvalidInput
 from cascade.metrics import ece, wilson_interval
 from cascade.rows import Bools, Floats
@@ -36,7 +37,7 @@ class Standing:
         coverage: share of the certify part that the certified threshold keeps; 0 without one.
         escalation: share of the test part that is below it; 1 without one.
         kept, wrong: test answers that are kept, and those of them that are wrong.
-        ece: of the confidence on the test part; ``None`` where none could be fitted.
+        ece: of the confidence on the test part.
         out_of_scope: share of the inputs out of scope that is escalated; ``None`` without any.
     """
 
@@ -47,7 +48,7 @@ class Standing:
     escalation: float
     kept: int
     wrong: int
-    ece: float | None
+    ece: float
     out_of_scope: float | None
 
     @property
@@ -81,9 +82,8 @@ class Referee:
         scores, right = self._answers(parts.certify, pairs)
         test, test_right = self._answers(parts.test, pairs)
         outside, _ = self._answers(parts.out_of_scope, pairs)
-        coverage, threshold, confidence = 0.0, None, None
+        confidence, coverage, threshold = _fitted(develop, develop_right), 0.0, None
         try:
-            confidence = fit_platt(develop, develop_right)
             grid = plan_grid(
                 confidence.batch(develop),
                 develop_right,
@@ -94,9 +94,8 @@ class Referee:
             certificate = certify(
                 confidence.batch(scores), right, alpha=plan.alpha, delta=plan.delta, grid=grid
             )
-        except (InfeasibleTarget, InvalidInput):
-            # Nothing can be promised, or all answers are alike: then everything escalates.
-            pass
+        except InfeasibleTarget:
+            pass  # nothing can be promised: everything escalates
         else:
             threshold = certificate.threshold
             coverage = certificate.n_accepted / certificate.n
@@ -110,7 +109,7 @@ class Referee:
             escalation=float(1 - kept.mean()),
             kept=int(kept.sum()),
             wrong=int((kept & ~test_right).sum()),
-            ece=None if confidence is None else ece(confidence.batch(test), test_right),
+            ece=ece(confidence.batch(test), test_right),
             out_of_scope=float(1 - policy.keeps(outside).mean()) if len(outside) else None,
         )
 
@@ -121,6 +120,14 @@ class Referee:
         options = self._task.options
         right = [options[int(p.argmax())] == row.answer for p, row in zip(found, rows, strict=True)]
         return scores, np.array(right, bool)
+
+
+def _fitted(scores: Floats, right: Bools) -> ConfidenceModel:
+    """The confidence of an answer; the raw score itself where all answers are alike."""
+    try:
+        return fit_platt(scores, right)
+    except InvalidInput:
+        return ConfidenceModel(Platt(a=1.0, b=0.0))
 
 
 class FleetGate:

@@ -169,9 +169,7 @@ class FleetSimulation:
                 self._cluster.tick()
         return sorted(done, key=lambda turn: turn.device)
 
-    def _taken(
-        self, turns: list[Turn], number: int, before: list[TurnResult]
-    ) -> list[TurnResult]:
+    def _taken(self, turns: list[Turn], number: int, before: list[TurnResult]) -> list[TurnResult]:
         served = self._cluster.served()[1]
         policy, pairs = self._standing(served).policy, self._cluster.pairs(served)
         done = list(before)
