@@ -166,7 +166,7 @@ def _simulate(args: argparse.Namespace) -> int:
         task,
         bundle,
         BundleAt(path.absolute(), home.trust_dir()),
-        given,
+        rows=given,
         trunk=(args.trunk or out / "trunk").absolute(),
         processes=args.processes,
         data=said,

@@ -30,7 +30,6 @@ from edge.federation.example_trainer import Opened
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import TrainingLimits
 
-
 Absence = Literal["none", "off", "cut_off"]
 """``off``: does nothing in this round. ``cut_off``: loses its connection before it sends."""
 

@@ -8,6 +8,7 @@ from that graph too: they are those of ``Device.choose``, and cost the trained l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,24 +163,43 @@ class InProcess:
         self._thread.shutdown()
 
 
-class RayActors:
-    """Hosts as Ray actors on this machine, of which device ``n`` lives on number n mod count.
+class RaySession:
+    """Ray on this machine, for hosts. To be started before gRPC is: Ray forks.
 
     Arguments:
-        count: of actors, ≥ 1.
+        count: of actors that there will be, ≥ 1.
     """
 
-    def __init__(self, setting: Setting, bundle: BundleAt, trunk: Path, count: int) -> None:
+    def __init__(self, count: int) -> None:
         from cloud.local_ray import start_ray
 
+        self.count = count
         # Names of Ray's sockets have a limit that the simulation's own folder may be beyond.
         self._folder = Path(tempfile.mkdtemp(prefix="cascade-"))
         start_ray(self._folder, num_cpus=count, serving=False)
+
+    def close(self) -> None:
+        """Stop it."""
+        from cloud.local_ray import stop_ray
+
+        stop_ray()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class RayActors:
+    """Hosts as Ray actors, of which device ``n`` lives on number n mod count; ends the session."""
+
+    def __init__(
+        self, session: RaySession, setting: Setting, bundle: BundleAt, trunk: Path
+    ) -> None:
         import ray
 
         self._ray = ray
+        self._session = session
         actor = ray.remote(num_cpus=1)(Host)
-        self._actors: list[Any] = [actor.remote(setting, bundle, trunk) for _ in range(count)]
+        self._actors: list[Any] = [
+            actor.remote(setting, bundle, trunk) for _ in range(session.count)
+        ]
 
     def turns(
         self, turns: Sequence[Turn], pairs: Pairs, policy: ServedPolicy, wall_s: float
@@ -208,11 +228,7 @@ class RayActors:
 
     def close(self) -> None:
         """See ``Hosts``."""
-        from cloud.local_ray import stop_ray
-
-        try:
+        # An actor that was killed has nothing to close.
+        with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.get([each.close.remote() for each in self._actors], timeout=_CLOSE_S)
-        except self._ray.exceptions.RayError:
-            pass  # an actor that was killed has nothing to close
-        stop_ray()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._session.close()

@@ -1,6 +1,6 @@
 """A simulation for people: a table, a picture, and one HTML file that needs nothing else.
 
-Everything that comes from data is escaped. The style of the picture is ``cascade.report.drawing``'s.
+Everything that comes from data is escaped. The picture's style is ``cascade.report.drawing``'s.
 """
 
 from __future__ import annotations
@@ -29,12 +29,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
+def _risk(each: RoundFigures) -> str:
+    if each.risk is None:
+        return "–"
+    found, low, high = each.risk
+    return f"{100 * found:.1f} ({100 * low:.1f}–{100 * high:.1f}) %"
+
+
 COLUMNS: Final[tuple[tuple[str, Callable[[RoundFigures], str]], ...]] = (
     ("round", lambda each: str(each.round)),
     ("escalated", lambda each: percent(each.escalation)),
     ("kept, certified", lambda each: percent(each.coverage)),
     ("accuracy", lambda each: percent(each.accuracy)),
-    ("wrong of kept", lambda each: _risk(each)),
+    ("wrong of kept", _risk),
     ("ECE", lambda each: f"{each.ece:.3f}"),
     ("out of scope", lambda each: _share(each.out_of_scope)),
     ("updates", lambda each: str(each.updates) if each.round else "–"),
@@ -99,12 +107,12 @@ def summary(result: FleetResult) -> str:
     first, last = result.rounds[0], result.rounds[-1]
     plan = result.plan
     kept = "" if result.complete else " The run was ended early."
+    alpha = percent(cast(float, plan["alpha"]), 0)
     return (
         f"{plan['devices']} devices, {last.round} rounds: {percent(first.escalation)} of the test "
         f"rows were escalated before the first, {percent(last.escalation)} after the last, at "
-        f"thresholds certified for at most {percent(cast(float, plan['alpha']), 0)} wrong among the "
-        f"answers kept. The device alone was right on {percent(first.accuracy)}, then on "
-        f"{percent(last.accuracy)}.{kept}"
+        f"thresholds certified for at most {alpha} wrong among the answers kept. The device alone "
+        f"was right on {percent(first.accuracy)}, then on {percent(last.accuracy)}.{kept}"
     )
 
 
@@ -179,13 +187,6 @@ def _lines(
 
 def _plan(result: FleetResult) -> list[tuple[str, object]]:
     return [(key.replace("_", " "), value) for key, value in result.plan.items()]
-
-
-def _risk(each: RoundFigures) -> str:
-    if each.risk is None:
-        return "–"
-    found, low, high = each.risk
-    return f"{100 * found:.1f} ({100 * low:.1f}–{100 * high:.1f}) %"
 
 
 def _share(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""How good an adapter is: its answers on rows that no device sees, and the policy certified on them.
+"""How good an adapter is: its answers on rows that no device sees, and the policy certified there.
 
 An adapter is judged once; what it is worth depends on nothing but its numbers.
 """

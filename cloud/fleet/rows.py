@@ -1,4 +1,4 @@
-"""What a fleet is asked: labelled rows, their parts that share nothing, and which device gets which.
+"""What a fleet is asked: labelled rows, their parts that share nothing, and who gets which.
 
 A row's answer is what its user would say is right. ``teacher`` is what the cluster would answer,
 where that is known; a device that escalates then learns that instead.

@@ -20,7 +20,7 @@ from cloud.federation.privacy import NoisedRounds, epsilon, usual_delta
 from cloud.fleet.cluster import DAY_S, FleetCluster
 from cloud.fleet.device import Absence, Setting, TurnResult
 from cloud.fleet.figures import FleetResult, RoundFigures, figures
-from cloud.fleet.hosts import BundleAt, Hosts, InProcess, RayActors, Turn
+from cloud.fleet.hosts import BundleAt, Hosts, InProcess, RayActors, RaySession, Turn
 from cloud.fleet.plan import FleetPlan
 from cloud.fleet.referee import FleetGate, Referee, Standing
 from cloud.fleet.rows import FleetRow, Parts
@@ -60,8 +60,8 @@ class FleetSimulation:
         task: Task,
         bundle: Bundle,
         at: BundleAt,
-        rows: Parts,
         *,
+        rows: Parts,
         trunk: Path,
         processes: int = 0,
         data: str = "",
@@ -72,6 +72,7 @@ class FleetSimulation:
         self._owned = plan.partition.share_out(rows.fleet, plan.devices, plan.seed)
         self._wall_s = _BEGINS_S
         self._done: list[RoundFigures] = []
+        session = RaySession(processes) if processes else None
         self._cluster = FleetCluster(
             folder,
             plan,
@@ -82,12 +83,14 @@ class FleetSimulation:
         setting = Setting(plan, task, folder, self._cluster.profile, self._cluster.trust)
         try:
             self._hosts: Hosts = (
-                RayActors(setting, at, trunk, processes)
-                if processes
-                else InProcess(setting, at, trunk)
+                InProcess(setting, at, trunk)
+                if session is None
+                else RayActors(session, setting, at, trunk)
             )
         except BaseException:
             self._cluster.close()
+            if session is not None:
+                session.close()
             raise
         self._referee = Referee(self._hosts, plan, task, rows)
 

@@ -61,7 +61,7 @@ def simulated(plan: FleetPlan, tiny: TinyBundle, folder: Path) -> FleetResult:
         task(),
         tiny.bundle,
         BundleAt(tiny.path, tiny.path.parent / "trust"),
-        parts(rows(), seed=plan.seed, most=30),
+        rows=parts(rows(), seed=plan.seed, most=30),
         trunk=folder.parent / "trunk",
     )
     try:
