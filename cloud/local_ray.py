@@ -64,7 +64,7 @@ def start_ray(folder: Path, *, num_cpus: int, serving: bool = True) -> None:
                 proxy_location="Disabled",
                 logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
             )
-    except (RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # Ray raises bare ones, too
         _log.exception("Ray did not start")
         raise ClusterError(f"Ray does not start: {' '.join(str(error).split())[:200]}") from None
 

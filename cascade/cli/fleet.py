@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from cascade import home
 from cascade.cli.interrupt import loading
@@ -203,7 +203,7 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
     from cloud.federation.config import AggregationConfig, PlanConfig
     from cloud.fleet import Attackers, FleetPlan, Partition
 
-    trained = "b" if args.strategy == "ffa" else "both"
+    trained: Literal["b", "both"] = "b" if args.strategy == "ffa" else "both"
     if trained == "both" and (args.rule not in ("mean", "krum") or args.server != "plain"):
         raise InvalidInput("--strategy", "product takes --rule mean or krum and --server plain")
     if args.private is not None and (trained == "both" or args.rule != "mean"):
@@ -243,9 +243,7 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
     )
 
 
-def _chosen(
-    args: argparse.Namespace, options: tuple[tuple[str, type, str], ...]
-) -> dict[str, object]:
+def _chosen(args: argparse.Namespace, options: tuple[tuple[str, type, str], ...]) -> dict[str, Any]:
     names = [name.replace("-", "_") for name, _, _ in options]
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -293,10 +291,12 @@ class _Progress:
         self._rounds = rounds
         self._line: ProgressLine | None = None
 
-    def watch(self, stage: str, number: int, done: int, total: int) -> None:
+    def watch(
+        self, stage: Literal["judge", "devices"], round_number: int, done: int, total: int
+    ) -> None:
         """See ``cloud.fleet.simulation.Watcher``."""
         if self._line is None:
-            self._line = ProgressLine(f"round {number} of {self._rounds}", total, "devices")
+            self._line = ProgressLine(f"round {round_number} of {self._rounds}", total, "devices")
         if stage == "judge":
             self._line.note("judging")
         else:

@@ -3,16 +3,16 @@ them, on the loopback of this machine, with the simulation's clock."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from cascade.request import Request
+from cascade.errors import RemoteError
+from cascade.remote import RemoteEvent
 from cascade.signing import TrustStore
-from cascade.wire import ClientProfile, KeyRing, new_key
+from cascade.wire import ClientProfile, KeyRing, OpenRequest, new_key
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import FederationConfig
 from cloud.federation.coordinator import Coordinator
@@ -196,7 +196,6 @@ async def _opened(files: GatewayFiles, desk: Desk, delivery: Delivery) -> FrontD
 class _NoTiers:
     """Simulated devices are taught by their data, and ask nothing."""
 
-    async def answer(self, request: Request) -> AsyncIterator[object]:
-        await asyncio.sleep(0)
-        raise NotImplementedError("a simulated cluster has no tiers")
+    async def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent]:
+        raise RemoteError("UNIMPLEMENTED", "a simulated cluster has no tiers")
         yield

@@ -11,12 +11,13 @@ from typing import Final, Literal
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 
 from cascade.clock import Reading
 from cascade.conditions import Conditions, FixedConditions
 from cascade.confidence import ConfidenceModel
 from cascade.request import Message
-from cascade.rows import Floats
+from cascade.rows import Bools, Floats
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
 from cascade.wire import ClientProfile
@@ -30,6 +31,7 @@ from edge.federation.example_trainer import Opened
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import TrainingLimits
 
+Probabilities = NDArray[np.float32]
 Absence = Literal["none", "off", "cut_off"]
 """``off``: does nothing in this round. ``cut_off``: loses its connection before it sends."""
 
@@ -60,7 +62,7 @@ class ServedPolicy:
     confidence: ConfidenceModel
     threshold: float | None
 
-    def keeps(self, scores: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    def keeps(self, scores: Floats) -> Bools:
         """Which answers of these raw scores are kept."""
         if self.threshold is None or not len(scores):
             return np.zeros(len(scores), bool)
@@ -180,7 +182,7 @@ class SimulatedDevice:
     async def turn(
         self,
         rows: tuple[FleetRow, ...],
-        probabilities: list[Floats],
+        probabilities: list[Probabilities],
         policy: ServedPolicy,
         absence: Absence,
     ) -> TurnResult:
@@ -219,7 +221,7 @@ class SimulatedDevice:
         self._store.close()
 
     def _answer(
-        self, rows: tuple[FleetRow, ...], probabilities: list[Floats], policy: ServedPolicy
+        self, rows: tuple[FleetRow, ...], probabilities: list[Probabilities], policy: ServedPolicy
     ) -> int:
         if not rows:
             return 0

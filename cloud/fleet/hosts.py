@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from cascade.request import Message
-from cascade.rows import Floats
 from cascade.signing import TrustStore
 from cloud.fleet.device import (
     Absence,
@@ -34,9 +33,10 @@ from edge.bundle import Bundle
 from edge.federation.example_trainer import Opened
 from edge.training.examples import LessonMaker, TrainingExample
 from edge.training.gradient import GradientSession
-from edge.training.lesson import Lesson
+from edge.training.lesson import Floats, Lesson
 
 _CLOSE_S: Final = 20.0
+_PIECE: Final = 32
 
 Pairs = Mapping[str, LoraPair]
 
@@ -155,7 +155,11 @@ class InProcess:
 
     def probabilities(self, rows: Sequence[FleetRow], pairs: Pairs) -> list[Floats]:
         """See ``Hosts``."""
-        return self._thread.submit(self._host.probabilities, rows, pairs).result()
+        return [
+            found
+            for piece in _pieces(rows)
+            for found in self._thread.submit(self._host.probabilities, piece, pairs).result()
+        ]
 
     def close(self) -> None:
         """See ``Hosts``."""
@@ -218,13 +222,10 @@ class RayActors:
         """See ``Hosts``."""
         given, size = self._ray.put(dict(pairs)), len(self._actors)
         work = [
-            each.probabilities.remote(list(rows[place::size]), given)
-            for place, each in enumerate(self._actors)
+            self._actors[place % size].probabilities.remote(piece, given)
+            for place, piece in enumerate(_pieces(rows))
         ]
-        found: list[Floats] = [None] * len(rows)  # type: ignore[list-item]
-        for place, part in enumerate(self._ray.get(work)):
-            found[place::size] = part
-        return found
+        return [found for piece in self._ray.get(work) for found in piece]
 
     def close(self) -> None:
         """See ``Hosts``."""
@@ -232,3 +233,8 @@ class RayActors:
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.get([each.close.remote() for each in self._actors], timeout=_CLOSE_S)
         self._session.close()
+
+
+def _pieces(rows: Sequence[FleetRow]) -> list[list[FleetRow]]:
+    """The same ones for any number of hosts: what runs together rounds together."""
+    return [list(rows[start : start + _PIECE]) for start in range(0, len(rows), _PIECE)]

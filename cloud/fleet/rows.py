@@ -189,11 +189,11 @@ class Partition:
                 mine = [row for row in shuffled if row.answer == answer]
                 shares = rng.dirichlet(np.full(devices, self.alpha))
                 ends = np.round(np.cumsum(shares)[:-1] * len(mine)).astype(int)
-                for owner, chosen in zip(owners, np.split(np.arange(len(mine)), ends), strict=True):
-                    owner.extend(mine[place] for place in chosen)
-            for owner in owners:
-                order = rng.permutation(len(owner))
-                owner[:] = [owner[place] for place in order]
+                for owned, chosen in zip(owners, np.split(np.arange(len(mine)), ends), strict=True):
+                    owned.extend(mine[place] for place in chosen)
+            for owned in owners:
+                order = rng.permutation(len(owned))
+                owned[:] = [owned[place] for place in order]
         return [tuple(owner) for owner in owners]
 
 
