@@ -20,12 +20,13 @@ _OBJECT_STORE_BYTES: Final = 100 << 20
 _STOP_TIMEOUT_S: Final = 15.0
 
 
-def start_ray(folder: Path, *, num_cpus: int) -> None:
+def start_ray(folder: Path, *, num_cpus: int, serving: bool = True) -> None:
     """Start Ray and Ray Serve in this process, without their web interfaces.
 
     Arguments:
         folder: for Ray's files; at most about 30 characters, since socket names have a limit.
         num_cpus: what tiers may ask for; not a limit on what they use.
+        serving: start Ray Serve, too.
 
     Raises:
         ClusterError: Ray does not start.
@@ -61,11 +62,12 @@ def start_ray(folder: Path, *, num_cpus: int) -> None:
             _node_ip_address="127.0.0.1",
             _temp_dir=str(folder),
         )
-        serve.start(
-            proxy_location="Disabled",
-            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        )
-    except (RuntimeError, OSError, ValueError) as error:
+        if serving:
+            serve.start(
+                proxy_location="Disabled",
+                logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+            )
+    except Exception as error:  # Ray raises bare ones, too
         _log.exception("Ray did not start")
         raise ClusterError(f"Ray does not start: {' '.join(str(error).split())[:200]}") from None
 

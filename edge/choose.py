@@ -22,7 +22,7 @@ from cascade.signals import SEARCH_TOLERANCE, OptionScores, ScoreMode, option_si
 from cascade.task import Task
 from edge.decoder import Row
 from edge.head import Head, pooled
-from edge.reading import PASS_NODES, TreeReader, TrieReading, read_all
+from edge.reading import PASS_NODES, HiddenReader, TreeReader, TrieReading, read_all
 from edge.search import search
 from edge.text import TextCodec
 from edge.trie import Trie, build_trie, common_prefix
@@ -181,6 +181,8 @@ class Chooser:
         """Logits after the prompt, what a head sees of it, and how many of its tokens are the
         task's own: those that it shares with the prompt of an empty input."""
         shared = min(common_prefix(ids, self._codec.encode(task.for_device(""))), len(ids) - 1)
+        if not isinstance(self._reader, HiddenReader):
+            raise InvalidInput("head", "needs a model that gives out hidden states")
         row, states = self._reader.read_hidden(ids, shared, cancel)
         return row, pooled(states), shared
 

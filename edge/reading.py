@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +46,6 @@ class TreeReader(Protocol):
         """Logits that follow ``tokens``."""
         ...
 
-    def read_hidden(
-        self, tokens: Sequence[int], start: int, cancel: CancelToken | None = None
-    ) -> tuple[Row, NDArray[np.float32]]:
-        """Logits that follow ``tokens``, and the hidden states of ``tokens[start:]``."""
-        ...
-
     def keep(self, tokens: int) -> None:
         """Remember the first ``tokens`` of what was read, and not the rest."""
         ...
@@ -65,6 +59,17 @@ class TreeReader(Protocol):
         known: int = 0,
     ) -> NDArray[np.float32]:
         """Logits after ``tokens`` and the path to each of ``nodes[known:]``."""
+        ...
+
+
+@runtime_checkable
+class HiddenReader(Protocol):
+    """A reader that also gives out hidden states."""
+
+    def read_hidden(
+        self, tokens: Sequence[int], start: int, cancel: CancelToken | None = None
+    ) -> tuple[Row, NDArray[np.float32]]:
+        """Logits that follow ``tokens``, and the hidden states of ``tokens[start:]``."""
         ...
 
 

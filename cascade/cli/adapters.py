@@ -130,7 +130,7 @@ def _train(args: argparse.Namespace) -> int:
     _check_out(args)
     plan = _plan(args)
     bundle = _bundle(args)
-    task = _task(args, bundle)
+    task = task_of(args, bundle)
     examples = read_examples(args.data, task)
     trust = TrustStore(home.trust_dir())
     parent = Adapter.open(args.parent, trust) if args.parent else None
@@ -211,7 +211,7 @@ def _eval(args: argparse.Namespace) -> int:
             "adapter: --parent DIR",
             file=sys.stderr,
         )
-    task = _task(args, bundle)
+    task = task_of(args, bundle)
     examples, maker = read_examples(args.data, task), LessonMaker(bundle, task)
     _lessons(maker, examples, args.data.name)
     grade = grader(args.grade)
@@ -273,7 +273,8 @@ def _trains(bundle: Bundle) -> bool:
     return GRADIENT_GRAPH in bundle.manifest.files
 
 
-def _task(args: argparse.Namespace, bundle: Bundle) -> Task | None:
+def task_of(args: argparse.Namespace, bundle: Bundle) -> Task | None:
+    """The wording that ``--task`` names, from its policy; ``None`` without one."""
     if not args.task:
         return None
     from cascade.local import ModelInfo

@@ -1,4 +1,5 @@
-"""``cascade federation``: how the rounds stand, and the operator's word on what came of them."""
+"""``cascade federation``: how the rounds stand, the operator's word on what came of them, and a
+device that takes part."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from cascade.cli import federation_participate
 from cascade.cli.interrupt import loading
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ordered.add_argument("--note", default="", metavar="TEXT", help="why, for the others")
         _common(ordered)
         ordered.set_defaults(run=_order, promote=name == "promote")
+    federation_participate.configure(actions)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:

@@ -57,6 +57,26 @@ def new_axes() -> tuple[Figure, Axes]:
         ) from None
     figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
     axes = figure.add_subplot()
+    _frame(axes)
+    return figure, axes
+
+
+def new_panels(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """An empty figure 7.5 inches wide with panels in this style, row by row.
+
+    Raises:
+        CascadeError: matplotlib is not installed.
+    """
+    figure, axes = new_axes()
+    axes.remove()
+    figure.set_size_inches(WIDTH_IN, HEIGHT_IN / 2 * rows)
+    panels = [figure.add_subplot(rows, columns, place + 1) for place in range(rows * columns)]
+    for panel in panels:
+        _frame(panel)
+    return figure, panels
+
+
+def _frame(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -64,7 +84,6 @@ def new_axes() -> tuple[Figure, Axes]:
     axes.grid(axis="y", color=FRAME, linewidth=0.6, alpha=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, length=0)
-    return figure, axes
 
 
 def in_percent(axes: Axes, which: Literal["x", "y"]) -> None:
@@ -78,7 +97,7 @@ def in_percent(axes: Axes, which: Literal["x", "y"]) -> None:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """The picture as PNG, 1500 × 900 pixels, white background."""
+    """The picture as PNG, 1500 pixels wide (× 900 of ``new_axes``), white background."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200, facecolor="white")
     return buffer.getvalue()
@@ -100,7 +119,8 @@ def svg_element(figure: Figure) -> str:
         text = text.replace(color, variable)
     # The page names and sizes the picture; a declaration belongs to a file of its own.
     element = text[text.index("<svg") :]
-    size = f'width="{72 * WIDTH_IN:g}pt" height="{72 * HEIGHT_IN:g}pt" '
+    wide, high = (72 * float(inches) for inches in figure.get_size_inches())
+    size = f'width="{wide:g}pt" height="{high:g}pt" '
     return element.replace(size, 'aria-hidden="true" ', 1)
 
 

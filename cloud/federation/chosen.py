@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import numpy as np
 import safetensors.numpy
 
 from cascade.federation import Shapes
 from cloud.federation.config import AggregationConfig, FederationConfig
 from cloud.federation.optimisers import FRESH, Adam, Momentum, Plain, ServerOptimiser, State
+from cloud.federation.privacy import PrivateMean
 from cloud.federation.robust import Median, MultiKrum, Rule, TrimmedMean, WeightedMean
 from cloud.federation.strategies import FfaLora, ProductMean, Strategy
 
 
-def chosen_strategy(config: FederationConfig, adapter: Shapes) -> Strategy:
+def chosen_strategy(
+    config: FederationConfig, adapter: Shapes, noise: np.random.Generator | None = None
+) -> Strategy:
     """What aggregates: FFA-LoRA where B alone is trained, else the mean of products.
 
     Arguments:
         adapter: shapes of what is served; the largest rank of it is kept.
+        noise: of differential privacy; by default seeded from the system.
     """
     how = config.aggregation
+    if how.noise_multiplier is not None:
+        rng = np.random.default_rng() if noise is None else noise
+        private = PrivateMean(config.plan.clip_norm, how.noise_multiplier, config.goal, rng)
+        return FfaLora(private, _optimiser(how))
     if config.plan.trained == "b":
         return FfaLora(_rule(how, config.minimum), _optimiser(how))
     rank = max((shape[0] for name, shape in adapter.items() if name.endswith(".b")), default=1)

@@ -49,6 +49,9 @@ class AggregationConfig(StrictModel):
         byzantine: hostile devices that ``krum`` withstands.
         rate: of the server's step; by default 1 without an optimiser and with momentum, 0.01 with
             Adam.
+        noise_multiplier: central differential privacy: the clipped sum of a synchronous round gets
+            noise of this many clip norms, and is divided by the goal; see
+            ``cloud.federation.privacy`` for what that promises.
     """
 
     rule: Literal["mean", "trimmed_mean", "median", "krum"] = "mean"
@@ -56,6 +59,7 @@ class AggregationConfig(StrictModel):
     byzantine: int = Field(default=1, ge=0, le=10_000)
     optimiser: Literal["plain", "momentum", "adam"] = "plain"
     rate: float | None = Field(default=None, gt=0, lt=math.inf)
+    noise_multiplier: float | None = Field(default=None, gt=0, lt=math.inf)
 
 
 class FederationConfig(StrictModel):
@@ -132,6 +136,13 @@ class FederationConfig(StrictModel):
             )
         if self.plan.trained == "both" and how.optimiser != "plain":
             raise ValueError("aggregation.optimiser must be plain where plan.trained is both")
+        if how.noise_multiplier is not None and (
+            how.rule != "mean" or self.plan.trained == "both" or self.mode != "synchronous"
+        ):
+            raise ValueError(
+                "aggregation.noise_multiplier needs rule: mean, plan.trained: b and mode: "
+                "synchronous; only there is it known what one device can change"
+            )
         if how.rule == "krum" and self.minimum < 2 * how.byzantine + 3:
             raise ValueError(f"krum needs a minimum of {2 * how.byzantine + 3} updates")
         return self

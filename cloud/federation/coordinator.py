@@ -89,6 +89,8 @@ class Coordinator:
         adapters: with a key to sign candidates.
         gate: who lets it through.
         now: seconds since 1970.
+        noise: of a round, where the configuration asks for any; seeded from the system by default,
+            as it must be wherever privacy is meant.
     """
 
     def __init__(
@@ -99,12 +101,14 @@ class Coordinator:
         gate: Gate,
         *,
         now: Callable[[], float] = time.time,
+        noise: Callable[[Round], np.random.Generator] | None = None,
     ) -> None:
         self._database = database
         self._adapters = adapters
         self._config = config
         self._gate = gate
         self._now = now
+        self._noise = noise
         self._forgot_at = -math.inf
         self._token = secrets.token_hex(16)
 
@@ -206,7 +210,8 @@ class Coordinator:
         start = self._adapters.read(claimed.adapter_digest)
         plan = RoundPlan.from_bytes(claimed.plan.encode())
         contributions = []
-        for each in given.updates:
+        # In an order of their own: the same updates give the same sum, however they came in.
+        for each in sorted(given.updates, key=lambda each: (each.device, each.payload)):
             digest = given.served.get(each.adapter_version)
             begun = start if digest is None else self._adapters.read(digest)
             try:
@@ -224,7 +229,8 @@ class Coordinator:
                     gap=max(0, claimed.adapter_version - each.adapter_version),
                 )
             )
-        strategy = chosen_strategy(self._config, start.shapes)
+        noise = None if self._noise is None else self._noise(claimed)
+        strategy = chosen_strategy(self._config, start.shapes, noise)
         result = strategy.aggregate(start.tensors, contributions, read_state(given.optimiser))
         digest = self._adapters.publish(
             start, result.tensors, version=given.version, name=f"round-{claimed.number}"

@@ -1,12 +1,14 @@
 """The device that takes part in federated rounds: it enrols, checks in, trains when it may, and
 sends a small signed update. What it learns from never leaves it.
 
-``Participant`` is the whole of it; the training itself is given from outside.
+``Participant`` is the whole of it; the training is given from outside: ``ExampleTrainer``, or one's
+own.
 """
 
 from __future__ import annotations
 
 from edge.federation.counting import AdapterCounts, Counted
+from edge.federation.example_trainer import ExampleTrainer
 from edge.federation.limits import Limits, Usage
 from edge.federation.participant import (
     NoGain,
@@ -20,6 +22,7 @@ from edge.federation.participant import (
 __all__ = [
     "AdapterCounts",
     "Counted",
+    "ExampleTrainer",
     "Limits",
     "NoGain",
     "Participant",

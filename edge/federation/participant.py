@@ -143,6 +143,9 @@ class Participant:
         examples: how many it could learn from.
         attestation: of the platform, where the coordinator asks for one.
         clock: see ``cascade.clock``.
+        root: where this device keeps its key and its state; by default under ``CASCADE_HOME``.
+        connect: opens the connection.
+        rounding: randomness of an update's rounding, fresh for each.
     """
 
     def __init__(
@@ -159,6 +162,11 @@ class Participant:
         examples: Callable[[], int] = lambda: 0,
         attestation: Attestation | None = None,
         clock: Clock | None = None,
+        root: Path | None = None,
+        connect: Callable[[ClientProfile], GrpcFederation] | None = None,
+        rounding: Callable[[], np.random.Generator] = lambda: np.random.default_rng(
+            secrets.randbits(128)
+        ),
     ) -> None:
         self._profile = profile
         self._base_digest = base_digest
@@ -172,13 +180,20 @@ class Participant:
         self._attestation = attestation
         self._clock = clock or SystemClock()
         self._random = random.Random(secrets.randbits(64))
-        self._folder = DeviceFolder(profile.address)
+        self._folder = DeviceFolder(profile.address, root)
+        self._connect = connect
+        self._rounding = rounding
         self._service: GrpcFederation | None = None
 
     @property
     def device_id(self) -> str:
         """This device's name in every federation; its key is made when it is first asked for."""
         return self._key.public.key_id
+
+    @property
+    def unsent(self) -> bool:
+        """Whether an update waits on disk to be sent; the next step does that first."""
+        return self._folder.load().pending is not None
 
     async def run(self) -> None:
         """Take part until this is cancelled."""
@@ -337,7 +352,7 @@ class Participant:
             trained = await asyncio.to_thread(self._trainer, plan, start)
             check_tensors(trained.change, shapes)
             change = clip_to_norm(trained.change, min(plan.clip_norm, self._limits.clip_norm))
-            payload = encode(change, plan.bits, np.random.default_rng(secrets.randbits(128)))
+            payload = encode(change, plan.bits, self._rounding())
         except NoGain as problem:
             return await self._give_back(state, lease, AbortReason.NO_GAIN, "no_gain", str(problem))
         except CascadeError as problem:
@@ -477,7 +492,7 @@ class Participant:
         from cascade.wire import GrpcFederation
 
         if self._service is None:
-            self._service = GrpcFederation(self._profile)
+            self._service = (self._connect or GrpcFederation)(self._profile)
         return self._service
 
     @property

@@ -108,10 +108,14 @@ class DeviceState:
 
 
 class DeviceFolder:
-    """Where a device keeps what it knows of one coordinator."""
+    """Where a device keeps what it knows of one coordinator.
 
-    def __init__(self, address: str) -> None:
-        self.root = home() / "federation"
+    Arguments:
+        root: of all coordinators; by default under ``CASCADE_HOME``.
+    """
+
+    def __init__(self, address: str, root: Path | None = None) -> None:
+        self.root = root or home() / "federation"
         self.path = self.root / sha256_bytes(address.encode())[:16]
 
     @property

@@ -52,7 +52,7 @@ class TrainingAllowance:
         cpu_s: Callable[[], float] = time.process_time,
     ) -> None:
         self.limits = limits
-        self._conditions = conditions
+        self.conditions = conditions
         self._path = path or home.training_path()
         self._clock = clock or SystemClock()
         self._cpu_s = cpu_s
@@ -75,7 +75,7 @@ class TrainingAllowance:
             usage = self.usage()
         except CascadeError:
             return Permission((Hold.BOOKS_UNREADABLE,), 0.0, 0, 0.0)
-        return may_train(self.limits, usage, self._conditions.read(), participate=participate)
+        return may_train(self.limits, usage, self.conditions.read(), participate=participate)
 
     def participated(self) -> None:
         """Note that a round was joined: its lease was accepted.
@@ -88,9 +88,13 @@ class TrainingAllowance:
     @contextlib.contextmanager
     def session(self, *, participate: bool = False) -> Iterator[TrainingSession]:
         """Train, if it may: look at ``session.permission`` first, and poll ``session.stop`` before
-        every step. What was used is booked about once a second and at the end."""
+        every step. What was used is booked about once a second and at the end.
+
+        Arguments:
+            participate: for a round that was joined and noted as such (``participated``).
+        """
         with _alone(self._path.with_suffix(".lock")) as alone:
-            permission = self.may_train(participate=participate)
+            permission, _ = self._judge(seconds=0.0, steps=0, joules=0.0, participate=participate)
             if not alone:
                 permission = Permission((Hold.ALREADY_TRAINING,), 0.0, 0, 0.0)
             session = TrainingSession(self, permission, participate)
@@ -111,7 +115,7 @@ class TrainingAllowance:
             return Permission((Hold.BOOKS_UNREADABLE,), 0.0, 0, 0.0), False
         if participate:  # what was joined is joined: its own participation must not end it
             usage = replace(usage, participations=())
-        conditions = self._conditions.read()
+        conditions = self.conditions.read()
         return may_train(self.limits, usage, conditions, participate=participate), True
 
     def _change(self, step: Callable[[Usage], Usage]) -> Usage:

@@ -119,6 +119,26 @@ class GradientSession:
                     sums[name] = sums[name] + gradient if name in sums else gradient
         return Outcome(loss, tuple(losses), unpack_gradients(self.slots, pairs, sums))
 
+    def probabilities(
+        self, lessons: Sequence[Lesson], pairs: Mapping[str, LoraPair]
+    ) -> list[Floats]:
+        """How likely each answer of a closed set is, as ``edge.choose`` scores it: what a device
+        would say, at the price of the trained layers alone where the rest is kept.
+
+        Arguments:
+            lessons: each with a closed set; which answer is right does not matter.
+            pairs: the adapter's, of the trained layers.
+
+        Returns:
+            Of each lesson float32 [answers], in the order of its answers; the sum is 1.
+        """
+        adapter = self._adapter(pairs)
+        found: list[Floats] = []
+        for group in in_packs(lessons, PACK_TOKENS):
+            packed = pack(group, [0.0] * len(group))
+            found += packed.probabilities(self._run(packed, adapter)["answer_logprobs"])
+        return found
+
     def _adapter(self, pairs: Mapping[str, LoraPair]) -> dict[str, Floats]:
         names = {name for slot in self.slots for name in (slot.input_a, slot.input_b)}
         packed = pack_slots(self.slots, pairs)

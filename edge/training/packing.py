@@ -41,6 +41,16 @@ class Pack:
                 answer += len(lesson.closed_set.answers)
         return losses
 
+    def probabilities(self, answer_logprobs: Floats) -> list[Floats]:
+        """Of each lesson with a closed set, its answers' probabilities, from the output [O]."""
+        found, answer = [], 0
+        for lesson in self.lessons:
+            if lesson.closed_set is not None:
+                end = answer + len(lesson.closed_set.answers)
+                found.append(np.exp(answer_logprobs[answer:end]))
+                answer = end
+        return found
+
 
 def pack(lessons: Sequence[Lesson], shares: Sequence[float]) -> Pack:
     """Put lessons into one run.

@@ -1,0 +1,138 @@
+"""``cascade federation participate``: this device takes part in the rounds of a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from cascade import home
+from cascade.cli.adapters import task_of
+from cascade.cli.interrupt import loading, terminable
+from cascade.cli.learning import add_store_options, cipher
+from cascade.conditions import Conditions, LinuxConditions
+from cascade.signing import TrustStore
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, _SubParsersAction
+
+    from edge.federation import Participant, Step
+
+_HELP: Final = """\
+Learn from this device's own examples in the rounds of a cluster, and send a small signed update. No
+text leaves the device. By default it trains only while the device is known to be idle, on power and
+on an unmetered connection; an app knows these, the command line is told by --idle, --charging and
+--unmetered. Ctrl-C ends it; nothing that was committed is lost."""
+_HELD: Final = ("not_ready", "spent")
+
+
+def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
+    """Add the verb to those of ``cascade federation``."""
+    verb = actions.add_parser(
+        "participate",
+        help="learn from this device's examples in a cluster's rounds",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_argument(
+        "--profile", type=Path, metavar="FILE", help="client profile (default: the local cluster's)"
+    )
+    verb.add_argument("--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)")
+    verb.add_argument(
+        "--task", default="", metavar="ID", help="word closed sets as this task's policy does"
+    )
+    verb.add_argument("--once", action="store_true", help="take one step, and say what came of it")
+    for name in ("idle", "charging", "unmetered"):
+        verb.add_argument(f"--{name}", action="store_true", help=f"the device is {name}")
+    verb.add_argument(
+        "--seconds-per-day", type=float, metavar="S", help="of training at most (600)"
+    )
+    verb.add_argument("--per-week", type=int, metavar="N", help="rounds in seven days at most (7)")
+    verb.add_argument("--json", action="store_true", help="print one JSON object a step")
+    add_store_options(verb)
+    verb.set_defaults(run=_participate)
+
+
+def _participate(args: argparse.Namespace) -> int:
+    with loading():
+        from cascade.wire import ClientProfile
+        from edge import Bundle, bundle_path
+        from edge.examples import ExampleStore
+        from edge.federation import ExampleTrainer, Participant
+        from edge.training.allowance import TrainingAllowance
+        from edge.training.gradient import check_trains
+        from edge.training.policy import TrainingLimits
+    trust = TrustStore(home.trust_dir())
+    bundle = Bundle.open(bundle_path(args.bundle), trust)
+    check_trains(bundle.manifest)
+    given = {
+        name: value
+        for name in ("seconds_per_day", "per_week")
+        if (value := getattr(args, name)) is not None
+    }
+    allowance = TrainingAllowance(TrainingLimits(**given), _Told(args))
+    profile = ClientProfile.load(args.profile)
+    with ExampleStore(args.examples, cipher=cipher(args)) as store:
+        trainer = ExampleTrainer(bundle, store, allowance, task=task_of(args, bundle))
+        participant = Participant(
+            profile,
+            bundle.manifest.base_digest,
+            trainer,
+            trust=trust,
+            allowance=allowance,
+            conditions=allowance.conditions,
+            examples=trainer.examples,
+        )
+        asyncio.run(_run(participant, args))
+    return 0
+
+
+async def _run(participant: Participant, args: argparse.Namespace) -> None:
+    with terminable():
+        try:
+            while True:
+                done = await participant.step()
+                _tell(done, args)
+                if args.once:
+                    return
+                await asyncio.sleep(done.wait_s)
+        finally:
+            await participant.close()
+
+
+def _tell(done: Step, args: argparse.Namespace) -> None:
+    if args.json:
+        print(json.dumps(dataclasses.asdict(done)), flush=True)
+        return
+    why = done.note
+    if done.outcome in _HELD and not why:
+        why = "the device is in use, on battery, metered, or has trained enough"
+    wait = f" · again in {done.wait_s:.0f} s" if done.wait_s else ""
+    print(f"{done.outcome.replace('_', ' ')}{f': {why}' if why else ''}{wait}", flush=True)
+
+
+class _Told:
+    """The kernel's word on the device's state, and on top of it the user's."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._kernel = LinuxConditions(temperature=True) if sys.platform == "linux" else None
+
+    def read(self) -> Conditions:
+        """The state now."""
+        now = Conditions() if self._kernel is None else self._kernel.read()
+        return dataclasses.replace(
+            now,
+            idle=self._args.idle or now.idle,
+            charging=self._args.charging or now.charging,
+            connectivity="unmetered" if self._args.unmetered else now.connectivity,
+        )
+
+    def note_call(self, reached: bool) -> None:
+        """See ``cascade.conditions.ConditionsSource``."""
+        if self._kernel is not None:
+            self._kernel.note_call(reached)

@@ -1,0 +1,201 @@
+"""The cluster's side of a simulation: registry, store, gateway and coordinator, as the product has
+them, on the loopback of this machine, with the simulation's clock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from cascade.errors import RemoteError
+from cascade.remote import RemoteEvent
+from cascade.signing import TrustStore
+from cascade.wire import ClientProfile, KeyRing, OpenRequest, new_key
+from cloud.federation.adapters import Adapters
+from cloud.federation.config import FederationConfig
+from cloud.federation.coordinator import Coordinator
+from cloud.federation.database import Database
+from cloud.federation.desk import Desk
+from cloud.federation.refusals import counters
+from cloud.federation.rounds import Round, in_state, latest, recent
+from cloud.federation.seams import Gate
+from cloud.fleet.device import seeded_key
+from cloud.fleet.hosts import Pairs
+from cloud.fleet.plan import FleetPlan
+from cloud.front_door import FrontDoor, GatewayFiles
+from cloud.registry import Delivery, Registry
+from cloud.tls import ensure_local_tls
+from edge.adapter import LoraPair, write_adapter
+from edge.bundle import Bundle
+from edge.portal import Portal
+from edge.training import drawn_a, open_training
+
+DAY_S: Final = 86_400.0
+"""Of the simulation's time between two rounds: what real devices' budgets are for."""
+_LEASE_S: Final = 10 * DAY_S
+_MODULES: Final = ("q_proj", "v_proj")
+
+
+class FleetCluster:
+    """Runs from its making to ``close``.
+
+    Arguments:
+        folder: of the simulation.
+        gate: made of this cluster.
+        now: the simulation's clock.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: FleetPlan,
+        bundle: Bundle,
+        *,
+        gate: Callable[[FleetCluster], Gate],
+        now: Callable[[], float],
+    ) -> None:
+        publisher = seeded_key(plan.seed, "publisher")
+        self.trust = folder / "trust"
+        trust = TrustStore(self.trust)
+        trust.pin("fleet", publisher.public)
+        self._registry = Registry(str(folder / "registry"))
+        path = write_adapter(
+            folder / "start",
+            starting_pairs(bundle, plan),
+            name="start",
+            base_digest=bundle.manifest.base_digest,
+            signing_key=publisher,
+        )
+        self._start = self._registry.publish(path, trust).artifact.digest
+        self._config = federation_config(plan, folder, self._start)
+        self._database = Database(self._config.store_url)
+        self._adapters = Adapters(self._registry, publisher)
+        self._coordinator = Coordinator(
+            self._database,
+            self._adapters,
+            self._config,
+            gate(self),
+            now=now,
+            noise=lambda of: np.random.default_rng([plan.seed, 6, of.number]),
+        )
+        desk = Desk(self._database, Adapters(self._registry), self._config, now=now)
+        tls = ensure_local_tls(folder / "tls", "localhost")
+        key = new_key()
+        files = GatewayFiles(tls.certificate, tls.key, folder / "api-keys", ca=tls.ca)
+        KeyRing().with_key("fleet", key).save(files.api_keys)
+        self._portal = Portal()
+        self._door = self._portal.call(_opened(files, desk, Delivery(self._registry)))
+        ca = tls.ca.read_bytes()
+        self.profile = ClientProfile(f"localhost:{self._door.port}", ca, key)
+        self._portal.call(self._coordinator.start())
+
+    def tick(self) -> None:
+        """Let the coordinator do what is due."""
+        self._portal.call(self._coordinator.tick())
+
+    def served(self) -> tuple[int, str]:
+        """Version and digest of the adapter that devices start from."""
+        approved = self._database.do_now(lambda tx: in_state(tx, "approved"))
+        if not approved or approved[-1].candidate_digest is None:
+            return 1, self._start
+        return approved[-1].candidate_version or 0, approved[-1].candidate_digest
+
+    def pairs(self, digest: str) -> Pairs:
+        """An adapter's pairs."""
+        tensors = self._adapters.read(digest).tensors
+        names = sorted({name.rpartition(".")[0] for name in tensors})
+        return {name: LoraPair(tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in names}
+
+    def counters(self) -> Mapping[str, int]:
+        """What the coordinator and the desk have counted."""
+        return self._database.do_now(counters)
+
+    def rounds_since(self, number: int) -> list[Round]:
+        """The coordinator's rounds from ``number`` on that have ended, oldest first."""
+        found = self._database.do_now(lambda tx: recent(tx, 1000))
+        return [r for r in reversed(found) if r.number >= number and r.state != "collecting"]
+
+    def next_round(self) -> int:
+        """Number of the coordinator's round that collects now, or of the next."""
+        found = self._database.do_now(latest)
+        if found is None:
+            return 1
+        return found.number if found.state == "collecting" else found.number + 1
+
+    def aggregated(self) -> int:
+        """Rounds of which something was published."""
+        return sum(
+            each.candidate_digest is not None
+            for each in self._database.do_now(lambda tx: recent(tx, 100_000))
+        )
+
+    def close(self) -> None:
+        """Stop taking calls, and close the store."""
+        self._portal.call(self._door.close(0.2))
+        self._portal.close()
+        self._database.close()
+
+
+def federation_config(plan: FleetPlan, folder: Path, start: str) -> FederationConfig:
+    """The coordinator's configuration for a simulation."""
+    synchronous = plan.mode == "synchronous"
+    return FederationConfig(
+        adapter=start,
+        store=str(folder / "rounds.sqlite3"),
+        mode=plan.mode,
+        goal=plan.updates,
+        minimum=plan.fewest,
+        cohort=plan.devices if synchronous else max(plan.devices, plan.updates),
+        round_s=DAY_S,
+        lease_s=_LEASE_S,
+        min_separation_s=0.0,
+        retry_s=(0.0, 1.0),
+        checkins_per_s=1_000_000,
+        max_payload_bytes=16_000_000,
+        plan=plan.training,
+        aggregation=plan.aggregation,
+    )
+
+
+def starting_pairs(bundle: Bundle, plan: FleetPlan) -> dict[str, LoraPair]:
+    """An adapter that changes nothing yet: A drawn from the seed, B 0, of the q and v projections
+    of the plan's layers."""
+    session, _ = open_training(bundle, None)
+    layers = sorted({slot.name.rpartition(".")[0] for slot in session.slots}, key=_number)
+    chosen = set(layers[-plan.training.layers :])
+    pairs = {}
+    for slot in session.slots:
+        if slot.name.rpartition(".")[0] not in chosen:
+            continue
+        for module, width in zip(slot.modules, slot.widths, strict=True):
+            if module.rpartition(".")[2] in _MODULES:
+                a = drawn_a(f"fleet {plan.seed}", module, slot.columns, plan.rank)
+                pairs[module] = LoraPair(a, np.zeros((plan.rank, width), np.float32))
+    return pairs
+
+
+def _number(layer: str) -> int:
+    return int(layer.split(".")[1])
+
+
+async def _opened(files: GatewayFiles, desk: Desk, delivery: Delivery) -> FrontDoor:
+    door = FrontDoor(
+        _NoTiers(),
+        files,
+        address="127.0.0.1:0",
+        artifacts=delivery,
+        federation=desk,
+        on_call=lambda _: None,
+    )
+    await door.open()
+    return door
+
+
+class _NoTiers:
+    """Simulated devices are taught by their data, and ask nothing."""
+
+    async def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent]:
+        raise RemoteError("UNIMPLEMENTED", "a simulated cluster has no tiers")
+        yield

@@ -1,0 +1,168 @@
+"""What reaches the cluster from a simulated device: its connection, which may break, and may lie.
+
+A hostile device runs the honest code up to the moment of sending, so that what it signs is signed
+with an enrolled key under a lease of its own. Only what is sent, or learned from, differs.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from cascade.errors import RemoteError
+from cascade.federation import (
+    Tensors,
+    UpdateStatement,
+    clip_to_norm,
+    decode,
+    encode,
+    shapes_of,
+    sign_update,
+)
+from cascade.federation.plan import RoundPlan
+from cascade.federation.terms import CheckIn, CheckInReply, Committed, Lease, UploadHeader
+from cascade.files import sha256_bytes
+from cascade.signing import SigningKey
+from cascade.wire import ClientProfile, GrpcFederation
+from cloud.fleet.plan import AttackKind
+from edge.federation import NoGain, StartingPoint, Trained, Trainer
+
+_TIMES: Final = 10.0
+
+
+class Connection(GrpcFederation):
+    """A device's connection.
+
+    Attributes:
+        broken: the next upload finds no connection.
+        bytes_up: of payloads that were sent to the end.
+    """
+
+    def __init__(self, profile: ClientProfile) -> None:
+        super().__init__(profile, deadline_s=120.0)
+        self.broken = False
+        self.bytes_up = 0
+
+    async def upload(
+        self, header: UploadHeader, payload: bytes, *, quiet_s: float = 120.0
+    ) -> Committed:
+        """See ``GrpcFederation``."""
+        if self.broken:
+            raise RemoteError("UNAVAILABLE", "the connection was lost before the upload")
+        self.bytes_up += len(payload) - header.offset
+        return await super().upload(header, payload, quiet_s=quiet_s)
+
+
+class HostileConnection(Connection):
+    """One that changes what is sent.
+
+    Arguments:
+        key: of the device.
+    """
+
+    def __init__(self, profile: ClientProfile, kind: AttackKind, key: SigningKey) -> None:
+        super().__init__(profile)
+        self._kind = kind
+        self._key = key
+        self._lease: Lease | None = None
+        self.sent: Tensors = {}
+        """What the honest code wants to send; set by ``HostileTrainer``."""
+
+    async def check_in(self, check_in: CheckIn) -> CheckInReply:
+        """See ``GrpcFederation``."""
+        reply = await super().check_in(check_in)
+        self._lease = reply.lease or self._lease
+        return reply
+
+    async def upload(
+        self, header: UploadHeader, payload: bytes, *, quiet_s: float = 120.0
+    ) -> Committed:
+        """See ``GrpcFederation``."""
+        if self.broken or self._lease is None:
+            return await super().upload(header, payload, quiet_s=quiet_s)
+        header, payload = self._changed(header, payload, RoundPlan.from_bytes(self._lease.plan))
+        committed = await super().upload(header, payload, quiet_s=quiet_s)
+        if self._kind == "replay":
+            with suppress(RemoteError):
+                await super().upload(header, payload, quiet_s=quiet_s)
+        return committed
+
+    def _changed(
+        self, header: UploadHeader, payload: bytes, plan: RoundPlan
+    ) -> tuple[UploadHeader, bytes]:
+        shapes = shapes_of(self.sent)
+        rng = np.random.default_rng(0)
+        match self._kind:
+            case "sign-flip" | "scale":
+                times = -_TIMES if self._kind == "sign-flip" else _TIMES
+                change = decode(payload, shapes)
+                scaled = {name: each * np.float32(times) for name, each in change.items()}
+                return self._signed(header, encode(scaled, plan.bits, rng))
+            case "nan":
+                name = min(shapes)
+                # Behind the file's head and the head of the first tensor is a scale, or a value.
+                at = 8 + 2 + len(name.encode()) + 4 * len(shapes[name])
+                broken = payload[:at] + struct.pack("<f", float("nan")) + payload[at + 4 :]
+                return self._signed(header, broken)
+            case "rank-bomb":
+                doubled = {
+                    name: np.concatenate([each, each], int(each.shape[0] > each.shape[1]))
+                    for name, each in decode(payload, shapes).items()
+                }
+                return self._signed(header, encode(doubled, plan.bits, rng))
+            case "wrong-base":
+                return self._signed(replace(header, base_digest="0" * 64), payload)
+            case "stale":
+                older = max(1, header.adapter_version - 1)
+                # Of the first version there is no older one: it claims one that will be.
+                version = older if older != header.adapter_version else older + 1
+                return replace(header, adapter_version=version), payload
+            case "label-flip" | "replay":
+                return header, payload
+
+    def _signed(self, header: UploadHeader, payload: bytes) -> tuple[UploadHeader, bytes]:
+        lease = self._lease
+        assert lease is not None
+        digest = sha256_bytes(payload)
+        statement = UpdateStatement(header.lease_id, lease.round, header.base_digest, digest)
+        changed = replace(
+            header,
+            payload_bytes=len(payload),
+            payload_sha256=digest,
+            offset=0,
+            signature=sign_update(self._key, statement),
+        )
+        return changed, payload
+
+
+class HostileTrainer:
+    """A trainer that always has something to send.
+
+    Arguments:
+        honest: is tried first.
+        connection: is told what there is to send.
+        seed: of what is sent where nothing was learned.
+    """
+
+    def __init__(self, honest: Trainer, connection: HostileConnection, seed: list[int]) -> None:
+        self._honest = honest
+        self._connection = connection
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
+        """See ``edge.federation.Trainer``."""
+        try:
+            trained = self._honest(plan, start)
+        except NoGain:
+            shapes = plan.shapes(shapes_of(start.tensors))
+            drawn = {
+                name: self._rng.normal(size=shapes[name]).astype(np.float32)
+                for name in sorted(shapes)
+            }
+            trained = Trained(clip_to_norm(drawn, plan.clip_norm), plan.max_examples)
+        self._connection.sent = trained.change
+        return trained

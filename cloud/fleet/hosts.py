@@ -1,0 +1,240 @@
+"""Where simulated devices live: a few processes, Ray actors, of which each hosts many devices.
+
+All devices of a host share one loaded gradient graph, and the activations below the trained layers,
+which no round changes, are kept in a folder that all hosts share. An answer's probabilities come
+from that graph too: they are those of ``Device.choose``, and cost the trained layers alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from cascade.request import Message
+from cascade.signing import TrustStore
+from cloud.fleet.device import (
+    Absence,
+    FleetClock,
+    ServedPolicy,
+    Setting,
+    SimulatedDevice,
+    TurnResult,
+)
+from cloud.fleet.rows import FleetRow
+from edge.adapter import Adapter, LoraPair
+from edge.bundle import Bundle
+from edge.federation.example_trainer import Opened
+from edge.training.examples import LessonMaker, TrainingExample
+from edge.training.gradient import GradientSession
+from edge.training.lesson import Floats, Lesson
+
+_CLOSE_S: Final = 20.0
+_PIECE: Final = 32
+
+Pairs = Mapping[str, LoraPair]
+
+
+@dataclass(frozen=True, slots=True)
+class BundleAt:
+    """A bundle for another process to open: its folder, and that of the keys to trust."""
+
+    path: Path
+    trust: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one device is to do in a round."""
+
+    device: int
+    rows: tuple[FleetRow, ...]
+    absence: Absence
+
+
+class Host:
+    """Devices in one process. Not thread-safe."""
+
+    def __init__(self, setting: Setting, bundle: BundleAt, trunk: Path) -> None:
+        self._setting = setting
+        self._bundle = Bundle.open(bundle.path, TrustStore(bundle.trust))
+        self._session = GradientSession(self._bundle, keep=trunk)
+        self._maker = LessonMaker(self._bundle, setting.task)
+        self._clock = FleetClock()
+        self._devices: dict[int, SimulatedDevice] = {}
+        self._lessons: dict[str, Lesson] = {}
+        self._loop = asyncio.new_event_loop()
+
+    def turns(
+        self, turns: Sequence[Turn], pairs: Pairs, policy: ServedPolicy, wall_s: float
+    ) -> list[TurnResult]:
+        """Let devices take their turns, one after the other.
+
+        Arguments:
+            pairs: of the adapter that runs on all of them.
+            wall_s: the simulation's time.
+        """
+        done = []
+        for turn in turns:
+            self._clock.wall_s = wall_s
+            device = self._device(turn.device)
+            work = device.turn(
+                turn.rows, self.probabilities(turn.rows, pairs), policy, turn.absence
+            )
+            done.append(self._loop.run_until_complete(work))
+        return done
+
+    def probabilities(self, rows: Sequence[FleetRow], pairs: Pairs) -> list[Floats]:
+        """Of the task's options, for each row."""
+        own = {name: pair for name, pair in pairs.items() if name in self._session.modules}
+        return self._session.probabilities([self._lesson(row) for row in rows], own)
+
+    def close(self) -> None:
+        """Close what is open."""
+        for device in self._devices.values():
+            self._loop.run_until_complete(device.close())
+        self._loop.close()
+
+    def _device(self, number: int) -> SimulatedDevice:
+        if number not in self._devices:
+            self._devices[number] = SimulatedDevice(
+                self._setting, number, self._bundle, self._opened, self._clock
+            )
+        return self._devices[number]
+
+    def _opened(self, adapter: Adapter) -> Opened:
+        adapter.inputs(self._bundle.manifest)  # refuses what does not fit
+        return self._session, dict(adapter.pairs)
+
+    def _lesson(self, row: FleetRow) -> Lesson:
+        options = self._setting.task.options
+        if row.id not in self._lessons:
+            asked = TrainingExample((Message("user", row.text),), row.answer or options[0], options)
+            self._lessons[row.id] = self._maker.lesson(asked)
+        return self._lessons[row.id]
+
+
+class Hosts(Protocol):
+    """Several hosts."""
+
+    def turns(
+        self, turns: Sequence[Turn], pairs: Pairs, policy: ServedPolicy, wall_s: float
+    ) -> Iterator[TurnResult]:
+        """Turns of different devices, as they end: those of one host in order."""
+        ...
+
+    def probabilities(self, rows: Sequence[FleetRow], pairs: Pairs) -> list[Floats]:
+        """Of the task's options, for each row."""
+        ...
+
+    def close(self) -> None:
+        """End all of them."""
+        ...
+
+
+class InProcess:
+    """One host in this process, for small fleets."""
+
+    def __init__(self, setting: Setting, bundle: BundleAt, trunk: Path) -> None:
+        # A loop cannot run inside another one's thread: the host has a thread of its own.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cascade-fleet")
+        self._host = self._thread.submit(Host, setting, bundle, trunk).result()
+
+    def turns(
+        self, turns: Sequence[Turn], pairs: Pairs, policy: ServedPolicy, wall_s: float
+    ) -> Iterator[TurnResult]:
+        """See ``Hosts``."""
+        for turn in turns:
+            yield from self._thread.submit(self._host.turns, [turn], pairs, policy, wall_s).result()
+
+    def probabilities(self, rows: Sequence[FleetRow], pairs: Pairs) -> list[Floats]:
+        """See ``Hosts``."""
+        return [
+            found
+            for piece in _pieces(rows)
+            for found in self._thread.submit(self._host.probabilities, piece, pairs).result()
+        ]
+
+    def close(self) -> None:
+        """See ``Hosts``."""
+        self._thread.submit(self._host.close).result()
+        self._thread.shutdown()
+
+
+class RaySession:
+    """Ray on this machine, for hosts. To be started before gRPC is: Ray forks.
+
+    Arguments:
+        count: of actors that there will be, ≥ 1.
+    """
+
+    def __init__(self, count: int) -> None:
+        from cloud.local_ray import start_ray
+
+        self.count = count
+        # Names of Ray's sockets have a limit that the simulation's own folder may be beyond.
+        self._folder = Path(tempfile.mkdtemp(prefix="cascade-"))
+        start_ray(self._folder, num_cpus=count, serving=False)
+
+    def close(self) -> None:
+        """Stop it."""
+        from cloud.local_ray import stop_ray
+
+        stop_ray()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class RayActors:
+    """Hosts as Ray actors, of which device ``n`` lives on number n mod count; ends the session."""
+
+    def __init__(
+        self, session: RaySession, setting: Setting, bundle: BundleAt, trunk: Path
+    ) -> None:
+        import ray
+
+        self._ray = ray
+        self._session = session
+        actor = ray.remote(num_cpus=1)(Host)
+        self._actors: list[Any] = [
+            actor.remote(setting, bundle, trunk) for _ in range(session.count)
+        ]
+
+    def turns(
+        self, turns: Sequence[Turn], pairs: Pairs, policy: ServedPolicy, wall_s: float
+    ) -> Iterator[TurnResult]:
+        """See ``Hosts``."""
+        given, seen = self._ray.put(dict(pairs)), self._ray.put(policy)
+        waiting = [
+            self._actors[turn.device % len(self._actors)].turns.remote([turn], given, seen, wall_s)
+            for turn in turns
+        ]
+        while waiting:
+            done, waiting = self._ray.wait(waiting)
+            yield from self._ray.get(done[0])
+
+    def probabilities(self, rows: Sequence[FleetRow], pairs: Pairs) -> list[Floats]:
+        """See ``Hosts``."""
+        given, size = self._ray.put(dict(pairs)), len(self._actors)
+        work = [
+            self._actors[place % size].probabilities.remote(piece, given)
+            for place, piece in enumerate(_pieces(rows))
+        ]
+        return [found for piece in self._ray.get(work) for found in piece]
+
+    def close(self) -> None:
+        """See ``Hosts``."""
+        # An actor that was killed has nothing to close.
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.get([each.close.remote() for each in self._actors], timeout=_CLOSE_S)
+        self._session.close()
+
+
+def _pieces(rows: Sequence[FleetRow]) -> list[list[FleetRow]]:
+    """The same ones for any number of hosts: what runs together rounds together."""
+    return [list(rows[start : start + _PIECE]) for start in range(0, len(rows), _PIECE)]

@@ -1,0 +1,205 @@
+"""A simulation for people: a table, a picture, and one HTML file that needs nothing else.
+
+Everything that comes from data is escaped. The picture's style is ``cascade.report.drawing``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING, Final, cast
+
+from cascade.report.drawing import (
+    CURVE,
+    DASHED,
+    INK,
+    ORACLE,
+    POINT,
+    RANDOM,
+    in_percent,
+    new_panels,
+    png_bytes,
+    svg_element,
+)
+from cascade.report.reading import html, percent
+from cloud.fleet.figures import FleetResult, RoundFigures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def _risk(each: RoundFigures) -> str:
+    if each.risk is None:
+        return "–"
+    found, low, high = each.risk
+    return f"{100 * found:.1f} ({100 * low:.1f}–{100 * high:.1f}) %"
+
+
+COLUMNS: Final[tuple[tuple[str, Callable[[RoundFigures], str]], ...]] = (
+    ("round", lambda each: str(each.round)),
+    ("escalated", lambda each: percent(each.escalation)),
+    ("kept, certified", lambda each: percent(each.coverage)),
+    ("accuracy", lambda each: percent(each.accuracy)),
+    ("wrong of kept", _risk),
+    ("ECE", lambda each: f"{each.ece:.3f}"),
+    ("out of scope", lambda each: _share(each.out_of_scope)),
+    ("updates", lambda each: str(each.updates) if each.round else "–"),
+    ("KB up, each", lambda each: _kilobytes(each.bytes_up_each)),
+    ("KB down", lambda each: _kilobytes(each.bytes_down) if each.round else "–"),
+    ("error", lambda each: _number(each.aggregation_error)),
+    ("ε", lambda each: _number(each.epsilon)),
+    ("candidate", lambda each: each.verdict or "–"),
+)
+"""Of the table: name, and what stands in a round's row."""
+
+
+def table(result: FleetResult) -> list[str]:
+    """The table as lines of text."""
+    rows = [tuple(name for name, _ in COLUMNS)]
+    rows += [tuple(show(each) for _, show in COLUMNS) for each in result.rounds]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+
+
+def png(result: FleetResult) -> bytes:
+    """The picture as PNG.
+
+    Raises:
+        CascadeError: matplotlib is not installed.
+    """
+    return png_bytes(_draw(result))
+
+
+def html_page(result: FleetResult) -> str:
+    """The whole page.
+
+    Raises:
+        CascadeError: matplotlib is not installed.
+    """
+    template = Template(files("cloud.fleet").joinpath("page.html").read_text("utf-8"))
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html(show(each))}</td>" for _, show in COLUMNS) + "</tr>\n"
+        for each in result.rounds
+    )
+    return template.substitute(
+        summary=html(summary(result)),
+        names="".join(f'<th scope="col">{html(name)}</th>' for name, _ in COLUMNS),
+        rows=rows,
+        picture=svg_element(_draw(result)),
+        picture_text=html("Five line charts over the rounds; the table has their figures."),
+        refused=html(refusals(result)),
+        data=html(result.data),
+        bundle=html(f"{result.bundle[0]} ({result.bundle[1][:12]}…)"),
+        parts=html(", ".join(f"{name.replace('_', ' ')} {n}" for name, n in result.parts.items())),
+        plan="".join(
+            f"<dt>{html(key)}</dt><dd>{html(str(value))}</dd>" for key, value in _plan(result)
+        ),
+    )
+
+
+def summary(result: FleetResult) -> str:
+    """What came of it, in a sentence or two."""
+    first, last = result.rounds[0], result.rounds[-1]
+    plan = result.plan
+    kept = "" if result.complete else " The run was ended early."
+    alpha = percent(cast(float, plan["alpha"]), 0)
+    return (
+        f"{plan['devices']} devices, {last.round} rounds: {percent(first.escalation)} of the test "
+        f"rows were escalated before the first, {percent(last.escalation)} after the last, at "
+        f"thresholds certified for at most {alpha} wrong among the answers kept. The device alone "
+        f"was right on {percent(first.accuracy)}, then on {percent(last.accuracy)}.{kept}"
+    )
+
+
+def refusals(result: FleetResult) -> str:
+    """What did not count, in all rounds."""
+    counts: dict[str, int] = {}
+    for each in result.rounds:
+        for name, value in each.refused.items():
+            counts[name] = counts.get(name, 0) + value
+    said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sorted(counts.items()))
+    return f"Refused updates: {said or 'none'}."
+
+
+def _draw(result: FleetResult) -> Figure:
+    figure, panels = new_panels(3, 2)
+    shares: tuple[tuple[str, Mapping[str, tuple[str, Sequence[float | None]]]], ...] = (
+        (
+            "escalated at the certified threshold",
+            {
+                "test rows": (CURVE, [each.escalation for each in result.rounds]),
+                "out of scope": (RANDOM, [each.out_of_scope for each in result.rounds]),
+            },
+        ),
+        ("certified coverage", {"": (ORACLE, [each.coverage for each in result.rounds])}),
+        ("accuracy on the device", {"": (CURVE, [each.accuracy for each in result.rounds])}),
+        ("calibration error (ECE)", {"": (POINT, [each.ece for each in result.rounds])}),
+    )
+    numbers = [each.round for each in result.rounds]
+    for axes, (title, lines) in zip(panels, shares, strict=False):
+        _lines(axes, title, numbers, lines)
+        in_percent(axes, "y")
+    _lines(
+        panels[4],
+        "KB up, each update",
+        numbers,
+        {"": (CURVE, [_thousands(each.bytes_up_each) for each in result.rounds])},
+    )
+    spent = [each.epsilon for each in result.rounds]
+    if any(each is not None for each in spent):
+        _lines(panels[5], "ε of all rounds", numbers, {"": (POINT, spent)})
+    else:
+        errors = [each.aggregation_error for each in result.rounds]
+        _lines(panels[5], "aggregation error, relative", numbers, {"": (POINT, errors)})
+    for axes in panels[4:]:
+        axes.set_xlabel("round", color=INK)
+    return figure
+
+
+def _lines(
+    axes: Axes,
+    title: str,
+    numbers: Sequence[int],
+    lines: Mapping[str, tuple[str, Sequence[float | None]]],
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title, color=INK, fontsize=10, loc="left")
+    for place, (name, (color, values)) in enumerate(lines.items()):
+        drawn = [(x, y) for x, y in zip(numbers, values, strict=True) if y is not None]
+        if not drawn:
+            continue
+        style = DASHED if place else "-"
+        x, y = zip(*drawn, strict=True)
+        axes.plot(x, y, color=color, linewidth=2, linestyle=style, marker="o", markersize=4)
+        if len(lines) > 1:
+            axes.annotate(
+                name, (x[-1], y[-1]), (-4, 6), textcoords="offset points", color=color, ha="right"
+            )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(y=0.2)
+
+
+def _plan(result: FleetResult) -> list[tuple[str, object]]:
+    return [(key.replace("_", " "), value) for key, value in result.plan.items()]
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else percent(value)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2g}"
+
+
+def _thousands(value: float | None) -> float | None:
+    return None if value is None else value / 1000
+
+
+def _kilobytes(value: float | None) -> str:
+    return "–" if value is None else f"{value / 1000:.1f}"

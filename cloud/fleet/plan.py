@@ -1,0 +1,150 @@
+"""What a simulated fleet is like, and what is done to it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Final, Literal, Self, get_args
+
+from cascade.errors import InvalidInput
+from cloud.federation.config import AggregationConfig, PlanConfig
+from cloud.fleet.rows import Partition
+
+AttackKind = Literal[
+    "sign-flip", "scale", "label-flip", "nan", "wrong-base", "rank-bomb", "replay", "stale"
+]
+"""``sign-flip``: ten times the update, backwards. ``scale``: ten times the update. ``label-flip``:
+learns wrong answers. ``nan``, ``wrong-base``, ``rank-bomb`` (twice the rank), ``stale`` (says that
+it started from an older version): updates that must be refused. ``replay``: sends its update twice.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Attackers:
+    """Hostile devices.
+
+    Arguments:
+        share: of the devices, in [0, 1).
+        kind: what they do.
+    """
+
+    share: float = 0.0
+    kind: AttackKind = "sign-flip"
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Read ``SHARE:KIND``, e.g. ``0.2:sign-flip``.
+
+        Raises:
+            InvalidInput: it is not of that form.
+        """
+        found = re.fullmatch(r"(0?\.\d+|0|1(?:\.0+)?):([a-z-]+)", text)
+        if found is None or found[2] not in get_args(AttackKind):
+            raise InvalidInput(
+                "byzantine",
+                f"{text!r} is not SHARE:KIND with a kind of {', '.join(get_args(AttackKind))}",
+            )
+        return cls(float(found[1]), found[2])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class FleetPlan:
+    """One simulation.
+
+    Arguments:
+        devices: ≥ 2.
+        rounds: passes over the fleet, ≥ 1. In synchronous mode each is one round of the
+            coordinator.
+        seed: of everything that is drawn, ≥ 0.
+        partition: which device sees which rows.
+        per_round: rows that a device sees in a round, ≥ 1.
+        dropout: probability with which a device drops out of a round, in [0, 1): it is off, or it
+            trains and loses its connection before the update is sent; either is as likely.
+        attackers: hostile devices.
+        mode: of the coordinator.
+        goal: updates that end an asynchronous round; by default half of the devices.
+        minimum: fewer updates are not aggregated; by default a quarter of the devices.
+        alpha: largest tolerated share of wrong answers among those that a device keeps, in (0, 1).
+        delta: tolerated probability that a certified threshold does not hold that, in (0, 1).
+        most_worse: a candidate whose accuracy on the develop part is worse by more than this is
+            rejected, ≥ 0.
+        rank: of the adapter, ≥ 1.
+        level, least: see ``edge.training.worth_sending``.
+        epochs: times that a device sees each of its examples at most, ≥ 1.
+        training: what devices are asked to do.
+        aggregation: what becomes of it.
+    """
+
+    devices: int
+    rounds: int
+    seed: int = 0
+    partition: Partition = field(default_factory=Partition)
+    per_round: int = 40
+    dropout: float = 0.0
+    attackers: Attackers = field(default_factory=Attackers)
+    mode: Literal["synchronous", "asynchronous"] = "synchronous"
+    goal: int | None = None
+    minimum: int | None = None
+    alpha: float = 0.1
+    delta: float = 0.1
+    most_worse: float = 0.02
+    rank: int = 8
+    level: float = 0.2
+    least: int = 8
+    epochs: int = 4
+    training: PlanConfig = field(default_factory=PlanConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise InvalidInput(name, f"{value} is not in {low:g} … {high:g}")
+        if not 0 < self.alpha < 1 or not 0 < self.delta < 1:
+            raise InvalidInput("alpha", "and delta must lie between 0 and 1")
+
+    @property
+    def updates(self) -> int:
+        """Updates that end a round."""
+        if self.mode == "synchronous":
+            return self.devices
+        return self.goal or max(1, self.devices // 2)
+
+    @property
+    def fewest(self) -> int:
+        """Updates that a round needs."""
+        return min(self.minimum or max(1, self.devices // 4), self.updates)
+
+    @property
+    def hostile(self) -> int:
+        """How many devices are."""
+        return math.floor(self.attackers.share * self.devices + 0.5)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        value = {
+            name: each
+            for name, each in asdict(self).items()
+            if name not in ("training", "aggregation")
+        }
+        return value | {
+            "training": self.training.model_dump(mode="json"),
+            "aggregation": self.aggregation.model_dump(mode="json"),
+        }
+
+
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "devices": (2, 100_000),
+    "rounds": (1, 10_000),
+    "seed": (0, 2**31),
+    "per_round": (1, 100_000),
+    "dropout": (0, 0.999),
+    "goal": (1, 100_000),
+    "minimum": (1, 100_000),
+    "most_worse": (0, 1),
+    "rank": (1, 256),
+    "level": (1e-6, 0.5),
+    "least": (1, 100_000),
+    "epochs": (1, 1000),
+}

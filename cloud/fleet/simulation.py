@@ -1,0 +1,210 @@
+"""A fleet's life, round by round: devices see rows, escalate, learn and send; the cluster makes an
+adapter of it, which is judged, certified anew and served.
+
+Devices and coordinator are the product's own; what is simulated is time, what devices are asked,
+and who drops out or lies. All of it follows from the seed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+import numpy as np
+
+from cascade.task import Task
+from cloud.federation.privacy import NoisedRounds, epsilon, usual_delta
+from cloud.fleet.cluster import DAY_S, FleetCluster
+from cloud.fleet.device import Absence, Setting, TurnResult
+from cloud.fleet.figures import FleetResult, RoundFigures, figures
+from cloud.fleet.hosts import BundleAt, Hosts, InProcess, RayActors, RaySession, Turn
+from cloud.fleet.plan import FleetPlan
+from cloud.fleet.referee import FleetGate, Referee, Standing
+from cloud.fleet.rows import FleetRow, Parts
+from edge.bundle import Bundle
+
+_BEGINS_S: Final = 1_800_000_000.0
+"""Wall time of a simulation's first day, whenever it is run."""
+
+
+class Watcher(Protocol):
+    """Is told how far a simulation is."""
+
+    def __call__(
+        self, stage: Literal["judge", "devices"], round_number: int, done: int, total: int
+    ) -> None:
+        """``done`` of ``total`` devices have had their turn; ``judge`` tells no numbers."""
+        ...
+
+
+class FleetSimulation:
+    """One simulation.
+
+    Arguments:
+        folder: its own; keeps the registry, the store, and a folder for each device.
+        bundle: that runs on every device.
+        at: the same bundle, for other processes.
+        rows: parts that share nothing.
+        trunk: folder of activations, which runs on the same bundle may share.
+        processes: Ray actors that host the devices; 0 has them in this process, without Ray.
+        data: what the rows are, for people.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: FleetPlan,
+        task: Task,
+        bundle: Bundle,
+        at: BundleAt,
+        *,
+        rows: Parts,
+        trunk: Path,
+        processes: int = 0,
+        data: str = "",
+        watch: Watcher = lambda stage, round_number, done, total: None,
+    ) -> None:
+        self._plan, self._task, self._rows, self._data = plan, task, rows, data
+        self._bundle, self._watch = bundle, watch
+        self._owned = plan.partition.share_out(rows.fleet, plan.devices, plan.seed)
+        self._wall_s = _BEGINS_S
+        self._done: list[RoundFigures] = []
+        session = RaySession(processes) if processes else None
+        self._cluster = FleetCluster(
+            folder,
+            plan,
+            bundle,
+            gate=lambda cluster: FleetGate(plan.most_worse, self._standing),
+            now=lambda: self._wall_s,
+        )
+        setting = Setting(plan, task, folder, self._cluster.profile, self._cluster.trust)
+        try:
+            self._hosts: Hosts = (
+                InProcess(setting, at, trunk)
+                if session is None
+                else RayActors(session, setting, at, trunk)
+            )
+        except BaseException:
+            self._cluster.close()
+            if session is not None:
+                session.close()
+            raise
+        self._referee = Referee(self._hosts, plan, task, rows)
+
+    def run(self) -> Iterator[RoundFigures]:
+        """All rounds; number 0 first. May be left after any of them."""
+        self._cluster.tick()
+        began = time.perf_counter()
+        self._watch("judge", 0, 0, 0)
+        served = self._cluster.served()
+        standing = self._standing(served[1])
+        seconds = time.perf_counter() - began
+        yield self._noted(figures(0, standing, served=served, seconds=seconds))
+        for number in range(1, self._plan.rounds + 1):
+            yield self._noted(self._round(number))
+
+    def result(self) -> FleetResult:
+        """What was found so far."""
+        rows = self._rows
+        manifest = self._bundle.manifest
+        return FleetResult(
+            plan=self._plan.to_json(),
+            data=self._data,
+            bundle=(manifest.name, manifest.base_digest),
+            parts={
+                name: len(getattr(rows, name))
+                for name in ("develop", "certify", "test", "fleet", "out_of_scope")
+            },
+            rounds=tuple(self._done),
+            complete=len(self._done) == self._plan.rounds + 1,
+        )
+
+    def close(self) -> None:
+        """End all devices and the cluster."""
+        try:
+            self._hosts.close()
+        finally:
+            self._cluster.close()
+
+    def _noted(self, found: RoundFigures) -> RoundFigures:
+        self._done.append(found)
+        return found
+
+    def _round(self, number: int) -> RoundFigures:
+        began, counted = time.perf_counter(), self._cluster.counters()
+        first = self._cluster.next_round()
+        turns = self._turns(number)
+        self._watch("judge", number, 0, 0)
+        self._wall_s += DAY_S
+        self._cluster.tick()
+        ended = self._cluster.rounds_since(first)
+        served = self._cluster.served()
+        last = ended[-1] if ended else None
+        errors = [each.aggregation_error for each in ended if each.aggregation_error is not None]
+        return figures(
+            number,
+            self._standing(served[1]),
+            served=served,
+            verdict=last.state if last is not None else "collecting",
+            note=last.note if last is not None else "",
+            turns=turns,
+            counted=_since(counted, self._cluster.counters()),
+            aggregation_error=errors[-1] if errors else None,
+            cost=self._cost(),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _turns(self, number: int) -> list[TurnResult]:
+        plan = self._plan
+        rng = np.random.default_rng([plan.seed, 7, number])
+        order = [int(place) for place in rng.permutation(plan.devices)]
+        turns = [Turn(device, self._given(device, number), _absence(plan, rng)) for device in order]
+        done: list[TurnResult] = []
+        if plan.mode == "synchronous":
+            done = self._taken(turns, number, done)
+        else:
+            # What counts depends on who comes first: the order is the seed's, not the scheduler's.
+            for turn in turns:
+                done = self._taken([turn], number, done)
+                self._cluster.tick()
+        return sorted(done, key=lambda turn: turn.device)
+
+    def _taken(self, turns: list[Turn], number: int, before: list[TurnResult]) -> list[TurnResult]:
+        served = self._cluster.served()[1]
+        policy, pairs = self._standing(served).policy, self._cluster.pairs(served)
+        done = list(before)
+        for result in self._hosts.turns(turns, pairs, policy, self._wall_s + 60.0):
+            done.append(result)
+            self._watch("devices", number, len(done), self._plan.devices)
+        return done
+
+    def _given(self, device: int, number: int) -> tuple[FleetRow, ...]:
+        """What a device sees in a round; fewer, and then nothing, once it has seen all its rows."""
+        size = self._plan.per_round
+        return self._owned[device][(number - 1) * size : number * size]
+
+    def _standing(self, digest: str) -> Standing:
+        return self._referee.standing(digest, self._cluster.pairs(digest))
+
+    def _cost(self) -> tuple[float, float] | None:
+        noise = self._plan.aggregation.noise_multiplier
+        if noise is None:
+            return None
+        delta, rounds = usual_delta(self._plan.devices), self._cluster.aggregated()
+        # Devices come when they like: every round counts in full.
+        spent = [NoisedRounds(rounds, noise)] if rounds else []
+        return epsilon(spent, delta), delta
+
+
+def _absence(plan: FleetPlan, rng: np.random.Generator) -> Absence:
+    drawn, off = rng.random(2)
+    if drawn >= plan.dropout:
+        return "none"
+    return "off" if off < 0.5 else "cut_off"
+
+
+def _since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    return dict(Counter(now) - Counter(before))

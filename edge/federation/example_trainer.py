@@ -1,0 +1,202 @@
+"""What a device trains on for a round: its own examples, under its own allowance.
+
+Examples of the store are curated, become lessons, and take the plan's steps from the lease's
+adapter. What comes out is judged on the examples that were kept aside, and sent only if it is
+better there. This is the ``Trainer`` that a ``Participant`` is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import numpy as np
+
+from cascade.clock import Clock, SystemClock, passed_s
+from cascade.errors import CascadeError, InvalidInput
+from cascade.federation import Shapes, Tensors, shapes_of
+from cascade.federation.plan import RoundPlan
+from cascade.task import Task
+from edge.adapter import Adapter, LoraPair
+from edge.bundle import Bundle
+from edge.examples import CurationRules, ExampleStore, Weighted, curate
+from edge.federation.participant import NoGain, StartingPoint, Trained
+from edge.training.allowance import TrainingAllowance, TrainingSession
+from edge.training.evaluate import open_training
+from edge.training.examples import LessonMaker, TrainingExample
+from edge.training.gradient import GradientSession
+from edge.training.lesson import Lesson
+from edge.training.plan import TrainingPlan
+from edge.training.policy import Hold
+from edge.training.trainer import Trainer
+from edge.training.worth_sending import worth_sending
+
+_BUDGETS: Final = frozenset({Hold.TIME_SPENT, Hold.STEPS_SPENT, Hold.ENERGY_SPENT})
+"""What ends training without voiding it: what was learned until then was paid for."""
+
+Opened = tuple[GradientSession, dict[str, LoraPair]]
+
+
+class ExampleTrainer:
+    """Trains on the examples of a store. Call it from one thread at a time.
+
+    Arguments:
+        bundle: that runs here, with a gradient graph.
+        store: of what the device may learn from.
+        allowance: what the device may still train.
+        task: how closed sets with its options are worded; others as ``cascade.task.generic``.
+        rules: of curation.
+        epochs: times that each example is seen at most, whatever the plan asks for, ≥ 1.
+        level, least: see ``edge.training.worth_sending``.
+        open_session: loads the graphs for an adapter; by default anew for each round.
+        clock: measures the plan's seconds.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        store: ExampleStore,
+        allowance: TrainingAllowance,
+        *,
+        task: Task | None = None,
+        rules: CurationRules | None = None,
+        epochs: int = 4,
+        level: float = 0.2,
+        least: int = 8,
+        open_session: Callable[[Adapter], Opened] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._maker = LessonMaker(bundle, task)
+        self._store = store
+        self._allowance = allowance
+        self._rules = rules
+        self._epochs = epochs
+        self._level, self._least = level, least
+        self._open = open_session or (lambda adapter: open_training(bundle, adapter))
+        self._clock = clock or SystemClock()
+
+    def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
+        """Train; see ``edge.federation.Trainer``.
+
+        Raises:
+            NoGain: there is too little to learn from, or nothing came of it.
+            CascadeError: the device may not train (any more), or the adapter does not fit.
+        """
+        with self._allowance.session(participate=True) as session:
+            if not session.permission.allowed:
+                raise CascadeError(f"may not train now: {_said(session)}")
+            return self._trained(plan, start, session)
+
+    def examples(self) -> int:
+        """How many examples there are to learn from: a ``Participant``'s ``examples``."""
+        return len(curate(self._store.examples(), self._store.consent(), self._rules).learn)
+
+    def _trained(self, plan: RoundPlan, start: StartingPoint, allowed: TrainingSession) -> Trained:
+        began = self._clock.read()
+        chosen = curate(self._store.examples(), self._store.consent(), self._rules)
+        learn = self._lessons(_newest(chosen.learn, plan.max_examples))
+        aside = self._lessons(_newest(chosen.held_out, plan.max_examples))
+        if not learn or len(aside) < self._least:
+            raise NoGain(
+                f"{len(learn)} examples to learn from and {len(aside)} kept aside; it needs 1 and "
+                f"{self._least}"
+            )
+        session, _ = self._open(start.adapter)
+        training = self._plan(plan, start, learn, allowed)
+        shapes = plan.shapes(shapes_of(start.tensors))
+        before = dict(start.adapter.pairs)
+        trainer = Trainer(session, learn, training, parent=_those_of(session, before))
+        parent_losses = self._losses(session, aside, before)
+        if not trainer.training:
+            raise NoGain("all examples are too long to be learned from")
+        # What the parent took to answer is what the adapter will take, and belongs to the plan.
+        judging_s = passed_s(began, self._clock.read())
+        run = trainer.run()
+        while passed_s(began, self._clock.read()) + judging_s < plan.max_seconds:
+            if allowed.stop() or next(run, None) is None:
+                break
+        run.close()
+        if not allowed.permission.allowed and not set(allowed.reasons) <= _BUDGETS:
+            raise CascadeError(f"stopped after {trainer.done_steps} steps: {_said(allowed)}")
+        after = trainer.result()
+        losses = self._losses(session, aside, {**before, **after})
+        found = worth_sending(
+            parent_losses, losses, level=self._level, least=self._least, seed=training.seed
+        )
+        if not found.send:
+            raise NoGain(
+                f"{found.word.replace('_', ' ')}: {found.gain:+.4f} of the loss on {found.n} "
+                f"examples kept aside, p = {found.p:.2f}"
+            )
+        return Trained(_change(start.tensors, after, shapes), len(trainer.training))
+
+    def _plan(
+        self,
+        plan: RoundPlan,
+        start: StartingPoint,
+        lessons: list[Lesson],
+        allowed: TrainingSession,
+    ) -> TrainingPlan:
+        named = f"{plan.seed}\n{start.adapter.digest}".encode()
+        return TrainingPlan(
+            layers=plan.layers,
+            modules=tuple(sorted({name.rpartition(".")[2] for name in start.adapter.pairs})),
+            frozen_a="the adapter's own" if plan.trained == "b" else "",
+            optimiser=plan.optimiser,
+            learning_rate=plan.learning_rate,
+            epochs=self._epochs,
+            batch_size=min(plan.batch, len(lessons)),
+            max_steps=min(plan.max_steps, max(1, allowed.permission.steps)),
+            val_share=0.0,  # the store has its own, which no round trains on
+            patience=0,
+            # Another order each round, and the same one if a round is done again.
+            seed=int.from_bytes(hashlib.sha256(named).digest()[:6]),
+        )
+
+    def _lessons(self, examples: Iterable[Weighted]) -> list[Lesson]:
+        made = []
+        for each in examples:
+            example = TrainingExample(
+                each.example.messages, each.example.answer, each.example.options, each.weight
+            )
+            try:
+                made.append(self._maker.lesson(example))
+            except InvalidInput:
+                continue  # longer than the model reads
+        return made
+
+    def _losses(
+        self, session: GradientSession, lessons: list[Lesson], pairs: dict[str, LoraPair]
+    ) -> list[float]:
+        return list(session.run(lessons, _those_of(session, pairs)).losses)
+
+
+def _newest(examples: Iterable[Weighted], most: int) -> list[Weighted]:
+    ordered = sorted(examples, key=lambda each: (-each.example.at_s, each.example.request_id))
+    return ordered[:most]
+
+
+def _those_of(session: GradientSession, pairs: dict[str, LoraPair]) -> dict[str, LoraPair]:
+    return {name: pair for name, pair in pairs.items() if name in session.modules}
+
+
+def _change(start: Tensors, after: dict[str, LoraPair], shapes: Shapes) -> Tensors:
+    """What training added to the tensors of the plan.
+
+    Raises:
+        InvalidInput: it trained others than the plan's: the adapter lacks one, or has layers that
+            this bundle's graph does not train.
+    """
+    trained = {
+        f"{name}.{side}": getattr(pair, side) for name, pair in after.items() for side in "ab"
+    }
+    if unknown := min(trained.keys() - start.keys(), default=None):
+        raise InvalidInput("adapter", f"has no {unknown}, and this bundle would train it")
+    if missing := min(shapes.keys() - trained.keys(), default=None):
+        raise InvalidInput("plan", f"trains {missing}, and this bundle's gradient graph cannot")
+    return {name: np.ascontiguousarray(trained[name] - start[name], np.float32) for name in shapes}
+
+
+def _said(session: TrainingSession) -> str:
+    return ", ".join(reason.value for reason in session.reasons)

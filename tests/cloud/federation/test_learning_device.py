@@ -1,0 +1,336 @@
+"""A device that really learns: examples of its store, the tiny bundle's gradient graph, a round
+of a real coordinator over real sockets, and a candidate that answers otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade import home, testing
+from cascade.cli import main
+from cascade.conditions import Conditions, FixedConditions
+from cascade.errors import CascadeError, InvalidInput
+from cascade.federation import shapes_of
+from cascade.federation.plan import RoundPlan
+from cascade.request import Message
+from cascade.signing import SigningKey, TrustStore
+from cascade.testing import TinyBundle
+from cloud.federation.adapters import Adapters
+from cloud.federation.config import FederationConfig, PlanConfig
+from cloud.federation.coordinator import Coordinator
+from cloud.federation.database import Database
+from cloud.federation.desk import Desk
+from cloud.federation.refusals import counters
+from cloud.federation.rounds import recent
+from cloud.registry import Delivery, Registry
+from edge import Adapter
+from edge.adapter import LoraPair, write_adapter
+from edge.examples import Example, ExampleStore, Source
+from edge.federation import ExampleTrainer, NoGain, Participant, StartingPoint
+from edge.training import LessonMaker, drawn_a, example_of, open_training
+from edge.training.allowance import TrainingAllowance
+from edge.training.policy import TrainingLimits
+from tests.cloud.federation.federated import Approves
+
+OPTIONS = ("red", "green", "blue")
+WORDS = ("house", "river", "light", "water", "small", "large", "first", "last", "stone", "cloud")
+RESTING = Conditions("unmetered", charging=True, idle=True)
+PLAN = RoundPlan(layers=2, learning_rate=0.05, batch=8, max_steps=24, clip_norm=10.0)
+
+
+@dataclass
+class Learner:
+    """A device with examples of one answer."""
+
+    tiny: TinyBundle
+    start: Adapter
+    store: ExampleStore
+    folder: Path
+
+    def trainer(self, **given: object) -> ExampleTrainer:
+        conditions = given.pop("conditions", FixedConditions(RESTING))
+        limits = given.pop("limits", TrainingLimits())
+        allowance = self.allowance(conditions, limits)  # type: ignore[arg-type]
+        return ExampleTrainer(self.tiny.bundle, self.store, allowance, **given)  # type: ignore[arg-type]
+
+    def allowance(self, conditions: FixedConditions, limits: TrainingLimits) -> TrainingAllowance:
+        return TrainingAllowance(limits, conditions, path=self.folder / "training.sqlite3")
+
+    @property
+    def point(self) -> StartingPoint:
+        tensors = {}
+        for name, pair in self.start.pairs.items():
+            tensors[f"{name}.a"], tensors[f"{name}.b"] = pair.a, pair.b
+        return StartingPoint(self.start.manifest.base_digest, self.start, tensors)
+
+
+def starting_pairs(tiny: TinyBundle, rank: int = 4) -> dict[str, LoraPair]:
+    """A of all trained q and v projections, drawn; B is 0."""
+    session, _ = open_training(tiny.bundle, None)
+    pairs = {}
+    for slot in session.slots:
+        for module, width in zip(slot.modules, slot.widths, strict=True):
+            if module.rpartition(".")[2] in ("q_proj", "v_proj"):
+                a = drawn_a("tests", module, slot.columns, rank)
+                pairs[module] = LoraPair(a, np.zeros((rank, width), np.float32))
+    return pairs
+
+
+def kept(answer: str = "blue", count: int = 60) -> Iterator[Example]:
+    for number in range(count):
+        one, two = divmod(number, len(WORDS))
+        text = f"{WORDS[one]} {WORDS[two]} number {number}"
+        yield Example(
+            f"r{number}",
+            (Message("user", text),),
+            answer,
+            Source.CORRECTION,
+            1_700_000_000.0 + number,
+            options=OPTIONS,
+        )
+
+
+def filled(path: Path, **given: object) -> ExampleStore:
+    store = ExampleStore(path, clock=lambda: 1_700_000_100.0)
+    store.grant()
+    for example in kept(**given):  # type: ignore[arg-type]
+        assert store.add(example) is None
+    return store
+
+
+@pytest.fixture
+def learner(tiny: TinyBundle, tmp_path: Path) -> Learner:
+    path = write_adapter(
+        tmp_path / "start",
+        starting_pairs(tiny),
+        name="start",
+        base_digest=tiny.bundle.manifest.base_digest,
+        signing_key=tiny.key,
+    )
+    store = filled(tmp_path / "examples.sqlite3")
+    return Learner(tiny, Adapter.open(path, tiny.trust), store, tmp_path)
+
+
+def test_what_is_learned_has_the_plan_s_shape_and_is_better(learner: Learner) -> None:
+    trained = learner.trainer()(PLAN, learner.point)
+    shapes = PLAN.shapes(shapes_of(learner.point.tensors))
+    assert shapes_of(trained.change) == shapes
+    assert all(name.endswith(".b") for name in shapes)
+    assert trained.examples == len([each for each in learner.store.examples() if not each.held_out])
+
+    session, before = open_training(learner.tiny.bundle, learner.start)
+    maker = LessonMaker(learner.tiny.bundle)
+    row = {"prompt": "a new text", "answer": "blue", "options": list(OPTIONS)}
+    lesson = maker.lesson(example_of(row))
+    after = {
+        name: LoraPair(pair.a, pair.b + trained.change[f"{name}.b"])
+        for name, pair in before.items()
+    }
+    assert session.run([lesson], after).loss < 0.7 * session.run([lesson], before).loss
+
+
+def test_training_is_the_same_again(learner: Learner) -> None:
+    one = learner.trainer(limits=TrainingLimits(separation_s=0))(PLAN, learner.point)
+    two = learner.trainer(limits=TrainingLimits(separation_s=0))(PLAN, learner.point)
+    for name, change in one.change.items():
+        np.testing.assert_array_equal(change, two.change[name])
+
+
+def test_both_sides_are_trained_where_the_plan_says_so(learner: Learner) -> None:
+    trained = learner.trainer()(replace(PLAN, trained="both"), learner.point)
+    changed = {name[-1] for name, change in trained.change.items() if np.abs(change).max() > 0}
+    assert changed == {"a", "b"}
+
+
+def test_with_too_little_to_judge_by_nothing_is_sent(learner: Learner) -> None:
+    with pytest.raises(NoGain, match=r"kept aside; it needs 1 and 1000"):
+        learner.trainer(least=1000)(PLAN, learner.point)
+
+
+def test_what_is_no_better_is_not_sent(learner: Learner, tmp_path: Path) -> None:
+    learner.store.close()
+    # Answers without rhyme: nothing is learned that holds for others.
+    store = ExampleStore(tmp_path / "noise.sqlite3", clock=lambda: 1_700_000_100.0)
+    store.grant()
+    for number, example in enumerate(kept()):
+        store.add(replace(example, answer=OPTIONS[number * 7 % 3]))
+    learner.store = store
+    plan = replace(PLAN, learning_rate=0.5)
+    with pytest.raises(NoGain, match=r"worse|not shown better"):
+        learner.trainer(level=0.01)(plan, learner.point)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "reason"),
+    [
+        (replace(RESTING, idle=None), "not_idle"),
+        (replace(RESTING, charging=False), "not_charging"),
+        (replace(RESTING, connectivity="metered"), "not_unmetered"),
+    ],
+)
+def test_a_device_in_use_does_not_train(
+    learner: Learner, conditions: Conditions, reason: str
+) -> None:
+    trainer = learner.trainer(conditions=FixedConditions(conditions))
+    with pytest.raises(CascadeError, match=reason):
+        trainer(PLAN, learner.point)
+
+
+def test_a_device_that_is_taken_up_stops(learner: Learner) -> None:
+    class Taken(FixedConditions):
+        asked = 0
+
+        def read(self) -> Conditions:
+            self.asked += 1
+            return RESTING if self.asked < 2 else replace(RESTING, idle=False)
+
+    trainer = learner.trainer(conditions=Taken(), limits=TrainingLimits(steps_per_day=3))
+    # Three steps are left of the day: at the fourth the books are looked at, and the state with it.
+    with pytest.raises(CascadeError, match="stopped after 3 steps: not_idle"):
+        trainer(PLAN, learner.point)
+
+
+def test_what_the_day_s_budget_allowed_is_used(learner: Learner) -> None:
+    trainer = learner.trainer(limits=TrainingLimits(steps_per_day=12))
+    assert trainer(PLAN, learner.point).examples > 0
+
+
+def test_an_adapter_that_lacks_a_linear_is_refused(learner: Learner) -> None:
+    names = sorted(learner.start.pairs)
+    part = {name: learner.start.pairs[name] for name in names[1:]}
+    start = replace(learner.start, pairs=part)
+    tensors = {
+        name: tensor
+        for name, tensor in learner.point.tensors.items()
+        if not name.startswith(names[0])
+    }
+    point = StartingPoint(learner.point.base_digest, start, tensors)
+    with pytest.raises(InvalidInput, match="this bundle would train it"):
+        learner.trainer()(PLAN, point)
+
+
+@dataclass
+class Round:
+    """A registry, a store and a desk around the tiny bundle."""
+
+    config: FederationConfig
+    adapters: Adapters
+    database: Database
+    desk: Desk
+    registry: Registry
+
+    async def tick(self) -> None:
+        coordinator = Coordinator(self.database, self.adapters, self.config, Approves())
+        await coordinator.start()
+        await coordinator.tick()
+
+
+@pytest.fixture
+def a_round(tiny: TinyBundle, tmp_path: Path) -> Iterator[Round]:
+    publisher, trust = SigningKey.generate(), TrustStore(tmp_path / "publisher")
+    trust.pin("maker", publisher.public)
+    path = write_adapter(
+        tmp_path / "published",
+        starting_pairs(tiny),
+        name="start",
+        base_digest=tiny.bundle.manifest.base_digest,
+        signing_key=publisher,
+    )
+    registry = Registry(str(tmp_path / "registry"))
+    config = FederationConfig(
+        adapter=registry.publish(path, trust).artifact.digest,
+        store=str(tmp_path / "rounds.sqlite3"),
+        goal=1,
+        minimum=1,
+        plan=PlanConfig(layers=2, learning_rate=0.05, batch=8, max_steps=24, clip_norm=10.0),
+    )
+    database, adapters = Database(config.store_url), Adapters(registry, publisher)
+    yield Round(config, adapters, database, Desk(database, adapters, config), registry)
+    database.close()
+
+
+@pytest.fixture
+def pinned(a_round: Round, tiny: TinyBundle, empty_home: Path) -> Callable[[], TrustStore]:
+    """The device's home trusts whoever made the bundle and whoever leads the rounds."""
+
+    def trust() -> TrustStore:
+        store = TrustStore(home.trust_dir())
+        store.pin("tests", tiny.key.public)
+        key = a_round.adapters._key
+        assert key is not None
+        store.pin("maker", key.public)
+        return store
+
+    return trust
+
+
+def test_a_device_takes_part_from_its_examples_to_a_candidate(
+    a_round: Round, learner: Learner, pinned: Callable[[], TrustStore]
+) -> None:
+    trainer = learner.trainer()
+
+    async def taken_part(profile: object) -> str:
+        await a_round.tick()
+        participant = Participant(
+            profile,  # type: ignore[arg-type]
+            learner.tiny.bundle.manifest.base_digest,
+            trainer,
+            trust=pinned(),
+            allowance=learner.allowance(FixedConditions(RESTING), TrainingLimits()),
+            examples=trainer.examples,
+        )
+        done = await participant.step()
+        await participant.close()
+        await a_round.tick()
+        return f"{done.outcome} {done.note}".strip()
+
+    delivery = Delivery(a_round.registry)
+    with testing.cluster(artifacts=delivery, federation=a_round.desk) as cluster:
+        assert asyncio.run(taken_part(cluster.profile)) == "sent"
+    made = next(
+        each for each in a_round.database.do_now(lambda tx: recent(tx, 5)) if each.candidate_digest
+    )
+    assert (made.state, made.counted) == ("approved", 1)
+    assert made.candidate_digest is not None
+    candidate = a_round.adapters.read(made.candidate_digest)
+    before = a_round.adapters.read(a_round.config.adapter)
+    session, pairs = open_training(learner.tiny.bundle, None)
+    row = {"prompt": "a new text", "answer": "blue", "options": list(OPTIONS)}
+    lesson = LessonMaker(learner.tiny.bundle).lesson(example_of(row))
+    losses = []
+    for adapter in (before, candidate):
+        tensors = adapter.tensors
+        pairs = {
+            name.removesuffix(".a"): LoraPair(tensors[name], tensors[f"{name[:-1]}b"])
+            for name in tensors
+            if name.endswith(".a")
+        }
+        losses.append(session.run([lesson], pairs).loss)
+    assert losses[1] < 0.7 * losses[0]
+
+
+def test_the_command_takes_part(
+    a_round: Round,
+    learner: Learner,
+    pinned: Callable[[], TrustStore],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pinned()
+    words = ["federation", "participate", "--bundle", str(learner.tiny.path), "--once", "--json"]
+    words += ["--examples", str(learner.store.path), "--profile", str(tmp_path / "profile.json")]
+    asyncio.run(a_round.tick())
+    delivery = Delivery(a_round.registry)
+    with testing.cluster(artifacts=delivery, federation=a_round.desk) as cluster:
+        cluster.profile.save(tmp_path / "profile.json")
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out)["outcome"] == "not_ready"
+        assert main([*words, "--idle", "--charging", "--unmetered"]) == 0
+        assert json.loads(capsys.readouterr().out)["outcome"] == "sent"
+    assert a_round.database.do_now(counters)["committed"] == 1

@@ -1,0 +1,175 @@
+"""A tiny fleet, with everything that the product has: real sockets, store, registry, training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.task import Task, generic
+from cascade.testing import TinyBundle
+from cloud.federation.config import AggregationConfig, PlanConfig
+from cloud.fleet import (
+    Attackers,
+    BundleAt,
+    FleetPlan,
+    FleetResult,
+    FleetRow,
+    FleetSimulation,
+    Partition,
+    parts,
+)
+
+OPTIONS = ("red", "green", "blue")
+WORDS = ("house", "river", "light")
+TRAINING = PlanConfig(layers=2, learning_rate=0.05, batch=8, max_steps=16, clip_norm=20.0)
+PLAN = FleetPlan(
+    devices=3,
+    rounds=2,
+    per_round=40,
+    minimum=1,
+    least=3,
+    level=0.5,
+    rank=4,
+    epochs=12,
+    alpha=0.2,
+    training=TRAINING,
+)
+
+
+def rows(count: int = 400, outside: int = 20) -> list[FleetRow]:
+    """The last word says which colour: something that a tiny model can learn."""
+    made = []
+    for number in range(count + outside):
+        place = number % len(WORDS)
+        answer = "" if number >= count else OPTIONS[place % len(OPTIONS)]
+        text = f"{number} is {WORDS[place]}"
+        made.append(FleetRow(str(number), text, answer, group=f"g{number % 2}"))
+    return made
+
+
+def task() -> Task:
+    return replace(generic(OPTIONS), task_id="colours")
+
+
+def simulated(plan: FleetPlan, tiny: TinyBundle, folder: Path) -> FleetResult:
+    simulation = FleetSimulation(
+        folder,
+        plan,
+        task(),
+        tiny.bundle,
+        BundleAt(tiny.path, tiny.path.parent / "trust"),
+        rows=parts(rows(), seed=plan.seed, most=30),
+        trunk=folder.parent / "trunk",
+    )
+    try:
+        for _ in simulation.run():
+            pass
+        return simulation.result()
+    finally:
+        simulation.close()
+
+
+def untimed(result: FleetResult) -> list[dict[str, object]]:
+    return [{k: v for k, v in asdict(each).items() if k != "seconds"} for each in result.rounds]
+
+
+def test_a_fleet_learns_what_its_users_say(tiny: TinyBundle, tmp_path: Path) -> None:
+    result = simulated(PLAN, tiny, tmp_path / "fleet")
+    start, *_, last = result.rounds
+    assert result.complete
+    assert [each.round for each in result.rounds] == [0, 1, 2]
+    assert start.version == 1
+    assert last.version > 1
+    assert last.accuracy > start.accuracy + 0.1
+    assert last.escalation < 1
+    assert last.risk is not None
+    assert last.out_of_scope is not None
+    assert sum(result.rounds[1].outcomes.values()) == 3
+    assert result.rounds[1].updates == result.rounds[1].outcomes["sent"]
+    assert result.rounds[1].bytes_up > 0
+    assert result.rounds[1].bytes_down > 0
+    assert result.rounds[1].aggregation_error == pytest.approx(0, abs=1e-5)
+    assert not result.rounds[1].refused
+    assert result.parts["test"] == 45
+
+
+def test_the_same_seed_gives_the_same_fleet(tiny: TinyBundle, tmp_path: Path) -> None:
+    plan = replace(PLAN, dropout=0.3, rounds=1, attackers=Attackers(0.34, "sign-flip"))
+    one = simulated(plan, tiny, tmp_path / "one")
+    two = simulated(plan, tiny, tmp_path / "two")
+    assert untimed(one) == untimed(two)
+    other = simulated(replace(plan, seed=1), tiny, tmp_path / "other")
+    assert untimed(other) != untimed(one)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("nan", "not_finite"),
+        ("wrong-base", "wrong_base"),
+        ("rank-bomb", "wrong_shape"),
+        ("stale", "wrong_adapter"),
+        ("replay", "replayed"),
+    ],
+)
+def test_what_must_not_count_is_refused_by_its_reason(
+    kind: str, reason: str, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, rounds=1, attackers=Attackers.of(f"0.34:{kind}"))
+    result = simulated(plan, tiny, tmp_path / "fleet")
+    assert result.rounds[1].refused == {reason: 1}
+    assert result.rounds[1].updates == (3 if kind == "replay" else 2)
+
+
+def test_an_update_that_was_cut_off_counts_later_only_where_rounds_are_asynchronous(
+    tiny: TinyBundle, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, dropout=0.6, seed=3)
+    late = simulated(plan, tiny, tmp_path / "synchronous")
+    cut_off = late.rounds[1].outcomes.get("unsent", 0)
+    assert cut_off, "the seed is chosen so that one is"
+    buffered = simulated(
+        replace(plan, mode="asynchronous", goal=1), tiny, tmp_path / "asynchronous"
+    )
+    assert sum(each.updates for each in buffered.rounds) > sum(each.updates for each in late.rounds)
+
+
+def test_noise_is_accounted_for(tiny: TinyBundle, tmp_path: Path) -> None:
+    plan = replace(PLAN, aggregation=AggregationConfig(noise_multiplier=1.0), most_worse=1.0)
+    result = simulated(plan, tiny, tmp_path / "fleet")
+    spent = [each.epsilon for each in result.rounds]
+    assert spent[0] is None
+    assert spent[1] is not None
+    assert spent[2] is not None
+    assert 0 < spent[1] < spent[2]
+    assert result.rounds[1].delta == pytest.approx(3**-1.1)
+
+
+@pytest.mark.parametrize("kind", ["dirichlet:0.3", "by-group", "iid"])
+def test_every_row_has_one_owner(kind: str) -> None:
+    owners = Partition.of(kind).share_out(rows(outside=0), 4, seed=0)
+    owned = [row.id for mine in owners for row in mine]
+    assert sorted(owned, key=int) == [str(number) for number in range(400)]
+    if kind == "by-group":
+        assert all(len({row.group for row in mine}) == 1 for mine in owners)
+
+
+def test_a_small_alpha_makes_devices_differ() -> None:
+    def spread(alpha: float) -> float:
+        owners = Partition("dirichlet", alpha).share_out(rows(3000, 0), 10, seed=0)
+        shares = [np.mean([row.answer == "red" for row in mine]) for mine in owners if mine]
+        return float(np.std(shares))
+
+    assert spread(0.1) > 2 * spread(100)
+
+
+def test_parts_share_no_document_and_no_text() -> None:
+    given = [replace(row, document=str(int(row.id) // 3)) for row in rows()]
+    made = parts(given, seed=0)
+    seen: dict[str, str] = {}
+    for name in ("develop", "certify", "test", "fleet"):
+        for row in getattr(made, name):
+            assert seen.setdefault(row.document, name) == name
