@@ -17,6 +17,7 @@ from cloud.federation.chosen import chosen_strategy, read_state, write_state
 from cloud.federation.config import AggregationConfig, PlanConfig
 from cloud.federation.optimisers import State
 from cloud.federation.pace import Pace
+from cloud.federation.privacy import PrivateMean
 from cloud.federation.robust import Median
 from cloud.federation.strategies import FfaLora, ProductMean
 from tests.cloud.federation.federated import BareDevice, Federation, payload
@@ -190,3 +191,22 @@ async def test_the_command_line_shows_and_decides(
         assert main(["federation", "show", "2", *store]) == 0
         assert "round      2 · collecting" in capsys.readouterr().out
         assert main(["federation", "show", "9", *store]) == 3
+
+
+def test_noise_is_added_only_where_it_is_known_what_a_device_can_change(tmp_path: Path) -> None:
+    how = AggregationConfig(noise_multiplier=1.0)
+    made = Federation.made(tmp_path / "fits", mode="synchronous", aggregation=how)
+    strategy = chosen_strategy(made.config, ADAPTER)
+    assert isinstance(strategy, FfaLora)
+    assert isinstance(strategy.rule, PrivateMean)
+    assert (strategy.rule.clip, strategy.rule.expected) == (1000.0, 3)
+    for place, given in enumerate(
+        (
+            {"mode": "asynchronous"},
+            {"plan": PlanConfig(trained="both")},
+            {"aggregation": AggregationConfig(noise_multiplier=1.0, rule="median")},
+        )
+    ):
+        folder = tmp_path / str(place)
+        with pytest.raises(ValueError, match="noise_multiplier needs"):
+            Federation.made(folder, **{"mode": "synchronous", "aggregation": how, **given})
