@@ -144,6 +144,8 @@ def _draw(result: FleetResult) -> Figure:
     for axes, (title, lines) in zip(panels, shares, strict=False):
         _lines(axes, title, numbers, lines)
         in_percent(axes, "y")
+        axes.set_ylim(0, 1.08)
+    panels[3].set_ylim(0, max(0.1, 1.2 * max(each.ece for each in result.rounds)))
     _lines(
         panels[4],
         "KB up, each update",
@@ -176,13 +178,22 @@ def _lines(
             continue
         style = DASHED if place else "-"
         x, y = zip(*drawn, strict=True)
-        axes.plot(x, y, color=color, linewidth=2, linestyle=style, marker="o", markersize=4)
+        axes.plot(
+            x, y, color=color, linewidth=2, linestyle=style, marker="o", markersize=4, clip_on=False
+        )
         if len(lines) > 1:
             axes.annotate(
-                name, (x[-1], y[-1]), (-4, 6), textcoords="offset points", color=color, ha="right"
+                name,
+                (x[-1], y[-1]),
+                (-4, -14 if place else 6),  # lines of one height keep their names apart
+                textcoords="offset points",
+                color=color,
+                ha="right",
             )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(numbers[0] - 0.2, numbers[-1] + 0.2)
     axes.margins(y=0.2)
+    axes.set_ylim(bottom=0)
 
 
 def _plan(result: FleetResult) -> list[tuple[str, object]]:
