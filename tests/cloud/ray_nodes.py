@@ -1,5 +1,5 @@
 """A Ray cluster of three nodes on this machine, run as a program by ``test_placement``:
-``python -m tests.cloud.ray_nodes FOLDER`` prints what was seen as one JSON object."""
+``python -m tests.cloud.ray_nodes FOLDER`` leaves what was seen there as one JSON object."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from cloud.front_door import GatewayFiles
 from cloud.tls import ensure_local_tls
 from tests.ports import free_port
 
+SEEN = "seen.json"
 NEAR = {"resources": {"near": 1}}
 FAR = {"labels": {"zone": "in(b,c)", "disk": "!slow"}}
 NOWHERE = {"resources": {"near": 2}, "labels": {"zone": "b"}}
@@ -136,7 +137,7 @@ async def ask(profile: ClientProfile, tier: str, *, deadline_s: float) -> str:
 if __name__ == "__main__":
     processes.adopt_orphans()
     try:
-        seen = run(Path(sys.argv[1]))
-        print(json.dumps(seen), flush=True)
+        # Not printed: Ray writes to standard output too.
+        (Path(sys.argv[1]) / SEEN).write_text(json.dumps(run(Path(sys.argv[1]))))
     finally:
         processes.end_descendants(frozenset(), grace_s=0.0)

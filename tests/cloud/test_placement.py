@@ -20,6 +20,7 @@ from cloud.engines.vllm_config import llm_config
 from cloud.errors import ConfigError
 from cloud.placement import Node, actor_options, placement_problems, ray_nodes, told
 from cloud.plan import plan_cluster
+from tests.cloud.ray_nodes import SEEN
 
 ROOT = Path(cloud.__file__).parent.parent
 PLACED = """
@@ -40,7 +41,7 @@ def seen() -> Iterator[Mapping[str, Any]]:
         command = [sys.executable, "-m", "tests.cloud.ray_nodes", str(folder)]
         done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
-        yield json.loads(done.stdout.splitlines()[-1])
+        yield json.loads((folder / SEEN).read_text())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
