@@ -21,7 +21,8 @@ _REPEAT = """
 python -m benchmarks.edge --json edge.json
 python -m benchmarks.decision --json decision.json
 python -m benchmarks.cluster --json cluster.json
-python -m benchmarks.report edge.json decision.json cluster.json
+python -m benchmarks.federated --json federated.json
+python -m benchmarks.report edge.json decision.json cluster.json federated.json
 ```
 Peers are installed, pinned, into environments of their own below `~/.cache/cascade-benchmarks`
 (`CASCADE_BENCH_CACHE` moves it); compiling llama.cpp takes most of the first run. `--quick` takes
