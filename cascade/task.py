@@ -40,6 +40,8 @@ class Task:
             input is subtracted.
         examples: inputs with their answers, shown before the input: as completed prompts to the
             device, as earlier turns to the cluster.
+        outside: the option, if there is one, that says that the input is none of the task's. A
+            device never keeps that answer: the request is for the cluster.
     """
 
     task_id: str
@@ -49,6 +51,7 @@ class Task:
     cloud_prompt: str
     prior_correction: bool = True
     examples: tuple[Example, ...] = ()
+    outside: str = ""
 
     def for_device(self, text: str) -> Prompt:
         """The device's prompt for an input."""
@@ -76,7 +79,7 @@ class Task:
 
     def to_json(self) -> dict[str, object]:
         """Plain values for a policy file."""
-        return {
+        value: dict[str, object] = {
             "task_id": self.task_id,
             "options": list(self.options),
             "device_prompt": self.device_prompt,
@@ -85,6 +88,9 @@ class Task:
             "prior_correction": self.prior_correction,
             "examples": [{"text": e.text, "answer": e.answer} for e in self.examples],
         }
+        if self.outside:
+            value["outside"] = self.outside
+        return value
 
     @classmethod
     def from_json(cls, value: object, *, where: str = "task") -> Self:
@@ -102,6 +108,7 @@ class Task:
             cloud_prompt=fields.text("cloud_prompt"),
             prior_correction=fields.boolean("prior_correction"),
             examples=_examples(fields.take("examples"), fields.path("examples")),
+            outside=fields.text("outside") if fields.given("outside") else "",
         )
         fields.end()
         if task.options:
@@ -111,6 +118,8 @@ class Task:
         for name in ("device_prompt", "cloud_prompt"):
             if _INPUT not in getattr(task, name):
                 raise InvalidInput(f"{where}.{name}", f"does not contain {_INPUT}")
+        if task.outside and task.outside not in task.options:
+            raise InvalidInput(f"{where}.outside", f"{task.outside!r} is no option")
         for example in task.examples:
             if example.answer not in task.options:
                 raise InvalidInput(f"{where}.examples", f"{example.answer!r} is no option")

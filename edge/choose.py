@@ -131,6 +131,14 @@ class Chooser:
         self._reader.keep(shared)
         return features, reading.scores.answers - prior
 
+    def features(
+        self, task: Task, prompt: Prompt, *, cancel: CancelToken | None = None
+    ) -> NDArray[np.float32]:
+        """What ``measured`` gives of the hidden states, without reading any answer."""
+        _, features, shared = self._pooled(task, self._codec.encode(prompt), cancel)
+        self._reader.keep(shared)
+        return features
+
     def _by_head(
         self, head: Head, prompt: Prompt, adapter: str, cancel: CancelToken | None
     ) -> LocalAnswer:

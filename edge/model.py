@@ -219,6 +219,17 @@ class OnnxModel:
             digest = self._info.adapter_digest
             return self._chooser.measured(task, task.for_device(text), adapter=digest)
 
+    def features(self, task: Task, text: str) -> NDArray[np.float32]:
+        """The pooled hidden states alone, float32 ``[features]``: all that a head sees which does
+        not look at the model's own scores.
+
+        Raises:
+            BundleError: the bundle gives no hidden states.
+        """
+        self._needs_hidden("a head")
+        with self._lock:
+            return self._chooser.features(task, task.for_device(text))
+
     @property
     def hidden_layer(self) -> int:
         """Layers below the hidden states that a head sees.

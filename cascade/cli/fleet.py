@@ -42,12 +42,13 @@ _FLEET: Final = (
     ("per-round", int, "rows that a device sees in a round (40)"),
     ("goal", int, "updates that end an asynchronous round (half of the devices)"),
     ("minimum", int, "updates that a round needs (a quarter of the devices)"),
-    ("alpha", float, "largest tolerated share of wrong answers among those kept (0.1)"),
+    ("starting", int, "labelled rows that the first adapter is trained on (0; a head needs some)"),
+    ("alpha", float, "largest tolerated value of the target (0.1)"),
     ("delta", float, "tolerated probability that a threshold does not hold that (0.1)"),
     ("most-worse", float, "a candidate that is worse by more is rejected (0.02)"),
     ("rank", int, "of the adapter's matrices (8)"),
-    ("level", float, "how sure a device must be that its update helps, as a p-value (0.2)"),
-    ("least", int, "examples kept aside that a device needs to judge (8)"),
+    ("level", float, "how sure a device must be that its update helps, as a p-value (0.5)"),
+    ("least", int, "examples kept aside that a device needs to judge (1)"),
     ("epochs", int, "times that a device sees each of its examples at most (4)"),
 )
 
@@ -137,6 +138,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="a new folder for all of it"
     )
+    verb.add_argument(
+        "--learner",
+        choices=("lora", "head"),
+        default="lora",
+        help="what is trained (lora); head: a linear head on frozen features",
+    )
+    verb.add_argument(
+        "--target",
+        choices=("risk", "excess"),
+        default="risk",
+        help="what alpha bounds: wrong answers among those kept (risk), or, of all inputs, those "
+        "kept and wrong that the teacher had right (excess)",
+    )
+    verb.add_argument(
+        "--no-recertify",
+        action="store_true",
+        help="keep the first certified policy for all later adapters, to see why that is wrong",
+    )
     verb.add_argument("--json", action="store_true", help="print one JSON object")
     verb.set_defaults(run=_simulate)
 
@@ -157,7 +176,13 @@ def _simulate(args: argparse.Namespace) -> int:
     path = bundle_path(args.bundle)
     bundle = Bundle.open(path, TrustStore(home.trust_dir()))
     check_trains(bundle.manifest)
-    given = parts(rows, seed=plan.seed, most=args.develop)
+    given = parts(
+        rows,
+        seed=plan.seed,
+        most=args.develop,
+        starting=plan.starting,
+        outside=bool(task.outside),
+    )
     out.mkdir(parents=True, exist_ok=True)
     told = _Progress(plan.rounds)
     simulation = FleetSimulation(
@@ -234,6 +259,9 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         rounds=args.rounds,
         seed=args.seed,
         partition=Partition.of(args.partition),
+        learner=args.learner,
+        recertify=not args.no_recertify,
+        target=args.target,
         dropout=args.dropout,
         attackers=Attackers() if args.byzantine is None else Attackers.of(args.byzantine),
         mode="synchronous" if args.mode == "sync" else "asynchronous",
@@ -275,7 +303,7 @@ def _wording(path: Path | None, options: tuple[str, ...]) -> Task:
         task = Task.from_json(json.loads(path.read_bytes()), where=path.name)
     except ValueError as problem:
         raise InvalidInput(path.name, f"is not the JSON of a task ({problem})") from None
-    if set(task.options) != set(options):
+    if set(task.options) - {task.outside} != set(options) - {task.outside}:
         raise InvalidInput(path.name, "has other options than the data's answers")
     return task
 

@@ -22,20 +22,19 @@ from cloud.federation.refusals import counters
 from cloud.federation.rounds import Round, in_state, latest, recent
 from cloud.federation.seams import Gate
 from cloud.fleet.device import seeded_key
-from cloud.fleet.hosts import Pairs
 from cloud.fleet.plan import FleetPlan
+from cloud.fleet.served import Weights
 from cloud.front_door import FrontDoor, GatewayFiles
 from cloud.registry import Delivery, Registry
 from cloud.tls import ensure_local_tls
 from edge.adapter import LoraPair, write_adapter
 from edge.bundle import Bundle
+from edge.head import Head
 from edge.portal import Portal
-from edge.training import drawn_a, open_training
 
 DAY_S: Final = 86_400.0
 """Of the simulation's time between two rounds: what real devices' budgets are for."""
 _LEASE_S: Final = 10 * DAY_S
-_MODULES: Final = ("q_proj", "v_proj")
 
 
 class FleetCluster:
@@ -43,6 +42,7 @@ class FleetCluster:
 
     Arguments:
         folder: of the simulation.
+        start: what the first round starts from.
         gate: made of this cluster.
         now: the simulation's clock.
     """
@@ -52,6 +52,7 @@ class FleetCluster:
         folder: Path,
         plan: FleetPlan,
         bundle: Bundle,
+        start: Weights,
         *,
         gate: Callable[[FleetCluster], Gate],
         now: Callable[[], float],
@@ -63,10 +64,11 @@ class FleetCluster:
         self._registry = Registry(str(folder / "registry"))
         path = write_adapter(
             folder / "start",
-            starting_pairs(bundle, plan),
+            start.pairs,
             name="start",
             base_digest=bundle.manifest.base_digest,
             signing_key=publisher,
+            head=start.head,
         )
         self._start = self._registry.publish(path, trust).artifact.digest
         self._config = federation_config(plan, folder, self._start)
@@ -102,11 +104,15 @@ class FleetCluster:
             return 1, self._start
         return approved[-1].candidate_version or 0, approved[-1].candidate_digest
 
-    def pairs(self, digest: str) -> Pairs:
-        """An adapter's pairs."""
-        tensors = self._adapters.read(digest).tensors
-        names = sorted({name.rpartition(".")[0] for name in tensors})
-        return {name: LoraPair(tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in names}
+    def weights(self, digest: str) -> Weights:
+        """An adapter's."""
+        adapter = self._adapters.read(digest)
+        tensors, spec = adapter.tensors, adapter.manifest.head
+        names = sorted(name.removesuffix(".a") for name in tensors if name.endswith(".a"))
+        return Weights(
+            {name: LoraPair(tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in names},
+            None if spec is None else Head.from_tensors(spec, tensors),
+        )
 
     def counters(self) -> Mapping[str, int]:
         """What the coordinator and the desk have counted."""
@@ -157,27 +163,6 @@ def federation_config(plan: FleetPlan, folder: Path, start: str) -> FederationCo
         plan=plan.training,
         aggregation=plan.aggregation,
     )
-
-
-def starting_pairs(bundle: Bundle, plan: FleetPlan) -> dict[str, LoraPair]:
-    """An adapter that changes nothing yet: A drawn from the seed, B 0, of the q and v projections
-    of the plan's layers."""
-    session, _ = open_training(bundle, None)
-    layers = sorted({slot.name.rpartition(".")[0] for slot in session.slots}, key=_number)
-    chosen = set(layers[-plan.training.layers :])
-    pairs = {}
-    for slot in session.slots:
-        if slot.name.rpartition(".")[0] not in chosen:
-            continue
-        for module, width in zip(slot.modules, slot.widths, strict=True):
-            if module.rpartition(".")[2] in _MODULES:
-                a = drawn_a(f"fleet {plan.seed}", module, slot.columns, plan.rank)
-                pairs[module] = LoraPair(a, np.zeros((plan.rank, width), np.float32))
-    return pairs
-
-
-def _number(layer: str) -> int:
-    return int(layer.split(".")[1])
 
 
 async def _opened(files: GatewayFiles, desk: Desk, delivery: Delivery) -> FrontDoor:

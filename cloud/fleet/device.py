@@ -11,27 +11,25 @@ from typing import Final, Literal
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from numpy.typing import NDArray
 
 from cascade.clock import Reading
 from cascade.conditions import Conditions, FixedConditions
-from cascade.confidence import ConfidenceModel
 from cascade.request import Message
-from cascade.rows import Bools, Floats
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
 from cascade.wire import ClientProfile
 from cloud.fleet.hostile import Connection, HostileConnection, HostileTrainer
 from cloud.fleet.plan import FleetPlan
 from cloud.fleet.rows import FleetRow
+from cloud.fleet.served import Probabilities, ServedPolicy, raw_scores
 from edge.bundle import Bundle
 from edge.examples import Example, ExampleStore, Source
 from edge.federation import ExampleTrainer, Limits, Participant, Trainer
 from edge.federation.example_trainer import Opened
+from edge.federation.head_trainer import Measure
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import TrainingLimits
 
-Probabilities = NDArray[np.float32]
 Absence = Literal["none", "off", "cut_off"]
 """``off``: does nothing in this round. ``cut_off``: loses its connection before it sends."""
 
@@ -48,25 +46,6 @@ class FleetClock:
     def read(self) -> Reading:
         """See ``cascade.clock.Clock``."""
         return Reading(self.wall_s, self.wall_s, "fleet")
-
-
-@dataclass(frozen=True, slots=True)
-class ServedPolicy:
-    """What decides on a device whether it keeps an answer.
-
-    Arguments:
-        confidence: of an answer.
-        threshold: the lowest confidence that is kept; ``None`` escalates all.
-    """
-
-    confidence: ConfidenceModel
-    threshold: float | None
-
-    def keeps(self, scores: Floats) -> Bools:
-        """Which answers of these raw scores are kept."""
-        if self.threshold is None or not len(scores):
-            return np.zeros(len(scores), bool)
-        return np.asarray(self.confidence.batch(scores) >= self.threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +92,7 @@ class SimulatedDevice:
     Arguments:
         number: from 0.
         open_session: gives the graphs that train an adapter; shared by the devices of a host.
+        measure: what a head sees of an input; likewise.
     """
 
     def __init__(
@@ -120,7 +100,9 @@ class SimulatedDevice:
         setting: Setting,
         number: int,
         bundle: Bundle,
+        *,
         open_session: Callable[..., Opened],
+        measure: Measure,
         clock: FleetClock,
     ) -> None:
         plan = setting.plan
@@ -151,6 +133,7 @@ class SimulatedDevice:
             level=plan.level,
             least=plan.least,
             open_session=open_session,
+            measure=lambda _: measure,
             clock=clock,
         )
         self._connection: Connection = Connection(setting.profile)
@@ -226,10 +209,11 @@ class SimulatedDevice:
     ) -> int:
         if not rows:
             return 0
-        scores = np.array([float(each.max()) for each in probabilities]).clip(0, 1)
-        kept = policy.keeps(scores)
+        kept = policy.keeps(raw_scores(self._task, probabilities))
         for row, each, keeps in zip(rows, probabilities, kept, strict=True):
             answer = self._task.options[int(each.argmax())]
+            if not keeps and not self._told(row):
+                continue  # out of scope, and the task has no answer that says so
             self._store.add(
                 Example(
                     row.id,
@@ -246,11 +230,14 @@ class SimulatedDevice:
         return int((~kept).sum())
 
     def _taught(self, row: FleetRow) -> str:
-        told = row.teacher or row.answer
+        told = self._told(row)
         if not (self.hostile and self._plan.attackers.kind == "label-flip"):
             return told
         options = self._task.options
         return options[(options.index(told) + 1) % len(options)]
+
+    def _told(self, row: FleetRow) -> str:
+        return row.teacher or row.answer or self._task.outside
 
     def _fetched(self) -> int:
         return sum(path.stat().st_size for path in self._adapters.glob("*/*") if path.is_file())

@@ -25,9 +25,10 @@ class RoundFigures:
         coverage: share of the certify part that is kept at it.
         threshold: the certified one; ``None`` where none could be certified.
         accuracy: of all local answers on the test part.
-        risk: share of the kept test answers that is wrong, and its 95 % interval.
+        risk: what the plan's target bounds, on the test part, and its 95 % interval.
         ece: of the confidence on the test part.
         out_of_scope: share of the inputs out of scope that is escalated.
+        end_to_end, teacher: see ``cloud.fleet.referee.Standing``.
         live: share of what devices saw in the round that they escalated.
         examples: in all stores together.
         outcomes: of the devices' steps, by name.
@@ -53,6 +54,8 @@ class RoundFigures:
     risk: tuple[float, float, float] | None
     ece: float
     out_of_scope: float | None
+    end_to_end: float
+    teacher: float | None
     live: float | None
     examples: int
     outcomes: Mapping[str, int]
@@ -131,6 +134,8 @@ def figures(
         risk=standing.risk,
         ece=standing.ece,
         out_of_scope=standing.out_of_scope,
+        end_to_end=standing.end_to_end,
+        teacher=standing.teacher,
         live=sum(turn.escalated for turn in turns) / seen if seen else None,
         examples=sum(turn.examples for turn in turns),
         outcomes=dict(sorted(Counter(turn.outcome for turn in turns).items())),

@@ -11,34 +11,39 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cascade.request import Message
 from cascade.signing import TrustStore
+from cascade.task import Task
 from cloud.fleet.device import (
     Absence,
     FleetClock,
-    ServedPolicy,
     Setting,
     SimulatedDevice,
     TurnResult,
 )
 from cloud.fleet.rows import FleetRow
-from edge.adapter import Adapter, LoraPair
+from cloud.fleet.served import Probabilities, ServedPolicy, Weights
+from edge.adapter import Adapter
 from edge.bundle import Bundle
 from edge.federation.example_trainer import Opened
+from edge.model import OnnxModel
 from edge.training.examples import LessonMaker, TrainingExample
 from edge.training.gradient import GradientSession
-from edge.training.lesson import Floats, Lesson
+from edge.training.learners import Measuring
+from edge.training.lesson import Lesson
+from edge.training.softmax import log_softmax
 
 _CLOSE_S: Final = 20.0
 _PIECE: Final = 32
-
-Pairs = Mapping[str, LoraPair]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +71,20 @@ class Host:
         self._bundle = Bundle.open(bundle.path, TrustStore(bundle.trust))
         self._session = GradientSession(self._bundle, keep=trunk)
         self._maker = LessonMaker(self._bundle, setting.task)
+        self._trunk = trunk
+        self._measuring: Measuring | None = None
         self._clock = FleetClock()
         self._devices: dict[int, SimulatedDevice] = {}
         self._lessons: dict[str, Lesson] = {}
         self._loop = asyncio.new_event_loop()
 
     def turns(
-        self, turns: Sequence[Turn], pairs: Pairs, policy: ServedPolicy, wall_s: float
+        self, turns: Sequence[Turn], weights: Weights, policy: ServedPolicy, wall_s: float
     ) -> list[TurnResult]:
         """Let devices take their turns, one after the other.
 
         Arguments:
-            pairs: of the adapter that runs on all of them.
+            weights: of the adapter that runs on all of them.
             wall_s: the simulation's time.
         """
         done = []
@@ -85,15 +92,29 @@ class Host:
             self._clock.wall_s = wall_s
             device = self._device(turn.device)
             work = device.turn(
-                turn.rows, self.probabilities(turn.rows, pairs), policy, turn.absence
+                turn.rows, self.probabilities(turn.rows, weights), policy, turn.absence
             )
             done.append(self._loop.run_until_complete(work))
         return done
 
-    def probabilities(self, rows: Sequence[FleetRow], pairs: Pairs) -> list[Floats]:
+    def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
         """Of the task's options, for each row."""
-        own = {name: pair for name, pair in pairs.items() if name in self._session.modules}
+        if weights.head is not None:
+            if not rows:
+                return []
+            logits = weights.head.logits(np.stack([self._features(row.text) for row in rows]))
+            return list(np.exp(log_softmax(logits)).astype(np.float32))
+        own = {name: p for name, p in weights.pairs.items() if name in self._session.modules}
         return self._session.probabilities([self._lesson(row) for row in rows], own)
+
+    def _features(self, text: str) -> NDArray[np.float32]:
+        if self._measuring is None:
+            model = OnnxModel(self._bundle)
+            self._measuring = Measuring(model, self._setting.task, keep=self._trunk, scores=False)
+        return self._measuring.of(text)[0]
+
+    def _measured(self, task: Task, text: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        return self._features(text), np.zeros(len(task.options))
 
     def close(self) -> None:
         """Close what is open."""
@@ -104,7 +125,12 @@ class Host:
     def _device(self, number: int) -> SimulatedDevice:
         if number not in self._devices:
             self._devices[number] = SimulatedDevice(
-                self._setting, number, self._bundle, self._opened, self._clock
+                self._setting,
+                number,
+                self._bundle,
+                open_session=self._opened,
+                measure=self._measured,
+                clock=self._clock,
             )
         return self._devices[number]
 
@@ -124,12 +150,12 @@ class Hosts(Protocol):
     """Several hosts."""
 
     def turns(
-        self, turns: Sequence[Turn], pairs: Pairs, policy: ServedPolicy, wall_s: float
+        self, turns: Sequence[Turn], weights: Weights, policy: ServedPolicy, wall_s: float
     ) -> Iterator[TurnResult]:
         """Turns of different devices, as they end: those of one host in order."""
         ...
 
-    def probabilities(self, rows: Sequence[FleetRow], pairs: Pairs) -> list[Floats]:
+    def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
         """Of the task's options, for each row."""
         ...
 
@@ -147,18 +173,20 @@ class InProcess:
         self._host = self._thread.submit(Host, setting, bundle, trunk).result()
 
     def turns(
-        self, turns: Sequence[Turn], pairs: Pairs, policy: ServedPolicy, wall_s: float
+        self, turns: Sequence[Turn], weights: Weights, policy: ServedPolicy, wall_s: float
     ) -> Iterator[TurnResult]:
         """See ``Hosts``."""
         for turn in turns:
-            yield from self._thread.submit(self._host.turns, [turn], pairs, policy, wall_s).result()
+            yield from self._thread.submit(
+                self._host.turns, [turn], weights, policy, wall_s
+            ).result()
 
-    def probabilities(self, rows: Sequence[FleetRow], pairs: Pairs) -> list[Floats]:
+    def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
         """See ``Hosts``."""
         return [
             found
             for piece in _pieces(rows)
-            for found in self._thread.submit(self._host.probabilities, piece, pairs).result()
+            for found in self._thread.submit(self._host.probabilities, piece, weights).result()
         ]
 
     def close(self) -> None:
@@ -206,10 +234,10 @@ class RayActors:
         ]
 
     def turns(
-        self, turns: Sequence[Turn], pairs: Pairs, policy: ServedPolicy, wall_s: float
+        self, turns: Sequence[Turn], weights: Weights, policy: ServedPolicy, wall_s: float
     ) -> Iterator[TurnResult]:
         """See ``Hosts``."""
-        given, seen = self._ray.put(dict(pairs)), self._ray.put(policy)
+        given, seen = self._ray.put(weights), self._ray.put(policy)
         waiting = [
             self._actors[turn.device % len(self._actors)].turns.remote([turn], given, seen, wall_s)
             for turn in turns
@@ -218,9 +246,9 @@ class RayActors:
             done, waiting = self._ray.wait(waiting)
             yield from self._ray.get(done[0])
 
-    def probabilities(self, rows: Sequence[FleetRow], pairs: Pairs) -> list[Floats]:
+    def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
         """See ``Hosts``."""
-        given, size = self._ray.put(dict(pairs)), len(self._actors)
+        given, size = self._ray.put(weights), len(self._actors)
         work = [
             self._actors[place % size].probabilities.remote(piece, given)
             for place, piece in enumerate(_pieces(rows))

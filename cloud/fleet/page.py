@@ -37,12 +37,16 @@ def _risk(each: RoundFigures) -> str:
     return f"{100 * found:.1f} ({100 * low:.1f}–{100 * high:.1f}) %"
 
 
+_RISK: Final = "wrong of kept"
+_RISK_OF: Final = {"risk": _RISK, "excess": "only teacher right"}
+
 COLUMNS: Final[tuple[tuple[str, Callable[[RoundFigures], str]], ...]] = (
     ("round", lambda each: str(each.round)),
     ("escalated", lambda each: percent(each.escalation)),
     ("kept, certified", lambda each: percent(each.coverage)),
     ("accuracy", lambda each: percent(each.accuracy)),
-    ("wrong of kept", _risk),
+    (_RISK, _risk),
+    ("end to end", lambda each: percent(each.end_to_end)),
     ("ECE", lambda each: f"{each.ece:.3f}"),
     ("out of scope", lambda each: _share(each.out_of_scope)),
     ("updates", lambda each: str(each.updates) if each.round else "–"),
@@ -57,13 +61,18 @@ COLUMNS: Final[tuple[tuple[str, Callable[[RoundFigures], str]], ...]] = (
 
 def table(result: FleetResult) -> list[str]:
     """The table as lines of text."""
-    rows = [tuple(name for name, _ in COLUMNS)]
+    rows = [_names(result)]
     rows += [tuple(show(each) for _, show in COLUMNS) for each in result.rounds]
     widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
     return [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     ]
+
+
+def _names(result: FleetResult) -> tuple[str, ...]:
+    risk = _RISK_OF[str(result.plan["target"])]
+    return tuple(risk if name == _RISK else name for name, _ in COLUMNS)
 
 
 def png(result: FleetResult) -> bytes:
@@ -88,7 +97,7 @@ def html_page(result: FleetResult) -> str:
     )
     return template.substitute(
         summary=html(summary(result)),
-        names="".join(f'<th scope="col">{html(name)}</th>' for name, _ in COLUMNS),
+        names="".join(f'<th scope="col">{html(name)}</th>' for name in _names(result)),
         rows=rows,
         picture=svg_element(_draw(result)),
         picture_text=html("Five line charts over the rounds; the table has their figures."),
@@ -108,11 +117,15 @@ def summary(result: FleetResult) -> str:
     plan = result.plan
     kept = "" if result.complete else " The run was ended early."
     alpha = percent(cast(float, plan["alpha"]), 0)
+    promise = f"at most {alpha} wrong among the answers kept"
+    if plan["target"] == "excess":
+        promise = f"at most {alpha} of all answers wrong that the teacher had right"
+    how = "thresholds certified for" if plan["recertify"] else "the first threshold certified for"
     return (
         f"{plan['devices']} devices, {last.round} rounds: {percent(first.escalation)} of the test "
         f"rows were escalated before the first, {percent(last.escalation)} after the last, at "
-        f"thresholds certified for at most {alpha} wrong among the answers kept. The device alone "
-        f"was right on {percent(first.accuracy)}, then on {percent(last.accuracy)}.{kept}"
+        f"{how} {promise}. The device alone was right on {percent(first.accuracy)}, then on "
+        f"{percent(last.accuracy)}.{kept}"
     )
 
 

@@ -18,6 +18,8 @@ AttackKind = Literal[
 learns wrong answers. ``nan``, ``wrong-base``, ``rank-bomb`` (twice the rank), ``stale`` (says that
 it started from an older version): updates that must be refused. ``replay``: sends its update twice.
 """
+Learner = Literal["lora", "head"]
+Bounded = Literal["risk", "excess"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,16 @@ class FleetPlan:
         mode: of the coordinator.
         goal: updates that end an asynchronous round; by default half of the devices.
         minimum: fewer updates are not aggregated; by default a quarter of the devices.
-        alpha: largest tolerated share of wrong answers among those that a device keeps, in (0, 1).
+        learner: what is trained: ``lora``, or a linear ``head`` on frozen features.
+        starting: labelled rows, of the fleet's part, that the first adapter is trained on, as many
+            of each answer as of another; ≥ 0. A head needs some.
+        recertify: whether each adapter's policy is certified anew; if not, the first policy that
+            could be certified stays, whatever adapter it then decides for.
+        target: what ``alpha`` bounds: ``risk``, the share of wrong answers among those that a
+            device keeps; or ``excess``, the share of all inputs that a device keeps and answers
+            wrongly though the teacher is right, which bounds by how much the fleet is less often
+            right than the teacher alone.
+        alpha: largest tolerated value of it, in (0, 1).
         delta: tolerated probability that a certified threshold does not hold that, in (0, 1).
         most_worse: a candidate whose accuracy on the develop part is worse by more than this is
             rejected, ≥ 0.
@@ -86,12 +97,16 @@ class FleetPlan:
     mode: Literal["synchronous", "asynchronous"] = "synchronous"
     goal: int | None = None
     minimum: int | None = None
+    learner: Learner = "lora"
+    starting: int = 0
+    recertify: bool = True
+    target: Bounded = "risk"
     alpha: float = 0.1
     delta: float = 0.1
     most_worse: float = 0.02
     rank: int = 8
-    level: float = 0.2
-    least: int = 8
+    level: float = 0.5
+    least: int = 1
     epochs: int = 4
     training: PlanConfig = field(default_factory=PlanConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
@@ -103,6 +118,8 @@ class FleetPlan:
                 raise InvalidInput(name, f"{value} is not in {low:g} … {high:g}")
         if not 0 < self.alpha < 1 or not 0 < self.delta < 1:
             raise InvalidInput("alpha", "and delta must lie between 0 and 1")
+        if self.learner == "head" and not self.starting:
+            raise InvalidInput("starting", "must be at least 1: a head starts from some labels")
 
     @property
     def updates(self) -> int:
@@ -138,6 +155,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "devices": (2, 100_000),
     "rounds": (1, 10_000),
     "seed": (0, 2**31),
+    "starting": (0, 100_000),
     "per_round": (1, 100_000),
     "dropout": (0, 0.999),
     "goal": (1, 100_000),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cascade.calibrate import fit_platt
-from cascade.certify import certify, plan_grid
+from cascade.certify import Target, certify_targets, excess_error, plan_targets, selective_risk
 from cascade.confidence import ConfidenceModel, Platt
 from cascade.errors import InfeasibleTarget, InvalidInput
 from cascade.metrics import ece, wilson_interval
@@ -20,10 +20,10 @@ from cascade.rows import Bools, Floats
 from cascade.task import Task
 from cloud.federation.rounds import Round
 from cloud.federation.seams import Verdict
-from cloud.fleet.device import ServedPolicy
-from cloud.fleet.hosts import Hosts, Pairs
+from cloud.fleet.hosts import Hosts
 from cloud.fleet.plan import FleetPlan
 from cloud.fleet.rows import FleetRow, Parts
+from cloud.fleet.served import ServedPolicy, Weights, raw_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,15 @@ class Standing:
         policy: what it is served with.
         develop_accuracy: of the develop part, by which candidates are compared.
         accuracy: of all answers on the test part.
-        coverage: share of the certify part that the certified threshold keeps; 0 without one.
-        escalation: share of the test part that is below it; 1 without one.
-        kept, wrong: test answers that are kept, and those of them that are wrong.
+        coverage: share of the certify part that the policy keeps.
+        escalation: share of the test part that it escalates; 1 without a certified threshold.
+        kept: test answers that are kept.
+        wrong, counted: the plan's target on the test part: what it counts, among how many rows.
         ece: of the confidence on the test part.
         out_of_scope: share of the inputs out of scope that is escalated; ``None`` without any.
+        end_to_end: share of the test part that is right in the end: kept answers by the device,
+            the others by the teacher, or the user, who is always right.
+        teacher: the same of always asking the teacher; ``None`` where users say what is right.
     """
 
     policy: ServedPolicy
@@ -48,15 +52,39 @@ class Standing:
     escalation: float
     kept: int
     wrong: int
+    counted: int
     ece: float
     out_of_scope: float | None
+    end_to_end: float
+    teacher: float | None
 
     @property
     def risk(self) -> tuple[float, float, float] | None:
-        """Share of the kept test answers that is wrong, with its 95 % interval (Wilson)."""
-        if not self.kept:
+        """What the target bounds on the test part, with its 95 % interval (Wilson)."""
+        if not self.counted:
             return None
-        return (self.wrong / self.kept, *wilson_interval(self.wrong, self.kept))
+        return (self.wrong / self.counted, *wilson_interval(self.wrong, self.counted))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """To some rows.
+
+    Arguments:
+        scores: raw ones, see ``raw_scores``.
+        right: whether the best answer is.
+        taught: whether the teacher's, or else the user's, answer is.
+    """
+
+    scores: Floats
+    right: Bools
+    taught: Bools
+
+    def target(self, plan: FleetPlan) -> Target:
+        """What is to be certified of them."""
+        if plan.target == "excess":
+            return excess_error(self.right, self.taught, alpha=plan.alpha)
+        return selective_risk(self.right, alpha=plan.alpha)
 
 
 class Referee:
@@ -69,57 +97,76 @@ class Referee:
     def __init__(self, hosts: Hosts, plan: FleetPlan, task: Task, parts: Parts) -> None:
         self._hosts, self._plan, self._task, self._parts = hosts, plan, task, parts
         self._known: dict[str, Standing] = {}
+        self._first: ServedPolicy | None = None
 
-    def standing(self, digest: str, pairs: Pairs) -> Standing:
+    def standing(self, digest: str, weights: Weights) -> Standing:
         """How the adapter of this digest does."""
         if digest not in self._known:
-            self._known[digest] = self._judged(pairs)
+            self._known[digest] = self._judged(weights)
         return self._known[digest]
 
-    def _judged(self, pairs: Pairs) -> Standing:
-        plan, parts = self._plan, self._parts
-        develop, develop_right = self._answers(parts.develop, pairs)
-        scores, right = self._answers(parts.certify, pairs)
-        test, test_right = self._answers(parts.test, pairs)
-        outside, _ = self._answers(parts.out_of_scope, pairs)
-        confidence, coverage, threshold = _fitted(develop, develop_right), 0.0, None
-        try:
-            grid = plan_grid(
-                confidence.batch(develop),
-                develop_right,
-                rows=len(scores),
-                alpha=plan.alpha,
-                delta=plan.delta,
-            )
-            certificate = certify(
-                confidence.batch(scores), right, alpha=plan.alpha, delta=plan.delta, grid=grid
-            )
-        except InfeasibleTarget:
-            pass  # nothing can be promised: everything escalates
-        else:
-            threshold = certificate.threshold
-            coverage = certificate.n_accepted / certificate.n
-        policy = ServedPolicy(confidence, threshold)
-        kept = policy.keeps(test)
+    def _judged(self, weights: Weights) -> Standing:
+        parts = self._parts
+        develop, certify = (
+            self._answers(parts.develop, weights),
+            self._answers(parts.certify, weights),
+        )
+        test, outside = (
+            self._answers(parts.test, weights),
+            self._answers(parts.out_of_scope, weights),
+        )
+        policy = self._first or self._certified(develop, certify)
+        if not self._plan.recertify and policy.threshold is not None:
+            self._first = policy
+        kept = policy.keeps(test.scores)
+        bad = kept & ~test.right
+        counted = int(kept.sum())
+        if self._plan.target == "excess":
+            bad, counted = bad & test.taught, len(kept)
+        known = all(row.teacher for row in parts.test)
         return Standing(
             policy=policy,
-            develop_accuracy=float(develop_right.mean()),
-            accuracy=float(test_right.mean()),
-            coverage=coverage,
+            develop_accuracy=float(develop.right.mean()),
+            accuracy=float(test.right.mean()),
+            coverage=float(policy.keeps(certify.scores).mean()),
             escalation=float(1 - kept.mean()),
             kept=int(kept.sum()),
-            wrong=int((kept & ~test_right).sum()),
-            ece=ece(confidence.batch(test), test_right),
-            out_of_scope=float(1 - policy.keeps(outside).mean()) if len(outside) else None,
+            wrong=int(bad.sum()),
+            counted=counted,
+            ece=ece(policy.confidence.batch(test.scores), test.right),
+            out_of_scope=(
+                float(1 - policy.keeps(outside.scores).mean()) if len(outside.scores) else None
+            ),
+            end_to_end=float(np.where(kept, test.right, test.taught).mean()),
+            teacher=float(test.taught.mean()) if known else None,
         )
 
-    def _answers(self, rows: Sequence[FleetRow], pairs: Pairs) -> tuple[Floats, Bools]:
-        """Raw scores, and whether the best answer is right."""
-        found = self._hosts.probabilities(rows, pairs) if rows else []
-        scores = np.array([float(each.max()) for each in found]).clip(0, 1)
+    def _certified(self, develop: _Answers, certify: _Answers) -> ServedPolicy:
+        plan, confidence = self._plan, _fitted(develop.scores, develop.right)
+        seen = confidence.batch(develop.scores)
+        try:
+            grid = plan_targets(
+                seen, [develop.target(plan)], rows=len(certify.scores), delta=plan.delta
+            )
+            found = certify_targets(
+                confidence.batch(certify.scores),
+                [certify.target(plan)],
+                delta=plan.delta,
+                grid=grid,
+            )
+        except InfeasibleTarget:
+            return ServedPolicy(confidence, None)  # nothing can be promised: everything escalates
+        return ServedPolicy(confidence, found.threshold)
+
+    def _answers(self, rows: Sequence[FleetRow], weights: Weights) -> _Answers:
+        found = self._hosts.probabilities(rows, weights) if rows else []
         options = self._task.options
-        right = [options[int(p.argmax())] == row.answer for p, row in zip(found, rows, strict=True)]
-        return scores, np.array(right, bool)
+        best = [options[int(each.argmax())] for each in found]
+        return _Answers(
+            raw_scores(self._task, found),
+            np.array([said == row.answer for said, row in zip(best, rows, strict=True)], bool),
+            np.array([row.teacher in ("", row.answer) for row in rows], bool),
+        )
 
 
 def _fitted(scores: Floats, right: Bools) -> ConfidenceModel:

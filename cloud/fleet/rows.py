@@ -59,6 +59,7 @@ class Parts:
         test: of which the figures are.
         fleet: which devices see.
         out_of_scope: inputs that should be escalated, whatever was learned.
+        starting: labelled before the first round.
     """
 
     develop: tuple[FleetRow, ...]
@@ -66,6 +67,7 @@ class Parts:
     test: tuple[FleetRow, ...]
     fleet: tuple[FleetRow, ...]
     out_of_scope: tuple[FleetRow, ...]
+    starting: tuple[FleetRow, ...] = ()
 
 
 def read_rows(path: Path, *, group: str = "group") -> tuple[list[FleetRow], tuple[str, ...]]:
@@ -101,26 +103,40 @@ def read_rows(path: Path, *, group: str = "group") -> tuple[list[FleetRow], tupl
     return rows, options
 
 
-def parts(rows: Sequence[FleetRow], *, seed: int, most: int | None = None) -> Parts:
+def parts(
+    rows: Sequence[FleetRow],
+    *,
+    seed: int,
+    most: int | None = None,
+    starting: int = 0,
+    outside: bool = False,
+) -> Parts:
     """Split rows by document, by a hash of the seed.
 
     Arguments:
         most: rows of the develop part at most; others in proportion. ``None`` takes all.
+        starting: rows of the fleet's part that are labelled before the first round instead; as many
+            of each answer as of another, as far as there are so many.
+        outside: whether inputs out of scope are among what devices see and what is certified; they
+            are then in all parts but the test part, whose own ones are ``out_of_scope``.
 
     Raises:
         InvalidInput: a part comes out too small to be of use.
     """
-    within = [row for row in rows if not row.out_of_scope]
     given = assign(
-        [row.document or row.id for row in within],
-        [text_key(row.text) for row in within],
+        [row.document or row.id for row in rows],
+        [text_key(row.text) for row in rows],
         _SHARES,
         f"cascade-fleet {seed}",
     )
     rng = np.random.default_rng([seed, 1])
     made: dict[str, tuple[FleetRow, ...]] = {}
     for name, share in _SHARES.items():
-        mine = [row for row, part in zip(within, given, strict=True) if part == name]
+        mine = [
+            row
+            for row, part in zip(rows, given, strict=True)
+            if part == name and (not row.out_of_scope or (outside and name != "test"))
+        ]
         limit = len(mine)
         if most is not None and name != "fleet":
             limit = round(most * share / _SHARES["develop"])
@@ -130,9 +146,27 @@ def parts(rows: Sequence[FleetRow], *, seed: int, most: int | None = None) -> Pa
             raise InvalidInput(
                 "dataset", f"gives {len(made[name])} rows to the {name} part; 20 are needed"
             )
-    outside = [row for row in rows if row.out_of_scope]
-    order = rng.permutation(len(outside))[: len(made["test"])]
-    return Parts(**made, out_of_scope=tuple(outside[place] for place in order))
+    beyond = [
+        row
+        for row, part in zip(rows, given, strict=True)
+        if row.out_of_scope and (part == "test" or not outside)
+    ]
+    order = rng.permutation(len(beyond))[: len(made["test"])]
+    first = _in_turn(made["fleet"], starting)
+    taken = {row.id for row in first}
+    made["fleet"] = tuple(row for row in made["fleet"] if row.id not in taken)
+    return Parts(
+        **made, out_of_scope=tuple(beyond[place] for place in order), starting=tuple(first)
+    )
+
+
+def _in_turn(rows: Sequence[FleetRow], count: int) -> list[FleetRow]:
+    """So many rows, one of each answer in turn."""
+    of: dict[str, list[FleetRow]] = {}
+    for row in rows:
+        of.setdefault(row.answer, []).append(row)
+    ranked = [(place, answer, row) for answer, mine in of.items() for place, row in enumerate(mine)]
+    return [row for _, _, row in sorted(ranked, key=lambda each: each[:2])[:count]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +219,7 @@ class Partition:
             for row, owner in zip(shuffled, _by_group(shuffled, devices), strict=True):
                 owners[owner].append(row)
         else:
-            for answer in sorted({row.answer for row in shuffled}):
+            for answer in sorted({row.answer for row in shuffled}):  # out of scope is one, too
                 mine = [row for row in shuffled if row.answer == answer]
                 shares = rng.dirichlet(np.full(devices, self.alpha))
                 ends = np.round(np.cumsum(shares)[:-1] * len(mine)).astype(int)

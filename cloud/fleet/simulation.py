@@ -24,6 +24,7 @@ from cloud.fleet.hosts import BundleAt, Hosts, InProcess, RayActors, RaySession,
 from cloud.fleet.plan import FleetPlan
 from cloud.fleet.referee import FleetGate, Referee, Standing
 from cloud.fleet.rows import FleetRow, Parts
+from cloud.fleet.starting import starting_weights
 from edge.bundle import Bundle
 
 _BEGINS_S: Final = 1_800_000_000.0
@@ -77,6 +78,7 @@ class FleetSimulation:
             folder,
             plan,
             bundle,
+            starting_weights(bundle, plan, task, rows.starting, trunk),
             gate=lambda cluster: FleetGate(plan.most_worse, self._standing),
             now=lambda: self._wall_s,
         )
@@ -116,7 +118,7 @@ class FleetSimulation:
             bundle=(manifest.name, manifest.base_digest),
             parts={
                 name: len(getattr(rows, name))
-                for name in ("develop", "certify", "test", "fleet", "out_of_scope")
+                for name in ("develop", "certify", "test", "fleet", "out_of_scope", "starting")
             },
             rounds=tuple(self._done),
             complete=len(self._done) == self._plan.rounds + 1,
@@ -174,9 +176,9 @@ class FleetSimulation:
 
     def _taken(self, turns: list[Turn], number: int, before: list[TurnResult]) -> list[TurnResult]:
         served = self._cluster.served()[1]
-        policy, pairs = self._standing(served).policy, self._cluster.pairs(served)
+        policy, weights = self._standing(served).policy, self._cluster.weights(served)
         done = list(before)
-        for result in self._hosts.turns(turns, pairs, policy, self._wall_s + 60.0):
+        for result in self._hosts.turns(turns, weights, policy, self._wall_s + 60.0):
             done.append(result)
             self._watch("devices", number, len(done), self._plan.devices)
         return done
@@ -187,7 +189,7 @@ class FleetSimulation:
         return self._owned[device][(number - 1) * size : number * size]
 
     def _standing(self, digest: str) -> Standing:
-        return self._referee.standing(digest, self._cluster.pairs(digest))
+        return self._referee.standing(digest, self._cluster.weights(digest))
 
     def _cost(self) -> tuple[float, float] | None:
         noise = self._plan.aggregation.noise_multiplier

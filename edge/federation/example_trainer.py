@@ -1,19 +1,21 @@
 """What a device trains on for a round: its own examples, under its own allowance.
 
-Examples of the store are curated, become lessons, and take the plan's steps from the lease's
-adapter. What comes out is judged on the examples that were kept aside, and sent only if it is
-better there. This is the ``Trainer`` that a ``Participant`` is given.
+Examples of the store are curated and train what the lease's adapter has: LoRA takes the plan's
+steps, a head is fitted. What comes out is judged on the examples that were kept aside, each of the
+two by itself, and sent only if it is better there. This is the ``Trainer`` that a ``Participant``
+is given.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from cascade.clock import Clock, SystemClock, passed_s
+from cascade.clock import Clock, Reading, SystemClock, passed_s
 from cascade.errors import CascadeError, InvalidInput
 from cascade.federation import Shapes, Tensors, shapes_of
 from cascade.federation.plan import RoundPlan
@@ -21,6 +23,7 @@ from cascade.task import Task
 from edge.adapter import Adapter, LoraPair
 from edge.bundle import Bundle
 from edge.examples import CurationRules, ExampleStore, Weighted, curate
+from edge.federation.head_trainer import Measure, head_data, learned, losses, measuring
 from edge.federation.participant import NoGain, StartingPoint, Trained
 from edge.training.allowance import TrainingAllowance, TrainingSession
 from edge.training.evaluate import open_training
@@ -38,6 +41,23 @@ _BUDGETS: Final = frozenset({Hold.TIME_SPENT, Hold.STEPS_SPENT, Hold.ENERGY_SPEN
 Opened = tuple[GradientSession, dict[str, LoraPair]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """What a part of the adapter is trained with.
+
+    Arguments:
+        learn, aside: curated examples, the newest first.
+        began: when training did.
+    """
+
+    plan: RoundPlan
+    start: StartingPoint
+    learn: list[Weighted]
+    aside: list[Weighted]
+    allowed: TrainingSession
+    began: Reading
+
+
 class ExampleTrainer:
     """Trains on the examples of a store. Call it from one thread at a time.
 
@@ -48,8 +68,13 @@ class ExampleTrainer:
         task: how closed sets with its options are worded; others as ``cascade.task.generic``.
         rules: of curation.
         epochs: times that each example is seen at most, whatever the plan asks for, ≥ 1.
-        level, least: see ``edge.training.worth_sending``.
+        level, least: see ``edge.training.worth_sending``. The defaults send whatever is not worse:
+            a device has few examples kept aside, on which next to nothing can be shown, and a
+            rule that asked for it (0.2, 8) kept whole fleets from learning. The cluster averages
+            many updates and tests what comes of them.
         open_session: loads the graphs for an adapter; by default anew for each round.
+        measure: what a head sees of examples under an adapter; by default read by a decoder that
+            is loaded for it.
         clock: measures the plan's seconds.
     """
 
@@ -62,9 +87,10 @@ class ExampleTrainer:
         task: Task | None = None,
         rules: CurationRules | None = None,
         epochs: int = 4,
-        level: float = 0.2,
-        least: int = 8,
+        level: float = 0.5,
+        least: int = 1,
         open_session: Callable[[Adapter], Opened] | None = None,
+        measure: Callable[[Adapter], Measure] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._maker = LessonMaker(bundle, task)
@@ -74,6 +100,7 @@ class ExampleTrainer:
         self._epochs = epochs
         self._level, self._least = level, least
         self._open = open_session or (lambda adapter: open_training(bundle, adapter))
+        self._measure = measure or measuring(bundle)
         self._clock = clock or SystemClock()
 
     def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
@@ -95,41 +122,87 @@ class ExampleTrainer:
     def _trained(self, plan: RoundPlan, start: StartingPoint, allowed: TrainingSession) -> Trained:
         began = self._clock.read()
         chosen = curate(self._store.examples(), self._store.consent(), self._rules)
-        learn = self._lessons(_newest(chosen.learn, plan.max_examples))
-        aside = self._lessons(_newest(chosen.held_out, plan.max_examples))
+        learn = _newest(chosen.learn, plan.max_examples)
+        aside = _newest(chosen.held_out, plan.max_examples)
         if not learn or len(aside) < self._least:
             raise NoGain(
                 f"{len(learn)} examples to learn from and {len(aside)} kept aside; it needs 1 and "
                 f"{self._least}"
             )
+        made: list[Trained] = []
+        why: list[str] = []
+        given = _Round(plan, start, learn, aside, allowed, began)
+        for part in (self._head, self._lora):
+            try:
+                made.append(part(given))
+            except NoGain as problem:
+                why.append(str(problem))
+        if not made:
+            raise NoGain("; ".join(filter(None, why)))
+        shapes = plan.shapes(shapes_of(start.tensors))
+        change = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        for each in made:
+            change |= each.change
+        return Trained(change, max(each.examples for each in made))
+
+    def _head(self, of: _Round) -> Trained:
+        head = of.start.adapter.head
+        if head is None:
+            raise NoGain("")
+        measure = self._measure(of.start.adapter)
+        data, held_out = head_data(head, of.learn, measure), head_data(head, of.aside, measure)
+        if data is None or held_out is None or len(set(data.labels.tolist())) < 2:
+            raise NoGain("a head needs examples of two answers, and one kept aside")
+        after = learned(head, data)
+        if of.allowed.stop() and not set(of.allowed.reasons) <= _BUDGETS:
+            raise CascadeError(f"stopped while a head was fitted: {_said(of.allowed)}")
+        self._judge("head", losses(head, held_out), losses(after, held_out), of.plan.seed)
+        return Trained(
+            {"head.weight": after.weight - head.weight, "head.bias": after.bias - head.bias},
+            len(data),
+        )
+
+    def _lora(self, of: _Round) -> Trained:
+        plan, start, allowed = of.plan, of.start, of.allowed
+        if not start.adapter.pairs:
+            raise NoGain("")
+        learn, aside = self._lessons(of.learn), self._lessons(of.aside)
+        if not learn or not aside:
+            raise NoGain("all examples are longer than the model reads")
         session, _ = self._open(start.adapter)
         training = self._plan(plan, start, learn, allowed)
-        shapes = plan.shapes(shapes_of(start.tensors))
         before = dict(start.adapter.pairs)
         trainer = Trainer(session, learn, training, parent=_those_of(session, before))
         parent_losses = self._losses(session, aside, before)
         if not trainer.training:
             raise NoGain("all examples are too long to be learned from")
         # What the parent took to answer is what the adapter will take, and belongs to the plan.
-        judging_s = passed_s(began, self._clock.read())
+        judging_s = passed_s(of.began, self._clock.read())
         run = trainer.run()
-        while passed_s(began, self._clock.read()) + judging_s < plan.max_seconds:
+        while passed_s(of.began, self._clock.read()) + judging_s < plan.max_seconds:
             if allowed.stop() or next(run, None) is None:
                 break
         run.close()
         if not allowed.permission.allowed and not set(allowed.reasons) <= _BUDGETS:
             raise CascadeError(f"stopped after {trainer.done_steps} steps: {_said(allowed)}")
         after = trainer.result()
-        losses = self._losses(session, aside, {**before, **after})
-        found = worth_sending(
-            parent_losses, losses, level=self._level, least=self._least, seed=training.seed
-        )
+        after_losses = self._losses(session, aside, {**before, **after})
+        self._judge("LoRA", parent_losses, after_losses, training.seed)
+        shapes = {
+            name: shape
+            for name, shape in plan.shapes(shapes_of(start.tensors)).items()
+            if name.endswith((".a", ".b"))
+        }
+        return Trained(_change(start.tensors, after, shapes), len(trainer.training))
+
+    def _judge(self, what: str, parent: list[float], after: list[float], seed: int) -> None:
+        """Raise ``NoGain`` if it is worse than its parent."""
+        found = worth_sending(parent, after, level=self._level, least=self._least, seed=seed)
         if not found.send:
             raise NoGain(
-                f"{found.word.replace('_', ' ')}: {found.gain:+.4f} of the loss on {found.n} "
-                f"examples kept aside, p = {found.p:.2f}"
+                f"{what}: {found.word.replace('_', ' ')}: {found.gain:+.4f} of the loss on "
+                f"{found.n} examples kept aside, p = {found.p:.2f}"
             )
-        return Trained(_change(start.tensors, after, shapes), len(trainer.training))
 
     def _plan(
         self,

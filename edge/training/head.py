@@ -84,6 +84,7 @@ def train_head(
     parent: Head | None = None,
     l2: float | None = None,
     lm_data: HeadData | None = None,
+    on_top_of_lm: float | None = None,
     balance: bool = False,
     seed: int = 0,
 ) -> Trained:
@@ -97,6 +98,8 @@ def train_head(
         l2: the penalty; None chooses it.
         lm_data: to weigh the model's own scores on, where those of ``data`` would flatter, because
             the model has been trained on it. None takes ``data``, by cross-validation.
+        on_top_of_lm: weight of the model's own scores, where it is settled: the head is fitted to
+            what they leave open. None fits the weight.
         balance: count every answer that occurs as often as any other.
         seed: of the folds.
 
@@ -111,6 +114,8 @@ def train_head(
     offset = np.zeros((len(data), len(spec.task.options)))
     if parent is not None:
         offset = parent.logits(data.features)
+    if on_top_of_lm is not None:
+        offset = offset + on_top_of_lm * data.scores
     loss = None
     aside = None
     if l2 is None:
@@ -128,7 +133,9 @@ def train_head(
         mean,
         scale,
     )
-    if lm_data is not None:
+    if on_top_of_lm is not None:
+        weight = on_top_of_lm
+    elif lm_data is not None:
         weight = lm_weight(lm_data, head.logits(lm_data.features))
     elif aside is not None:
         weight = lm_weight(data, aside)

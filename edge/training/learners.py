@@ -60,12 +60,18 @@ class Measuring:
     Arguments:
         model: its active adapter is part of what is shown.
         keep: folder for what was measured, from run to run; None keeps nothing.
+        scores: whether the answers are scored, too; if not, their scores are 0, and reading an
+            example costs no more than its prompt.
     """
 
-    def __init__(self, model: OnnxModel, task: Task, *, keep: Path | None = None) -> None:
-        self._model, self._task = model, task
+    def __init__(
+        self, model: OnnxModel, task: Task, *, keep: Path | None = None, scores: bool = True
+    ) -> None:
+        self._model, self._task, self._scores = model, task, scores
         info = model.info
         parts = [info.base_digest, info.adapter_digest, str(model.hidden_layer)]
+        if not scores:
+            parts.append("features")
         state = "\n".join([*parts, json.dumps(task.to_json(), sort_keys=True)])
         self._folder = None if keep is None else keep / hashlib.sha256(state.encode()).hexdigest()
 
@@ -78,7 +84,7 @@ class Measuring:
         texts = [example.messages[-1].content for example in examples]
         rows = []
         for number, text in enumerate(texts, start=1):
-            rows.append(self._measured(text))
+            rows.append(self.of(text))
             on_example(number)
         return HeadData(
             features=np.stack([features for features, _ in rows]),
@@ -88,19 +94,25 @@ class Measuring:
             groups=tuple(texts),
         )
 
-    def _measured(self, text: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def of(self, text: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Features and scores of one input."""
         if self._folder is None:
-            return self._model.measured(self._task, text)
+            return self._read(text)
         path = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"
         try:
             with np.load(path, allow_pickle=False) as kept:
                 return kept["features"], kept["scores"]
         except (OSError, ValueError, EOFError, KeyError):  # not there, or cut short
-            features, scores = self._model.measured(self._task, text)
+            features, scores = self._read(text)
         file = io.BytesIO()
         np.savez(file, features=features, scores=scores)
         write_whole(path, file.getvalue(), private=True)
         return features, scores
+
+    def _read(self, text: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        if self._scores:
+            return self._model.measured(self._task, text)
+        return self._model.features(self._task, text), np.zeros(len(self._task.options))
 
 
 def own_loss(data: HeadData, parent: Head | None = None) -> float | None:
