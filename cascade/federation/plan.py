@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Final, Literal, Self, cast, get_args
 
 from cascade.errors import InvalidInput
-from cascade.federation.tensors import Shapes
+from cascade.federation.masked_plan import MASKED_FORMAT, MaskedPlan
+from cascade.federation.tensors import Shapes, elements
 from cascade.federation.update import Bits, encoded_size
 from cascade.strict import Fields
 
@@ -36,6 +37,8 @@ class RoundPlan:
         clip_norm: the update's L2 norm at most, > 0.
         bits: of each number that is sent: 4, 8, or 32 for float32.
         seed: of sampling and rounding, ≥ 0.
+        masked: that only the sum of the updates is learned; ``None`` where each is seen. ``bits``
+            then means nothing.
 
     Raises:
         InvalidInput: a number is out of its range.
@@ -52,6 +55,7 @@ class RoundPlan:
     clip_norm: float = 1.0
     bits: Bits = 8
     seed: int = 0
+    masked: MaskedPlan | None = None
 
     def __post_init__(self) -> None:
         for name in ("layers", "batch", "max_steps", "max_examples"):
@@ -89,12 +93,29 @@ class RoundPlan:
         return chosen
 
     def payload_bytes(self, adapter: Shapes) -> int:
-        """Exact size of an update of this plan."""
-        return encoded_size(self.shapes(adapter), self.bits)
+        """Exact size of an update of this plan.
+
+        Raises:
+            InvalidInput: nothing is left to train, or masked words cannot hold the sum.
+        """
+        shapes = self.shapes(adapter)
+        if self.masked is not None:
+            return elements(shapes) * self.masked.fixed(self.clip_norm).bits // 8
+        return encoded_size(shapes, self.bits)
+
+    @property
+    def payload_format(self) -> str:
+        """How an update of this plan is written."""
+        return PAYLOAD_FORMAT if self.masked is None else MASKED_FORMAT
 
     def to_bytes(self) -> bytes:
-        """The plan as it travels: JSON, keys sorted."""
-        return json.dumps(asdict(self), sort_keys=True).encode()
+        """The plan as it travels: JSON, keys sorted. What is not asked for is left out, so that
+        devices that do not know of it take part in the rounds that do without."""
+        value = asdict(self)
+        del value["masked"]
+        if self.masked is not None:
+            value["masked"] = self.masked.to_json()
+        return json.dumps(value, sort_keys=True).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -118,6 +139,9 @@ class RoundPlan:
             clip_norm=fields.number("clip_norm", 0.0),
             bits=cast(Bits, fields.integer("bits", 4, 32)),
             seed=fields.integer("seed", 0, 2**53),
+            masked=MaskedPlan.from_json(fields.take("masked"), "plan.masked")
+            if fields.given("masked")
+            else None,
         )
         fields.end()
         return plan

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cascade.federation.masked_plan import MaskedPlan
+from cascade.federation.masking.messages import MAX_COHORT
 from cascade.federation.plan import RoundPlan
 from cascade.federation.terms import PAYLOAD_LIMIT_BYTES
 from cascade.home import home
@@ -62,6 +65,22 @@ class AggregationConfig(StrictModel):
     noise_multiplier: float | None = Field(default=None, gt=0, lt=math.inf)
 
 
+class SecureAggregationConfig(StrictModel):
+    """Rounds in which the cluster learns the sum of the updates, and no device's own.
+
+    Arguments:
+        threshold: devices that must stay until the sum is unmasked; by default the ``minimum``, or
+            just above half of the ``goal`` where that is more.
+        phase_s: seconds for which each phase behind the training waits for those who are late.
+        levels: integers from 0 to the clip norm at least; more make an update larger: up to 32
+            devices and 1,023 levels take two bytes a number, else it is four.
+    """
+
+    threshold: int | None = Field(default=None, ge=2, le=MAX_COHORT)
+    phase_s: float = Field(default=120.0, ge=0.1, le=86_400)
+    levels: int = Field(default=1023, ge=1, le=2**24)
+
+
 class FederationConfig(StrictModel):
     """Federated rounds on one base.
 
@@ -88,6 +107,7 @@ class FederationConfig(StrictModel):
         upload_memory_bytes: of all uploads under way in one gateway.
         start_from: ``approved`` waits for the gate's word before the next round; ``candidate`` goes
             on from what the last round made, unless it is rejected.
+        secure_aggregation: that updates are summed under masks; ``true`` for its defaults.
         gate: by what candidates are judged; without it an operator decides.
         rollout: how approved ones reach devices; without it none is published to a channel.
     """
@@ -110,8 +130,17 @@ class FederationConfig(StrictModel):
     start_from: Literal["approved", "candidate"] = "approved"
     plan: PlanConfig = PlanConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    secure_aggregation: SecureAggregationConfig | None = None
     gate: GateConfig | None = None
     rollout: RolloutConfig | None = None
+
+    @field_validator("secure_aggregation", mode="before")
+    @classmethod
+    def _switch(cls, given: object) -> object:
+        """``true`` and ``false`` are sections, too."""
+        if isinstance(given, bool):
+            return {} if given else None
+        return given
 
     @field_validator("adapter")
     @classmethod
@@ -148,6 +177,28 @@ class FederationConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _maskable(self) -> Self:
+        masked, how = self.secure_aggregation, self.aggregation
+        if masked is None:
+            return self
+        if how.rule != "mean" or self.plan.trained == "both" or self.mode != "synchronous":
+            raise ValueError(
+                "secure_aggregation needs mode: synchronous, plan.trained: b and aggregation.rule: "
+                "mean; of anything else the sum of the updates is not enough"
+            )
+        if not 2 <= self.goal <= MAX_COHORT:
+            raise ValueError(f"secure_aggregation needs a goal of 2 to {MAX_COHORT}")
+        least = self.goal // 2 + 1
+        if masked.threshold is not None and not (
+            max(least, self.minimum) <= masked.threshold <= self.goal
+        ):
+            raise ValueError(
+                f"secure_aggregation.threshold must be {max(least, self.minimum)} to {self.goal}: "
+                "more than half of the goal, no less than the minimum, and at most the goal"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fit(self) -> Self:
         if self.minimum > self.goal:
             raise ValueError(f"minimum {self.minimum} is above the goal, {self.goal}")
@@ -167,6 +218,15 @@ class FederationConfig(StrictModel):
         if self.gate is not None:
             changed["gate"] = self.gate.anchored(folder)
         return self.model_copy(update=changed)
+
+    @property
+    def round_plan(self) -> RoundPlan:
+        """The plan that leases carry, whichever way updates are summed."""
+        plan, masked = self.plan.plan(), self.secure_aggregation
+        if masked is None:
+            return plan
+        threshold = masked.threshold or max(self.minimum, self.goal // 2 + 1)
+        return replace(plan, masked=MaskedPlan(self.goal, threshold, masked.levels, masked.phase_s))
 
     @property
     def leases(self) -> int:

@@ -18,18 +18,33 @@ from typing import Final
 import numpy as np
 
 from cascade.errors import InvalidInput
-from cascade.federation import Shapes, Tensors, clip_to_norm, decode
+from cascade.federation import (
+    Shapes,
+    Tensors,
+    clip_to_norm,
+    decode,
+    flatten,
+    shapes_of,
+    unflatten,
+)
+from cascade.federation.masked_plan import MaskedPlan
 from cascade.federation.plan import RoundPlan
-from cloud.federation import leases, rounds
-from cloud.federation.adapters import Adapters
+from cascade.federation.tensors import elements
+from cloud.federation import leases, masked_rounds, rounds
+from cloud.federation.adapters import Adapters, StartingAdapter
 from cloud.federation.chosen import chosen_strategy, read_state, write_state
 from cloud.federation.config import FederationConfig
 from cloud.federation.database import Database, Transaction
+from cloud.federation.masked_rounds import Said
+from cloud.federation.phases import standing
+from cloud.federation.privacy import PrivateMean
 from cloud.federation.refusals import count
+from cloud.federation.robust import WeightedMean
 from cloud.federation.rounds import Round, Start
 from cloud.federation.schema import migrate
 from cloud.federation.seams import Gate
-from cloud.federation.strategies import Aggregate, Contribution
+from cloud.federation.strategies import Aggregate, Contribution, FfaLora, Strategy
+from cloud.federation.unmasking import unmasked
 
 _log = logging.getLogger("ray.serve")
 
@@ -54,12 +69,14 @@ class _Inputs:
     Arguments:
         version: of the candidate.
         served: digest of what each version of the adapter was.
+        said: by the devices of a round under masks.
     """
 
     updates: list[rounds.StoredUpdate]
     optimiser: bytes
     version: int
     served: Mapping[int, str]
+    said: Said | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +143,8 @@ class Coordinator:
         await self._database.do(migrate)
         if alone:
             await self._database.do(rounds.release_claims)
+            now = self._now()
+            await self._database.do(lambda tx: masked_rounds.prolong(tx, now))
 
     async def tick(self) -> None:
         """Do what is due."""
@@ -144,15 +163,7 @@ class Coordinator:
             else:
                 rounds.drop_stale(tx, config.max_gap)
             claimed = rounds.take_over(tx, token=self._token, now=now, claim_s=_CLAIM_S)
-            claimed = claimed or rounds.claim(
-                tx,
-                goal=config.goal,
-                minimum=config.minimum,
-                synchronous=synchronous,
-                token=self._token,
-                now=now,
-                claim_s=_CLAIM_S,
-            )
+            claimed = claimed or self._claim(tx, now)
             return _Due(
                 claimed, bool(rounds.in_state(tx, "waiting")), rounds.collecting(tx) is None
             )
@@ -165,6 +176,21 @@ class Coordinator:
         if found.none_collects:
             await self._open()
 
+    def _claim(self, tx: Transaction, now: float) -> Round | None:
+        """The round that is over, if it is."""
+        config, current = self._config, rounds.collecting(tx)
+        if current is not None and standing(tx, current.number) is not None:
+            return masked_rounds.claim(tx, current, token=self._token, now=now, claim_s=_CLAIM_S)
+        return rounds.claim(
+            tx,
+            goal=config.goal,
+            minimum=config.minimum,
+            synchronous=config.mode == "synchronous",
+            token=self._token,
+            now=now,
+            claim_s=_CLAIM_S,
+        )
+
     async def _aggregate(self, claimed: Round) -> None:
         def inputs(tx: Transaction) -> _Inputs:
             return _Inputs(
@@ -172,6 +198,7 @@ class Coordinator:
                 rounds.optimiser_state(tx, claimed.number),
                 rounds.next_version(tx, 0),
                 rounds.served(tx),
+                masked_rounds.everything(tx, claimed.number),
             )
 
         given = await self._database.do(inputs)
@@ -209,6 +236,11 @@ class Coordinator:
         """The round's candidate, published. The same inputs give the same artifact."""
         start = self._adapters.read(claimed.adapter_digest)
         plan = RoundPlan.from_bytes(claimed.plan.encode())
+        noise = None if self._noise is None else self._noise(claimed)
+        strategy = chosen_strategy(self._config, start.shapes, noise)
+        if plan.masked is not None:
+            result = _unmask(strategy, plan, plan.masked, start, given)
+            return _Outcome(result, self._published(claimed, given, start, result), 0)
         contributions = []
         # In an order of their own: the same updates give the same sum, however they came in.
         for each in sorted(given.updates, key=lambda each: (each.device, each.payload)):
@@ -229,13 +261,16 @@ class Coordinator:
                     gap=max(0, claimed.adapter_version - each.adapter_version),
                 )
             )
-        noise = None if self._noise is None else self._noise(claimed)
-        strategy = chosen_strategy(self._config, start.shapes, noise)
         result = strategy.aggregate(start.tensors, contributions, read_state(given.optimiser))
-        digest = self._adapters.publish(
+        digest = self._published(claimed, given, start, result)
+        return _Outcome(result, digest, len(given.updates) - len(contributions))
+
+    def _published(
+        self, claimed: Round, given: _Inputs, start: StartingAdapter, result: Aggregate
+    ) -> str:
+        return self._adapters.publish(
             start, result.tensors, version=given.version, name=f"round-{claimed.number}"
         )
-        return _Outcome(result, digest, len(given.updates) - len(contributions))
 
     async def _judge(self) -> None:
         for candidate in await self._database.do(lambda tx: rounds.in_state(tx, "waiting")):
@@ -251,7 +286,7 @@ class Coordinator:
         synchronous = config.mode == "synchronous"
         first = await asyncio.to_thread(self._adapters.read, config.adapter)
         begins_first = Start(first.digest, first.manifest.version, b"")
-        plan = config.plan.plan().to_bytes().decode()
+        plan = config.round_plan.to_bytes().decode()
         unapproved = config.start_from == "candidate"
 
         def ready(tx: Transaction) -> _Ready:
@@ -266,7 +301,7 @@ class Coordinator:
         begins = renewed
 
         def opened(tx: Transaction) -> Round | None:
-            return rounds.open_round(
+            fresh = rounds.open_round(
                 tx,
                 first.manifest.base_digest,
                 begins,
@@ -274,6 +309,9 @@ class Coordinator:
                 now=now,
                 closes_at=now + config.round_s if synchronous else None,
             )
+            if fresh is not None:
+                masked_rounds.begin(tx, fresh)
+            return fresh
 
         fresh = await self._database.do(opened)
         if fresh is not None:
@@ -294,6 +332,30 @@ class Coordinator:
             name=f"{adapter.manifest.name[:40]}-again",
         )
         return Start(digest, ready.next_version, begins.optimiser)
+
+
+def _unmask(
+    strategy: Strategy, plan: RoundPlan, masked: MaskedPlan, start: StartingAdapter, given: _Inputs
+) -> Aggregate:
+    """The next adapter from the sum alone."""
+    if (
+        given.said is None
+        or not isinstance(strategy, FfaLora)
+        or not isinstance(strategy.rule, WeightedMean | PrivateMean)
+    ):
+        raise InvalidInput("aggregation", "of this configuration cannot go by the sum of updates")
+    shapes, fixed = plan.shapes(start.shapes), masked.fixed(plan.clip_norm)
+    size = elements(shapes)
+    vectors = {each.device: each.payload for each in given.updates}
+    total = fixed.decode(unmasked(masked, fixed, given.said, vectors, size))
+    if isinstance(strategy.rule, PrivateMean):
+        mean = strategy.rule.noised(total, fixed.norm_after(plan.clip_norm, size))
+    else:
+        mean = total / len(vectors)
+    change = {**_untouched(plan, start.shapes), **unflatten(mean, shapes)}
+    return strategy.from_mean(
+        start.tensors, flatten(change), shapes_of(change), read_state(given.optimiser)
+    )
 
 
 def _untouched(plan: RoundPlan, adapter: Shapes) -> Tensors:

@@ -16,6 +16,7 @@ from cascade.federation.terms import (
     Receipt,
     UploadHeader,
 )
+from cloud.federation import phases
 from cloud.federation.config import FederationConfig
 from cloud.federation.database import Row, Transaction
 from cloud.federation.refusals import Reason, Refused, count
@@ -116,6 +117,9 @@ def check_in(
         wait_s = float(row[0]) + config.min_separation_s - now
         if wait_s > 0:
             return NotNow("too_soon", wait_s)
+    at = phases.standing(tx, current.number)
+    if at is not None and at.beyond("keys"):
+        return NotNow("cohort_full")
     if _taken(tx, current, config, now) >= config.leases:
         return NotNow("cohort_full")
     if tx.one("SELECT 1 FROM leases WHERE device = ? AND request = ?", asked.device_id, request):
@@ -192,6 +196,7 @@ def commit(
     if config.mode == "synchronous":
         if of is None or of.state != "collecting":
             raise _refused(tx, Reason.LATE)
+        _in_its_phase(tx, found, now)
         if waiting >= config.goal:
             raise _refused(tx, Reason.GOAL_MET)
     else:
@@ -219,6 +224,20 @@ def commit(
     count(tx, "committed")
     count(tx, "committed_bytes", len(payload))
     return Receipt(header.lease_id, found.round, header.payload_sha256, now)
+
+
+def _in_its_phase(tx: Transaction, lease: StoredLease, now: float) -> None:
+    """Of a round under masks: only those who dealt shares send a vector, and only while nothing is
+    unmasked. Raises ``Refused``."""
+    at = phases.standing(tx, lease.round)
+    if at is None:
+        return
+    if at.before("vectors"):
+        raise _refused(tx, Reason.WRONG_PHASE)
+    if at.beyond("vectors") or now >= at.closes_at:
+        raise _refused(tx, Reason.LATE)
+    if not phases.spoke(tx, lease.round, "share_keys", lease.device):
+        raise _refused(tx, Reason.DROPPED_OUT)
 
 
 def receipt(tx: Transaction, lease_id: str) -> Receipt | None:

@@ -32,6 +32,10 @@ class Reason(StrEnum):
     NOT_FINITE = "not_finite"
     MALFORMED = "malformed"
     BAD_SIGNATURE = "bad_signature"
+    NOT_MASKED = "not_masked"
+    WRONG_PHASE = "wrong_phase"
+    DROPPED_OUT = "dropped_out"
+    SAID_OTHERWISE = "said_otherwise"
 
 
 _STATUS: Final[dict[Reason, tuple[str, str]]] = {
@@ -56,6 +60,10 @@ _STATUS: Final[dict[Reason, tuple[str, str]]] = {
     Reason.NOT_FINITE: ("INVALID_ARGUMENT", "the update holds numbers that are not finite"),
     Reason.MALFORMED: ("INVALID_ARGUMENT", "the payload is not an update"),
     Reason.BAD_SIGNATURE: ("PERMISSION_DENIED", "the signature is not the enrolled key's"),
+    Reason.NOT_MASKED: ("FAILED_PRECONDITION", "the lease's round has no phases of masks"),
+    Reason.WRONG_PHASE: ("FAILED_PRECONDITION", "the round is not in this phase yet"),
+    Reason.DROPPED_OUT: ("ABORTED", "the round went on without this device; check in again"),
+    Reason.SAID_OTHERWISE: ("ALREADY_EXISTS", "this device said something else in the phase"),
 }
 
 

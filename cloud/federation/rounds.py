@@ -219,16 +219,25 @@ def claim(
         *values,
         goal,
     )
+    return begin_aggregation(
+        tx, current.number, min(there, goal), token=token, now=now, claim_s=claim_s
+    )
+
+
+def begin_aggregation(
+    tx: Transaction, number: int, updates: int, *, token: str, now: float, claim_s: float
+) -> Round | None:
+    """End a round's collecting, and claim it, with so many updates that are marked as its own."""
     tx.run(
         "UPDATE rounds SET state = 'aggregating', claim = ?, claimed_until = ?, closed_at = ?, "
         "counted = ? WHERE number = ?",
         token,
         now + claim_s,
         now,
-        min(there, goal),
-        current.number,
+        updates,
+        number,
     )
-    return round_numbered(tx, current.number)
+    return round_numbered(tx, number)
 
 
 def take_over(tx: Transaction, *, token: str, now: float, claim_s: float) -> Round | None:
@@ -305,6 +314,7 @@ def finish(
     )
     if done:
         tx.run("UPDATE updates SET payload = NULL WHERE counted_in = ?", number)
+        tx.run("DELETE FROM exchanges WHERE round = ?", number)
         count(tx, "rounds")
     return bool(done)
 
@@ -327,6 +337,7 @@ def abandon(tx: Transaction, number: int, why: str, now: float) -> None:
         number,
         number,
     )
+    tx.run("DELETE FROM exchanges WHERE round = ?", number)
     if dropped:
         count(tx, "dropped", dropped)
     count(tx, "abandoned")

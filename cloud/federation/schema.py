@@ -68,6 +68,12 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
           trials BIGINT NOT NULL, events BIGINT NOT NULL,
           PRIMARY KEY (adapter, device, measure))""",
     ),
+    # Rounds under masks: where each of them is. What devices said in them is in `exchanges`.
+    (
+        """CREATE TABLE masked_rounds (
+          round BIGINT PRIMARY KEY, session TEXT NOT NULL, phase TEXT NOT NULL,
+          closes_at DOUBLE PRECISION NOT NULL)""",
+    ),
 )
 VERSION: Final = len(_MIGRATIONS)
 

@@ -17,7 +17,6 @@ from cascade.federation.terms import (
     Enrolment,
     Histogram,
     MetricsReport,
-    PhaseMessage,
 )
 from cloud.federation import leases, rounds
 from cloud.federation.config import PlanConfig
@@ -482,30 +481,6 @@ async def test_counts_of_a_fleet_are_added_up_once_a_report(world: World) -> Non
     }
     forged = replace(report, report_id=os.urandom(16))
     assert await refused(device.service.report(forged)) == ("PERMISSION_DENIED", "bad_signature")
-
-
-@pytest.mark.parametrize("world", [synchronous(cohort=3)], indirect=True)
-async def test_phases_are_carried_to_all_of_a_cohort(world: World) -> None:
-    devices = [await world.device() for _ in range(3)]
-    given = [await device.lease() for device in devices]
-
-    def said(place: int, data: bytes) -> PhaseMessage:
-        device, lease = devices[place], given[place]
-        statement = statements.exchange(device.device_id, lease.lease_id, "advertise_keys", data)
-        signature = device.key.sign_raw(statement)
-        return PhaseMessage(device.device_id, lease.lease_id, "advertise_keys", data, signature)
-
-    for place in (0, 1):
-        reply = await devices[place].service.exchange(said(place, bytes([place])))
-        assert (reply.complete, reply.messages) == (False, ())
-    reply = await devices[2].service.exchange(said(2, b"\2"))
-    wanted = sorted((device.device_id, bytes([i])) for i, device in enumerate(devices))
-    assert reply.complete
-    assert list(reply.messages) == wanted
-    again = await devices[0].service.exchange(said(0, b"\0"))
-    assert list(again.messages) == wanted
-    with pytest.raises(RemoteError, match="differs"):
-        await devices[0].service.exchange(said(0, b"other"))
 
 
 @pytest.mark.parametrize(
