@@ -13,7 +13,8 @@ from pydantic import Field, field_validator, model_validator
 
 from cascade.federation.masked_plan import MaskedPlan
 from cascade.federation.masking.messages import MAX_COHORT
-from cascade.federation.plan import RoundPlan
+from cascade.federation.plan import RoundPlan, is_of_head
+from cascade.federation.tensors import Shapes
 from cascade.federation.terms import PAYLOAD_LIMIT_BYTES
 from cascade.home import home
 from cloud.federation.gate.config import GateConfig
@@ -21,6 +22,8 @@ from cloud.federation.rollout.config import RolloutConfig
 from cloud.strict_model import StrictModel
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LEVELS_OF_ROWS = 1 << 20
+"""A row of few examples is sent as a small part of itself: it needs finer steps."""
 
 
 class PlanConfig(StrictModel):
@@ -227,6 +230,18 @@ class FederationConfig(StrictModel):
             return plan
         threshold = masked.threshold or max(self.minimum, self.goal // 2 + 1)
         return replace(plan, masked=MaskedPlan(self.goal, threshold, masked.levels, masked.phase_s))
+
+    def plan_for(self, adapter: Shapes) -> RoundPlan:
+        """The plan of rounds that start from an adapter of these shapes. The rows of its head, if
+        it has one, are averaged by answer where the rule is a mean and weights may differ."""
+        plan, how = self.round_plan, self.aggregation
+        by_rows = how.rule == "mean" or self.plan.trained == "both"
+        if how.noise_multiplier is not None or not by_rows or not any(map(is_of_head, adapter)):
+            return plan
+        masked = plan.masked
+        if masked is not None:
+            masked = replace(masked, levels=max(masked.levels, _LEVELS_OF_ROWS))
+        return replace(plan, rows=True, masked=masked)
 
     @property
     def leases(self) -> int:

@@ -22,14 +22,13 @@ from cascade.federation import (
     Shapes,
     Tensors,
     clip_to_norm,
-    decode,
     flatten,
     shapes_of,
     unflatten,
 )
 from cascade.federation.masked_plan import MaskedPlan
+from cascade.federation.payload import decode_payload, masked_elements, means_of_sum
 from cascade.federation.plan import RoundPlan
-from cascade.federation.tensors import elements
 from cloud.federation import leases, masked_rounds, rounds
 from cloud.federation.adapters import Adapters, StartingAdapter
 from cloud.federation.chosen import chosen_strategy, read_state, write_state
@@ -241,27 +240,35 @@ class Coordinator:
         if plan.masked is not None:
             result = _unmask(strategy, plan, plan.masked, start, given)
             return _Outcome(result, self._published(claimed, given, start, result), 0)
-        contributions = []
+        contributions, alone = [], []
         # In an order of their own: the same updates give the same sum, however they came in.
         for each in sorted(given.updates, key=lambda each: (each.device, each.payload)):
             digest = given.served.get(each.adapter_version)
             begun = start if digest is None else self._adapters.read(digest)
             try:
                 # Once more, whatever the device says that it did.
-                change = clip_to_norm(
-                    decode(each.payload, plan.shapes(start.shapes)), plan.clip_norm
-                )
+                sent, row_weights = decode_payload(plan, each.payload, plan.shapes(start.shapes))
+                change = clip_to_norm(sent, plan.clip_norm)
             except InvalidInput:
                 continue  # of a plan that was changed since
+            alone.append(flatten(change))
             contributions.append(
                 Contribution(
                     start=begun.tensors,
                     change={**_untouched(plan, start.shapes), **change},
                     weight=min(each.examples, plan.max_examples),
                     gap=max(0, claimed.adapter_version - each.adapter_version),
+                    row_weights=row_weights,
                 )
             )
-        result = strategy.aggregate(start.tensors, contributions, read_state(given.optimiser))
+        if isinstance(strategy, FfaLora) and isinstance(strategy.rule, PrivateMean):
+            # Of what is trained alone: noise on anything else would hide nothing.
+            rows = np.reshape(alone, (len(alone), -1))
+            noised = strategy.rule.combine(rows, np.ones(len(alone)))
+            mean = unflatten(noised, plan.shapes(start.shapes))
+            result = _from_mean(strategy, plan, start, mean, given)
+        else:
+            result = strategy.aggregate(start.tensors, contributions, read_state(given.optimiser))
         digest = self._published(claimed, given, start, result)
         return _Outcome(result, digest, len(given.updates) - len(contributions))
 
@@ -286,7 +293,7 @@ class Coordinator:
         synchronous = config.mode == "synchronous"
         first = await asyncio.to_thread(self._adapters.read, config.adapter)
         begins_first = Start(first.digest, first.manifest.version, b"")
-        plan = config.round_plan.to_bytes().decode()
+        plan = config.plan_for(first.shapes).to_bytes().decode()
         unapproved = config.start_from == "candidate"
 
         def ready(tx: Transaction) -> _Ready:
@@ -345,14 +352,21 @@ def _unmask(
     ):
         raise InvalidInput("aggregation", "of this configuration cannot go by the sum of updates")
     shapes, fixed = plan.shapes(start.shapes), masked.fixed(plan.clip_norm)
-    size = elements(shapes)
+    size = masked_elements(plan, shapes)
     vectors = {each.device: each.payload for each in given.updates}
     total = fixed.decode(unmasked(masked, fixed, given.said, vectors, size))
+    devices = len(vectors)
     if isinstance(strategy.rule, PrivateMean):
-        mean = strategy.rule.noised(total, fixed.norm_after(plan.clip_norm, size))
-    else:
-        mean = total / len(vectors)
-    change = {**_untouched(plan, start.shapes), **unflatten(mean, shapes)}
+        total = strategy.rule.noised(total, fixed.norm_after(plan.clip_norm, size))
+        devices = 1  # it is a mean already
+    mean = means_of_sum(plan, total, shapes, devices)
+    return _from_mean(strategy, plan, start, mean, given)
+
+
+def _from_mean(
+    strategy: FfaLora, plan: RoundPlan, start: StartingAdapter, mean: Tensors, given: _Inputs
+) -> Aggregate:
+    change = {**_untouched(plan, start.shapes), **mean}
     return strategy.from_mean(
         start.tensors, flatten(change), shapes_of(change), read_state(given.optimiser)
     )

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from cascade.errors import CascadeError, InvalidInput
-from cascade.federation import Shapes, UpdateStatement, decode, statements
+from cascade.federation import Shapes, UpdateStatement, statements
+from cascade.federation.payload import decode_payload
 from cascade.federation.plan import RoundPlan
 from cascade.federation.terms import (
     Abort,
@@ -467,7 +468,7 @@ def _wrong(header: UploadHeader, expected: _Expected, data: bytes) -> Reason | N
     if expected.plan.masked is not None:
         return None
     try:
-        decode(data, expected.shapes)
+        decode_payload(expected.plan, data, expected.shapes)
     except InvalidInput as problem:
         if "finite" in problem.problem:
             return Reason.NOT_FINITE

@@ -61,7 +61,8 @@ def plan_federation(config: ClusterConfig) -> FederationPlan | None:
     try:
         adapter = Adapters(Registry(registry)).read(federation.adapter)
         base = adapter.manifest.base_digest
-        size = plan.payload_bytes(plan.shapes(adapter.shapes))
+        plan = federation.plan_for(adapter.shapes)
+        size = plan.payload_bytes(adapter.shapes)
         named = f"{adapter.manifest.name} version {adapter.manifest.version} ({named})"
         if size > federation.max_payload_bytes:
             problems.append(

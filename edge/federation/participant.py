@@ -12,7 +12,7 @@ import platform
 import random
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -27,12 +27,11 @@ from cascade.federation import (
     UpdateStatement,
     check_tensors,
     clip_to_norm,
-    encode,
-    flatten,
     shapes_of,
     sign_update,
     statements,
 )
+from cascade.federation.payload import NO_COUNTS, Counts, encode_payload, to_mask
 from cascade.federation.plan import RoundPlan
 from cascade.federation.tensors import Doubles
 from cascade.federation.terms import (
@@ -93,7 +92,7 @@ class StartingPoint:
     Arguments:
         base_digest: of the bundle that the adapter is for.
         adapter: verified.
-        tensors: all of it, as ``NAME.a`` and ``NAME.b``.
+        tensors: all of it, as ``NAME.a`` and ``NAME.b``; a head's as ``Head.tensors`` names them.
     """
 
     base_digest: str
@@ -109,10 +108,13 @@ class Trained:
         change: what is added to the tensors that the plan trains; clipped and rounded before it is
             sent.
         examples: that it was trained on, ≥ 1.
+        row_counts: of a head, how many of them had each answer: what its rows count in an average.
+            Empty where none of it was trained.
     """
 
     change: Tensors
     examples: int
+    row_counts: Counts = field(default_factory=lambda: NO_COUNTS)
 
 
 class NoGain(CascadeError):
@@ -350,7 +352,7 @@ class Participant:
             state = state.having_seen(self._base_digest, lease.adapter_version)
             start = await self._starting_point(lease)
             shapes = plan.shapes(shapes_of(start.tensors))
-            asked = plan.payload_bytes(shapes)
+            asked = plan.payload_bytes(shapes_of(start.tensors))
             if problem := self._limits.exceeded_by(plan, max(asked, 1)):
                 raise _Declined(AbortReason.OVER_BUDGET, problem)
             if asked > lease.max_payload_bytes:
@@ -369,10 +371,15 @@ class Participant:
         try:
             trained = await asyncio.to_thread(self._trainer, plan, start)
             check_tensors(trained.change, shapes)
+            counts = trained.row_counts
+            if plan.rows and not counts.size:
+                counts = np.zeros(plan.head_rows(shapes), np.int64)
             change = clip_to_norm(trained.change, min(plan.clip_norm, self._limits.clip_norm))
             if plan.masked is not None:
-                return await self._begin_masking(state, lease, flatten(change), expires)
-            payload = encode(change, plan.bits, self._rounding())
+                return await self._begin_masking(
+                    state, lease, to_mask(plan, change, counts), expires
+                )
+            payload = encode_payload(plan, change, counts, self._rounding())
         except NoGain as problem:
             return await self._give_back(state, lease, AbortReason.NO_GAIN, "no_gain", str(problem))
         except CascadeError as problem:
@@ -523,6 +530,8 @@ class Participant:
         tensors = {}
         for module, pair in adapter.pairs.items():
             tensors[f"{module}.a"], tensors[f"{module}.b"] = pair.a, pair.b
+        if adapter.head is not None:
+            tensors |= adapter.head.tensors()
         return StartingPoint(self._base_digest, adapter, tensors)
 
     async def _fetch(self, sha256: str, path: Path) -> None:
