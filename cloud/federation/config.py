@@ -58,6 +58,7 @@ class AggregationConfig(StrictModel):
         noise_multiplier: central differential privacy: the clipped sum of a synchronous round gets
             noise of this many clip norms, and is divided by the goal; see
             ``cloud.federation.privacy`` for what that promises.
+        delta: at which ε is told; below one in the number of devices.
     """
 
     rule: Literal["mean", "trimmed_mean", "median", "krum"] = "mean"
@@ -66,6 +67,7 @@ class AggregationConfig(StrictModel):
     optimiser: Literal["plain", "momentum", "adam"] = "plain"
     rate: float | None = Field(default=None, gt=0, lt=math.inf)
     noise_multiplier: float | None = Field(default=None, gt=0, lt=math.inf)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
 
 
 class SecureAggregationConfig(StrictModel):

@@ -30,6 +30,7 @@ from cascade.federation.masked_plan import MaskedPlan
 from cascade.federation.payload import decode_payload, masked_elements, means_of_sum
 from cascade.federation.plan import RoundPlan
 from cloud.federation import leases, masked_rounds, rounds
+from cloud.federation.account import Account, account, cost
 from cloud.federation.adapters import Adapters, StartingAdapter
 from cloud.federation.chosen import chosen_strategy, read_state, write_state
 from cloud.federation.config import FederationConfig
@@ -39,7 +40,7 @@ from cloud.federation.phases import standing
 from cloud.federation.privacy import PrivateMean
 from cloud.federation.refusals import count
 from cloud.federation.robust import WeightedMean
-from cloud.federation.rounds import Round, Start
+from cloud.federation.rounds import Noise, Round, Start
 from cloud.federation.schema import migrate
 from cloud.federation.seams import Gate
 from cloud.federation.strategies import Aggregate, Contribution, FfaLora, Strategy
@@ -69,6 +70,7 @@ class _Inputs:
         version: of the candidate.
         served: digest of what each version of the adapter was.
         said: by the devices of a round under masks.
+        account: of the rounds before it.
     """
 
     updates: list[rounds.StoredUpdate]
@@ -76,6 +78,7 @@ class _Inputs:
     version: int
     served: Mapping[int, str]
     said: Said | None
+    account: Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,7 @@ class Coordinator:
                 rounds.next_version(tx, 0),
                 rounds.served(tx),
                 masked_rounds.everything(tx, claimed.number),
+                account(tx),
             )
 
         given = await self._database.do(inputs)
@@ -208,6 +212,8 @@ class Coordinator:
             await self._database.do(lambda tx: rounds.abandon(tx, claimed.number, why, now))
             _log.warning("round %d %s", claimed.number, why)
             return
+
+        noise = await self._noise_now(given.account)
 
         def end(tx: Transaction) -> bool:
             if outcome.dropped:
@@ -220,6 +226,7 @@ class Coordinator:
                 candidate_version=given.version,
                 optimiser=write_state(outcome.result.state),
                 aggregation_error=outcome.result.agg_rel_err,
+                noise=noise,
                 note="",
             )
 
@@ -307,6 +314,15 @@ class Coordinator:
             return
         begins = renewed
 
+        noise = await self._noise_now(await self._database.do(account))
+        if noise.cost is not None:
+            _log.info(
+                "ε is %.3g, and %.3g after the next round, at δ %g",
+                noise.cost.before,
+                noise.cost.after,
+                noise.delta,
+            )
+
         def opened(tx: Transaction) -> Round | None:
             fresh = rounds.open_round(
                 tx,
@@ -315,6 +331,7 @@ class Coordinator:
                 plan,
                 now=now,
                 closes_at=now + config.round_s if synchronous else None,
+                noise=noise,
             )
             if fresh is not None:
                 masked_rounds.begin(tx, fresh)
@@ -323,6 +340,12 @@ class Coordinator:
         fresh = await self._database.do(opened)
         if fresh is not None:
             _log.info("round %d is open", fresh.number)
+
+    async def _noise_now(self, history: Account) -> Noise:
+        """What a round has of noise by the configuration, and what it makes of ε."""
+        how = self._config.aggregation
+        spent = await asyncio.to_thread(cost, history, how.noise_multiplier, how.delta)
+        return Noise(how.noise_multiplier, how.delta, spent)
 
     async def _renewed(self, ready: _Ready) -> Start | None:
         """Where devices have seen a higher version, which was withdrawn since, what went before it

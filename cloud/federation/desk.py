@@ -41,6 +41,7 @@ from cloud.federation import leases, rounds
 from cloud.federation.adapters import Adapters, StartingAdapter
 from cloud.federation.config import FederationConfig
 from cloud.federation.database import Database, Step, T, Transaction
+from cloud.federation.figures import RoundFigures, figures
 from cloud.federation.masked_desk import MaskedDesk, window
 from cloud.federation.pace import Pace
 from cloud.federation.refusals import Reason, Refused, count
@@ -248,6 +249,11 @@ class Desk:
         except Refused as refused:
             refused.retry_after_s = self._later()
             raise
+
+    async def figures(self) -> RoundFigures:
+        """What the store tells of its rounds, for metrics."""
+        await self._who()
+        return await self._database.do(figures)
 
     async def commit(
         self, header: UploadHeader, expected: _Expected, payload: bytearray

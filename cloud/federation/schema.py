@@ -74,6 +74,13 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
           round BIGINT PRIMARY KEY, session TEXT NOT NULL, phase TEXT NOT NULL,
           closes_at DOUBLE PRECISION NOT NULL)""",
     ),
+    # What noise a round has, and what it makes of the fleet's ε.
+    (
+        "ALTER TABLE rounds ADD COLUMN noise_multiplier DOUBLE PRECISION",
+        "ALTER TABLE rounds ADD COLUMN delta DOUBLE PRECISION",
+        "ALTER TABLE rounds ADD COLUMN epsilon_before DOUBLE PRECISION",
+        "ALTER TABLE rounds ADD COLUMN epsilon_after DOUBLE PRECISION",
+    ),
 )
 VERSION: Final = len(_MIGRATIONS)
 
