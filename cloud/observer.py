@@ -105,7 +105,7 @@ class Observer:
         meters.set(metrics.FEDERATION_DEVICES, state.devices)
         meters.replace(metrics.FEDERATION_ROUNDS, _labelled(state.rounds))
         meters.replace(metrics.FEDERATION_LEASES, _labelled(state.leases))
-        meters.replace(metrics.FEDERATION_UPDATES, {**state.updates})
+        meters.replace(metrics.FEDERATION_UPDATES, dict(state.updates.items()))
         meters.set(metrics.FEDERATION_BYTES, state.update_bytes)
         if state.aggregation_error is not None:
             meters.set(metrics.FEDERATION_ERROR, state.aggregation_error)

@@ -108,6 +108,8 @@ class FederationConfig(StrictModel):
         min_separation_s: between two updates of one device.
         retry_s: the window in which a device that is not needed asks again.
         checkins_per_s: that the gateway wants at most; a larger fleet is told to come less often.
+        enrolments_per_hour: new devices of one API key (or token, or certificate); ``None`` for any
+            number.
         max_payload_bytes: of one update.
         upload_memory_bytes: of all uploads under way in one gateway.
         start_from: ``approved`` waits for the gate's word before the next round; ``candidate`` goes
@@ -130,6 +132,7 @@ class FederationConfig(StrictModel):
     min_separation_s: float = Field(default=86_400.0, ge=0, le=31_536_000)
     retry_s: tuple[float, float] = Field(default=(60.0, 180.0), strict=False)
     checkins_per_s: float = Field(default=50.0, gt=0, le=1_000_000)
+    enrolments_per_hour: int | None = Field(default=10_000, ge=1, le=100_000_000)
     max_payload_bytes: int = Field(default=1_000_000, ge=1, le=PAYLOAD_LIMIT_BYTES)
     upload_memory_bytes: int = Field(default=64_000_000, ge=1)
     start_from: Literal["approved", "candidate"] = "approved"

@@ -36,6 +36,7 @@ from cascade.federation.terms import (
 )
 from cascade.files import sha256_bytes
 from cascade.signing import PublicKey
+from cascade.wire import caller
 from cloud.errors import Overloaded
 from cloud.federation import leases, rounds
 from cloud.federation.adapters import Adapters, StartingAdapter
@@ -123,8 +124,12 @@ class Desk:
         if not await self._attestor.accepts(key.raw, statement):
             raise await self._refusal(Reason.NOT_ATTESTED)
         device_id, attested = key.key_id, "" if statement is None else statement.kind
-        now = self._now()
-        await self._database.do(lambda tx: leases.enrol(tx, device_id, key.raw, attested, now))
+        now, who, most = self._now(), caller(), self._config.enrolments_per_hour
+        await self._database.do(
+            lambda tx: leases.enrol(
+                tx, device_id, key.raw, attested, now, caller=who, per_hour=most
+            )
+        )
         return Enrolled(device_id, coordinator_id, RetryWindow(0.0, self._config.retry_s[0]))
 
     async def check_in(self, check_in: CheckIn) -> CheckInReply:

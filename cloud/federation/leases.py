@@ -26,6 +26,8 @@ from cloud.federation.rounds import Round, collecting, head_version, round_numbe
 LeaseState = Literal["open", "used", "aborted", "expired"]
 
 _LEASE_COLUMNS: Final = "id, device, round, adapter_version, issued_at, expires_at, state"
+_HOUR_S: Final = 3600.0
+_ROUNDING_S: Final = 1e-3
 _BUFFERED_GOALS: Final = 4
 """Updates that wait uncounted, in goals of a round, before no more are taken."""
 
@@ -67,12 +69,31 @@ class Partial:
     sha256: str = ""
 
 
-def enrol(tx: Transaction, device_id: str, public_key: bytes, attested: str, now: float) -> None:
-    """Make a device known; one that is known stays as it is."""
+def enrol(
+    tx: Transaction,
+    device_id: str,
+    key: bytes,
+    attested: str,
+    now: float,
+    *,
+    caller: str = "",
+    per_hour: int | None = None,
+) -> None:
+    """Make a device known; one that is known stays as it is, and costs its caller nothing.
+
+    Arguments:
+        caller: whose API key, token or certificate brought it.
+        per_hour: devices that a caller may bring, at once or one after the other.
+
+    Raises:
+        Refused: it has brought too many; ``retry_after_s`` says when the next one may come.
+    """
+    if per_hour is not None and public_key(tx, device_id) is None:
+        _spend(tx, caller, per_hour, now)
     added = tx.run(
         "INSERT INTO devices VALUES (?, ?, ?, ?, NULL) ON CONFLICT (id) DO NOTHING",
         device_id,
-        public_key,
+        key,
         attested,
         now,
     )
@@ -363,6 +384,26 @@ def reported(tx: Transaction) -> dict[str, dict[str, int]]:
     for name, bucket, value in tx.all("SELECT name, bucket, value FROM reported ORDER BY name"):
         found.setdefault(str(name), {})[str(bucket)] = int(value)
     return found
+
+
+def _spend(tx: Transaction, caller: str, per_hour: int, now: float) -> None:
+    """Take a place of a caller's hour. Each place is free again an hour's share later (a leaky
+    bucket, as the time at which it will be empty)."""
+    row = tx.one("SELECT free_at FROM enrolments WHERE caller = ?", caller)
+    # A clock that was set back must not lock anybody out for longer than an hour.
+    free_at = min(max(float(row[0]), now), now + _HOUR_S) if row else now
+    free_at += _HOUR_S / per_hour
+    wait_s = free_at - now - _HOUR_S
+    if wait_s > _ROUNDING_S:
+        refused = _refused(tx, Reason.TOO_MANY_ENROLMENTS)
+        refused.retry_after_s = wait_s
+        raise refused
+    tx.run(
+        "INSERT INTO enrolments VALUES (?, ?) "
+        "ON CONFLICT (caller) DO UPDATE SET free_at = excluded.free_at",
+        caller,
+        free_at,
+    )
 
 
 def _still_good(

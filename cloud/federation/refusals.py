@@ -14,6 +14,7 @@ class Reason(StrEnum):
     UNKNOWN_DEVICE = "unknown_device"
     BAD_PROOF = "bad_proof"
     NOT_ATTESTED = "not_attested"
+    TOO_MANY_ENROLMENTS = "too_many_enrolments"
     UNKNOWN_LEASE = "unknown_lease"
     FOREIGN_LEASE = "foreign_lease"
     OTHER_DEVICE = "other_device"
@@ -42,6 +43,10 @@ _STATUS: Final[dict[Reason, tuple[str, str]]] = {
     Reason.UNKNOWN_DEVICE: ("NOT_FOUND", "this device is not enrolled here; enrol it"),
     Reason.BAD_PROOF: ("PERMISSION_DENIED", "the challenge is not answered by this key in time"),
     Reason.NOT_ATTESTED: ("PERMISSION_DENIED", "the attestation is not accepted"),
+    Reason.TOO_MANY_ENROLMENTS: (
+        "RESOURCE_EXHAUSTED",
+        "this caller's key has enrolled as many devices as it may for now",
+    ),
     Reason.UNKNOWN_LEASE: ("NOT_FOUND", "there is no such lease"),
     Reason.FOREIGN_LEASE: ("PERMISSION_DENIED", "the lease is of another coordinator"),
     Reason.OTHER_DEVICE: ("PERMISSION_DENIED", "the lease was given to another device"),

@@ -81,6 +81,11 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE rounds ADD COLUMN epsilon_before DOUBLE PRECISION",
         "ALTER TABLE rounds ADD COLUMN epsilon_after DOUBLE PRECISION",
     ),
+    # How fast each caller enrols devices.
+    (
+        """CREATE TABLE enrolments (
+          caller TEXT PRIMARY KEY, free_at DOUBLE PRECISION NOT NULL)""",
+    ),
 )
 VERSION: Final = len(_MIGRATIONS)
 

@@ -18,6 +18,7 @@ from cascade.federation.terms import (
     Histogram,
     MetricsReport,
 )
+from cascade.wire import KeyRing, new_key
 from cloud.federation import leases, rounds
 from cloud.federation.config import PlanConfig
 from cloud.federation.refusals import counters
@@ -426,6 +427,32 @@ async def test_a_challenge_is_for_one_key_and_one_time(world: World) -> None:
     world.now += given.valid_s + 1
     aged = Enrolment(device.key.public.raw, given.challenge, mine)
     assert await refused(device.service.enrol(aged)) == ("PERMISSION_DENIED", "bad_proof")
+
+
+@pytest.mark.parametrize("world", [{"enrolments_per_hour": 4}], indirect=True)
+async def test_one_key_does_not_bring_any_number_of_devices(world: World) -> None:
+    first = await world.device()
+    for _ in range(3):
+        await world.device()
+    with pytest.raises(RemoteError, match="too_many_enrolments") as caught:
+        await world.device()
+    assert caught.value.status == "RESOURCE_EXHAUSTED"
+    assert caught.value.retry_after_s == pytest.approx(900.0)
+    await first.enrol()  # who is known costs nothing
+    # Another key has an hour of its own; the same one may go on when it was told to.
+    other = new_key()
+    ring = KeyRing.load(world.federation.files.api_keys).with_key("others", other)
+    ring.save(world.federation.files.api_keys)
+    profile = replace(world.federation.profile(world.port), api_key=other)
+    stranger = BareDevice(profile)
+    world.devices.append(stranger)
+    await stranger.enrol()
+    world.now += 901
+    await world.device()
+    with pytest.raises(RemoteError, match="too_many_enrolments"):
+        await world.device()
+    assert world.counters()["refused.too_many_enrolments"] == 2
+    assert world.counters()["enrolled"] == 6
 
 
 async def test_a_defect_shows_nothing_of_the_inside(
