@@ -352,10 +352,12 @@ def forget(tx: Transaction, before: float) -> None:
         before,
     )
     tx.run("DELETE FROM reports WHERE at < ?", before)
-    tx.run(
-        "DELETE FROM exchanges WHERE round IN (SELECT number FROM rounds WHERE closed_at < ?)",
-        before,
-    )
+    for table in ("exchanges", "masked_rounds"):
+        tx.run(
+            f"DELETE FROM {table} WHERE round IN (SELECT number FROM rounds WHERE closed_at < ?)",
+            before,
+        )
+    tx.run("DELETE FROM enrolments WHERE free_at < ?", before)
 
 
 def add_report(tx: Transaction, report: MetricsReport, now: float) -> None:

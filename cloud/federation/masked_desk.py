@@ -28,6 +28,7 @@ _Value = TypeVar("_Value")
 _REMEMBERED: Final = 8
 _POLLS: Final = 24
 """How often a device may ask in one phase's time, so that it misses none."""
+_POLLS_FOR_KEYS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,9 @@ class MaskedDesk:
             result = await self._result(heard, masked, message)
             if message.phase == "survivors" and not result:
                 return PhaseReply(True, b"", left_s, then)
-        return PhaseReply(heard.complete, result, left_s, window(masked.plan))
+        waits_for_keys = message.phase == "advertise_keys" and not heard.complete
+        then = window(masked.plan, keys=waits_for_keys)
+        return PhaseReply(heard.complete, result, left_s, then)
 
     async def _result(self, heard: Heard, masked: _Masked, message: PhaseMessage) -> bytes:
         number = heard.round.number
@@ -122,9 +125,15 @@ class MaskedDesk:
             )
 
 
-def window(plan: MaskedPlan) -> RetryWindow:
-    """When a device in the middle of a phase asks again: often enough to be late for none."""
-    return RetryWindow(plan.phase_s / _POLLS, 3 * plan.phase_s / _POLLS)
+def window(plan: MaskedPlan, *, keys: bool = False) -> RetryWindow:
+    """When a device in the middle of a phase asks again: often enough to be late for none.
+
+    Arguments:
+        keys: that it waits for others to have trained, which may take long: it need only come in
+            time for the phase that follows.
+    """
+    shortest_s = plan.phase_s / (_POLLS_FOR_KEYS if keys else _POLLS)
+    return RetryWindow(shortest_s, 3 * shortest_s)
 
 
 def _masked(of: Round) -> _Masked | None:

@@ -77,7 +77,7 @@ class DeviceState:
             header = asdict(self.pending.header)
             header["signature"] = self.pending.header.signature.hex()
             pending = {"header": header, "expires": self.pending.expires.to_json()}
-        value = {
+        value: dict[str, object] = {
             "format": _FORMAT,
             "coordinator_id": self.coordinator_id,
             "request_id": self.request_id,
@@ -85,8 +85,9 @@ class DeviceState:
             "usage": asdict(self.usage),
             "wait": None if self.wait is None else self.wait.to_json(),
             "pending": pending,
-            "masking": None if self.masking is None else self.masking.to_json(),
         }
+        if self.masking is not None:  # which earlier versions do not read
+            value["masking"] = self.masking.to_json()
         return (json.dumps(value, indent=2) + "\n").encode()
 
     @classmethod

@@ -44,7 +44,7 @@ async def a_round(federation: Federation) -> Head:
         await coordinator.tick()
         left = {number: participant(federation, port, number) for number in range(4)}
         devices = list(left.values())
-        for _ in range(8):
+        for _ in range(100):
             for number, device in list(left.items()):
                 step = await device.step()
                 assert step.outcome in ("waiting", "masking", "sent"), step
