@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -20,10 +21,9 @@ from cascade.rows import Bools, Floats
 from cascade.task import Task
 from cloud.federation.rounds import Round
 from cloud.federation.seams import Verdict
-from cloud.fleet.hosts import Hosts
 from cloud.fleet.plan import FleetPlan
 from cloud.fleet.rows import FleetRow, Parts
-from cloud.fleet.served import ServedPolicy, Weights, raw_scores
+from cloud.fleet.served import Probabilities, ServedPolicy, Weights, raw_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,14 @@ class _Answers:
         return selective_risk(self.right, alpha=plan.alpha)
 
 
+class Answering(Protocol):
+    """What computes answers: ``cloud.fleet.hosts.Hosts``, for one."""
+
+    def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
+        """Of the task's options, for each row."""
+        ...
+
+
 class Referee:
     """Judges adapters.
 
@@ -94,7 +102,7 @@ class Referee:
         hosts: compute the answers.
     """
 
-    def __init__(self, hosts: Hosts, plan: FleetPlan, task: Task, parts: Parts) -> None:
+    def __init__(self, hosts: Answering, plan: FleetPlan, task: Task, parts: Parts) -> None:
         self._hosts, self._plan, self._task, self._parts = hosts, plan, task, parts
         self._known: dict[str, Standing] = {}
         self._first: ServedPolicy | None = None

@@ -17,7 +17,7 @@ import numpy as np
 
 from cascade.errors import InvalidInput, NotFound
 from cascade.records import text_key
-from cascade.records.split import assign
+from cascade.records.split import connected
 from cascade.strict import Fields
 
 _SHARES: Final = {"develop": 0.1, "certify": 0.25, "test": 0.15, "fleet": 0.5}
@@ -111,7 +111,8 @@ def parts(
     starting: int = 0,
     outside: bool = False,
 ) -> Parts:
-    """Split rows by document, by a hash of the seed.
+    """Split rows by document, by the seed. Of each answer and group every part gets its share of
+    the documents, so that an answer with few of them is not in one part alone.
 
     Arguments:
         most: rows of the develop part at most; others in proportion. ``None`` takes all.
@@ -123,12 +124,7 @@ def parts(
     Raises:
         InvalidInput: a part comes out too small to be of use.
     """
-    given = assign(
-        [row.document or row.id for row in rows],
-        [text_key(row.text) for row in rows],
-        _SHARES,
-        f"cascade-fleet {seed}",
-    )
+    given = _shared_out(rows, seed)
     rng = np.random.default_rng([seed, 1])
     made: dict[str, tuple[FleetRow, ...]] = {}
     for name, share in _SHARES.items():
@@ -158,6 +154,27 @@ def parts(
     return Parts(
         **made, out_of_scope=tuple(beyond[place] for place in order), starting=tuple(first)
     )
+
+
+def _shared_out(rows: Sequence[FleetRow], seed: int) -> list[str]:
+    """The part of each row."""
+    groups = connected(
+        [row.document or row.id for row in rows], [text_key(row.text) for row in rows]
+    )
+    kinds: dict[tuple[str, str], list[str]] = {}
+    first: dict[str, FleetRow] = {}
+    for group, row in zip(groups, rows, strict=True):
+        if group not in first:
+            first[group] = row
+            kinds.setdefault((row.answer, row.group), []).append(group)
+    rng, ends, names = np.random.default_rng([seed, 8]), np.cumsum([*_SHARES.values()]), [*_SHARES]
+    part: dict[str, str] = {}
+    for _, mine in sorted(kinds.items()):
+        # Evenly spaced from a drawn start: each part gets its share of however few there are.
+        places = (np.arange(len(mine)) + rng.random()) / len(mine)
+        for group, place in zip(rng.permutation(sorted(mine)).tolist(), places, strict=True):
+            part[group] = names[int(np.searchsorted(ends[:-1], place, side="right"))]
+    return [part[group] for group in groups]
 
 
 def _in_turn(rows: Sequence[FleetRow], count: int) -> list[FleetRow]:

@@ -18,6 +18,7 @@ import numpy as np
 from cascade.clock import Clock, Reading, SystemClock, passed_s
 from cascade.errors import CascadeError, InvalidInput
 from cascade.federation import Shapes, Tensors, shapes_of
+from cascade.federation.payload import NO_COUNTS
 from cascade.federation.plan import RoundPlan, is_of_head
 from cascade.task import Task
 from edge.adapter import Adapter, LoraPair
@@ -143,7 +144,8 @@ class ExampleTrainer:
         change = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         for each in made:
             change |= each.change
-        return Trained(change, max(each.examples for each in made))
+        counts = next((each.row_counts for each in made if each.row_counts.size), NO_COUNTS)
+        return Trained(change, max(each.examples for each in made), counts)
 
     def _head(self, of: _Round) -> Trained:
         head = of.start.adapter.head
@@ -160,6 +162,7 @@ class ExampleTrainer:
         return Trained(
             {"head.weight": after.weight - head.weight, "head.bias": after.bias - head.bias},
             len(data),
+            np.bincount(data.labels, minlength=len(head.bias)),
         )
 
     def _lora(self, of: _Round) -> Trained:
@@ -191,7 +194,7 @@ class ExampleTrainer:
         shapes = {
             name: shape
             for name, shape in plan.shapes(shapes_of(start.tensors)).items()
-            if name.endswith((".a", ".b"))
+            if not is_of_head(name)
         }
         return Trained(_change(start.tensors, after, shapes), len(trainer.training))
 
@@ -266,8 +269,6 @@ def _change(start: Tensors, after: dict[str, LoraPair], shapes: Shapes) -> Tenso
     }
     if unknown := min(trained.keys() - start.keys(), default=None):
         raise InvalidInput("adapter", f"has no {unknown}, and this bundle would train it")
-    # It has learned nothing of a head, which then counts for none of its rows.
-    trained |= {name: start[name] for name in shapes if is_of_head(name)}
     if missing := min(shapes.keys() - trained.keys(), default=None):
         raise InvalidInput("plan", f"trains {missing}, and this bundle's gradient graph cannot")
     return {name: np.ascontiguousarray(trained[name] - start[name], np.float32) for name in shapes}

@@ -68,11 +68,13 @@ class Measuring:
         self, model: OnnxModel, task: Task, *, keep: Path | None = None, scores: bool = True
     ) -> None:
         self._model, self._task, self._scores = model, task, scores
+        self._nothing = np.zeros(len(task.options))
         info = model.info
         parts = [info.base_digest, info.adapter_digest, str(model.hidden_layer)]
-        if not scores:
-            parts.append("features")
-        state = "\n".join([*parts, json.dumps(task.to_json(), sort_keys=True)])
+        # Features are the same for whatever answers.
+        wording = json.dumps(task.to_json(), sort_keys=True)
+        parts += [wording] if scores else ["features", repr(task.for_device("\ue000"))]
+        state = "\n".join(parts)
         self._folder = None if keep is None else keep / hashlib.sha256(state.encode()).hexdigest()
 
     def data(
@@ -101,7 +103,7 @@ class Measuring:
         path = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"
         try:
             with np.load(path, allow_pickle=False) as kept:
-                return kept["features"], kept["scores"]
+                return kept["features"], kept["scores"] if self._scores else self._nothing
         except (OSError, ValueError, EOFError, KeyError):  # not there, or cut short
             features, scores = self._read(text)
         file = io.BytesIO()
@@ -112,7 +114,7 @@ class Measuring:
     def _read(self, text: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         if self._scores:
             return self._model.measured(self._task, text)
-        return self._model.features(self._task, text), np.zeros(len(self._task.options))
+        return self._model.features(self._task, text), self._nothing
 
 
 def own_loss(data: HeadData, parent: Head | None = None) -> float | None:

@@ -96,9 +96,21 @@ def sentences(content: Mapping[str, Any]) -> Iterator[Row]:
     Arguments:
         content: of the file, as hassil takes it.
     """
-    used = {name: content["intents"][name] for name in INTENTS}
+    return _drawn(content, {name: label for name, (label, _) in INTENTS.items()})
+
+
+def all_sentences(content: Mapping[str, Any]) -> Iterator[Row]:
+    """The same of all intents, by their own names; templates with words that we have none for,
+    such as the names of scenes, are left out."""
+    return _drawn(content, {name: name for name in content["intents"]}, leave_out=True)
+
+
+def _drawn(
+    content: Mapping[str, Any], labels: Mapping[str, str], *, leave_out: bool = False
+) -> Iterator[Row]:
+    used = {name: content["intents"][name] for name in labels}
     intents = Intents.from_dict({**content, "intents": used})
-    for name, (label, _) in INTENTS.items():
+    for name, label in labels.items():
         place = 0
         for data in intents.intents[name].data:
             domains = (data.requires_context or {}).get("domain", [])
@@ -106,7 +118,12 @@ def sentences(content: Mapping[str, Any]) -> Iterator[Row]:
                 place += 1
                 words = _Words(intents, _things(domains), np.random.default_rng([_SEED, place]))
                 for draw in range(_DRAWS):
-                    text = normalize_whitespace(words.draw(sentence.expression)).strip()
+                    try:
+                        text = normalize_whitespace(words.draw(sentence.expression)).strip()
+                    except (KeyError, TypeError):
+                        if not leave_out:
+                            raise
+                        break
                     document = f"{name}/{place}"
                     groups = {"intent": label}
                     yield Row(f"{document}/{draw}", document, text, label, groups=groups)

@@ -1,0 +1,231 @@
+"""Runs every arm of the loop and makes rows of it. What a run found is kept by what it was run on
+(plan, data, bundle), so that one that was ended goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from benchmarks.edge.subject import Subject
+from benchmarks.federated.loop import arms, local, tasks
+from benchmarks.federated.loop.arms import Ground
+from benchmarks.federated.loop.tasks import Arm, LoopTask
+from benchmarks.peers.environment import cache_dir
+from benchmarks.rows import Row
+from benchmarks.run import Run
+from benchmarks.timing import Estimate
+from cascade.files import write_whole
+from cloud.fleet import BundleAt
+from cloud.fleet.figures import RoundFigures
+from cloud.fleet.plan import Learner
+from cloud.fleet.referee import Standing
+
+_SEEDS: Final = (0, 1, 2)
+"""Fixed before any of them was run; all are reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A fleet at one time. Shares are in [0, 1]."""
+
+    escalated: float
+    accuracy: float
+    risk: tuple[float, float, float] | None
+    end_to_end: float
+    teacher: float | None
+    out_of_scope: float | None
+    kilobytes: float | None
+
+
+def rows(subject: Subject, run: Run) -> Iterator[Row]:
+    """All arms of all tasks, seed by seed."""
+    folder = cache_dir() / "loop"
+    ground = Ground.of(BundleAt(subject.bundle, subject.trust), folder)
+    given = [tasks.commands(), tasks.sentiment("tier1"), tasks.sentiment("tier2")]
+    banking = tasks.banking77()
+    for task in given[:1] if run.quick else [*given, *([banking] if banking else [])]:
+        yield from _of_task(run, task, ground, folder / "found")
+    if banking is None:
+        why = "CASCADE_EVAL_DATA names no folder with banking77/train.csv"
+        yield run.row("loop: banking77", None, "%", why)
+
+
+def _of_task(run: Run, of: LoopTask, ground: Ground, keep: Path) -> Iterator[Row]:
+    for seed in _SEEDS[:1] if run.quick else _SEEDS:
+        first: dict[str, float] = {}
+        for name, wording in of.wordings.items():
+            what = f"asked, {name}"
+            points = _kept(
+                run,
+                keep,
+                (of, what, seed, ground),
+                lambda w=wording, s=seed: [_standing(arms.asked(of, w, s, ground))],  # type: ignore[misc]
+            )
+            first[what] = points[0].escalated
+            yield from _rows(run, of, what, seed, points)
+        for arm in of.arms:
+            points = _kept(
+                run,
+                keep,
+                (of, arm, seed, ground),
+                lambda a=arm, s=seed: _simulated(of, a, s, ground, run),  # type: ignore[misc]
+            )
+            if arm != "head, not certified anew":
+                first[arm] = points[0].escalated
+            yield from _rows(run, of, arm, seed, points)
+            if arm != "head, not certified anew":
+                yield _fall(run, f"loop: {of.name}, {arm}, seed {seed}", points, first)
+        alone = _kept(
+            run,
+            keep,
+            (of, "head, alone", seed, ground),
+            lambda s=seed: _alone(of, s, ground),  # type: ignore[misc]
+        )
+        yield from _rows(run, of, "head, alone", seed, alone)
+
+
+def _rows(run: Run, of: LoopTask, arm: str, seed: int, points: Sequence[_Point]) -> Iterator[Row]:
+    last = points[-1]
+    name = f"loop: {of.name}, {arm}, seed {seed}"
+    by_round = " → ".join(f"{100 * each.escalated:.1f}" for each in points)
+    right = " → ".join(f"{100 * each.accuracy:.1f}" for each in points)
+    rounds = len(points) - 1
+    yield run.row(
+        f"{name}: escalated",
+        Estimate(100 * last.escalated, len(points)),
+        "%",
+        f"test part, after each of {rounds} rounds: {by_round}; right on the device: {right}",
+    )
+    if last.risk is not None:
+        worst = max((p.risk[1] for p in points if p.risk is not None), default=0.0)
+        certified = "not certified for what runs; " if arm.endswith("anew") else ""
+        yield run.row(
+            f"{name}: {of.target} on the test part",
+            Estimate(100 * last.risk[0], 1, (100 * last.risk[1], 100 * last.risk[2])),
+            "%",
+            f"{certified}target {100 * of.alpha:g} % at δ = .1; the highest lower end of the "
+            f"interval in any round is {100 * worst:.1f}",
+        )
+    if last.out_of_scope is not None:
+        yield run.row(
+            f"{name}: out of scope, escalated",
+            Estimate(100 * last.out_of_scope, 1),
+            "%",
+            " → ".join(
+                "–" if p.out_of_scope is None else f"{100 * p.out_of_scope:.1f}" for p in points
+            ),
+            reach=100 * (points[0].out_of_scope or 0.0) - 3 if rounds else None,
+            sense=">=",
+        )
+    if last.teacher is not None:
+        yield run.row(
+            f"{name}: right end to end",
+            Estimate(100 * last.end_to_end, 1),
+            "%",
+            f"always the teacher: {100 * last.teacher:.1f} %",
+            sense=">=",
+        )
+
+
+def _fall(run: Run, name: str, points: Sequence[_Point], first: dict[str, float]) -> Row:
+    best = min(first, key=lambda name: first[name])
+    return run.row(
+        f"{name}: escalated after over before",
+        Estimate(points[-1].escalated / first[best] if first[best] else 1.0, 1),
+        "×",
+        f"before: {best}, the least of the set-ups without learning, {100 * first[best]:.1f} %",
+        reach=0.5,
+    )
+
+
+def _simulated(of: LoopTask, arm: Arm, seed: int, ground: Ground, run: Run) -> list[_Point]:
+    return [_round(each) for each in arms.simulated(of, arm, seed, ground, run.say)]
+
+
+def _alone(of: LoopTask, seed: int, ground: Ground) -> list[_Point]:
+    """Means over the devices; the interval is that of one test part."""
+    return [_mean([_standing(each) for each in one]) for one in local.alone(of, seed, ground)]
+
+
+def _round(each: RoundFigures) -> _Point:
+    up = each.bytes_up_each
+    return _Point(
+        each.escalation,
+        each.accuracy,
+        each.risk,
+        each.end_to_end,
+        each.teacher,
+        each.out_of_scope,
+        None if up is None else up / 1000,
+    )
+
+
+def _standing(each: Standing) -> _Point:
+    return _Point(
+        each.escalation,
+        each.accuracy,
+        each.risk,
+        each.end_to_end,
+        each.teacher,
+        each.out_of_scope,
+        None,
+    )
+
+
+def _mean(points: Sequence[_Point]) -> _Point:
+    def mean(values: list[float]) -> float:
+        return float(np.mean(values))
+
+    risks = [each.risk for each in points if each.risk is not None]
+    outside = [each.out_of_scope for each in points if each.out_of_scope is not None]
+    return _Point(
+        mean([each.escalated for each in points]),
+        mean([each.accuracy for each in points]),
+        None if not risks else tuple(np.mean(risks, axis=0).tolist()),
+        mean([each.end_to_end for each in points]),
+        points[0].teacher,
+        mean(outside) if outside else None,
+        None,
+    )
+
+
+def _kept(
+    run: Run,
+    keep: Path,
+    of: tuple[LoopTask, str, int, Ground],
+    work: Callable[[], list[_Point]],
+) -> list[_Point]:
+    task, arm, seed, ground = of
+    learner: Learner = "lora" if arm == "lora" else "head"
+    known = json.dumps(
+        [
+            arm,
+            arms.plan_of(task, learner, seed).to_json(),
+            task.task.to_json(),
+            {name: each.to_json() for name, each in task.wordings.items()},
+            [repr(row) for row in task.rows],
+            ground.bundle.manifest.base_digest,
+        ],
+        sort_keys=True,
+    )
+    path = keep / f"{hashlib.sha256(known.encode()).hexdigest()}.json"
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        run.say(f"{task.name}, {arm}, seed {seed}")
+        points = work()
+        value = [
+            {name: getattr(each, name) for name in _Point.__dataclass_fields__} for each in points
+        ]
+        write_whole(path, json.dumps(value).encode())
+        return points
+    return [
+        _Point(**{**each, "risk": None if each["risk"] is None else tuple(each["risk"])})
+        for each in found
+    ]
