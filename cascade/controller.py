@@ -45,7 +45,7 @@ from cascade.remote import (
 )
 from cascade.request import Request
 from cascade.request_state import Reply, RequestState
-from cascade.task import generic
+from cascade.task import OUT_OF_SCOPE, generic
 
 Show = Literal["final", "provisional"]
 
@@ -254,6 +254,8 @@ class Controller:
                 self._checks.vetoes, local.text, request.task_id, request.checks
             )
 
+        if policy is not None and local is not None and policy.task.is_outside(local.text):
+            vetoes = (*vetoes, OUT_OF_SCOPE)
         demoted = policy is not None and self._monitor is not None and self._monitor.demoted(policy)
 
         def judged(obstacles: tuple[str, ...]) -> Decision:

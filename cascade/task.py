@@ -16,6 +16,8 @@ from cascade.request import Message, check_options
 from cascade.strict import Fields
 
 _INPUT = "{input}"
+OUT_OF_SCOPE = "out_of_scope"
+"""The veto on an answer that says that the input is none of the task's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,10 @@ class Task:
     def asked_like(self, other: Task) -> bool:
         """Whether both ask the same in the same words, under whatever id."""
         return dataclasses.replace(self, task_id=other.task_id) == other
+
+    def is_outside(self, answer: str) -> bool:
+        """Whether an answer says that the input is none of the task's."""
+        return bool(self.outside) and answer == self.outside
 
     def to_json(self) -> dict[str, object]:
         """Plain values for a policy file."""

@@ -36,8 +36,8 @@ class Verdicts:
     """What a policy does with rows; arrays have the shape ``[rows]``.
 
     Arguments:
-        confidence: in [0, 1]; NaN where the device has none, because something was not measured or
-            it stopped before the end.
+        confidence: in [0, 1]; NaN where the device has none, because something was not measured,
+            it stopped before the end, or it said that the input is none of the task's.
         accepted: answers that are returned as verified.
         little_gain: rows that would stay, unverified, unless accepted: escalating them is expected
             to gain less than the policy's ``min_gain``.
@@ -93,6 +93,13 @@ def judge(policy: Policy, records: RecordSet, tier: str) -> Verdicts:
         InvalidInput: raw scores are missing, or what an early stop needs.
     """
     confidence = confidences(policy.confidence, records, tier)
+    if policy.task.outside:
+        said = np.array(records.texts(tier, "answer"))
+        if not any(said):
+            raise InvalidInput(
+                f"{tier}.answer", "is missing; the task's answer for what is out of scope needs it"
+            )
+        confidence = np.where(said == policy.task.outside, np.nan, confidence)
     stops, gain = None, None
     if policy.early_stop is not None:
         stops = stops_at(policy.early_stop, records, tier)

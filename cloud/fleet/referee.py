@@ -187,7 +187,7 @@ def _fitted(scores: Floats, right: Bools) -> ConfidenceModel:
 
 class FleetGate:
     """Lets a candidate through unless its accuracy on the develop part is worse than that of the
-    adapter that its round started from.
+    adapter that its round started from, or no policy can be certified for it though one was before.
 
     Arguments:
         most_worse: by how much it may be.
@@ -205,6 +205,8 @@ class FleetGate:
         after = await asyncio.to_thread(self._judged, candidate.candidate_digest)
         before = await asyncio.to_thread(self._judged, candidate.adapter_digest)
         change = after.develop_accuracy - before.develop_accuracy
+        if after.policy.threshold is None and before.policy.threshold is not None:
+            return "rejected", "no policy could be certified for it"
         said = f"accuracy of the develop part {change:+.3f}"
         return ("rejected" if change < -self._most_worse else "approved"), said
 

@@ -23,7 +23,7 @@ from cascade.request import Constraints, DataClass, Message, Request
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import OptionScores, ScoreBounds, ScoreMode, Signals
 from cascade.signing import SigningKey, TrustStore
-from cascade.task import Task
+from cascade.task import OUT_OF_SCOPE, Task
 from cascade.tensor import Tensor, pack
 
 INFO = ModelInfo("tiny", "ab" * 32, "cd" * 32, "ef" * 32, 2048)
@@ -248,6 +248,19 @@ async def test_a_confident_answer_stays_on_the_device(policies):
     assert result.reasons == (Reason.CONFIDENT,)
     assert cluster.requests == []
     assert result.bytes_up == 0
+
+
+async def test_an_answer_that_says_out_of_scope_escalates_however_sure_it_is(tmp_path):
+    key, trust = SigningKey.generate(), TrustStore(tmp_path / "trust")
+    trust.pin("me", key.public)
+    store = PolicyStore(tmp_path / "policies", trust)
+    store.install(replace(policy(0.8), task=replace(TASK, outside="good")), key)
+    cluster, told = ScriptedCluster(), []
+    controller = Controller(ScriptedModel(0.99), cluster, store, on_decision=told.append)
+    result = await answer(controller, question())
+    assert result.source == "tier1"
+    assert result.reasons[:2] == (Reason.CONFIDENT, OUT_OF_SCOPE)
+    assert told[0].vetoes == (OUT_OF_SCOPE,)
 
 
 async def test_what_the_device_kept_is_told_once_with_the_tasks_next_request(policies):

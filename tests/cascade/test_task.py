@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cascade.errors import InvalidInput
@@ -40,6 +42,11 @@ def test_the_prior_prompt_has_an_empty_input_and_the_same_examples():
 
 def test_a_task_survives_its_file():
     assert Task.from_json(MOOD.to_json()) == MOOD
+    neither = replace(MOOD, options=("good", "bad", "neither"), outside="neither")
+    assert Task.from_json(neither.to_json()) == neither
+    assert neither.is_outside("neither")
+    assert not neither.is_outside("good")
+    assert "outside" not in MOOD.to_json(), "files of before read alike"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +58,7 @@ def test_a_task_survives_its_file():
         ({"examples": [{"text": "x", "answer": "ugly"}]}, "'ugly' is no option"),
         ({"examples": [{"text": "x"}]}, r"examples\[0\]\.answer"),
         ({"examples": "none"}, r"task\.examples"),
+        ({"outside": "neither"}, r"task\.outside: 'neither' is no option"),
         ({"colour": 1}, "colour"),
     ],
 )

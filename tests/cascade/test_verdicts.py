@@ -13,9 +13,10 @@ from cascade.metrics import auroc
 from cascade.pair import Pair, pair
 from cascade.policy import Policy, first_reason
 from cascade.records import RecordSet
-from cascade.task import free
+from cascade.task import free, generic
 from cascade.tune import Aim, Modelling, estimator_named, examine, fit, tune
 from cascade.verdicts import confidences, gains, judge, ranked, saved, unmeasured
+from tests.cascade.report.simulated import moods
 from tests.cascade.talk_records import BASE, talk
 
 TASK = free("talk")
@@ -56,6 +57,28 @@ def test_rows_without_a_feature_have_no_confidence_and_are_not_accepted(fresh: R
         assert seen.accepted[row] == (reason[0] == "confident")
     tested = examine(pair(fresh), [Aim("selective_risk", 0.2)], policy)
     assert (tested.n, tested.unmeasured) == (1500, 30)
+
+
+def test_an_answer_that_says_out_of_scope_is_never_accepted() -> None:
+    said = np.where(np.arange(600) % 3 == 0, "good", "bad")
+    records = moods(tier__device__answer=said.tolist())
+    given = tune(
+        pair(records),
+        pair(moods(seed=2)),
+        [Aim("selective_risk", 0.4)],
+        delta=0.1,
+        task=generic(("good", "bad")),
+    ).policy
+    before = judge(given, records, "device")
+    policy = dataclasses.replace(given, task=dataclasses.replace(given.task, outside="good"))
+    seen = judge(policy, records, "device")
+    outside = said == "good"
+    assert before.accepted[outside].any()
+    assert np.isnan(seen.confidence[outside]).all()
+    assert not seen.accepted[outside].any()
+    assert np.array_equal(seen.accepted[~outside], before.accepted[~outside])
+    with pytest.raises(InvalidInput, match="answer"):
+        judge(policy, moods(), "device")
 
 
 def test_a_certificate_counts_rows_without_a_confidence_as_not_kept() -> None:
