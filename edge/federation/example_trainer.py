@@ -155,7 +155,7 @@ class ExampleTrainer:
         data, held_out = head_data(head, of.learn, measure), head_data(head, of.aside, measure)
         if data is None or held_out is None or len(set(data.labels.tolist())) < 2:
             raise NoGain("a head needs examples of two answers, and one kept aside")
-        after = learned(head, data)
+        after = learned(head, data, held_out)
         if of.allowed.stop() and not set(of.allowed.reasons) <= _BUDGETS:
             raise CascadeError(f"stopped while a head was fitted: {_said(of.allowed)}")
         self._judge("head", losses(head, held_out), losses(after, held_out), of.plan.seed)

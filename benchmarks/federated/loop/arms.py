@@ -68,6 +68,7 @@ def plan_of(of: LoopTask, learner: Learner, seed: int, *, recertify: bool = True
         learner=learner,
         starting=of.starting,
         recertify=recertify,
+        most_worse=0.0,
         target=of.target,
         alpha=of.alpha,
         training=_TRAINING[learner].model_copy(update={"seed": seed}),
