@@ -183,12 +183,15 @@ class Controller:
         Arguments:
             alone: nobody else can answer, so what the device writes stands.
         """
+        drafting = None if alone else state.drafting(policy)
+        if drafting is not None:
+            drafting = await self._egress.learned(state.request, drafting)
         decode = LocalDecode(
             local,
             state.request,
             policy,
             stops=not alone,
-            drafting=None if alone else state.drafting(policy),
+            drafting=drafting,
             goes_on=not self._egress.reads_first,
         )
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from cascade.draft import DraftProposal
-from cascade.remote import Verified
+from cascade.remote import Speed, Verified
 from cascade.request import Message
 from cascade.sampling import GREEDY, Sampling
 from cascade.tensor import Tensor
@@ -95,7 +95,7 @@ def geometric_mean(logprobs: Sequence[float]) -> float | None:
     return min(1.0, math.exp(math.fsum(logprobs) / len(logprobs)))
 
 
-EngineEvent = Started | Piece | Verified | Done
+EngineEvent = Started | Piece | Verified | Speed | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +138,9 @@ class Engine(Protocol):
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[list[EngineEvent]]:
         """Answer: first ``Started``, then pieces, ``Done`` last, among the pieces one ``Verified``
-        where there was a draft and it was looked at, in batches of what is at hand, so
-        that a slow reader gets fewer and larger ones. Closing the iterator stops the computation
-        within one step of the engine.
+        and behind them one ``Speed`` where there was a draft and it was looked at, in batches of
+        what is at hand, so that a slow reader gets fewer and larger ones. Closing the iterator
+        stops the computation within one step of the engine.
 
         Raises:
             InvalidInput: the prompt does not fit the context, or an option, a schema or an

@@ -18,6 +18,7 @@ from cascade.draft import DraftProposal, tokens_within
 from cascade.errors import InvalidInput
 from cascade.files import sha256_file
 from cascade.local import CancelToken, LocalAnswer, Prompt
+from cascade.remote import Speed
 from cascade.request import Message, is_unicode
 from cascade.sampling import GREEDY, Sampling
 from cloud.engines.draft import (
@@ -131,6 +132,7 @@ class CausalModel:
         regex: str | None = None,
         draft: Draft | DraftProposal | None = None,
         on_kept: Callable[[int], None] | None = None,
+        on_speed: Callable[[Speed], None] | None = None,
         on_text: OnText | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
@@ -142,6 +144,7 @@ class CausalModel:
             on_kept: told once how many of the draft's tokens the answer begins with: of a
                 proposal's as the device counts them, else as this model does. Not where there are
                 none.
+            on_speed: told at the end how fast the draft was read, and the rest written.
 
         Raises:
             InvalidInput: an argument is out of its range; it is named.
@@ -185,6 +188,8 @@ class CausalModel:
         reader.end()
         if kept is not None:
             kept.end()
+            if on_speed is not None:
+                on_speed(reader.speed)
         return dataclasses.replace(answer, prompt_tokens=answer.prompt_tokens + reader.rejected)
 
     def choose(

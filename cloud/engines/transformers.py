@@ -98,6 +98,7 @@ class Transformers:
                 model.generate,
                 draft=draft or request.draft,
                 on_kept=lambda kept: put(Verified(kept)),
+                on_speed=put,
             )
             return answering(write, model.choose, request)(put, cancel)
 

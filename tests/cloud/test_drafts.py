@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cascade.draft import DraftProposal, tokens_within
+from cascade.draft_book import DraftBook
 from cascade.egress import Egress
 from cascade.errors import InvalidInput
 from cascade.events import Answer, Final
 from cascade.privacy import PiiSpan, Privacy
-from cascade.remote import Verified
+from cascade.remote import Speed, Verified
 from cascade.request import Constraints, DataClass, Message
 from cascade.signing import SigningKey, TrustStore
 from cloud.accounting import Accounting
@@ -311,6 +312,25 @@ async def test_text_with_words_is_kept_across_tokenizers(
     assert verified(complete) == len(words)
 
 
+async def test_a_tier_tells_how_fast_it_read_a_draft_and_wrote_on(
+    engine: Transformers, model: OnnxModel
+) -> None:
+    own = greedy(engine)
+    wrong = [*own[:5], (own[5] + 9) % 259, *own[6:12]]
+    for draft, read, written in (
+        (own, LENGTH, 0),
+        (own[:17], 17, LENGTH - 18),
+        (wrong, len(wrong), LENGTH - 6),
+        ([70] * 9, 0, LENGTH - 1),
+    ):
+        events = await run(engine, asked(draft=proposal(model, draft)))
+        (speed,) = (event for event in events if isinstance(event, Speed))
+        # The last token of an answer is written without reading it.
+        assert (speed.read_tokens, speed.written_tokens) == (read, written)
+        assert (speed.read_s > 0, speed.written_s > 0) == (read > 0, written > 0)
+    assert not [event for event in await run(engine, asked()) if isinstance(event, Speed)]
+
+
 async def test_an_answer_that_ends_within_a_draft_says_what_it_kept(
     engine: Transformers, model: OnnxModel
 ) -> None:
@@ -432,6 +452,23 @@ async def test_a_device_proposes_its_answer_and_gets_the_tiers_own(
     assert drafted.bytes_up > plain.bytes_up
     assert not any("draft_ignored" in reason for reason in drafted.reasons)
     assert cluster.tier.open == 0
+
+
+async def test_a_device_learns_what_its_drafts_bring(cluster: Cluster, model: OnnxModel) -> None:
+    """Times and kept tokens of a real tier take the place of what was configured."""
+    book = DraftBook()
+    egress = Egress(drafts=book, cluster="c")
+    # Worth sending, though nothing is right: a token a second, and none is refused.
+    configured = replace(LOSSLESS, write_s=1e4, read_s=1.0)
+    drafted = await cluster.ask(model, configured, egress=egress)
+    learned = book.learned("c", configured, None)
+    kept, sent = drafted.draft_kept, drafted.draft_tokens
+    assert kept is not None
+    refused = kept < sent
+    assert learned.acceptance == pytest.approx((20 * 0.999 + kept) / (20 + kept + refused))
+    assert 0 < learned.write_s < 1e4
+    assert 0 < learned.read_s < 1.0
+    assert book.learned("c", replace(configured, mode="threshold", tolerance=0.5), None) != learned
 
 
 async def test_a_tolerant_tier_keeps_more(cluster: Cluster, model: OnnxModel) -> None:
