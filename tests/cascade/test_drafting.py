@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -15,13 +16,14 @@ import pytest
 
 from cascade.checks import Checks, matches
 from cascade.controller import Controller
+from cascade.decision_record import DecisionRecord, replay_decision
 from cascade.draft import Drafting, DraftPiece, DraftTape
 from cascade.draft_book import DraftBook
 from cascade.egress import Egress
-from cascade.errors import RemoteError
+from cascade.errors import InvalidInput, RemoteError
 from cascade.events import Answer, Event, Final, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt, TokenSignals
-from cascade.policy import PolicyStore, Reason
+from cascade.policy import Decision, PolicyStore, Reason
 from cascade.privacy import PiiSpan, Privacy
 from cascade.remote import (
     Accepted,
@@ -436,3 +438,74 @@ async def test_a_draft_that_no_tier_judged_teaches_nothing(
     controller = Controller(Writer(pause_s=0.0), cluster, policies, egress=Egress(drafts=book))
     await answered(controller, question())
     assert book.learned("", EAGER, None) == EAGER
+
+
+class Told:
+    """The decisions that a controller tells of, each with whether a tier had answered by then."""
+
+    def __init__(self, cluster: Scorer) -> None:
+        self.cluster = cluster
+        self.records: list[DecisionRecord] = []
+        self.answered: list[bool] = []
+
+    def __call__(self, record: DecisionRecord) -> None:
+        self.records.append(record)
+        self.answered.append(self.cluster.accepted.is_set())
+
+
+@pytest.mark.parametrize(
+    ("cluster", "sent", "kept"),
+    [
+        (Scorer(), WORDS, WORDS // 2),
+        (Scorer(waits=False), 0, None),
+        (Scorer(problem=RemoteError("UNAVAILABLE", "gone")), WORDS, None),
+    ],
+    ids=["judged", "ignored", "failed"],
+)
+async def test_a_decision_that_sends_a_draft_is_told_with_what_was_kept(
+    tmp_path: Path, cluster: Scorer, sent: int, kept: int | None
+) -> None:
+    policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
+    told = Told(cluster)
+    answer = await answered(
+        Controller(Writer(pause_s=0.0), cluster, policies, on_decision=told), question()
+    )
+    (record,) = told.records
+    assert (record.draft_tokens, record.draft_kept) == (sent, kept)
+    assert (answer.draft_tokens, answer.draft_kept) == (sent, kept)
+    assert DecisionRecord.from_bytes(record.to_bytes()) == record
+    assert replay_decision(record) == record.decision
+
+
+async def test_a_decision_without_a_draft_is_told_before_the_call(tmp_path: Path) -> None:
+    cluster = Scorer()
+    told = Told(cluster)
+    controller = Controller(Writer(pause_s=0.0), cluster, shelf(tmp_path, TALK), on_decision=told)
+    await answered(controller, question())
+    assert told.answered == [False]
+    assert (told.records[0].draft_tokens, told.records[0].draft_kept) == (0, None)
+
+
+async def test_a_decision_is_told_of_once_also_where_the_reader_leaves(tmp_path: Path) -> None:
+    policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
+    cluster = Scorer()
+    told = Told(cluster)
+    controller = Controller(Writer(pause_s=0.0), cluster, policies, on_decision=told)
+    async with aclosing(controller.run(question())) as events:
+        async for event in events:
+            if isinstance(event, Token):
+                break
+    (record,) = told.records
+    assert (record.draft_tokens, record.draft_kept) == (WORDS, None)
+    assert record.decision.escalate
+
+
+def test_a_record_from_before_drafts_were_told_of_still_reads() -> None:
+    request = question()
+    record = DecisionRecord.of(request, None, None, Decision(False, True, None, ("unsure",)))
+    value = json.loads(record.to_bytes())
+    assert (value.pop("draft_tokens"), value.pop("draft_kept")) == (0, None)
+    assert DecisionRecord.from_bytes(json.dumps(value).encode()) == record
+    for name, bad in (("draft_tokens", -1), ("draft_kept", 1.5), ("draft_kept", "x")):
+        with pytest.raises(InvalidInput, match=f"decision.{name}"):
+            DecisionRecord.from_bytes(json.dumps(value | {name: bad}).encode())
