@@ -173,6 +173,11 @@ class _Tier:
         self._recent = recent
 
     async def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
+        if request.prefill:  # a part of the call that follows, and counted there
+            async with aclosing(self._stream(request)) as messages:
+                async for message in messages:
+                    yield message
+            return
         way = _way.get()
         if way is not None:
             way.decided(self._tier.name)

@@ -36,6 +36,8 @@ class ChatRequest:
         draft: the beginning of the answer as a device proposes it; an engine without draft scoring
             does not look at it.
         adapter: name of one of the tier's adapters; empty for the model alone.
+        prefill: the prompt is only read, for a request that may follow: no piece comes of it. Of
+            engines with draft scoring alone.
     """
 
     messages: tuple[Message, ...]
@@ -50,6 +52,7 @@ class ChatRequest:
     score: bool = False
     adapter: str = ""
     draft: DraftProposal | None = None
+    prefill: bool = False
 
 
 @dataclass(frozen=True, slots=True)

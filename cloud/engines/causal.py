@@ -7,6 +7,7 @@ same answers and scores.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,7 @@ from cascade.local import CancelToken, LocalAnswer, Prompt
 from cascade.remote import Speed
 from cascade.request import Message, is_unicode
 from cascade.sampling import GREEDY, Sampling
+from cascade.signals import EMPTY_SIGNALS
 from cloud.engines.draft import (
     Draft,
     DraftReader,
@@ -191,6 +193,21 @@ class CausalModel:
             if on_speed is not None:
                 on_speed(reader.speed)
         return dataclasses.replace(answer, prompt_tokens=answer.prompt_tokens + reader.rejected)
+
+    def prefill(self, prompt: Prompt, cancel: CancelToken | None = None) -> LocalAnswer:
+        """Read all of a prompt but its last token, whose logits nobody asks for yet, so that what
+        answers it next goes on from there. The answer is empty.
+
+        Raises:
+            InvalidInput: the prompt does not fit the context.
+            Cancelled: ``cancel`` was used; what was read by then is held.
+        """
+        ids = self._codec.encode(prompt)
+        began = time.perf_counter()
+        if len(ids) > 1:
+            self._decoder.read(ids[:-1], cancel)
+        seconds = time.perf_counter() - began
+        return LocalAnswer("", EMPTY_SIGNALS, None, len(ids), 0, seconds, 0.0, "stop")
 
     def choose(
         self, prompt: Prompt, options: tuple[str, ...], *, cancel: CancelToken | None = None

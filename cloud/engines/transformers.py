@@ -94,6 +94,8 @@ class Transformers:
             raise EngineFailed
 
         def compute(put: Put, cancel: CancelToken) -> LocalAnswer:
+            if request.prefill:
+                return model.prefill(request.messages, cancel)
             write = functools.partial(
                 model.generate,
                 draft=draft or request.draft,

@@ -16,21 +16,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from cascade.draft import DraftProposal, tokens_within
+from cascade.draft import DraftProposal, DraftTape, tokens_within
 from cascade.draft_book import DraftBook
 from cascade.egress import Egress
 from cascade.errors import InvalidInput
 from cascade.events import Answer, Final
 from cascade.privacy import PiiSpan, Privacy
-from cascade.remote import Speed, Verified
-from cascade.request import Constraints, DataClass, Message
+from cascade.remote import (
+    Chunk,
+    DeviceReport,
+    Finished,
+    RemoteEvent,
+    Speed,
+    Transfer,
+    Verified,
+)
+from cascade.request import Constraints, DataClass, Message, Request
 from cascade.signing import SigningKey, TrustStore
+from cascade.wire import GrpcRemote
+from cloud.access_config import Quotas
 from cloud.accounting import Accounting
 from cloud.config import ClusterConfig, GatewayConfig, PriceList, TierConfig
-from cloud.engines import ChatRequest, Done, EngineEvent, Piece
+from cloud.engines import ChatRequest, Done, EngineEvent, Piece, Started
 from cloud.engines.draft import keeps
 from cloud.engines.transformers import Transformers
+from cloud.errors import QuotaExceeded
 from cloud.front_door import GatewayFiles
+from cloud.quotas import QuotaBook
+from cloud.read_ahead import reads_ahead
 from cloud.routing import Router
 from cloud.tier import TierMessage, messages
 from cloud.tls import TlsPaths, ensure_local_tls
@@ -577,3 +590,158 @@ async def test_a_caller_that_leaves_while_its_draft_is_verified_frees_the_tier(
         await long
     await until(lambda: cluster.tier.open == 0 and cluster.gate.answering == 0)
     assert (await cluster.ask(model, LOSSLESS)).source == "tier1"
+
+
+# The prompt, read while the draft is written.
+
+
+class Slow:
+    """A device that writes its draft when it is told to, over the same connection as any other."""
+
+    def __init__(self, cluster: Cluster, model: OnnxModel) -> None:
+        self.tape = DraftTape(LOSSLESS)
+        self.remote = GrpcRemote(cluster.gate.profile())
+        request = Request(QUESTION, max_tokens=LENGTH)
+        report = DeviceReport(tokenizer_digest=model.info.tokenizer_digest)
+        stream = self.remote.answer(
+            request, report, deadline_s=60.0, transfer=Transfer(), draft=self.tape
+        )
+        self.answer = asyncio.create_task(_read(stream))
+
+    def write(self, model: OnnxModel, tokens: list[int]) -> None:
+        for token, text in zip(tokens, _texts(model, tokens), strict=True):
+            self.tape.add_token(token)
+            self.tape.add_text(text)
+        self.tape.end(complete=False)
+
+
+async def _read(stream: AsyncGenerator[RemoteEvent]) -> list[RemoteEvent]:
+    async with aclosing(stream) as events:
+        return [event async for event in events]
+
+
+def held(engine: Transformers) -> list[int]:
+    """What the engine's decoder holds."""
+    assert engine._model is not None
+    return list(engine._model._decoder._tokens)  # type: ignore[attr-defined]
+
+
+def prompt_of(engine: Transformers) -> list[int]:
+    assert engine._model is not None
+    return engine._model._codec.encode(QUESTION)
+
+
+async def test_a_prompt_that_is_read_ahead_is_not_read_again_and_changes_nothing(
+    engine: Transformers,
+) -> None:
+    plain = await run(engine, asked())
+    prompt = prompt_of(engine)
+    await engine.reset_prefix_cache()
+    ahead = await run(engine, asked(prefill=True))
+    assert text_of(ahead) == ""
+    assert ahead[0] == Started(len(prompt))
+    assert ahead[-1] == Done("stop", len(prompt), 0, 0)
+    assert held(engine) == prompt[:-1]
+    passes = recorded(engine)
+    assert text_of(await run(engine, asked())) == text_of(plain)
+    assert passes[0] == 1
+
+
+def recorded(engine: Transformers) -> list[int]:
+    """Lengths of the passes from here on."""
+    assert engine._model is not None
+    decoder = engine._model._decoder
+    passes: list[int] = []
+    run_pass = decoder._run  # type: ignore[attr-defined]
+
+    def counted(tokens: list[int], wanted: int) -> np.ndarray:
+        passes.append(len(tokens))
+        return run_pass(tokens, wanted)
+
+    decoder._run = counted  # type: ignore[attr-defined]
+    return passes
+
+
+async def test_a_prompt_that_is_too_long_to_read_ahead_is_refused_where_it_is_asked(
+    engine: Transformers,
+) -> None:
+    long = replace(asked(prefill=True), messages=(Message("user", "word " * 3000),))
+    with pytest.raises(InvalidInput, match=r"prompt: has \d+ tokens"):
+        await run(engine, long)
+
+
+async def test_a_tier_reads_the_prompt_while_the_draft_is_written(
+    cluster: Cluster, model: OnnxModel
+) -> None:
+    engine = cluster.tier.engine
+    plain, own = text_of(await run(engine, asked())), greedy(engine)
+    await engine.reset_prefix_cache()
+    slow = Slow(cluster, model)
+    await until(lambda: held(engine) == prompt_of(engine)[:-1])
+    assert not slow.answer.done()
+    assert [each.prefill for each in cluster.tier.asked] == [True]
+    passes = recorded(engine)
+    slow.write(model, own[:20])
+    events = await slow.answer
+    await slow.remote.close()
+    assert "".join(event.text for event in events if isinstance(event, Chunk)) == plain
+    assert [event.kept for event in events if isinstance(event, Verified)] == [20]
+    # Of the prompt only the last token is read behind the draft, and the draft in one pass.
+    assert passes[:2] == [1, 20]
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.prompt_tokens == len(prompt_of(engine))
+    assert cluster.tier.open == 0
+
+
+async def test_a_caller_that_leaves_while_its_draft_is_awaited_frees_the_tier(
+    cluster: Cluster, model: OnnxModel
+) -> None:
+    engine = cluster.tier.engine
+    await engine.reset_prefix_cache()
+    slow = Slow(cluster, model)
+    await until(lambda: held(engine) == prompt_of(engine)[:-1])
+    slow.answer.cancel()
+    await asyncio.wait({slow.answer})
+    await slow.remote.close()
+    await until(lambda: cluster.tier.open == 0 and cluster.gate.answering == 0)
+    assert [each.prefill for each in cluster.tier.asked] == [True]
+    assert (await cluster.ask(model, LOSSLESS)).source == "tier1"
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_prompt_that_is_read_ahead_is_paid_for_once(
+    engine: Transformers, model: OnnxModel, tls: TlsPaths, tmp_path: Path, leaves: bool
+) -> None:
+    """Whether a call follows or not."""
+    prompt, quota = prompt_of(engine), {"default": {"tokens_per_day": 500}}
+    async with opened(engine, config(quotas=quota), tls, tmp_path) as cluster:
+        await engine.reset_prefix_cache()
+        slow = Slow(cluster, model)
+        await until(lambda: held(engine) == prompt[:-1])
+        if leaves:
+            slow.answer.cancel()
+            await asyncio.wait({slow.answer})
+        else:
+            slow.write(model, [])
+            await slow.answer
+        await slow.remote.close()
+        await until(lambda: cluster.gate.answering == 0)
+    book = QuotaBook(Quotas.model_validate(quota), tmp_path / "q.sqlite")
+    used = len(prompt) + (0 if leaves else LENGTH)
+    left = 500 - used
+    with pytest.raises(QuotaExceeded):
+        book.reserve("tests", tokens=left + 1, usd=0.0)
+    book.reserve("tests", tokens=left, usd=0.0)
+
+
+@pytest.mark.parametrize(
+    ("engine_", "replicas", "expected"),
+    [("transformers", 1, True), ("transformers", 2, False), ("llama_cpp", 1, False)],
+)
+def test_a_prompt_is_read_ahead_where_the_call_must_follow_to_the_same_replica(
+    engine_: str, replicas: int, expected: bool
+) -> None:
+    (tier,) = config(engine_).tiers
+    scaling = tier.autoscaling.model_copy(update={"max_replicas": replicas})
+    assert reads_ahead(tier.model_copy(update={"autoscaling": scaling})) == expected

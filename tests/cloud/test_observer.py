@@ -221,6 +221,16 @@ async def test_a_draft_is_counted_by_what_became_of_it(
     assert samples.get(("cascade_tier_draft_kept_tokens_total", tier), 0) == (kept or 0)
 
 
+async def test_a_prompt_that_is_read_ahead_is_no_call_of_its_own() -> None:
+    observer = Observer(CONFIG)
+    before = generate_latest(observer.meters.registry)
+    request = ChatRequest((Message("user", "hello"),), 1, prefill=True)
+    stream = observer.tiers({"tier1": answer})["tier1"]
+    assert len([message async for message in stream(request)]) == 3
+    assert generate_latest(observer.meters.registry) == before
+    assert observer.figures()["tier1"].calls == 0
+
+
 async def test_a_draft_that_a_tier_ignores_is_counted_as_ignored() -> None:
     observer = Observer(CONFIG)
     router = observer.answerer(Router(CONFIG, observer.tiers({"tier1": answer})))
