@@ -1,4 +1,4 @@
-"""While a draft is still being written its tier reads the prompt, and nobody is the worse for it."""
+"""While a draft is still being written its tier reads the prompt; nobody is the worse for it."""
 
 from __future__ import annotations
 
