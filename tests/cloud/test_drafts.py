@@ -34,16 +34,12 @@ from cascade.remote import (
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.signing import SigningKey, TrustStore
 from cascade.wire import GrpcRemote
-from cloud.access_config import Quotas
 from cloud.accounting import Accounting
 from cloud.config import ClusterConfig, GatewayConfig, PriceList, TierConfig
 from cloud.engines import ChatRequest, Done, EngineEvent, Piece, Started
 from cloud.engines.draft import keeps
 from cloud.engines.transformers import Transformers
-from cloud.errors import QuotaExceeded
 from cloud.front_door import GatewayFiles
-from cloud.quotas import QuotaBook
-from cloud.read_ahead import reads_ahead
 from cloud.routing import Router
 from cloud.tier import TierMessage, messages
 from cloud.tls import TlsPaths, ensure_local_tls
@@ -707,41 +703,3 @@ async def test_a_caller_that_leaves_while_its_draft_is_awaited_frees_the_tier(
     await until(lambda: cluster.tier.open == 0 and cluster.gate.answering == 0)
     assert [each.prefill for each in cluster.tier.asked] == [True]
     assert (await cluster.ask(model, LOSSLESS)).source == "tier1"
-
-
-@pytest.mark.parametrize("leaves", [False, True])
-async def test_a_prompt_that_is_read_ahead_is_paid_for_once(
-    engine: Transformers, model: OnnxModel, tls: TlsPaths, tmp_path: Path, leaves: bool
-) -> None:
-    """Whether a call follows or not."""
-    prompt, quota = prompt_of(engine), {"default": {"tokens_per_day": 500}}
-    async with opened(engine, config(quotas=quota), tls, tmp_path) as cluster:
-        await engine.reset_prefix_cache()
-        slow = Slow(cluster, model)
-        await until(lambda: held(engine) == prompt[:-1])
-        if leaves:
-            slow.answer.cancel()
-            await asyncio.wait({slow.answer})
-        else:
-            slow.write(model, [])
-            await slow.answer
-        await slow.remote.close()
-        await until(lambda: cluster.gate.answering == 0)
-    book = QuotaBook(Quotas.model_validate(quota), tmp_path / "q.sqlite")
-    used = len(prompt) + (0 if leaves else LENGTH)
-    left = 500 - used
-    with pytest.raises(QuotaExceeded):
-        book.reserve("tests", tokens=left + 1, usd=0.0)
-    book.reserve("tests", tokens=left, usd=0.0)
-
-
-@pytest.mark.parametrize(
-    ("engine_", "replicas", "expected"),
-    [("transformers", 1, True), ("transformers", 2, False), ("llama_cpp", 1, False)],
-)
-def test_a_prompt_is_read_ahead_where_the_call_must_follow_to_the_same_replica(
-    engine_: str, replicas: int, expected: bool
-) -> None:
-    (tier,) = config(engine_).tiers
-    scaling = tier.autoscaling.model_copy(update={"max_replicas": replicas})
-    assert reads_ahead(tier.model_copy(update={"autoscaling": scaling})) == expected

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +14,13 @@ from cascade.errors import InvalidInput
 from cascade.remote import Chunk, RemoteEvent, Verified
 from cascade.request import Message
 from cascade.wire import OpenRequest
-from cloud.config import ClusterConfig, TierConfig
+from cloud.accounting import Accounting
+from cloud.config import ClusterConfig
 from cloud.engines import ChatRequest, Done, Piece, Started
-from cloud.errors import Overloaded
+from cloud.errors import Overloaded, QuotaExceeded
+from cloud.front_door import GatewayFiles
+from cloud.ladder import max_prompt_tokens
+from cloud.quotas import QuotaBook
 from cloud.routing import Router
 from cloud.tier import TierMessage
 from tests.cloud.access.gate import until
@@ -75,9 +80,14 @@ class Tier:
             self.open -= 1
 
 
-def router(tier: Tier, **fields: object) -> Router:
+def configured(quota: int | None = None, **fields: object) -> ClusterConfig:
     told = {"name": "tier1", "engine": "transformers", "model": "m", **fields}
-    return Router(ClusterConfig(tiers=(TierConfig.model_validate(told),)), {"tier1": tier})
+    gateway = {} if quota is None else {"quotas": {"default": {"tokens_per_day": quota}}}
+    return ClusterConfig.model_validate({"tiers": [told], "gateway": gateway})
+
+
+def router(tier: Tier, **fields: object) -> Router:
+    return Router(configured(**fields), {"tier1": tier})
 
 
 def opened(incoming: Incoming | None) -> OpenRequest:
@@ -160,3 +170,64 @@ async def test_it_is_not_read_where_that_could_be_in_vain(fields: dict[str, obje
     incoming.over.set()
     await answer
     assert [each.prefill for each in tier.asked] == [False]
+
+
+@pytest.mark.parametrize(("leaves", "used"), [(False, 4), (True, 3)])
+async def test_a_prompt_that_is_read_ahead_is_paid_for_once(
+    tmp_path: Path, leaves: bool, used: int
+) -> None:
+    """With the call that follows, or where none does by itself. What is set aside for both is no
+    more than for that call alone."""
+    most = prompt_tokens() + 1 + DRAFT.most_tokens  # max_tokens is 1
+    config = configured(quota=most)
+    key = tmp_path / "key"
+    accounting = Accounting(config, GatewayFiles(key, key, key, quotas=tmp_path / "quotas"))
+    tier, incoming = Tier(), Incoming()
+    gateway = accounting.answerer(Router(config, accounting.streams({"tier1": tier})))
+
+    async def asked() -> list[RemoteEvent]:
+        request = replace(opened(incoming), max_tokens=1)
+        return [event async for event in gateway.answer(request)]
+
+    answer = asyncio.create_task(asked())
+    await until(lambda: tier.open == 1)
+    if leaves:
+        answer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answer
+    else:
+        incoming.over.set()
+        assert Chunk("yes", 1) in await answer
+    book = QuotaBook(config.gateway.quotas, tmp_path / "quotas")
+    with pytest.raises(QuotaExceeded):
+        book.reserve("", tokens=most - used + 1, usd=0.0)
+    book.reserve("", tokens=most - used, usd=0.0)
+
+
+async def test_a_prompt_is_paid_for_where_the_quota_has_no_room_for_the_call(
+    tmp_path: Path,
+) -> None:
+    most = prompt_tokens() + DRAFT.most_tokens
+    config = configured(quota=most)
+    key = tmp_path / "key"
+    accounting = Accounting(config, GatewayFiles(key, key, key, quotas=tmp_path / "quotas"))
+    tier, incoming = Tier(), Incoming()
+    gateway = accounting.answerer(Router(config, accounting.streams({"tier1": tier})))
+
+    async def asked() -> None:
+        async for _ in gateway.answer(replace(opened(incoming), max_tokens=1)):
+            pass
+
+    answer = asyncio.create_task(asked())
+    await until(lambda: tier.open == 1)
+    incoming.over.set()
+    with pytest.raises(QuotaExceeded):
+        await answer
+    QuotaBook(config.gateway.quotas, tmp_path / "quotas").reserve("", tokens=most - 3, usd=0.0)
+    with pytest.raises(QuotaExceeded):
+        QuotaBook(config.gateway.quotas, tmp_path / "quotas").reserve("", tokens=1, usd=0.0)
+
+
+def prompt_tokens() -> int:
+    """The most that the prompt may have."""
+    return max_prompt_tokens(configured().tiers[0], opened(None))
