@@ -158,8 +158,7 @@ class DraftReader:
 
     @property
     def speed(self) -> Speed:
-        """Of the decoder so far, the prompt aside. Without one token of the draft read, or written
-        behind it, one half of it is zeros."""
+        """Of the decoder so far, the prompt aside."""
         return Speed(self._read_tokens, self._read_s, self._written_tokens, self._written_s)
 
     def end(self) -> None:
