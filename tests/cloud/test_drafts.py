@@ -434,14 +434,19 @@ class Cluster:
 
 @asynccontextmanager
 async def opened(
-    engine: Transformers, config: ClusterConfig, tls: TlsPaths, place: Path
+    engine: Transformers,
+    config: ClusterConfig,
+    tls: TlsPaths,
+    place: Path,
+    *,
+    draft_s: float = 1.0,
 ) -> AsyncIterator[Cluster]:
     """The front door, quotas and the router before the engine."""
     tier = Counted(engine)
     files = GatewayFiles(tls.certificate, tls.key, place / "api-keys", quotas=place / "q.sqlite")
     accounting = Accounting(config, files)
     router = accounting.answerer(Router(config, accounting.streams({"tier1": tier})))
-    async with gate(tls, place, router.answer, draft_s=1.0) as door:
+    async with gate(tls, place, router.answer, draft_s=draft_s) as door:
         yield Cluster(tier, door)
 
 
@@ -591,6 +596,13 @@ async def test_a_caller_that_leaves_while_its_draft_is_verified_frees_the_tier(
 # The prompt, read while the draft is written.
 
 
+@pytest.fixture
+async def patient(engine: Transformers, tls: TlsPaths, tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A gateway that waits for a draft for as long as it takes."""
+    async with opened(engine, config(), tls, tmp_path, draft_s=600.0) as cluster:
+        yield cluster
+
+
 class Slow:
     """A device that writes its draft when it is told to, over the same connection as any other."""
 
@@ -667,15 +679,15 @@ async def test_a_prompt_that_is_too_long_to_read_ahead_is_refused_where_it_is_as
 
 
 async def test_a_tier_reads_the_prompt_while_the_draft_is_written(
-    cluster: Cluster, model: OnnxModel
+    patient: Cluster, model: OnnxModel
 ) -> None:
-    engine = cluster.tier.engine
+    engine = patient.tier.engine
     plain, own = text_of(await run(engine, asked())), greedy(engine)
     await engine.reset_prefix_cache()
-    slow = Slow(cluster, model)
+    slow = Slow(patient, model)
     await until(lambda: held(engine) == prompt_of(engine)[:-1])
     assert not slow.answer.done()
-    assert [each.prefill for each in cluster.tier.asked] == [True]
+    assert [each.prefill for each in patient.tier.asked] == [True]
     passes = recorded(engine)
     slow.write(model, own[:20])
     events = await slow.answer
@@ -687,19 +699,19 @@ async def test_a_tier_reads_the_prompt_while_the_draft_is_written(
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert finished.prompt_tokens == len(prompt_of(engine))
-    assert cluster.tier.open == 0
+    assert patient.tier.open == 0
 
 
 async def test_a_caller_that_leaves_while_its_draft_is_awaited_frees_the_tier(
-    cluster: Cluster, model: OnnxModel
+    patient: Cluster, model: OnnxModel
 ) -> None:
-    engine = cluster.tier.engine
+    engine = patient.tier.engine
     await engine.reset_prefix_cache()
-    slow = Slow(cluster, model)
+    slow = Slow(patient, model)
     await until(lambda: held(engine) == prompt_of(engine)[:-1])
     slow.answer.cancel()
     await asyncio.wait({slow.answer})
     await slow.remote.close()
-    await until(lambda: cluster.tier.open == 0 and cluster.gate.answering == 0)
-    assert [each.prefill for each in cluster.tier.asked] == [True]
-    assert (await cluster.ask(model, LOSSLESS)).source == "tier1"
+    await until(lambda: patient.tier.open == 0 and patient.gate.answering == 0)
+    assert [each.prefill for each in patient.tier.asked] == [True]
+    assert (await patient.ask(model, LOSSLESS)).source == "tier1"
