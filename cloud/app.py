@@ -78,14 +78,19 @@ def _coordinator(config: ClusterConfig) -> Application | None:
     """One replica that leads federated rounds, where there are any."""
     if config.federation is None or config.gateway.registry is None:
         return None
-    deployment = serve.deployment(
+    return coordinator_deployment().bind(config.federation, config.gateway.registry)
+
+
+def coordinator_deployment() -> serve.Deployment:
+    """The coordinator's, to be bound to a configuration and a registry. On any node: where it was
+    before, it has left nothing."""
+    return serve.deployment(
         name=COORDINATOR,
         num_replicas=1,
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         ray_actor_options={"num_cpus": 0},
     )(FederationCoordinator)
-    return deployment.bind(config.federation, config.gateway.registry)
 
 
 def _deployment(

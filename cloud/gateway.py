@@ -51,6 +51,7 @@ REPLACEMENT_S: Final = 30.0
 """Longest that an old replica waits for a new one to listen."""
 _WATCH_PERIOD_S: Final = 1.0
 _POLICIES_PERIOD_S: Final = 60.0
+_ROUNDS_PERIOD_S: Final = 15.0
 _REPLACEMENT_POLL_S: Final = 0.1
 
 
@@ -111,11 +112,13 @@ class Gateway:
         await self._door.open()
         self._watching = asyncio.create_task(self._watch())
         self._reading = asyncio.create_task(self._read_policies())
+        self._counting = asyncio.create_task(self._read_rounds())
 
     async def drain(self) -> None:
         """Take no new calls, wait up to ``drain_s`` for those under way, then stop the server."""
         self._watching.cancel()
         self._reading.cancel()
+        self._counting.cancel()
         await self._door.close(self._config.gateway.drain_s)
         if self._desk is not None:
             await asyncio.to_thread(self._desk.close)
@@ -171,6 +174,14 @@ class Gateway:
             except (CascadeError, OSError):
                 _log.warning("the registry's policies cannot be read", exc_info=True)
             await asyncio.sleep(_POLICIES_PERIOD_S)
+
+    async def _read_rounds(self) -> None:
+        while self._desk is not None and self._exposition is not None:
+            try:
+                self._observer.federation(await self._desk.figures())
+            except CascadeError:
+                _log.warning("the store of federated rounds cannot be read", exc_info=True)
+            await asyncio.sleep(_ROUNDS_PERIOD_S)
 
 
 def deployment_name(tier: str) -> str:

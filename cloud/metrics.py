@@ -182,6 +182,37 @@ REGISTRY_READ: Final = Metric(
     "When the registry's policies were last read; 0 where there is no registry.",
 )
 
+FEDERATION_DEVICES: Final = Metric(
+    "cascade_federation_devices", "gauge", "Devices that are enrolled for federated rounds."
+)
+FEDERATION_ROUNDS: Final = Metric(
+    "cascade_federation_rounds", "gauge", "Federated rounds by state.", ("state",)
+)
+FEDERATION_LEASES: Final = Metric(
+    "cascade_federation_leases", "gauge", "Leases of the last month by state.", ("state",)
+)
+FEDERATION_UPDATES: Final = Metric(
+    "cascade_federation_updates",
+    "gauge",
+    "Updates so far, by what became of them: committed, dropped with their round, refused or given "
+    "back, the latter two with the reason. Every gateway tells the total of all.",
+    ("outcome", "reason"),
+)
+FEDERATION_BYTES: Final = Metric(
+    "cascade_federation_update_bytes", "gauge", "Of all updates that were committed so far."
+)
+FEDERATION_ERROR: Final = Metric(
+    "cascade_federation_aggregation_error_ratio",
+    "gauge",
+    "Relative error of the last aggregation; 0 before there was one.",
+)
+FEDERATION_EPSILON: Final = Metric(
+    "cascade_federation_epsilon",
+    "gauge",
+    "Spent of differential privacy before the last opened round, and after it. None without noise.",
+    ("when",),
+)
+
 CLUSTER_METRICS: Final = (
     REQUESTS,
     REQUEST_SECONDS,
@@ -209,6 +240,13 @@ CLUSTER_METRICS: Final = (
     POLICY_COVERAGE,
     POLICIES,
     REGISTRY_READ,
+    FEDERATION_DEVICES,
+    FEDERATION_ROUNDS,
+    FEDERATION_LEASES,
+    FEDERATION_UPDATES,
+    FEDERATION_BYTES,
+    FEDERATION_ERROR,
+    FEDERATION_EPSILON,
 )
 """What a gateway exposes, beside ``prometheus_client``'s own ``process_*``."""
 

@@ -22,6 +22,7 @@ from cascade.wire import Answerer, CallRecord, OpenRequest
 from cloud import metrics
 from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest, Done, Piece, Started
+from cloud.federation.figures import RoundFigures
 from cloud.figures import Figures, Recent
 from cloud.metrics import Meters
 from cloud.policy_state import PolicyState
@@ -104,6 +105,18 @@ class Observer:
         self.meters.replace(metrics.POLICY_COVERAGE, state.coverage)
         self.meters.replace(metrics.POLICIES, state.served)
         self.meters.set(metrics.REGISTRY_READ, time.time())
+
+    def federation(self, state: RoundFigures) -> None:
+        """How federated rounds stand."""
+        meters = self.meters
+        meters.set(metrics.FEDERATION_DEVICES, state.devices)
+        meters.replace(metrics.FEDERATION_ROUNDS, _labelled(state.rounds))
+        meters.replace(metrics.FEDERATION_LEASES, _labelled(state.leases))
+        meters.replace(metrics.FEDERATION_UPDATES, dict(state.updates.items()))
+        meters.set(metrics.FEDERATION_BYTES, state.update_bytes)
+        if state.aggregation_error is not None:
+            meters.set(metrics.FEDERATION_ERROR, state.aggregation_error)
+        meters.replace(metrics.FEDERATION_EPSILON, _labelled(state.epsilon))
 
     def figures(self) -> dict[str, Figures]:
         """Of each tier, as of now."""
@@ -317,3 +330,7 @@ def _judged(report: DeviceReport) -> str:
     if report.confidence is not None:
         return "certified"
     return "untried" if report.raw_score is None else "uncertified"
+
+
+def _labelled(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    return {(name,): value for name, value in values.items()}

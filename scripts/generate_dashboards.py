@@ -247,6 +247,52 @@ CLUSTER: Final = (
         kind="stat",
         width=6,
     ),
+    Panel(
+        "Federated rounds by state",
+        "short",
+        (
+            (level(cluster.FEDERATION_ROUNDS, "state", how="max"), "{{state}}"),
+            (level(cluster.FEDERATION_DEVICES, how="max"), "devices enrolled"),
+        ),
+        "Every gateway tells what the store of all of them says.",
+    ),
+    Panel(
+        "Federated rounds: leases",
+        "short",
+        ((level(cluster.FEDERATION_LEASES, "state", how="max"), "{{state}}"),),
+        "Of the last month. Many that expire: devices have too little time, or too much to do.",
+    ),
+    Panel(
+        "Federated rounds: updates",
+        "short",
+        (
+            (
+                level(cluster.FEDERATION_UPDATES, "outcome", "reason", how="max"),
+                "{{outcome}} {{reason}}",
+            ),
+        ),
+        "So far, and why some of them do not count.",
+    ),
+    Panel(
+        "Federated rounds: bytes of updates",
+        "bytes",
+        ((level(cluster.FEDERATION_BYTES, how="max"), "committed"),),
+        "So far.",
+        width=6,
+    ),
+    Panel(
+        "Federated rounds: error of the last aggregation",
+        "percentunit",
+        ((level(cluster.FEDERATION_ERROR, how="max"), "relative"),),
+        "Between the mean of what devices changed and what is served.",
+        width=6,
+    ),
+    Panel(
+        "Federated rounds: ε",
+        "short",
+        ((level(cluster.FEDERATION_EPSILON, "when", how="max"), "{{when}} the last round"),),
+        "Of rounds with noise, at the configured δ.",
+    ),
 )
 
 DEVICES: Final = (

@@ -134,6 +134,7 @@ def _rounds(plan: FederationPlan) -> list[str]:
         f"rounds   {plan.mode} · {ends} · {plan.leases} leases at most",
         f"         from {plan.adapter} · trains {plan.trains}{size}",
         f"         {plan.aggregation} · next from what is {plan.start_from} · kept in {plan.store}",
+        *([f"masks    {plan.masks}"] if plan.masks else []),
         *(f"{'gate' if not place else '':<8} {line}" for place, line in enumerate(plan.gate)),
     ]
 

@@ -16,6 +16,7 @@ from cascade.cli import federation_participate
 from cascade.cli.interrupt import loading
 
 if TYPE_CHECKING:
+    from cloud.federation.account import Account
     from cloud.federation.database import Database
     from cloud.federation.rollout.rollouts import StoredRollout
     from cloud.federation.rounds import Round
@@ -72,25 +73,58 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def _rounds(args: argparse.Namespace) -> int:
     with loading():
+        from cloud.federation.account import account
         from cloud.federation.refusals import counters
         from cloud.federation.rounds import recent
     database = _store(args)
     try:
         found = database.do_now(lambda tx: recent(tx, max(1, args.most)))
         counts = database.do_now(counters)
+        history = database.do_now(account)
     finally:
         database.close()
+    privacy = _privacy(history)
     if args.json:
         told = [dataclasses.asdict(each) for each in found]
-        print(json.dumps({"rounds": told, "counters": counts}))
+        print(json.dumps({"rounds": told, "counters": counts, "privacy": privacy}))
         return 0
     if not found:
         print("no round yet")
     for each in found:
         print(_line(each))
+    if privacy is not None:
+        print("\n" + _privacy_line(privacy))
     if counts:
         print("\n" + " · ".join(f"{name} {value}" for name, value in counts.items()))
     return 0
+
+
+def _privacy(history: Account) -> dict[str, float | None] | None:
+    """What was spent, and what one more round like the last will have spent."""
+    from cascade.errors import CascadeError
+
+    if history.multiplier is None or history.delta is None:
+        return None
+    try:
+        cost = history.next()
+    except CascadeError:  # the extra is not installed here
+        cost = None
+    return {
+        "delta": history.delta,
+        "noise_multiplier": history.multiplier,
+        "epsilon": None if cost is None else cost.before,
+        "epsilon_after_next": None if cost is None else cost.after,
+        "rounds_without_noise": history.bare,
+    }
+
+
+def _privacy_line(told: dict[str, float | None]) -> str:
+    spent = "ε is not known here: pip install 'edge-cloud-cascade[privacy]'"
+    if told["epsilon"] is not None:
+        spent = f"ε {told['epsilon']:.3g} spent, {told['epsilon_after_next']:.3g} after one more"
+    bare = told["rounds_without_noise"]
+    beside = f" · {bare:g} rounds without noise promise nothing" if bare else ""
+    return f"{spent} · δ {told['delta']:g} · noise {told['noise_multiplier']:g}{beside}"
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -268,9 +302,21 @@ def _told(found: Round) -> Iterator[str]:
         yield f"candidate  {found.candidate_digest} version {found.candidate_version}"
     if found.aggregation_error is not None:
         yield f"error      {found.aggregation_error:.2g} of the aggregation, relative"
+    if found.noise_multiplier is not None:
+        yield f"privacy    {_epsilon(found)}"
     yield f"plan       {found.plan}"
     if found.note:
         yield f"note       {found.note}"
+
+
+def _epsilon(found: Round) -> str:
+    noise = f"δ {found.delta:g} · noise {found.noise_multiplier:g}"
+    if found.epsilon_before is None or found.epsilon_after is None:
+        return f"ε was not known to the coordinator, without the extra privacy · {noise}"
+    if found.state == "abandoned":
+        return f"ε {found.epsilon_before:.3g}, of which this round has spent nothing · {noise}"
+    after = "after" if found.candidate_digest else "once it has ended"
+    return f"ε {found.epsilon_before:.3g} before, {found.epsilon_after:.3g} {after} · {noise}"
 
 
 def _time(seconds: float) -> str:

@@ -46,6 +46,11 @@ def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
         "--task", default="", metavar="ID", help="word closed sets as this task's policy does"
     )
     verb.add_argument("--once", action="store_true", help="take one step, and say what came of it")
+    verb.add_argument(
+        "--masked-only",
+        action="store_true",
+        help="take part only where the cluster learns a sum, and no device's update",
+    )
     for name in ("idle", "charging", "unmetered"):
         verb.add_argument(f"--{name}", action="store_true", help=f"the device is {name}")
     verb.add_argument(
@@ -62,7 +67,7 @@ def _participate(args: argparse.Namespace) -> int:
         from cascade.wire import ClientProfile
         from edge import Bundle, bundle_path
         from edge.examples import ExampleStore
-        from edge.federation import ExampleTrainer, Participant
+        from edge.federation import ExampleTrainer, Limits, Participant
         from edge.training.allowance import TrainingAllowance
         from edge.training.gradient import check_trains
         from edge.training.policy import TrainingLimits
@@ -86,6 +91,7 @@ def _participate(args: argparse.Namespace) -> int:
             allowance=allowance,
             conditions=allowance.conditions,
             examples=trainer.examples,
+            limits=Limits(masked_only=args.masked_only),
         )
         asyncio.run(_run(participant, args))
     return 0
@@ -94,10 +100,13 @@ def _participate(args: argparse.Namespace) -> int:
 async def _run(participant: Participant, args: argparse.Namespace) -> None:
     with terminable():
         try:
+            masking = False
             while True:
                 done = await participant.step()
                 _tell(done, args)
-                if args.once:
+                # Under masks the others count on it: leaving now would be dropping out.
+                masking = done.outcome == "masking" or (masking and done.outcome == "waiting")
+                if args.once and not masking:
                     return
                 await asyncio.sleep(done.wait_s)
         finally:

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Final, Literal, Self, cast, get_args
 
 from cascade.errors import InvalidInput
-from cascade.federation.tensors import Shapes
+from cascade.federation.masked_plan import MASKED_FORMAT, MaskedPlan
+from cascade.federation.tensors import Shapes, elements
 from cascade.federation.update import Bits, encoded_size
 from cascade.strict import Fields
 
@@ -18,7 +19,12 @@ Optimiser = Literal["adamw", "sgd"]
 PLAN_LIMIT_BYTES: Final = 1 << 16
 PAYLOAD_FORMAT: Final = "cascade-update-1"
 """What ``cascade.federation.update`` writes."""
+ROWS_FORMAT: Final = "cascade-update-2"
+"""The same with counts of a head's rows behind it: ``cascade.federation.payload``."""
 
+COUNTS_HEAD_BYTES: Final = 9
+
+_FIXED: Final = ("head.mean", "head.scale")
 _LAYER = re.compile(r"layers\.(\d+)\..+\.([ab])")
 
 
@@ -36,6 +42,9 @@ class RoundPlan:
         clip_norm: the update's L2 norm at most, > 0.
         bits: of each number that is sent: 4, 8, or 32 for float32.
         seed: of sampling and rounding, ≥ 0.
+        masked: that only the sum of the updates is learned; ``None`` where each is seen. ``bits``
+            then means nothing.
+        rows: that the rows of a head are averaged by how many examples of each answer a device had.
 
     Raises:
         InvalidInput: a number is out of its range.
@@ -52,6 +61,8 @@ class RoundPlan:
     clip_norm: float = 1.0
     bits: Bits = 8
     seed: int = 0
+    masked: MaskedPlan | None = None
+    rows: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "batch", "max_steps", "max_examples"):
@@ -70,7 +81,8 @@ class RoundPlan:
 
         Arguments:
             adapter: of all tensors of the adapter that training starts from. What belongs to no
-                layer, such as a head, is trained always.
+                layer, such as a head, is trained always, but for what standardises its features:
+                that stays as it is, so that heads can be averaged.
 
         Raises:
             InvalidInput: nothing is left to train.
@@ -80,21 +92,56 @@ class RoundPlan:
         chosen = {}
         for name, shape in adapter.items():
             found = _LAYER.fullmatch(name)
-            if found is None or (
-                int(found[1]) in last and (self.trained == "both" or found[2] == "b")
-            ):
+            if found is None:
+                if name not in _FIXED:
+                    chosen[name] = tuple(shape)
+            elif int(found[1]) in last and (self.trained == "both" or found[2] == "b"):
                 chosen[name] = tuple(shape)
         if not chosen:
             raise InvalidInput("plan", "leaves nothing of the adapter to train")
         return chosen
 
     def payload_bytes(self, adapter: Shapes) -> int:
-        """Exact size of an update of this plan."""
-        return encoded_size(self.shapes(adapter), self.bits)
+        """Exact size of an update of this plan.
+
+        Raises:
+            InvalidInput: nothing is left to train, or masked words cannot hold the sum.
+        """
+        shapes = self.shapes(adapter)
+        if self.masked is not None:
+            words = elements(shapes) + (self.head_rows(shapes) if self.rows else 0)
+            return words * self.masked.fixed(self.clip_norm).bits // 8
+        counts = COUNTS_HEAD_BYTES + 4 * self.head_rows(shapes) if self.rows else 0
+        return encoded_size(shapes, self.bits) + counts
+
+    def head_rows(self, shapes: Shapes) -> int:
+        """Answers of the head, of what the plan trains; 0 without a head.
+
+        Raises:
+            InvalidInput: its tensors do not agree.
+        """
+        rows = {shape[0] for name, shape in shapes.items() if is_of_head(name)}
+        if len(rows) > 1:
+            raise InvalidInput("head", "has tensors of different numbers of rows")
+        return rows.pop() if rows else 0
+
+    @property
+    def payload_format(self) -> str:
+        """How an update of this plan is written."""
+        if self.masked is not None:
+            return MASKED_FORMAT
+        return ROWS_FORMAT if self.rows else PAYLOAD_FORMAT
 
     def to_bytes(self) -> bytes:
-        """The plan as it travels: JSON, keys sorted."""
-        return json.dumps(asdict(self), sort_keys=True).encode()
+        """The plan as it travels: JSON, keys sorted. What is not asked for is left out, so that
+        devices that do not know of it take part in the rounds that do without."""
+        value = asdict(self)
+        del value["masked"], value["rows"]
+        if self.masked is not None:
+            value["masked"] = self.masked.to_json()
+        if self.rows:
+            value["rows"] = True
+        return json.dumps(value, sort_keys=True).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -118,6 +165,15 @@ class RoundPlan:
             clip_norm=fields.number("clip_norm", 0.0),
             bits=cast(Bits, fields.integer("bits", 4, 32)),
             seed=fields.integer("seed", 0, 2**53),
+            masked=MaskedPlan.from_json(fields.take("masked"), "plan.masked")
+            if fields.given("masked")
+            else None,
+            rows=fields.given("rows") and fields.boolean("rows"),
         )
         fields.end()
         return plan
+
+
+def is_of_head(name: str) -> bool:
+    """Whether a tensor that travels belongs to a head, and not to a linear of some layer."""
+    return name.startswith("head.")

@@ -13,7 +13,12 @@ from cascade.federation.terms import Histogram, Phase
 from cascade.files import sha256_bytes
 
 _PREFIX: Final = b"cascade.federation."
-PHASE_NUMBERS: Final[dict[Phase, int]] = {"advertise_keys": 1, "share_keys": 2, "unmask": 3}
+PHASE_NUMBERS: Final[dict[Phase, int]] = {
+    "advertise_keys": 1,
+    "share_keys": 2,
+    "unmask": 3,
+    "survivors": 4,
+}
 
 
 def enrolment(challenge: bytes) -> bytes:

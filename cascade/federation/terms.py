@@ -16,7 +16,7 @@ CHUNK_LIMIT_BYTES: Final = 1 << 20
 """No chunk of an upload is longer."""
 
 NoLease = Literal["no_round", "cohort_full", "too_soon", "other_base"]
-Phase = Literal["advertise_keys", "share_keys", "unmask"]
+Phase = Literal["advertise_keys", "share_keys", "survivors", "unmask"]
 
 
 class AbortReason(StrEnum):
@@ -235,8 +235,14 @@ class PhaseMessage:
 
 @dataclass(frozen=True, slots=True)
 class PhaseReply:
-    """What the others said, by device, once the phase is complete."""
+    """What came of a phase, once it is complete.
+
+    Arguments:
+        result: ``cascade.federation.masking``'s ``Roster``, ``Delivered`` or ``Survivors``.
+        expires_in_s: of the lease.
+    """
 
     complete: bool
-    messages: tuple[tuple[str, bytes], ...]
+    result: bytes
+    expires_in_s: float
     retry: RetryWindow

@@ -95,7 +95,7 @@ class FederationSource(Protocol):
         ...
 
     async def exchange(self, message: PhaseMessage) -> PhaseReply:
-        """Carry a message of secure aggregation."""
+        """Take a message of secure aggregation, and give what came of its phase."""
         ...
 
 

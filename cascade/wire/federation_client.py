@@ -109,7 +109,7 @@ class GrpcFederation:
         return convert.window(reply.retry)
 
     async def exchange(self, message: PhaseMessage) -> PhaseReply:
-        """Send a message of secure aggregation, and take those of the others."""
+        """Send a message of secure aggregation, and take what came of its phase."""
         reply = await self._call("Exchange", convert.exchange_message(message))
         return convert.phase_reply(reply)
 

@@ -66,6 +66,7 @@ _PHASES: Final[dict[Phase, pb.Phase]] = {
     "advertise_keys": pb.PHASE_ADVERTISE_KEYS,
     "share_keys": pb.PHASE_SHARE_KEYS,
     "unmask": pb.PHASE_UNMASK,
+    "survivors": pb.PHASE_SURVIVORS,
 }
 
 
@@ -366,21 +367,20 @@ def exchange_message(message: PhaseMessage) -> pb.ExchangeRequest:
 
 
 def phase_reply_message(reply: PhaseReply) -> pb.ExchangeResponse:
-    """What the others said."""
+    """What came of a phase."""
     return pb.ExchangeResponse(
         complete=reply.complete,
-        messages=[pb.PhaseMessage(device_id=name, payload=data) for name, data in reply.messages],
+        result=reply.result,
+        expires_in_s=reply.expires_in_s,
         retry=window_message(reply.retry),
     )
 
 
 def phase_reply(message: pb.ExchangeResponse) -> PhaseReply:
     """The other way round."""
-    return PhaseReply(
-        message.complete,
-        tuple((each.device_id, each.payload) for each in message.messages),
-        window(message.retry),
-    )
+    if len(message.result) > _MOST_PHASE or not 0 <= message.expires_in_s < math.inf:
+        raise RemoteError("INTERNAL", "the cluster sent a phase's result that is none")
+    return PhaseReply(message.complete, message.result, message.expires_in_s, window(message.retry))
 
 
 def window_message(window: RetryWindow) -> pb.RetryWindow:

@@ -17,6 +17,7 @@ from cascade.federation import Shapes, Tensors, shapes_of
 from cascade.signing import SigningKey, TrustStore
 from cloud.registry import Registry
 from edge.adapter import AdapterManifest, LoraPair, write_adapter
+from edge.head import Head
 from edge.safetensors_file import read_bytes
 
 _WEIGHTS: Final = "adapter.safetensors"
@@ -30,7 +31,7 @@ class StartingAdapter:
 
     Arguments:
         data, signature: the manifest's signed bytes, and the 64 bytes of the signature.
-        tensors: ``NAME.a`` and ``NAME.b``.
+        tensors: ``NAME.a`` and ``NAME.b``, and those of a head.
     """
 
     digest: str
@@ -101,7 +102,10 @@ class Adapters:
         if self._key is None:
             raise InvalidInput("federation.signing_key", "is missing; candidates must be signed")
         tensors = {**start.tensors, **trained}
-        modules = sorted({each.rpartition(".")[0] for each in tensors})
+        spec = start.manifest.head
+        head = None if spec is None else Head.from_tensors(spec, tensors)
+        of_head = {} if head is None else head.tensors()
+        modules = sorted({each.rpartition(".")[0] for each in tensors if each not in of_head})
         pairs = {
             module: LoraPair(tensors[f"{module}.a"], tensors[f"{module}.b"]) for module in modules
         }
@@ -117,5 +121,6 @@ class Adapters:
                 version=version,
                 parent=start.digest,
                 licence=start.manifest.licence,
+                head=head,
             )
             return self._registry.publish(path, trust).artifact.digest

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cascade.federation.plan import RoundPlan
+from cascade.federation.masked_plan import MaskedPlan
+from cascade.federation.masking.messages import MAX_COHORT
+from cascade.federation.plan import RoundPlan, is_of_head
+from cascade.federation.tensors import Shapes
 from cascade.federation.terms import PAYLOAD_LIMIT_BYTES
 from cascade.home import home
 from cloud.federation.gate.config import GateConfig
@@ -18,6 +22,8 @@ from cloud.federation.rollout.config import RolloutConfig
 from cloud.strict_model import StrictModel
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LEVELS_OF_ROWS = 1 << 20
+"""A row of few examples is sent as a small part of itself: it needs finer steps."""
 
 
 class PlanConfig(StrictModel):
@@ -52,6 +58,7 @@ class AggregationConfig(StrictModel):
         noise_multiplier: central differential privacy: the clipped sum of a synchronous round gets
             noise of this many clip norms, and is divided by the goal; see
             ``cloud.federation.privacy`` for what that promises.
+        delta: at which ε is told; below one in the number of devices.
     """
 
     rule: Literal["mean", "trimmed_mean", "median", "krum"] = "mean"
@@ -60,6 +67,23 @@ class AggregationConfig(StrictModel):
     optimiser: Literal["plain", "momentum", "adam"] = "plain"
     rate: float | None = Field(default=None, gt=0, lt=math.inf)
     noise_multiplier: float | None = Field(default=None, gt=0, lt=math.inf)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+
+
+class SecureAggregationConfig(StrictModel):
+    """Rounds in which the cluster learns the sum of the updates, and no device's own.
+
+    Arguments:
+        threshold: devices that must stay until the sum is unmasked; by default the ``minimum``, or
+            just above half of the ``goal`` where that is more.
+        phase_s: seconds for which each phase behind the training waits for those who are late.
+        levels: integers from 0 to the clip norm at least; more make an update larger: up to 32
+            devices and 1,023 levels take two bytes a number, else it is four.
+    """
+
+    threshold: int | None = Field(default=None, ge=2, le=MAX_COHORT)
+    phase_s: float = Field(default=120.0, ge=0.1, le=86_400)
+    levels: int = Field(default=1023, ge=1, le=2**24)
 
 
 class FederationConfig(StrictModel):
@@ -84,10 +108,13 @@ class FederationConfig(StrictModel):
         min_separation_s: between two updates of one device.
         retry_s: the window in which a device that is not needed asks again.
         checkins_per_s: that the gateway wants at most; a larger fleet is told to come less often.
+        enrolments_per_hour: new devices of one API key (or token, or certificate); ``None`` for any
+            number.
         max_payload_bytes: of one update.
         upload_memory_bytes: of all uploads under way in one gateway.
         start_from: ``approved`` waits for the gate's word before the next round; ``candidate`` goes
             on from what the last round made, unless it is rejected.
+        secure_aggregation: that updates are summed under masks; ``true`` for its defaults.
         gate: by what candidates are judged; without it an operator decides.
         rollout: how approved ones reach devices; without it none is published to a channel.
     """
@@ -105,13 +132,23 @@ class FederationConfig(StrictModel):
     min_separation_s: float = Field(default=86_400.0, ge=0, le=31_536_000)
     retry_s: tuple[float, float] = Field(default=(60.0, 180.0), strict=False)
     checkins_per_s: float = Field(default=50.0, gt=0, le=1_000_000)
+    enrolments_per_hour: int | None = Field(default=10_000, ge=1, le=100_000_000)
     max_payload_bytes: int = Field(default=1_000_000, ge=1, le=PAYLOAD_LIMIT_BYTES)
     upload_memory_bytes: int = Field(default=64_000_000, ge=1)
     start_from: Literal["approved", "candidate"] = "approved"
     plan: PlanConfig = PlanConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    secure_aggregation: SecureAggregationConfig | None = None
     gate: GateConfig | None = None
     rollout: RolloutConfig | None = None
+
+    @field_validator("secure_aggregation", mode="before")
+    @classmethod
+    def _switch(cls, given: object) -> object:
+        """``true`` and ``false`` are sections, too."""
+        if isinstance(given, bool):
+            return {} if given else None
+        return given
 
     @field_validator("adapter")
     @classmethod
@@ -148,6 +185,28 @@ class FederationConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _maskable(self) -> Self:
+        masked, how = self.secure_aggregation, self.aggregation
+        if masked is None:
+            return self
+        if how.rule != "mean" or self.plan.trained == "both" or self.mode != "synchronous":
+            raise ValueError(
+                "secure_aggregation needs mode: synchronous, plan.trained: b and aggregation.rule: "
+                "mean; of anything else the sum of the updates is not enough"
+            )
+        if not 2 <= self.goal <= MAX_COHORT:
+            raise ValueError(f"secure_aggregation needs a goal of 2 to {MAX_COHORT}")
+        least = self.goal // 2 + 1
+        if masked.threshold is not None and not (
+            max(least, self.minimum) <= masked.threshold <= self.goal
+        ):
+            raise ValueError(
+                f"secure_aggregation.threshold must be {max(least, self.minimum)} to {self.goal}: "
+                "more than half of the goal, no less than the minimum, and at most the goal"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fit(self) -> Self:
         if self.minimum > self.goal:
             raise ValueError(f"minimum {self.minimum} is above the goal, {self.goal}")
@@ -167,6 +226,27 @@ class FederationConfig(StrictModel):
         if self.gate is not None:
             changed["gate"] = self.gate.anchored(folder)
         return self.model_copy(update=changed)
+
+    @property
+    def round_plan(self) -> RoundPlan:
+        """The plan that leases carry, whichever way updates are summed."""
+        plan, masked = self.plan.plan(), self.secure_aggregation
+        if masked is None:
+            return plan
+        threshold = masked.threshold or max(self.minimum, self.goal // 2 + 1)
+        return replace(plan, masked=MaskedPlan(self.goal, threshold, masked.levels, masked.phase_s))
+
+    def plan_for(self, adapter: Shapes) -> RoundPlan:
+        """The plan of rounds that start from an adapter of these shapes. The rows of its head, if
+        it has one, are averaged by answer where the rule is a mean and weights may differ."""
+        plan, how = self.round_plan, self.aggregation
+        by_rows = how.rule == "mean" or self.plan.trained == "both"
+        if how.noise_multiplier is not None or not by_rows or not any(map(is_of_head, adapter)):
+            return plan
+        masked = plan.masked
+        if masked is not None:
+            masked = replace(masked, levels=max(masked.levels, _LEVELS_OF_ROWS))
+        return replace(plan, rows=True, masked=masked)
 
     @property
     def leases(self) -> int:

@@ -18,18 +18,33 @@ from typing import Final
 import numpy as np
 
 from cascade.errors import InvalidInput
-from cascade.federation import Shapes, Tensors, clip_to_norm, decode
+from cascade.federation import (
+    Shapes,
+    Tensors,
+    clip_to_norm,
+    flatten,
+    shapes_of,
+    unflatten,
+)
+from cascade.federation.masked_plan import MaskedPlan
+from cascade.federation.payload import decode_payload, masked_elements, means_of_sum
 from cascade.federation.plan import RoundPlan
-from cloud.federation import leases, rounds
-from cloud.federation.adapters import Adapters
+from cloud.federation import leases, masked_rounds, rounds
+from cloud.federation.account import Account, account, cost
+from cloud.federation.adapters import Adapters, StartingAdapter
 from cloud.federation.chosen import chosen_strategy, read_state, write_state
 from cloud.federation.config import FederationConfig
 from cloud.federation.database import Database, Transaction
+from cloud.federation.masked_rounds import Said
+from cloud.federation.phases import standing
+from cloud.federation.privacy import PrivateMean
 from cloud.federation.refusals import count
-from cloud.federation.rounds import Round, Start
+from cloud.federation.robust import WeightedMean
+from cloud.federation.rounds import Noise, Round, Start
 from cloud.federation.schema import migrate
 from cloud.federation.seams import Gate
-from cloud.federation.strategies import Aggregate, Contribution
+from cloud.federation.strategies import Aggregate, Contribution, FfaLora, Strategy
+from cloud.federation.unmasking import unmasked
 
 _log = logging.getLogger("ray.serve")
 
@@ -54,12 +69,16 @@ class _Inputs:
     Arguments:
         version: of the candidate.
         served: digest of what each version of the adapter was.
+        said: by the devices of a round under masks.
+        account: of the rounds before it.
     """
 
     updates: list[rounds.StoredUpdate]
     optimiser: bytes
     version: int
     served: Mapping[int, str]
+    said: Said | None
+    account: Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +145,8 @@ class Coordinator:
         await self._database.do(migrate)
         if alone:
             await self._database.do(rounds.release_claims)
+            now = self._now()
+            await self._database.do(lambda tx: masked_rounds.prolong(tx, now))
 
     async def tick(self) -> None:
         """Do what is due."""
@@ -144,15 +165,7 @@ class Coordinator:
             else:
                 rounds.drop_stale(tx, config.max_gap)
             claimed = rounds.take_over(tx, token=self._token, now=now, claim_s=_CLAIM_S)
-            claimed = claimed or rounds.claim(
-                tx,
-                goal=config.goal,
-                minimum=config.minimum,
-                synchronous=synchronous,
-                token=self._token,
-                now=now,
-                claim_s=_CLAIM_S,
-            )
+            claimed = claimed or self._claim(tx, now)
             return _Due(
                 claimed, bool(rounds.in_state(tx, "waiting")), rounds.collecting(tx) is None
             )
@@ -165,6 +178,21 @@ class Coordinator:
         if found.none_collects:
             await self._open()
 
+    def _claim(self, tx: Transaction, now: float) -> Round | None:
+        """The round that is over, if it is."""
+        config, current = self._config, rounds.collecting(tx)
+        if current is not None and standing(tx, current.number) is not None:
+            return masked_rounds.claim(tx, current, token=self._token, now=now, claim_s=_CLAIM_S)
+        return rounds.claim(
+            tx,
+            goal=config.goal,
+            minimum=config.minimum,
+            synchronous=config.mode == "synchronous",
+            token=self._token,
+            now=now,
+            claim_s=_CLAIM_S,
+        )
+
     async def _aggregate(self, claimed: Round) -> None:
         def inputs(tx: Transaction) -> _Inputs:
             return _Inputs(
@@ -172,6 +200,8 @@ class Coordinator:
                 rounds.optimiser_state(tx, claimed.number),
                 rounds.next_version(tx, 0),
                 rounds.served(tx),
+                masked_rounds.everything(tx, claimed.number),
+                account(tx),
             )
 
         given = await self._database.do(inputs)
@@ -182,6 +212,8 @@ class Coordinator:
             await self._database.do(lambda tx: rounds.abandon(tx, claimed.number, why, now))
             _log.warning("round %d %s", claimed.number, why)
             return
+
+        noise = await self._noise_now(given.account)
 
         def end(tx: Transaction) -> bool:
             if outcome.dropped:
@@ -194,6 +226,7 @@ class Coordinator:
                 candidate_version=given.version,
                 optimiser=write_state(outcome.result.state),
                 aggregation_error=outcome.result.agg_rel_err,
+                noise=noise,
                 note="",
             )
 
@@ -209,33 +242,49 @@ class Coordinator:
         """The round's candidate, published. The same inputs give the same artifact."""
         start = self._adapters.read(claimed.adapter_digest)
         plan = RoundPlan.from_bytes(claimed.plan.encode())
-        contributions = []
+        noise = None if self._noise is None else self._noise(claimed)
+        strategy = chosen_strategy(self._config, start.shapes, noise)
+        if plan.masked is not None:
+            result = _unmask(strategy, plan, plan.masked, start, given)
+            return _Outcome(result, self._published(claimed, given, start, result), 0)
+        contributions, alone = [], []
         # In an order of their own: the same updates give the same sum, however they came in.
         for each in sorted(given.updates, key=lambda each: (each.device, each.payload)):
             digest = given.served.get(each.adapter_version)
             begun = start if digest is None else self._adapters.read(digest)
             try:
                 # Once more, whatever the device says that it did.
-                change = clip_to_norm(
-                    decode(each.payload, plan.shapes(start.shapes)), plan.clip_norm
-                )
+                sent, row_weights = decode_payload(plan, each.payload, plan.shapes(start.shapes))
+                change = clip_to_norm(sent, plan.clip_norm)
             except InvalidInput:
                 continue  # of a plan that was changed since
+            alone.append(flatten(change))
             contributions.append(
                 Contribution(
                     start=begun.tensors,
                     change={**_untouched(plan, start.shapes), **change},
                     weight=min(each.examples, plan.max_examples),
                     gap=max(0, claimed.adapter_version - each.adapter_version),
+                    row_weights=row_weights,
                 )
             )
-        noise = None if self._noise is None else self._noise(claimed)
-        strategy = chosen_strategy(self._config, start.shapes, noise)
-        result = strategy.aggregate(start.tensors, contributions, read_state(given.optimiser))
-        digest = self._adapters.publish(
+        if isinstance(strategy, FfaLora) and isinstance(strategy.rule, PrivateMean):
+            # Of what is trained alone: noise on anything else would hide nothing.
+            rows = np.reshape(alone, (len(alone), -1))
+            noised = strategy.rule.combine(rows, np.ones(len(alone)))
+            mean = unflatten(noised, plan.shapes(start.shapes))
+            result = _from_mean(strategy, plan, start, mean, given)
+        else:
+            result = strategy.aggregate(start.tensors, contributions, read_state(given.optimiser))
+        digest = self._published(claimed, given, start, result)
+        return _Outcome(result, digest, len(given.updates) - len(contributions))
+
+    def _published(
+        self, claimed: Round, given: _Inputs, start: StartingAdapter, result: Aggregate
+    ) -> str:
+        return self._adapters.publish(
             start, result.tensors, version=given.version, name=f"round-{claimed.number}"
         )
-        return _Outcome(result, digest, len(given.updates) - len(contributions))
 
     async def _judge(self) -> None:
         for candidate in await self._database.do(lambda tx: rounds.in_state(tx, "waiting")):
@@ -251,7 +300,7 @@ class Coordinator:
         synchronous = config.mode == "synchronous"
         first = await asyncio.to_thread(self._adapters.read, config.adapter)
         begins_first = Start(first.digest, first.manifest.version, b"")
-        plan = config.plan.plan().to_bytes().decode()
+        plan = config.plan_for(first.shapes).to_bytes().decode()
         unapproved = config.start_from == "candidate"
 
         def ready(tx: Transaction) -> _Ready:
@@ -265,19 +314,38 @@ class Coordinator:
             return
         begins = renewed
 
+        noise = await self._noise_now(await self._database.do(account))
+        if noise.cost is not None:
+            _log.info(
+                "ε is %.3g, and %.3g after the next round, at δ %g",
+                noise.cost.before,
+                noise.cost.after,
+                noise.delta,
+            )
+
         def opened(tx: Transaction) -> Round | None:
-            return rounds.open_round(
+            fresh = rounds.open_round(
                 tx,
                 first.manifest.base_digest,
                 begins,
                 plan,
                 now=now,
                 closes_at=now + config.round_s if synchronous else None,
+                noise=noise,
             )
+            if fresh is not None:
+                masked_rounds.begin(tx, fresh)
+            return fresh
 
         fresh = await self._database.do(opened)
         if fresh is not None:
             _log.info("round %d is open", fresh.number)
+
+    async def _noise_now(self, history: Account) -> Noise:
+        """What a round has of noise by the configuration, and what it makes of ε."""
+        how = self._config.aggregation
+        spent = await asyncio.to_thread(cost, history, how.noise_multiplier, how.delta)
+        return Noise(how.noise_multiplier, how.delta, spent)
 
     async def _renewed(self, ready: _Ready) -> Start | None:
         """Where devices have seen a higher version, which was withdrawn since, what went before it
@@ -294,6 +362,37 @@ class Coordinator:
             name=f"{adapter.manifest.name[:40]}-again",
         )
         return Start(digest, ready.next_version, begins.optimiser)
+
+
+def _unmask(
+    strategy: Strategy, plan: RoundPlan, masked: MaskedPlan, start: StartingAdapter, given: _Inputs
+) -> Aggregate:
+    """The next adapter from the sum alone."""
+    if (
+        given.said is None
+        or not isinstance(strategy, FfaLora)
+        or not isinstance(strategy.rule, WeightedMean | PrivateMean)
+    ):
+        raise InvalidInput("aggregation", "of this configuration cannot go by the sum of updates")
+    shapes, fixed = plan.shapes(start.shapes), masked.fixed(plan.clip_norm)
+    size = masked_elements(plan, shapes)
+    vectors = {each.device: each.payload for each in given.updates}
+    total = fixed.decode(unmasked(masked, fixed, given.said, vectors, size))
+    devices = len(vectors)
+    if isinstance(strategy.rule, PrivateMean):
+        total = strategy.rule.noised(total, fixed.norm_after(plan.clip_norm, size))
+        devices = 1  # it is a mean already
+    mean = means_of_sum(plan, total, shapes, devices)
+    return _from_mean(strategy, plan, start, mean, given)
+
+
+def _from_mean(
+    strategy: FfaLora, plan: RoundPlan, start: StartingAdapter, mean: Tensors, given: _Inputs
+) -> Aggregate:
+    change = {**_untouched(plan, start.shapes), **mean}
+    return strategy.from_mean(
+        start.tensors, flatten(change), shapes_of(change), read_state(given.optimiser)
+    )
 
 
 def _untouched(plan: RoundPlan, adapter: Shapes) -> Tensors:

@@ -11,11 +11,13 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Final
 
 from cascade.errors import CascadeError, InvalidInput
-from cascade.federation import Shapes, UpdateStatement, decode, statements
-from cascade.federation.plan import PAYLOAD_FORMAT, RoundPlan
+from cascade.federation import Shapes, UpdateStatement, statements
+from cascade.federation.payload import decode_payload
+from cascade.federation.plan import RoundPlan
 from cascade.federation.terms import (
     Abort,
     Challenge,
@@ -34,11 +36,14 @@ from cascade.federation.terms import (
 )
 from cascade.files import sha256_bytes
 from cascade.signing import PublicKey
+from cascade.wire import caller
 from cloud.errors import Overloaded
-from cloud.federation import exchanges, leases, rounds
+from cloud.federation import leases, rounds
 from cloud.federation.adapters import Adapters, StartingAdapter
 from cloud.federation.config import FederationConfig
 from cloud.federation.database import Database, Step, T, Transaction
+from cloud.federation.figures import RoundFigures, figures
+from cloud.federation.masked_desk import MaskedDesk, window
 from cloud.federation.pace import Pace
 from cloud.federation.refusals import Reason, Refused, count
 from cloud.federation.schema import identity, migrate
@@ -88,7 +93,8 @@ class Desk:
         self._identity: tuple[str, bytes] | None = None
         self._keys: dict[str, PublicKey] = {}
         self._leases: dict[str, tuple[leases.StoredLease, rounds.Round]] = {}
-        self._sizes: dict[tuple[str, str], tuple[Shapes, int]] = {}
+        self._sizes: dict[tuple[str, str], _Expected] = {}
+        self._masked = MaskedDesk(database, now)
         self.uploading_bytes = 0
         self._carried_on: set[asyncio.Task[object]] = set()
 
@@ -118,8 +124,12 @@ class Desk:
         if not await self._attestor.accepts(key.raw, statement):
             raise await self._refusal(Reason.NOT_ATTESTED)
         device_id, attested = key.key_id, "" if statement is None else statement.kind
-        now = self._now()
-        await self._database.do(lambda tx: leases.enrol(tx, device_id, key.raw, attested, now))
+        now, who, most = self._now(), caller(), self._config.enrolments_per_hour
+        await self._database.do(
+            lambda tx: leases.enrol(
+                tx, device_id, key.raw, attested, now, caller=who, per_hour=most
+            )
+        )
         return Enrolled(device_id, coordinator_id, RetryWindow(0.0, self._config.retry_s[0]))
 
     async def check_in(self, check_in: CheckIn) -> CheckInReply:
@@ -151,7 +161,7 @@ class Desk:
                 adapter_manifest=adapter.data,
                 adapter_signature=adapter.signature,
                 plan=of.plan.encode(),
-                payload_format=PAYLOAD_FORMAT,
+                payload_format=RoundPlan.from_bytes(of.plan.encode()).payload_format,
                 max_payload_bytes=self._config.max_payload_bytes,
                 expires_in_s=max(0.0, lease.expires_at - now),
                 expires_at_s=lease.expires_at,
@@ -177,15 +187,15 @@ class Desk:
         )
         if not key.signed(said.to_bytes(), header.signature):
             raise await self._refusal(Reason.BAD_SIGNATURE)
-        shapes, size = await self._expected(of)
-        if header.payload_bytes != size:
+        expected = await self._expected(of)
+        if header.payload_bytes != expected.size:
             raise await self._refusal(Reason.WRONG_SHAPE)
         if self.uploading_bytes + header.payload_bytes > self._config.upload_memory_bytes:
             raise Overloaded("the cluster takes as many updates as it may now", self._later())
         before = b""
         if header.offset:
             before = await self._begun(header)
-        return _Upload(self, header, shapes, before)
+        return _Upload(self, header, expected, before)
 
     async def upload_state(self, device_id: str, lease_id: str) -> UploadState:
         """See ``FederationSource``."""
@@ -237,17 +247,28 @@ class Desk:
             message.device_id, message.lease_id, message.phase, message.payload
         )
         await self._signed(message.device_id, statement, message.signature)
-        now = self._now()
-        told = await self._asked(lambda tx: exchanges.put(tx, message, self._config, now))
-        return PhaseReply(told is not None, told or (), self._pace.window())
+        try:
+            return await self._masked.exchange(
+                message, self._pace.window(self._config.min_separation_s)
+            )
+        except Refused as refused:
+            refused.retry_after_s = self._later()
+            raise
 
-    async def commit(self, header: UploadHeader, shapes: Shapes, payload: bytearray) -> Committed:
+    async def figures(self) -> RoundFigures:
+        """What the store tells of its rounds, for metrics."""
+        await self._who()
+        return await self._database.do(figures)
+
+    async def commit(
+        self, header: UploadHeader, expected: _Expected, payload: bytearray
+    ) -> Committed:
         """Check a whole payload and keep it."""
         data = bytes(payload)
         if len(data) >= _OFF_THE_LOOP_BYTES:
-            wrong = await asyncio.to_thread(_wrong, header, shapes, data)
+            wrong = await asyncio.to_thread(_wrong, header, expected, data)
         else:
-            wrong = _wrong(header, shapes, data)
+            wrong = _wrong(header, expected, data)
         if wrong is not None:
 
             def drop(tx: Transaction) -> None:
@@ -259,6 +280,8 @@ class Desk:
         now = self._now()
         receipt = await self._asked(lambda tx: leases.commit(tx, header, data, self._config, now))
         self._leases.pop(header.lease_id, None)
+        if expected.plan.masked is not None:  # it is needed once more
+            return Committed(receipt, window(expected.plan.masked))
         return Committed(receipt, self._pace.window(self._config.min_separation_s))
 
     async def keep(self, header: UploadHeader, start: int, data: bytes) -> bool:
@@ -301,13 +324,13 @@ class Desk:
             known = await asyncio.to_thread(self._adapters.read, digest)
         return known
 
-    async def _expected(self, of: rounds.Round) -> tuple[Shapes, int]:
-        """Shapes and size of a round's updates."""
+    async def _expected(self, of: rounds.Round) -> _Expected:
+        """What a round's updates are like."""
         known = self._sizes.get((of.adapter_digest, of.plan))
         if known is None:
             plan = RoundPlan.from_bytes(of.plan.encode())
             adapter = (await self._adapter(of.adapter_digest)).shapes
-            known = plan.shapes(adapter), plan.payload_bytes(adapter)
+            known = _Expected(plan, plan.shapes(adapter), plan.payload_bytes(adapter))
             while len(self._sizes) >= _REMEMBERED_SIZES:
                 del self._sizes[next(iter(self._sizes))]
             self._sizes[of.adapter_digest, of.plan] = known
@@ -382,13 +405,24 @@ class Desk:
         return self._pace.window().draw(self._random)
 
 
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """Plan of a round, and shapes and size of its updates."""
+
+    plan: RoundPlan
+    shapes: Shapes
+    size: int
+
+
 class _Upload:
     """One stream of one update; see ``cascade.wire.Upload``."""
 
-    def __init__(self, desk: Desk, header: UploadHeader, shapes: Shapes, before: bytes) -> None:
+    def __init__(
+        self, desk: Desk, header: UploadHeader, expected: _Expected, before: bytes
+    ) -> None:
         self._desk = desk
         self._header = header
-        self._shapes = shapes
+        self._expected = expected
         self._payload = bytearray(before)
         self._kept = len(before)
         self._keeping = True
@@ -411,7 +445,7 @@ class _Upload:
         self._keeping = False
         try:
             return await self._desk.carry_on(
-                self._desk.commit(self._header, self._shapes, self._payload)
+                self._desk.commit(self._header, self._expected, self._payload)
             )
         except Refused:
             raise
@@ -438,12 +472,14 @@ class _Upload:
         self._kept = len(self._payload)
 
 
-def _wrong(header: UploadHeader, shapes: Shapes, data: bytes) -> Reason | None:
-    """What is wrong with a whole payload."""
+def _wrong(header: UploadHeader, expected: _Expected, data: bytes) -> Reason | None:
+    """What is wrong with a whole payload. Of a masked one only its size and its digest can be."""
     if sha256_bytes(data) != header.payload_sha256:
         return Reason.WRONG_DIGEST
+    if expected.plan.masked is not None:
+        return None
     try:
-        decode(data, shapes)
+        decode_payload(expected.plan, data, expected.shapes)
     except InvalidInput as problem:
         if "finite" in problem.problem:
             return Reason.NOT_FINITE

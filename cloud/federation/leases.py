@@ -16,6 +16,7 @@ from cascade.federation.terms import (
     Receipt,
     UploadHeader,
 )
+from cloud.federation import phases
 from cloud.federation.config import FederationConfig
 from cloud.federation.database import Row, Transaction
 from cloud.federation.refusals import Reason, Refused, count
@@ -25,6 +26,8 @@ from cloud.federation.rounds import Round, collecting, head_version, round_numbe
 LeaseState = Literal["open", "used", "aborted", "expired"]
 
 _LEASE_COLUMNS: Final = "id, device, round, adapter_version, issued_at, expires_at, state"
+_HOUR_S: Final = 3600.0
+_ROUNDING_S: Final = 1e-3
 _BUFFERED_GOALS: Final = 4
 """Updates that wait uncounted, in goals of a round, before no more are taken."""
 
@@ -66,12 +69,31 @@ class Partial:
     sha256: str = ""
 
 
-def enrol(tx: Transaction, device_id: str, public_key: bytes, attested: str, now: float) -> None:
-    """Make a device known; one that is known stays as it is."""
+def enrol(
+    tx: Transaction,
+    device_id: str,
+    key: bytes,
+    attested: str,
+    now: float,
+    *,
+    caller: str = "",
+    per_hour: int | None = None,
+) -> None:
+    """Make a device known; one that is known stays as it is, and costs its caller nothing.
+
+    Arguments:
+        caller: whose API key, token or certificate brought it.
+        per_hour: devices that a caller may bring, at once or one after the other.
+
+    Raises:
+        Refused: it has brought too many; ``retry_after_s`` says when the next one may come.
+    """
+    if per_hour is not None and public_key(tx, device_id) is None:
+        _spend(tx, caller, per_hour, now)
     added = tx.run(
         "INSERT INTO devices VALUES (?, ?, ?, ?, NULL) ON CONFLICT (id) DO NOTHING",
         device_id,
-        public_key,
+        key,
         attested,
         now,
     )
@@ -116,6 +138,9 @@ def check_in(
         wait_s = float(row[0]) + config.min_separation_s - now
         if wait_s > 0:
             return NotNow("too_soon", wait_s)
+    at = phases.standing(tx, current.number)
+    if at is not None and at.beyond("keys"):
+        return NotNow("cohort_full")
     if _taken(tx, current, config, now) >= config.leases:
         return NotNow("cohort_full")
     if tx.one("SELECT 1 FROM leases WHERE device = ? AND request = ?", asked.device_id, request):
@@ -192,6 +217,7 @@ def commit(
     if config.mode == "synchronous":
         if of is None or of.state != "collecting":
             raise _refused(tx, Reason.LATE)
+        _in_its_phase(tx, found, now)
         if waiting >= config.goal:
             raise _refused(tx, Reason.GOAL_MET)
     else:
@@ -219,6 +245,20 @@ def commit(
     count(tx, "committed")
     count(tx, "committed_bytes", len(payload))
     return Receipt(header.lease_id, found.round, header.payload_sha256, now)
+
+
+def _in_its_phase(tx: Transaction, lease: StoredLease, now: float) -> None:
+    """Of a round under masks: only those who dealt shares send a vector, and only while nothing is
+    unmasked. Raises ``Refused``."""
+    at = phases.standing(tx, lease.round)
+    if at is None:
+        return
+    if at.before("vectors"):
+        raise _refused(tx, Reason.WRONG_PHASE)
+    if at.beyond("vectors") or now >= at.closes_at:
+        raise _refused(tx, Reason.LATE)
+    if not phases.spoke(tx, lease.round, "share_keys", lease.device):
+        raise _refused(tx, Reason.DROPPED_OUT)
 
 
 def receipt(tx: Transaction, lease_id: str) -> Receipt | None:
@@ -312,10 +352,12 @@ def forget(tx: Transaction, before: float) -> None:
         before,
     )
     tx.run("DELETE FROM reports WHERE at < ?", before)
-    tx.run(
-        "DELETE FROM exchanges WHERE round IN (SELECT number FROM rounds WHERE closed_at < ?)",
-        before,
-    )
+    for table in ("exchanges", "masked_rounds"):
+        tx.run(
+            f"DELETE FROM {table} WHERE round IN (SELECT number FROM rounds WHERE closed_at < ?)",
+            before,
+        )
+    tx.run("DELETE FROM enrolments WHERE free_at < ?", before)
 
 
 def add_report(tx: Transaction, report: MetricsReport, now: float) -> None:
@@ -344,6 +386,26 @@ def reported(tx: Transaction) -> dict[str, dict[str, int]]:
     for name, bucket, value in tx.all("SELECT name, bucket, value FROM reported ORDER BY name"):
         found.setdefault(str(name), {})[str(bucket)] = int(value)
     return found
+
+
+def _spend(tx: Transaction, caller: str, per_hour: int, now: float) -> None:
+    """Take a place of a caller's hour. Each place is free again an hour's share later (a leaky
+    bucket, as the time at which it will be empty)."""
+    row = tx.one("SELECT free_at FROM enrolments WHERE caller = ?", caller)
+    # A clock that was set back must not lock anybody out for longer than an hour.
+    free_at = min(max(float(row[0]), now), now + _HOUR_S) if row else now
+    free_at += _HOUR_S / per_hour
+    wait_s = free_at - now - _HOUR_S
+    if wait_s > _ROUNDING_S:
+        refused = _refused(tx, Reason.TOO_MANY_ENROLMENTS)
+        refused.retry_after_s = wait_s
+        raise refused
+    tx.run(
+        "INSERT INTO enrolments VALUES (?, ?) "
+        "ON CONFLICT (caller) DO UPDATE SET free_at = excluded.free_at",
+        caller,
+        free_at,
+    )
 
 
 def _still_good(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cascade.errors import CascadeError, ClusterError
+from cascade.federation.plan import RoundPlan
 from cascade.signing import SigningKey
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import FederationConfig
@@ -14,6 +15,8 @@ from cloud.registry import Registry
 
 if TYPE_CHECKING:
     from cloud.config import ClusterConfig
+
+_COMFORTABLE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class FederationPlan:
         payload_bytes: exact size of an update; ``None`` where the adapter is not there.
         leases: at one time, or in a synchronous round.
         store: where rounds are kept, without a password.
+        masks: what holds where updates are summed under masks, for people; empty for none.
         gate: who lets candidates through, for people.
         problems: what keeps them from starting, a line each.
     """
@@ -42,6 +46,7 @@ class FederationPlan:
     start_from: str
     store: str
     gate: tuple[str, ...]
+    masks: str = ""
     problems: tuple[str, ...] = ()
 
 
@@ -50,13 +55,14 @@ def plan_federation(config: ClusterConfig) -> FederationPlan | None:
     federation, registry = config.federation, config.gateway.registry
     if federation is None or registry is None:
         return None
-    plan = federation.plan.plan()
+    plan = federation.round_plan
     problems: list[str] = []
     size, base, named = None, None, f"{federation.adapter[:12]}…"
     try:
         adapter = Adapters(Registry(registry)).read(federation.adapter)
         base = adapter.manifest.base_digest
-        size = plan.payload_bytes(plan.shapes(adapter.shapes))
+        plan = federation.plan_for(adapter.shapes)
+        size = plan.payload_bytes(adapter.shapes)
         named = f"{adapter.manifest.name} version {adapter.manifest.version} ({named})"
         if size > federation.max_payload_bytes:
             problems.append(
@@ -86,6 +92,7 @@ def plan_federation(config: ClusterConfig) -> FederationPlan | None:
         start_from=federation.start_from,
         store=_without_password(federation.store_url),
         gate=explained(federation.gate),
+        masks=_masks(plan),
         problems=tuple(problems),
     )
 
@@ -95,6 +102,18 @@ def check_federation(config: ClusterConfig) -> None:
     planned = plan_federation(config)
     if planned is not None and planned.problems:
         raise ClusterError("\n".join(planned.problems))
+
+
+def _masks(plan: RoundPlan) -> str:
+    masked = plan.masked
+    if masked is None:
+        return ""
+    bits = masked.fixed(plan.clip_norm).bits
+    busy = "; above 64 devices take long" if masked.cohort > _COMFORTABLE else ""
+    return (
+        f"only the sum is seen, of {masked.threshold} to {masked.cohort} devices that count alike, "
+        f"in {bits}-bit words; {masked.phase_s:g} s a phase{busy}"
+    )
 
 
 def _aggregation(config: FederationConfig) -> str:

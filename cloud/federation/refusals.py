@@ -14,6 +14,7 @@ class Reason(StrEnum):
     UNKNOWN_DEVICE = "unknown_device"
     BAD_PROOF = "bad_proof"
     NOT_ATTESTED = "not_attested"
+    TOO_MANY_ENROLMENTS = "too_many_enrolments"
     UNKNOWN_LEASE = "unknown_lease"
     FOREIGN_LEASE = "foreign_lease"
     OTHER_DEVICE = "other_device"
@@ -32,12 +33,20 @@ class Reason(StrEnum):
     NOT_FINITE = "not_finite"
     MALFORMED = "malformed"
     BAD_SIGNATURE = "bad_signature"
+    NOT_MASKED = "not_masked"
+    WRONG_PHASE = "wrong_phase"
+    DROPPED_OUT = "dropped_out"
+    SAID_OTHERWISE = "said_otherwise"
 
 
 _STATUS: Final[dict[Reason, tuple[str, str]]] = {
     Reason.UNKNOWN_DEVICE: ("NOT_FOUND", "this device is not enrolled here; enrol it"),
     Reason.BAD_PROOF: ("PERMISSION_DENIED", "the challenge is not answered by this key in time"),
     Reason.NOT_ATTESTED: ("PERMISSION_DENIED", "the attestation is not accepted"),
+    Reason.TOO_MANY_ENROLMENTS: (
+        "RESOURCE_EXHAUSTED",
+        "this caller's key has enrolled as many devices as it may for now",
+    ),
     Reason.UNKNOWN_LEASE: ("NOT_FOUND", "there is no such lease"),
     Reason.FOREIGN_LEASE: ("PERMISSION_DENIED", "the lease is of another coordinator"),
     Reason.OTHER_DEVICE: ("PERMISSION_DENIED", "the lease was given to another device"),
@@ -56,6 +65,10 @@ _STATUS: Final[dict[Reason, tuple[str, str]]] = {
     Reason.NOT_FINITE: ("INVALID_ARGUMENT", "the update holds numbers that are not finite"),
     Reason.MALFORMED: ("INVALID_ARGUMENT", "the payload is not an update"),
     Reason.BAD_SIGNATURE: ("PERMISSION_DENIED", "the signature is not the enrolled key's"),
+    Reason.NOT_MASKED: ("FAILED_PRECONDITION", "the lease's round has no phases of masks"),
+    Reason.WRONG_PHASE: ("FAILED_PRECONDITION", "the round is not in this phase yet"),
+    Reason.DROPPED_OUT: ("ABORTED", "the round went on without this device; check in again"),
+    Reason.SAID_OTHERWISE: ("ALREADY_EXISTS", "this device said something else in the phase"),
 }
 
 

@@ -17,6 +17,7 @@ from typing import Final, Literal, cast
 
 from cascade.errors import InvalidInput, NotFound
 from cloud.federation.database import Row, Transaction
+from cloud.federation.privacy import Cost
 from cloud.federation.refusals import count
 
 RoundState = Literal["collecting", "aggregating", "waiting", "approved", "rejected", "abandoned"]
@@ -24,7 +25,7 @@ RoundState = Literal["collecting", "aggregating", "waiting", "approved", "reject
 _COLUMNS: Final = (
     "number, state, base_digest, adapter_digest, adapter_version, plan, opened_at, closes_at, "
     "closed_at, claim, claimed_until, counted, candidate_digest, candidate_version, "
-    "aggregation_error, note"
+    "aggregation_error, note, noise_multiplier, delta, epsilon_before, epsilon_after"
 )
 
 
@@ -41,6 +42,9 @@ class Round:
         candidate_digest, candidate_version: the adapter that came of it.
         aggregation_error: relative error of the aggregation, where the strategy knows it.
         note: of the gate or the aggregation, for people.
+        noise_multiplier, delta: of differential privacy; ``None`` without noise.
+        epsilon_before, epsilon_after: what the fleet had spent when the round was opened, and will
+            have once it has ended; ``None`` where nobody could compute it.
     """
 
     number: int
@@ -59,6 +63,10 @@ class Round:
     candidate_version: int | None
     aggregation_error: float | None
     note: str
+    noise_multiplier: float | None = None
+    delta: float | None = None
+    epsilon_before: float | None = None
+    epsilon_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,19 @@ class Start:
     adapter_digest: str
     adapter_version: int
     optimiser: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Of a round: its multiplier, ``None`` for none, and what it makes of ε where that is known."""
+
+    multiplier: float | None = None
+    delta: float = 1e-5
+    cost: Cost | None = None
+
+
+BARE: Final = Noise()
+"""Of a round without any."""
 
 
 def collecting(tx: Transaction) -> Round | None:
@@ -164,6 +185,7 @@ def open_round(
     *,
     now: float,
     closes_at: float | None,
+    noise: Noise = BARE,
 ) -> Round | None:
     """Open the next round; ``None`` where one collects or aggregates already."""
     if under_way(tx):
@@ -172,7 +194,8 @@ def open_round(
     number = 1 if before is None else before.number + 1
     tx.run(
         "INSERT INTO rounds (number, state, base_digest, adapter_digest, adapter_version, plan, "
-        "opened_at, closes_at, optimiser) VALUES (?, 'collecting', ?, ?, ?, ?, ?, ?, ?)",
+        "opened_at, closes_at, optimiser, noise_multiplier, delta, epsilon_before, epsilon_after) "
+        "VALUES (?, 'collecting', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         number,
         base_digest,
         begins.adapter_digest,
@@ -181,6 +204,7 @@ def open_round(
         now,
         closes_at,
         begins.optimiser,
+        *_told(noise),
     )
     return round_numbered(tx, number)
 
@@ -219,16 +243,25 @@ def claim(
         *values,
         goal,
     )
+    return begin_aggregation(
+        tx, current.number, min(there, goal), token=token, now=now, claim_s=claim_s
+    )
+
+
+def begin_aggregation(
+    tx: Transaction, number: int, updates: int, *, token: str, now: float, claim_s: float
+) -> Round | None:
+    """End a round's collecting, and claim it, with so many updates that are marked as its own."""
     tx.run(
         "UPDATE rounds SET state = 'aggregating', claim = ?, claimed_until = ?, closed_at = ?, "
         "counted = ? WHERE number = ?",
         token,
         now + claim_s,
         now,
-        min(there, goal),
-        current.number,
+        updates,
+        number,
     )
-    return round_numbered(tx, current.number)
+    return round_numbered(tx, number)
 
 
 def take_over(tx: Transaction, *, token: str, now: float, claim_s: float) -> Round | None:
@@ -287,6 +320,7 @@ def finish(
     candidate_version: int,
     optimiser: bytes,
     aggregation_error: float | None,
+    noise: Noise = BARE,
     note: str,
 ) -> bool:
     """End a round with its candidate. What devices sent is deleted: only the sum is kept. Returns
@@ -294,17 +328,20 @@ def finish(
     done = tx.run(
         "UPDATE rounds SET state = 'waiting', claim = NULL, claimed_until = NULL, "
         "candidate_digest = ?, candidate_version = ?, optimiser = ?, aggregation_error = ?, "
-        "note = ? WHERE number = ? AND state = 'aggregating' AND claim = ?",
+        "note = ?, noise_multiplier = ?, delta = ?, epsilon_before = ?, epsilon_after = ? "
+        "WHERE number = ? AND state = 'aggregating' AND claim = ?",
         candidate_digest,
         candidate_version,
         optimiser,
         aggregation_error,
         note,
+        *_told(noise),
         number,
         token,
     )
     if done:
         tx.run("UPDATE updates SET payload = NULL WHERE counted_in = ?", number)
+        tx.run("DELETE FROM exchanges WHERE round = ?", number)
         count(tx, "rounds")
     return bool(done)
 
@@ -327,6 +364,7 @@ def abandon(tx: Transaction, number: int, why: str, now: float) -> None:
         number,
         number,
     )
+    tx.run("DELETE FROM exchanges WHERE round = ?", number)
     if dropped:
         count(tx, "dropped", dropped)
     count(tx, "abandoned")
@@ -406,6 +444,14 @@ def withdraw(tx: Transaction, candidate_digest: str, why: str, now: float) -> No
 def remark(tx: Transaction, number: int, note: str) -> None:
     """Say why a candidate still waits, for people."""
     tx.run("UPDATE rounds SET note = ? WHERE number = ? AND state = 'waiting'", note, number)
+
+
+def _told(noise: Noise) -> tuple[float | None, ...]:
+    if noise.multiplier is None:
+        return None, None, None, None
+    if noise.cost is None:
+        return noise.multiplier, noise.delta, None, None
+    return noise.multiplier, noise.delta, noise.cost.before, noise.cost.after
 
 
 def _one(tx: Transaction, where: str) -> Round | None:

@@ -68,6 +68,24 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
           trials BIGINT NOT NULL, events BIGINT NOT NULL,
           PRIMARY KEY (adapter, device, measure))""",
     ),
+    # Rounds under masks: where each of them is. What devices said in them is in `exchanges`.
+    (
+        """CREATE TABLE masked_rounds (
+          round BIGINT PRIMARY KEY, session TEXT NOT NULL, phase TEXT NOT NULL,
+          closes_at DOUBLE PRECISION NOT NULL)""",
+    ),
+    # What noise a round has, and what it makes of the fleet's ε.
+    (
+        "ALTER TABLE rounds ADD COLUMN noise_multiplier DOUBLE PRECISION",
+        "ALTER TABLE rounds ADD COLUMN delta DOUBLE PRECISION",
+        "ALTER TABLE rounds ADD COLUMN epsilon_before DOUBLE PRECISION",
+        "ALTER TABLE rounds ADD COLUMN epsilon_after DOUBLE PRECISION",
+    ),
+    # How fast each caller enrols devices.
+    (
+        """CREATE TABLE enrolments (
+          caller TEXT PRIMARY KEY, free_at DOUBLE PRECISION NOT NULL)""",
+    ),
 )
 VERSION: Final = len(_MIGRATIONS)
 

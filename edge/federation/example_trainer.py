@@ -16,7 +16,7 @@ import numpy as np
 from cascade.clock import Clock, SystemClock, passed_s
 from cascade.errors import CascadeError, InvalidInput
 from cascade.federation import Shapes, Tensors, shapes_of
-from cascade.federation.plan import RoundPlan
+from cascade.federation.plan import RoundPlan, is_of_head
 from cascade.task import Task
 from edge.adapter import Adapter, LoraPair
 from edge.bundle import Bundle
@@ -193,6 +193,8 @@ def _change(start: Tensors, after: dict[str, LoraPair], shapes: Shapes) -> Tenso
     }
     if unknown := min(trained.keys() - start.keys(), default=None):
         raise InvalidInput("adapter", f"has no {unknown}, and this bundle would train it")
+    # It has learned nothing of a head, which then counts for none of its rows.
+    trained |= {name: start[name] for name in shapes if is_of_head(name)}
     if missing := min(shapes.keys() - trained.keys(), default=None):
         raise InvalidInput("plan", f"trains {missing}, and this bundle's gradient graph cannot")
     return {name: np.ascontiguousarray(trained[name] - start[name], np.float32) for name in shapes}

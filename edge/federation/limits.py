@@ -21,6 +21,9 @@ class Limits:
         upload_bytes: of one update.
         clip_norm: the largest update that it sends: a plan with a larger norm would let more of its
             examples through.
+        cohort: devices, fewer than which this one is not summed with, where updates are masked; 2
+            or more.
+        masked_only: it takes part only where the cluster learns no more than a sum.
     """
 
     seconds: float = 900.0
@@ -28,6 +31,8 @@ class Limits:
     rounds_per_day: int = 2
     upload_bytes: int = 1_000_000
     clip_norm: float = 10.0
+    cohort: int = 3
+    masked_only: bool = False
 
     def exceeded_by(self, plan: RoundPlan, payload_bytes: int) -> str | None:
         """What a plan asks too much of, in a few words; ``None`` where it asks nothing so."""
@@ -40,6 +45,13 @@ class Limits:
         for what, wanted, allowed in asked:
             if wanted > allowed:
                 return f"the plan asks for {wanted:g} {what}, this device gives {allowed:g}"
+        if plan.masked is None:
+            return "the plan has no masks, and this device wants them" if self.masked_only else None
+        if plan.masked.threshold < self.cohort:
+            return (
+                f"the plan sums as few as {plan.masked.threshold} devices, this one wants "
+                f"{self.cohort}"
+            )
         return None
 
 

@@ -12,7 +12,7 @@ import platform
 import random
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -27,12 +27,13 @@ from cascade.federation import (
     UpdateStatement,
     check_tensors,
     clip_to_norm,
-    encode,
     shapes_of,
     sign_update,
     statements,
 )
-from cascade.federation.plan import PAYLOAD_FORMAT, RoundPlan
+from cascade.federation.payload import NO_COUNTS, Counts, encode_payload, to_mask
+from cascade.federation.plan import RoundPlan
+from cascade.federation.tensors import Doubles
 from cascade.federation.terms import (
     Abort,
     AbortReason,
@@ -41,6 +42,7 @@ from cascade.federation.terms import (
     Enrolment,
     Lease,
     MetricsReport,
+    PhaseMessage,
     RetryWindow,
     TrainingConditions,
     TrainingProfile,
@@ -50,8 +52,10 @@ from cascade.files import sha256_bytes, write_whole
 from cascade.home import trust_dir
 from cascade.signing import SigningKey, TrustStore
 from edge.adapter import Adapter, AdapterManifest
+from edge.federation import masking
 from edge.federation.counting import AdapterCounts
 from edge.federation.limits import Limits
+from edge.federation.masking import Masking
 from edge.federation.state import DeviceFolder, DeviceState, PendingUpload
 from edge.federation.timer import Timer
 from edge.training.allowance import TrainingAllowance
@@ -68,7 +72,16 @@ _UNSAID_WAIT_S: Final = 60.0
 _SPREAD: Final = 0.25
 
 Outcome = Literal[
-    "waiting", "not_ready", "spent", "not_needed", "declined", "no_gain", "failed", "unsent", "sent"
+    "waiting",
+    "not_ready",
+    "spent",
+    "not_needed",
+    "declined",
+    "no_gain",
+    "failed",
+    "unsent",
+    "masking",
+    "sent",
 ]
 
 
@@ -79,7 +92,7 @@ class StartingPoint:
     Arguments:
         base_digest: of the bundle that the adapter is for.
         adapter: verified.
-        tensors: all of it, as ``NAME.a`` and ``NAME.b``.
+        tensors: all of it, as ``NAME.a`` and ``NAME.b``; a head's as ``Head.tensors`` names them.
     """
 
     base_digest: str
@@ -95,10 +108,13 @@ class Trained:
         change: what is added to the tensors that the plan trains; clipped and rounded before it is
             sent.
         examples: that it was trained on, ≥ 1.
+        row_counts: of a head, how many of them had each answer: what its rows count in an average.
+            Empty where none of it was trained.
     """
 
     change: Tensors
     examples: int
+    row_counts: Counts = field(default_factory=lambda: NO_COUNTS)
 
 
 class NoGain(CascadeError):
@@ -192,8 +208,10 @@ class Participant:
 
     @property
     def unsent(self) -> bool:
-        """Whether an update waits on disk to be sent; the next step does that first."""
-        return self._folder.load().pending is not None
+        """Whether an update waits on disk to be sent, or its masks to be taken off their sum; the
+        next step does that first."""
+        state = self._folder.load()
+        return state.pending is not None or state.masking is not None
 
     async def run(self) -> None:
         """Take part until this is cancelled."""
@@ -258,6 +276,8 @@ class Participant:
             return Step("waiting", left_s)
         if state.pending is not None:
             return await self._send(state, state.pending)
+        if state.masking is not None:
+            return await self._mask(state, state.masking)
         usage = state.usage.on(reading.wall_s)
         if usage.rounds >= self._limits.rounds_per_day:
             return Step("spent", _UNSAID_WAIT_S, "took part as often today as it may")
@@ -332,7 +352,7 @@ class Participant:
             state = state.having_seen(self._base_digest, lease.adapter_version)
             start = await self._starting_point(lease)
             shapes = plan.shapes(shapes_of(start.tensors))
-            asked = plan.payload_bytes(shapes)
+            asked = plan.payload_bytes(shapes_of(start.tensors))
             if problem := self._limits.exceeded_by(plan, max(asked, 1)):
                 raise _Declined(AbortReason.OVER_BUDGET, problem)
             if asked > lease.max_payload_bytes:
@@ -351,30 +371,111 @@ class Participant:
         try:
             trained = await asyncio.to_thread(self._trainer, plan, start)
             check_tensors(trained.change, shapes)
+            counts = trained.row_counts
+            if plan.rows and not counts.size:
+                counts = np.zeros(plan.head_rows(shapes), np.int64)
             change = clip_to_norm(trained.change, min(plan.clip_norm, self._limits.clip_norm))
-            payload = encode(change, plan.bits, self._rounding())
+            if plan.masked is not None:
+                return await self._begin_masking(
+                    state, lease, to_mask(plan, change, counts), expires
+                )
+            payload = encode_payload(plan, change, counts, self._rounding())
         except NoGain as problem:
             return await self._give_back(state, lease, AbortReason.NO_GAIN, "no_gain", str(problem))
         except CascadeError as problem:
             return await self._give_back(state, lease, AbortReason.FAILED, "failed", str(problem))
-        digest = sha256_bytes(payload)
-        statement = UpdateStatement(lease.lease_id, lease.round, lease.base_digest, digest)
-        header = UploadHeader(
-            device_id=self.device_id,
-            lease_id=lease.lease_id,
-            payload_bytes=len(payload),
-            payload_sha256=digest,
-            offset=0,
-            base_digest=lease.base_digest,
-            adapter_version=lease.adapter_version,
-            examples=max(1, min(trained.examples, plan.max_examples)),
-            signature=sign_update(self._key, statement),
-        )
-        self._folder.save_payload(header, payload)
-        pending = PendingUpload(header, expires)
+        examples = max(1, min(trained.examples, plan.max_examples))
+        pending = PendingUpload(self._header(lease, payload, examples), expires)
+        self._folder.save_payload(pending.header, payload)
         state = replace(state, request_id="", pending=pending)
         self._folder.save(state)
         return await self._send(state, pending, fresh=True)
+
+    def _header(self, of: Lease | Masking, payload: bytes, examples: int) -> UploadHeader:
+        digest = sha256_bytes(payload)
+        statement = UpdateStatement(of.lease_id, of.round, of.base_digest, digest)
+        return UploadHeader(
+            device_id=self.device_id,
+            lease_id=of.lease_id,
+            payload_bytes=len(payload),
+            payload_sha256=digest,
+            offset=0,
+            base_digest=of.base_digest,
+            adapter_version=of.adapter_version,
+            examples=examples,
+            signature=sign_update(self._key, statement),
+        )
+
+    async def _begin_masking(
+        self, state: DeviceState, lease: Lease, update: Doubles, expires: Timer
+    ) -> Step:
+        """Tell that this device has trained, and by which keys it takes part in the masks."""
+        turn = masking.ready(
+            lease_id=lease.lease_id,
+            round_number=lease.round,
+            base_digest=lease.base_digest,
+            adapter_version=lease.adapter_version,
+            plan=lease.plan,
+            least=self._limits.cohort,
+            vector_sha256=self._folder.save_vector(update),
+            expires=expires,
+        )
+        state = replace(state, request_id="", masking=turn)
+        self._folder.save(state)
+        return await self._mask(state, turn)
+
+    async def _mask(self, state: DeviceState, turn: Masking) -> Step:
+        """Say what is due in the round under masks, and go on as far as the others have come."""
+        try:
+            while turn.expires.left_s(self._clock.read()) > 0:
+                reply = await self._open().exchange(self._said(turn))
+                now = Timer(reply.expires_in_s, self._clock.read())
+                turn = replace(turn, expires=now)
+                if not reply.complete:
+                    waiting = replace(state, masking=turn)
+                    why = f"the others, in the phase {turn.phase}"
+                    return self._later(waiting, "masking", reply.retry, why)
+                if turn.phase == "unmask" or (turn.phase == "survivors" and not reply.result):
+                    return self._later(replace(state, masking=None), "sent", reply.retry)
+                if turn.phase == "share_keys":
+                    return await self._send_masked(state, turn, reply.result)
+                onwards = (
+                    turn.after_roster if turn.phase == "advertise_keys" else turn.after_survivors
+                )
+                turn = onwards(reply.result)
+                # Before it is said: no other message may ever be said in its place.
+                state = replace(state, masking=turn)
+                self._folder.save(state)
+        except RemoteError as problem:
+            return self._unsent(state, problem)
+        except InvalidInput as problem:
+            self._folder.save(replace(state, masking=None))
+            return Step("failed", 0.0, str(problem))
+        self._folder.save(replace(state, masking=None))
+        return Step("failed", 0.0, "its lease has expired")
+
+    async def _send_masked(self, state: DeviceState, turn: Masking, delivered: bytes) -> Step:
+        update = self._folder.vector(turn.vector_sha256)
+        if update is None:
+            self._folder.save(replace(state, masking=None))
+            return Step("failed", 0.0, "the update on disk is damaged")
+        turn, payload = turn.after_delivery(delivered, update, self._rounding())
+        # Devices count alike under masks: how many examples it had is nobody's business.
+        pending = PendingUpload(self._header(turn, payload, 1), turn.expires)
+        self._folder.save_payload(pending.header, payload)
+        state = replace(state, pending=pending, masking=turn)
+        self._folder.save(state)
+        return await self._send(state, pending, fresh=True)
+
+    def _said(self, turn: Masking) -> PhaseMessage:
+        statement = statements.exchange(self.device_id, turn.lease_id, turn.phase, turn.message)
+        return PhaseMessage(
+            self.device_id,
+            turn.lease_id,
+            turn.phase,
+            turn.message,
+            self._key.sign_raw(statement),
+        )
 
     def _accepted(self, state: DeviceState, lease: Lease) -> RoundPlan:
         """The lease's plan, if this device carries it out."""
@@ -389,9 +490,9 @@ class Participant:
                 f"the lease starts from version {lease.adapter_version}, and this device has seen "
                 f"{least}",
             )
-        if lease.payload_format != PAYLOAD_FORMAT:
-            raise _Declined(AbortReason.UNFIT, f"{lease.payload_format!r} is not known here")
         plan = RoundPlan.from_bytes(lease.plan)
+        if lease.payload_format != plan.payload_format:
+            raise _Declined(AbortReason.UNFIT, f"{lease.payload_format!r} is not known here")
         if problem := self._limits.exceeded_by(plan, 0):
             raise _Declined(AbortReason.OVER_BUDGET, problem)
         if self._allowance is not None:
@@ -429,6 +530,8 @@ class Participant:
         tensors = {}
         for module, pair in adapter.pairs.items():
             tensors[f"{module}.a"], tensors[f"{module}.b"] = pair.a, pair.b
+        if adapter.head is not None:
+            tensors |= adapter.head.tensors()
         return StartingPoint(self._base_digest, adapter, tensors)
 
     async def _fetch(self, sha256: str, path: Path) -> None:
@@ -451,7 +554,7 @@ class Participant:
         payload = self._folder.payload(header)
         if payload is None or pending.expires.left_s(self._clock.read()) <= 0:
             why = "the update on disk is damaged" if payload is None else "its lease has expired"
-            self._folder.save(replace(state, pending=None))
+            self._folder.save(replace(state, pending=None, masking=None))
             return Step("failed", 0.0, why)
         service = self._open()
         try:
@@ -459,17 +562,24 @@ class Participant:
                 kept = await service.upload_state(header.device_id, header.lease_id)
                 if kept.receipt is not None:
                     done = replace(state, pending=None)
+                    if done.masking is not None:
+                        return await self._mask(done, done.masking)
                     return self._later(done, "sent", kept.retry, "its receipt had been lost")
                 if kept.payload_sha256 == header.payload_sha256:
                     header = replace(header, offset=kept.offset)
             reply = await service.upload(header, payload)
         except RemoteError as problem:
-            keep = problem.status in _KEEP
-            wait_s = problem.retry_after_s or _UNSAID_WAIT_S
-            window = RetryWindow(wait_s, wait_s * (1 + _SPREAD))
-            left = state if keep else replace(state, pending=None)
-            return self._later(left, "unsent" if keep else "failed", window, str(problem))
-        return self._later(replace(state, pending=None), "sent", reply.retry)
+            return self._unsent(state, problem)
+        done = replace(state, pending=None)
+        # A masked update is not yet part of a sum.
+        return self._later(done, "sent" if done.masking is None else "masking", reply.retry)
+
+    def _unsent(self, state: DeviceState, problem: RemoteError) -> Step:
+        keep = problem.status in _KEEP
+        wait_s = problem.retry_after_s or _UNSAID_WAIT_S
+        window = RetryWindow(wait_s, wait_s * (1 + _SPREAD))
+        left = state if keep else replace(state, pending=None, masking=None)
+        return self._later(left, "unsent" if keep else "failed", window, str(problem))
 
     async def _give_back(
         self, state: DeviceState, lease: Lease, reason: AbortReason, outcome: Outcome, note: str

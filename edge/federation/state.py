@@ -13,12 +13,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
+import numpy as np
+
 from cascade.errors import CascadeError, InvalidInput
+from cascade.federation.tensors import Doubles
 from cascade.federation.terms import UploadHeader
 from cascade.files import sha256_bytes, write_whole
 from cascade.home import home
 from cascade.strict import Fields
 from edge.federation.limits import Usage
+from edge.federation.masking import Masking
 from edge.federation.timer import Timer
 
 _FORMAT: Final = 1
@@ -46,6 +50,7 @@ class DeviceState:
         seen: highest adapter version that was offered, by base digest.
         wait: not to call before it is over.
         pending: to be sent.
+        masking: the round under masks that it is in.
     """
 
     coordinator_id: str = ""
@@ -54,6 +59,7 @@ class DeviceState:
     usage: Usage = field(default_factory=Usage)
     wait: Timer | None = None
     pending: PendingUpload | None = None
+    masking: Masking | None = None
 
     def highest(self, base_digest: str) -> int:
         """The highest version that was seen for a base; 0 for none."""
@@ -71,7 +77,7 @@ class DeviceState:
             header = asdict(self.pending.header)
             header["signature"] = self.pending.header.signature.hex()
             pending = {"header": header, "expires": self.pending.expires.to_json()}
-        value = {
+        value: dict[str, object] = {
             "format": _FORMAT,
             "coordinator_id": self.coordinator_id,
             "request_id": self.request_id,
@@ -80,6 +86,8 @@ class DeviceState:
             "wait": None if self.wait is None else self.wait.to_json(),
             "pending": pending,
         }
+        if self.masking is not None:  # which earlier versions do not read
+            value["masking"] = self.masking.to_json()
         return (json.dumps(value, indent=2) + "\n").encode()
 
     @classmethod
@@ -95,6 +103,7 @@ class DeviceState:
         usage = Fields(fields.take("usage"), f"{where}.usage")
         waits = fields.take("wait")
         pending = fields.take("pending")
+        masking = fields.take("masking") if fields.given("masking") else None
         state = cls(
             coordinator_id=fields.text("coordinator_id"),
             request_id=fields.text("request_id"),
@@ -102,6 +111,7 @@ class DeviceState:
             usage=Usage(usage.integer("day", 0, 2**31), usage.integer("rounds", 0, 2**31)),
             wait=None if waits is None else Timer.from_json(waits, f"{where}.wait"),
             pending=None if pending is None else _pending(pending, f"{where}.pending"),
+            masking=None if masking is None else Masking.from_json(masking, f"{where}.masking"),
         )
         fields.end()
         return state
@@ -142,6 +152,10 @@ class DeviceFolder:
         for path in self.path.glob("*.update"):
             if path != kept:
                 path.unlink(missing_ok=True)
+        bare = None if state.masking is None else self._vector(state.masking.vector_sha256)
+        for path in self.path.glob("*.vector"):
+            if path != bare:
+                path.unlink(missing_ok=True)
 
     def save_payload(self, header: UploadHeader, payload: bytes) -> None:
         """Write an update; before the state that names it."""
@@ -154,6 +168,21 @@ class DeviceFolder:
         except FileNotFoundError:
             return None
         return data if sha256_bytes(data) == header.payload_sha256 else None
+
+    def save_vector(self, values: Doubles) -> str:
+        """Write an update that is to be masked; before the state that names it by its sha256."""
+        data = values.astype("<f8").tobytes()
+        digest = sha256_bytes(data)
+        write_whole(self._vector(digest), data, private=True)
+        return digest
+
+    def vector(self, digest: str) -> Doubles | None:
+        """An update that is not masked yet; ``None`` where it is gone or damaged."""
+        try:
+            data = self._vector(digest).read_bytes()
+        except FileNotFoundError:
+            return None
+        return np.frombuffer(data, "<f8") if sha256_bytes(data) == digest else None
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -177,6 +206,9 @@ class DeviceFolder:
 
     def _payload(self, header: UploadHeader) -> Path:
         return self.path / f"{header.payload_sha256}.update"
+
+    def _vector(self, digest: str) -> Path:
+        return self.path / f"{digest}.vector"
 
 
 def _seen(value: object, where: str) -> tuple[tuple[str, int], ...]:

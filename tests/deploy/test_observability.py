@@ -34,7 +34,7 @@ UNITS = {
     "seconds": {"s", "dateTimeFromNow"},
     "usd": {"currencyUSD"},
     "ratio": {"percentunit"},
-    "bytes": {"Bps"},
+    "bytes": {"Bps", "bytes"},
 }
 
 

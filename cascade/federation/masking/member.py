@@ -1,9 +1,15 @@
-"""A device's side of a masked round: four messages out, three in, and then its secrets are gone."""
+"""A device's side of a masked round: four messages out, three in, and then its secrets are gone.
+
+``to_bytes`` lets it outlive its process. Who stores that stores secrets: they belong in a file of
+the device's own, written before the message that they stand behind is sent, and removed after the
+last. A member that is read back from before a message could answer twice.
+"""
 
 from __future__ import annotations
 
+import json
 import secrets
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 
@@ -11,6 +17,7 @@ from cascade.errors import InvalidInput
 from cascade.federation.masking import keys, shamir
 from cascade.federation.masking.fixed_point import FixedPoint, Words
 from cascade.federation.masking.messages import (
+    MAX_COHORT,
     SEALED_BYTES,
     Dealt,
     Delivered,
@@ -21,6 +28,7 @@ from cascade.federation.masking.messages import (
     Survivors,
 )
 from cascade.federation.tensors import Doubles
+from cascade.strict import Fields
 
 MASK_KEY: Final = b"share of a mask key"
 SEED: Final = b"share of a seed"
@@ -49,7 +57,7 @@ def pair_mask(
 class Member:
     """One device in one round. Call ``keys``, ``deal``, ``masked``, ``reveal``, each once.
 
-    All of its state is in memory and of this round; a device that is killed has dropped out.
+    All of its state is of this round.
 
     Arguments:
         least: smallest cohort whose sum this device is willing to be part of, ≥ 2. The device's
@@ -67,6 +75,47 @@ class Member:
         self._held: dict[int, tuple[bytes, bytes]] = {}
         self._sent = False
         self._revealed = False
+
+    def to_bytes(self) -> bytes:
+        """All of its state, secrets included: JSON."""
+        held = {str(dealer): [share.hex() for share in both] for dealer, both in self._held.items()}
+        value = {
+            "least": self._least,
+            "cipher": self._cipher.hex(),
+            "mask": self._mask.hex(),
+            "seed": self._seed.hex(),
+            "roster": None if self._roster is None else self._roster.to_bytes().hex(),
+            "number": self._number,
+            "held": held,
+            "sent": self._sent,
+            "revealed": self._revealed,
+        }
+        return json.dumps(value).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str = "member") -> Self:
+        """Read what ``to_bytes`` wrote.
+
+        Raises:
+            InvalidInput: a field is missing, unknown or unusable.
+        """
+        fields = Fields.from_bytes(data, where)
+        member = cls(fields.integer("least", 2, MAX_COHORT))
+        member._cipher = _hex(fields, "cipher", keys.KEY_BYTES)
+        member._mask = _hex(fields, "mask", keys.KEY_BYTES)
+        member._seed = _hex(fields, "seed", keys.KEY_BYTES)
+        if fields.given("roster"):
+            member._roster = Roster.from_bytes(_hex(fields, "roster"))
+        member._number = fields.integer("number", 0, MAX_COHORT)
+        held = Fields(fields.take("held"), fields.path("held"))
+        for dealer in range(1, MAX_COHORT + 1):
+            if held.given(str(dealer)):
+                member._held[dealer] = _shares(held, str(dealer))
+        held.end()
+        member._sent = fields.boolean("sent")
+        member._revealed = fields.boolean("revealed")
+        fields.end()
+        return member
 
     def keys(self) -> Keys:
         """Message 1: this round's public keys."""
@@ -190,6 +239,26 @@ class Member:
         if self._roster is None:
             raise InvalidInput("roster", "comes first: call deal")
         return self._roster
+
+
+def _shares(fields: Fields, name: str) -> tuple[bytes, bytes]:
+    try:
+        of_mask_key, of_seed = map(bytes.fromhex, fields.texts(name))
+    except ValueError:
+        raise InvalidInput(fields.path(name), "must be two shares in hex") from None
+    if {len(of_mask_key), len(of_seed)} != {shamir.SHARE_BYTES}:
+        raise InvalidInput(fields.path(name), f"must be shares of {shamir.SHARE_BYTES} bytes")
+    return of_mask_key, of_seed
+
+
+def _hex(fields: Fields, name: str, size: int | None = None) -> bytes:
+    try:
+        value = bytes.fromhex(fields.text(name))
+    except ValueError:
+        raise InvalidInput(fields.path(name), "is not hex") from None
+    if size is not None and len(value) != size:
+        raise InvalidInput(fields.path(name), f"has {len(value)} bytes, not {size}")
+    return value
 
 
 def _way(dealer: int, holder: int) -> bytes:

@@ -30,6 +30,7 @@ class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PHASE_ADVERTISE_KEYS: _ClassVar[Phase]
     PHASE_SHARE_KEYS: _ClassVar[Phase]
     PHASE_UNMASK: _ClassVar[Phase]
+    PHASE_SURVIVORS: _ClassVar[Phase]
 NO_LEASE_REASON_UNSPECIFIED: NoLeaseReason
 NO_LEASE_REASON_NO_ROUND: NoLeaseReason
 NO_LEASE_REASON_COHORT_FULL: NoLeaseReason
@@ -45,6 +46,7 @@ PHASE_UNSPECIFIED: Phase
 PHASE_ADVERTISE_KEYS: Phase
 PHASE_SHARE_KEYS: Phase
 PHASE_UNMASK: Phase
+PHASE_SURVIVORS: Phase
 
 class RetryWindow(_message.Message):
     __slots__ = ("earliest_s", "latest_s")
@@ -335,14 +337,18 @@ class ExchangeRequest(_message.Message):
     def __init__(self, device_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., payload: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class ExchangeResponse(_message.Message):
-    __slots__ = ("complete", "messages", "retry")
+    __slots__ = ("complete", "messages", "retry", "result", "expires_in_s")
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     RETRY_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_IN_S_FIELD_NUMBER: _ClassVar[int]
     complete: bool
     messages: _containers.RepeatedCompositeFieldContainer[PhaseMessage]
     retry: RetryWindow
-    def __init__(self, complete: bool = ..., messages: _Optional[_Iterable[_Union[PhaseMessage, _Mapping]]] = ..., retry: _Optional[_Union[RetryWindow, _Mapping]] = ...) -> None: ...
+    result: bytes
+    expires_in_s: float
+    def __init__(self, complete: bool = ..., messages: _Optional[_Iterable[_Union[PhaseMessage, _Mapping]]] = ..., retry: _Optional[_Union[RetryWindow, _Mapping]] = ..., result: _Optional[bytes] = ..., expires_in_s: _Optional[float] = ...) -> None: ...
 
 class PhaseMessage(_message.Message):
     __slots__ = ("device_id", "payload")

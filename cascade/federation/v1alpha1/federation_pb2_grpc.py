@@ -141,7 +141,8 @@ class FederationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Exchange(self, request, context):
-        """Carries one message of one phase of secure aggregation; repeating it changes nothing.
+        """Takes one message of one phase of secure aggregation, and gives the phase's result once it is
+        closed. Repeating a message changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,6 +40,7 @@ from cloud.front_door import FrontDoor, GatewayFiles
 from cloud.registry import Delivery, Registry
 from cloud.tls import ensure_local_tls
 from edge.adapter import LoraPair, write_adapter
+from edge.head import Head
 
 BASE = "b" * 64
 RANK, WIDE = 2, 8
@@ -73,7 +74,12 @@ class Federation:
 
     @classmethod
     def made(
-        cls, folder: Path, store: str | None = None, layers: int = 1, **given: Any
+        cls,
+        folder: Path,
+        store: str | None = None,
+        layers: int = 1,
+        head: Head | None = None,
+        **given: Any,
     ) -> Federation:
         publisher = SigningKey.generate()
         trust = TrustStore(folder / "trust")
@@ -88,7 +94,12 @@ class Federation:
             for layer in range(layers)
         }
         path = write_adapter(
-            folder / "adapter", pairs, name="start", base_digest=BASE, signing_key=publisher
+            folder / "adapter",
+            pairs,
+            name="start",
+            base_digest=BASE,
+            signing_key=publisher,
+            head=head,
         )
         digest = registry.publish(path, trust).artifact.digest
         tls = ensure_local_tls(folder / "tls", "localhost")

@@ -17,8 +17,8 @@ from cascade.federation.terms import (
     Enrolment,
     Histogram,
     MetricsReport,
-    PhaseMessage,
 )
+from cascade.wire import KeyRing, new_key
 from cloud.federation import leases, rounds
 from cloud.federation.config import PlanConfig
 from cloud.federation.refusals import counters
@@ -429,6 +429,32 @@ async def test_a_challenge_is_for_one_key_and_one_time(world: World) -> None:
     assert await refused(device.service.enrol(aged)) == ("PERMISSION_DENIED", "bad_proof")
 
 
+@pytest.mark.parametrize("world", [{"enrolments_per_hour": 4}], indirect=True)
+async def test_one_key_does_not_bring_any_number_of_devices(world: World) -> None:
+    first = await world.device()
+    for _ in range(3):
+        await world.device()
+    with pytest.raises(RemoteError, match="too_many_enrolments") as caught:
+        await world.device()
+    assert caught.value.status == "RESOURCE_EXHAUSTED"
+    assert caught.value.retry_after_s == pytest.approx(900.0)
+    await first.enrol()  # who is known costs nothing
+    # Another key has an hour of its own; the same one may go on when it was told to.
+    other = new_key()
+    ring = KeyRing.load(world.federation.files.api_keys).with_key("others", other)
+    ring.save(world.federation.files.api_keys)
+    profile = replace(world.federation.profile(world.port), api_key=other)
+    stranger = BareDevice(profile)
+    world.devices.append(stranger)
+    await stranger.enrol()
+    world.now += 901
+    await world.device()
+    with pytest.raises(RemoteError, match="too_many_enrolments"):
+        await world.device()
+    assert world.counters()["refused.too_many_enrolments"] == 2
+    assert world.counters()["enrolled"] == 6
+
+
 async def test_a_defect_shows_nothing_of_the_inside(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -482,30 +508,6 @@ async def test_counts_of_a_fleet_are_added_up_once_a_report(world: World) -> Non
     }
     forged = replace(report, report_id=os.urandom(16))
     assert await refused(device.service.report(forged)) == ("PERMISSION_DENIED", "bad_signature")
-
-
-@pytest.mark.parametrize("world", [synchronous(cohort=3)], indirect=True)
-async def test_phases_are_carried_to_all_of_a_cohort(world: World) -> None:
-    devices = [await world.device() for _ in range(3)]
-    given = [await device.lease() for device in devices]
-
-    def said(place: int, data: bytes) -> PhaseMessage:
-        device, lease = devices[place], given[place]
-        statement = statements.exchange(device.device_id, lease.lease_id, "advertise_keys", data)
-        signature = device.key.sign_raw(statement)
-        return PhaseMessage(device.device_id, lease.lease_id, "advertise_keys", data, signature)
-
-    for place in (0, 1):
-        reply = await devices[place].service.exchange(said(place, bytes([place])))
-        assert (reply.complete, reply.messages) == (False, ())
-    reply = await devices[2].service.exchange(said(2, b"\2"))
-    wanted = sorted((device.device_id, bytes([i])) for i, device in enumerate(devices))
-    assert reply.complete
-    assert list(reply.messages) == wanted
-    again = await devices[0].service.exchange(said(0, b"\0"))
-    assert list(again.messages) == wanted
-    with pytest.raises(RemoteError, match="differs"):
-        await devices[0].service.exchange(said(0, b"other"))
 
 
 @pytest.mark.parametrize(

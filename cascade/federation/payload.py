@@ -1,0 +1,163 @@
+"""What a device uploads, as its plan wants it: an update, alone or with counts of a head's rows, in
+the clear or as the vector that masks are put on.
+
+A head scores the answers of one task, one row an answer. A device that has seen no example of an
+answer still pushes its row away from everything, so rows are averaged by how many examples of each
+answer a device had:
+
+    row_k = Σ_i c_ik Δ_ik / Σ_i c_ik
+
+In the clear the counts travel behind the update, and are in what the device signs:
+
+    the update · "ECCR" · version u8 · rows u32 · counts u32[rows]          little-endian
+
+Under masks c_ik / ``max_examples`` is at most 1: each device sends Δ times that and that, and the
+cluster divides the sums. All else in an update counts alike there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascade.errors import InvalidInput
+from cascade.federation.octets import Octets
+from cascade.federation.plan import RoundPlan, is_of_head
+from cascade.federation.tensors import (
+    Doubles,
+    Floats,
+    Shapes,
+    Tensors,
+    elements,
+    flatten,
+    unflatten,
+)
+from cascade.federation.update import decode, encode, encoded_size
+
+Counts = NDArray[np.int64]
+
+NO_COUNTS: Final[Counts] = np.zeros(0, np.int64)
+_MAGIC: Final = b"ECCR"
+_VERSION: Final = 1
+_MOST: Final = (1 << 32) - 1
+
+
+def encode_payload(
+    plan: RoundPlan, change: Tensors, counts: Counts, rng: np.random.Generator
+) -> bytes:
+    """An update in the clear.
+
+    Arguments:
+        change: clipped; what the plan trains.
+        counts: examples of each answer of the head; empty where the plan asks for none.
+        rng: of the rounding.
+
+    Raises:
+        InvalidInput: a tensor or a count cannot travel.
+    """
+    update = encode(change, plan.bits, rng)
+    if not plan.rows:
+        return update
+    counts = _checked(counts, _rows(change))
+    head = _MAGIC + bytes([_VERSION]) + len(counts).to_bytes(4, "little")
+    return update + head + counts.astype("<u4").tobytes()
+
+
+def decode_payload(
+    plan: RoundPlan, data: bytes, shapes: Shapes
+) -> tuple[dict[str, Floats], dict[str, Doubles]]:
+    """An update that some device sent in the clear, and what each row of the head's tensors counts
+    by their names: no more than ``max_examples``.
+
+    Arguments:
+        shapes: of what the plan trains.
+
+    Raises:
+        InvalidInput: the bytes are not exactly one encoding of such an update; the field is named.
+    """
+    if not plan.rows:
+        return decode(data, shapes), {}
+    size = encoded_size(shapes, plan.bits)
+    tensors = decode(data[:size], shapes)
+    rows = plan.head_rows(shapes)
+    octets = Octets(data[size:], "update.counts")
+    octets.exactly(_MAGIC, "magic")
+    octets.exactly(bytes([_VERSION]), "version")
+    octets.whole(4, "rows", rows, rows)
+    counts = np.frombuffer(octets.take(4 * rows, "counts"), "<u4").astype(np.float64)
+    octets.end()
+    kept = np.minimum(counts, plan.max_examples)
+    return tensors, {name: kept for name in shapes if is_of_head(name)}
+
+
+def to_mask(plan: RoundPlan, change: Tensors, counts: Counts) -> Doubles:
+    """The vector that a device masks. Its norm is no more than the update's, its numbers no larger
+    than ``clip_norm``.
+
+    Arguments:
+        change: clipped; what the plan trains.
+    """
+    if not plan.rows:
+        return flatten(change)
+    counts = _checked(counts, _rows(change))
+    shares = np.minimum(counts, plan.max_examples) / plan.max_examples
+    wide = {name: tensor.astype(np.float64) for name, tensor in change.items()}
+    for name in filter(is_of_head, wide):
+        wide[name] = wide[name] * shares.reshape(-1, *[1] * (wide[name].ndim - 1))
+    flat = np.concatenate([wide[name].ravel() for name in sorted(wide)])
+    return np.concatenate([flat, shares * plan.clip_norm])
+
+
+def masked_elements(plan: RoundPlan, shapes: Shapes) -> int:
+    """How long that vector is."""
+    return elements(shapes) + (plan.head_rows(shapes) if plan.rows else 0)
+
+
+def means_of_sum(
+    plan: RoundPlan, total: Doubles, shapes: Shapes, devices: int
+) -> dict[str, Floats]:
+    """The mean update, from the sum of ``to_mask`` over devices; a row of the head that nobody has
+    learned does not change.
+
+    Raises:
+        InvalidInput: the sum is not as long as the plan says.
+    """
+    size = elements(shapes)
+    if total.shape != (masked_elements(plan, shapes),):
+        raise InvalidInput("total", f"has {total.size} numbers; the plan's updates have {size}")
+    if not plan.rows:
+        return unflatten(total / devices, shapes)
+    # Rounding at random can leave a little of nothing.
+    shares = np.maximum(total[size:] / plan.clip_norm, 0.0)
+    sums, ends = _split(total[:size], shapes), {}
+    for name, tensor in sums.items():
+        if is_of_head(name):
+            by = shares.reshape(-1, *[1] * (tensor.ndim - 1))
+            mean = np.divide(tensor, by, out=np.zeros_like(tensor), where=by > 0)
+        else:
+            mean = tensor / devices
+        ends[name] = mean.astype(np.float32)
+    return ends
+
+
+def _split(vector: Doubles, shapes: Shapes) -> Mapping[str, Doubles]:
+    at, parts = 0, {}
+    for name in sorted(shapes):
+        size = math.prod(shapes[name])
+        parts[name] = vector[at : at + size].reshape(shapes[name])
+        at += size
+    return parts
+
+
+def _rows(change: Tensors) -> int:
+    return next((len(tensor) for name, tensor in change.items() if is_of_head(name)), 0)
+
+
+def _checked(counts: Counts, rows: int) -> Counts:
+    if counts.shape != (rows,) or not ((counts >= 0) & (counts <= _MOST)).all():
+        raise InvalidInput("counts", f"must be {rows} whole numbers of 0 or more, one an answer")
+    return counts

@@ -1,0 +1,110 @@
+"""Counts of a head's rows behind an update, and in the vector that masks are put on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cascade.errors import InvalidInput
+from cascade.federation import clip_to_norm
+from cascade.federation.masked_plan import MaskedPlan
+from cascade.federation.payload import (
+    decode_payload,
+    encode_payload,
+    masked_elements,
+    means_of_sum,
+    to_mask,
+)
+from cascade.federation.plan import RoundPlan
+
+PLAN = RoundPlan(layers=1, bits=32, clip_norm=2.0, max_examples=50, rows=True)
+ADAPTER = {
+    "layers.0.q_proj.a": (8, 2),
+    "layers.0.q_proj.b": (2, 8),
+    "head.weight": (3, 4),
+    "head.bias": (3,),
+    "head.mean": (4,),
+    "head.scale": (4,),
+}
+SHAPES = PLAN.shapes(ADAPTER)
+
+
+def drawn(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    made = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+    return clip_to_norm(made, PLAN.clip_norm)
+
+
+def test_what_standardises_features_does_not_travel() -> None:
+    assert sorted(SHAPES) == ["head.bias", "head.weight", "layers.0.q_proj.b"]
+    assert PLAN.head_rows(SHAPES) == 3
+    assert RoundPlan.from_bytes(PLAN.to_bytes()) == PLAN
+    assert PLAN.payload_format == "cascade-update-2"
+    with pytest.raises(InvalidInput, match="different numbers of rows"):
+        PLAN.head_rows({"head.weight": (3, 4), "head.bias": (2,)})
+
+
+def test_counts_travel_behind_the_update_and_are_bounded() -> None:
+    change, counts = drawn(0), np.array([3, 0, 1000])
+    data = encode_payload(PLAN, change, counts, np.random.default_rng(0))
+    assert len(data) == PLAN.payload_bytes(ADAPTER)
+    read, weights = decode_payload(PLAN, data, SHAPES)
+    for name, tensor in change.items():
+        np.testing.assert_array_equal(read[name], tensor)
+    assert {name: each.tolist() for name, each in weights.items()} == {
+        "head.bias": [3, 0, 50],
+        "head.weight": [3, 0, 50],
+    }
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "field"),
+    [
+        (lambda data: data[:-4], "update.counts"),
+        (lambda data: data + b"\0", "update.counts"),
+        (lambda data: data[:-21] + b"ECCX" + data[-17:], "update.counts.magic"),
+        (lambda data: data[:-16] + (2).to_bytes(4, "little") + data[-12:], "update.counts.rows"),
+    ],
+)
+def test_counts_are_read_strictly(spoiled, field) -> None:
+    data = encode_payload(PLAN, drawn(0), np.array([1, 2, 3]), np.random.default_rng(0))
+    with pytest.raises(InvalidInput) as caught:
+        decode_payload(PLAN, spoiled(data), SHAPES)
+    assert caught.value.field.startswith(field)
+
+
+@pytest.mark.parametrize("counts", [[1, 2], [1, 2, -1], []])
+def test_counts_that_are_none_do_not_travel(counts) -> None:
+    given = np.array(counts, np.int64)
+    with pytest.raises(InvalidInput, match="3 whole numbers"):
+        encode_payload(PLAN, drawn(0), given, np.random.default_rng(0))
+    with pytest.raises(InvalidInput, match="3 whole numbers"):
+        to_mask(PLAN, drawn(0), given)
+
+
+def test_from_the_sum_alone_each_row_is_averaged_by_its_counts() -> None:
+    changes = [drawn(seed) for seed in range(4)]
+    counts = np.array([[10, 0, 0], [30, 5, 0], [70, 0, 0], [0, 1, 0]])
+    vectors = [to_mask(PLAN, each, of) for each, of in zip(changes, counts, strict=True)]
+    for vector in vectors:
+        assert np.abs(vector).max() <= PLAN.clip_norm
+        assert vector.size == masked_elements(PLAN, SHAPES)
+    mean = means_of_sum(PLAN, np.sum(vectors, axis=0), SHAPES, 4)
+    kept = np.minimum(counts, PLAN.max_examples)
+    for row in range(2):
+        wanted = np.average([each["head.weight"][row] for each in changes], 0, kept[:, row])
+        np.testing.assert_allclose(mean["head.weight"][row], wanted, rtol=1e-5)
+        wanted = np.average([each["head.bias"][row] for each in changes], 0, kept[:, row])
+        np.testing.assert_allclose(mean["head.bias"][row], wanted, rtol=1e-5)
+    # Nobody has seen the last answer.
+    assert not mean["head.weight"][2].any()
+    b = [each["layers.0.q_proj.b"] for each in changes]
+    np.testing.assert_allclose(mean["layers.0.q_proj.b"], np.mean(b, axis=0), rtol=1e-5, atol=1e-7)
+
+
+def test_masked_words_have_room_for_the_counts() -> None:
+    from dataclasses import replace
+
+    plan = replace(PLAN, masked=MaskedPlan(4, 3, 1 << 20, 1.0))
+    assert plan.payload_format == "cascade-masked-1"
+    assert plan.payload_bytes(ADAPTER) == 4 * masked_elements(plan, SHAPES)

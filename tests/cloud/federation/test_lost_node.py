@@ -1,0 +1,34 @@
+"""The node that the coordinator is on is killed: its rounds go on from another one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.cloud.federation.federated import ROOT
+from tests.cloud.federation.lost_node import GOAL, SEEN
+
+
+@pytest.mark.processes
+def test_nothing_that_was_committed_is_lost_with_the_coordinator_s_node() -> None:
+    # Short: Ray's socket names must fit into 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="cc-", dir="/tmp"))
+    try:
+        command = [sys.executable, "-m", "tests.cloud.federation.lost_node", str(folder)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        seen = json.loads((folder / SEEN).read_text())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert len(seen["after"]) == 1
+    assert seen["before"] not in seen["after"]
+    assert (seen["receipts"], seen["committed"], seen["dropped"]) == (2 * GOAL, 2 * GOAL, 0)
+    assert seen["counted"][:2] == [GOAL, GOAL]
+    # Three updates were committed before the node was killed, the fourth after it: 0, 1, 2 and 3.
+    assert seen["first"] == pytest.approx(1.5)
