@@ -62,7 +62,8 @@ class Controller:
         egress: what a request passes on its way to the cluster; by default nothing but its own
             limits.
         checks: what the device's answers have to pass.
-        on_decision: told about every decision, with all that it was made from.
+        on_decision: told about every decision, with all that it was made from; of one that sends a
+            draft once the call has ended, and what was kept is known.
         on_answer: told about every answer before it is given, with the device's own if it tried.
             Must be quick, and must not raise.
     """
@@ -125,6 +126,7 @@ class Controller:
         finally:
             if state.decode is not None:
                 await state.decode.leave()
+            self._tell(state)  # of one whose call was left
 
     async def _answered(
         self, state: RequestState, policy: Policy | None, *, bound: bool
@@ -183,12 +185,15 @@ class Controller:
         Arguments:
             alone: nobody else can answer, so what the device writes stands.
         """
+        drafting = None if alone else state.drafting(policy)
+        if drafting is not None:
+            drafting = await self._egress.learned(state.request, drafting)
         decode = LocalDecode(
             local,
             state.request,
             policy,
             stops=not alone,
-            drafting=None if alone else state.drafting(policy),
+            drafting=drafting,
             goes_on=not self._egress.reads_first,
         )
         try:
@@ -277,23 +282,30 @@ class Controller:
                 await self._egress.admit(passage)
             decision = judged(passage.obstacles)
         self._watch(policy, state, decision)
-        if self._on_decision is not None:
-            self._on_decision(
-                DecisionRecord.of(
-                    passage.request if passage else request,
-                    policy,
-                    local,
-                    decision,
-                    unanswered=unanswered,
-                    vetoes=vetoes,
-                    demoted=demoted,
-                    stopped=state.fired,
-                    situation=passage.situation if passage else None,
-                )
-            )
+        state.untold = DecisionRecord.of(
+            passage.request if passage else request,
+            policy,
+            local,
+            decision,
+            unanswered=unanswered,
+            vetoes=vetoes,
+            demoted=demoted,
+            stopped=state.fired,
+            situation=passage.situation if passage else None,
+        )
+        if not decision.escalate or state.draft(decision) is None:
+            self._tell(state)
         if local is None and passage is not None and passage.obstacles:
             raise state.local_problem or refusal(passage.obstacles)
         return decision, passage
+
+    def _tell(self, state: RequestState, draft_kept: int | None = None) -> None:
+        """Tell of the decision, once."""
+        record, state.untold = state.untold, None
+        if record is not None and self._on_decision is not None:
+            self._on_decision(
+                dataclasses.replace(record, draft_tokens=state.drafted, draft_kept=draft_kept)
+            )
 
     def _watch(self, policy: Policy | None, state: RequestState, decision: Decision) -> None:
         """Tell the monitor about an answer whose score is of the policy's own kind.
@@ -362,7 +374,7 @@ class Controller:
         started = time.perf_counter()
         deadline_s = state.spare_s()
         reply = Reply()
-        draft = state.draft(decision)
+        draft = state.proposed = state.draft(decision)
         report = state.reported(policy, decision)
         try:
             if deadline_s <= 0:
@@ -397,14 +409,15 @@ class Controller:
                         case Verified(kept):
                             reply.draft_kept = kept
                         case Finished():
-                            state.drafted = draft.sent if draft else 0
+                            mine = event.tier == DEVICE
+                            self._tell(state, None if mine else reply.draft_kept)
                             await self._leave(state)
                             state.remote_s = time.perf_counter() - started
                             for shown in state.finish(reply, event, decision):
                                 yield shown
         except RemoteError as problem:
             state.remote_s = time.perf_counter() - started
-            state.drafted = draft.sent if draft else 0
+            self._tell(state)
             if state.local is None:
                 raise _without_answer(problem, state.request) from None
             state.remote_error = problem

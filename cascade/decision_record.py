@@ -14,6 +14,7 @@ from typing import Final, Self, cast, get_args
 from cascade.budget import BudgetState
 from cascade.conditions import Conditions, Connectivity
 from cascade.constraints import Situation, obstacles
+from cascade.draft import MAX_DRAFT_TOKENS
 from cascade.errors import InvalidInput
 from cascade.files import sha256_bytes
 from cascade.local import LocalAnswer
@@ -46,6 +47,10 @@ class DecisionRecord:
         situation: what the constraints looked at; ``None`` where the answer was accepted, for then
             nobody looks.
         decision: what came of it.
+        draft_tokens: tokens of the device's answer that went to the cluster as a draft. Known once
+            the call has ended, by when such a decision is told; so is ``draft_kept``.
+        draft_kept: how many of them, from the first on, became a part of the cluster's answer;
+            ``None`` where no tier has looked at them and answered.
     """
 
     request_id: str
@@ -65,6 +70,8 @@ class DecisionRecord:
     constraints: Constraints
     situation: Situation | None
     decision: Decision
+    draft_tokens: int = 0
+    draft_kept: int | None = None
 
     @classmethod
     def of(
@@ -125,6 +132,8 @@ class DecisionRecord:
             "constraints": limits,
             "situation": dataclasses.asdict(self.situation) if self.situation else None,
             "decision": dataclasses.asdict(self.decision),
+            "draft_tokens": self.draft_tokens,
+            "draft_kept": self.draft_kept,
         }
         return (json.dumps(value, allow_nan=False) + "\n").encode()
 
@@ -158,6 +167,9 @@ class DecisionRecord:
             constraints=_constraints(fields.take("constraints")),
             situation=None if situation is None else _situation(situation),
             decision=_decision(fields.take("decision")),
+            # Written since drafts are told of.
+            draft_tokens=_tokens(fields, "draft_tokens") if fields.given("draft_tokens") else 0,
+            draft_kept=_tokens(fields, "draft_kept") if fields.given("draft_kept") else None,
         )
         fields.end()
         return record
@@ -284,6 +296,10 @@ def _numbers_by_name(value: object, where: str) -> dict[str, float]:
     fields = Fields(value, where)
     names = list(value) if isinstance(value, dict) else []
     return {name: fields.number(name) for name in names}
+
+
+def _tokens(fields: Fields, name: str) -> int:
+    return fields.integer(name, 0, MAX_DRAFT_TOKENS)
 
 
 def _digest(fields: Fields, name: str) -> str | None:

@@ -60,8 +60,11 @@ class Drafting:
     read_s: float = 0.02
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, where: str = "draft") -> Self:
         """``off``, ``lossless`` or ``threshold=T``.
+
+        Arguments:
+            where: how it is called in messages.
 
         Raises:
             InvalidInput: it is something else.
@@ -72,10 +75,15 @@ class Drafting:
         except ValueError:
             given = -1.0
         if mode not in get_args(DraftMode) or bool(value) != (mode == "threshold"):
-            raise InvalidInput("draft", f"{text!r} is none of off, lossless, threshold=T")
+            raise InvalidInput(where, f"{text!r} is none of off, lossless, threshold=T")
         drafting = cls(cast(DraftMode, mode), given)
-        drafting.check()
+        drafting.check(where)
         return drafting
+
+    @property
+    def words(self) -> str:
+        """Its mode, as ``parse`` reads it."""
+        return f"{self.mode}={self.tolerance:g}" if self.mode == "threshold" else self.mode
 
     @property
     def on(self) -> bool:

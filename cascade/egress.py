@@ -20,7 +20,8 @@ from cascade.breaker import CircuitBreaker
 from cascade.budget import BudgetLedger, BudgetState, MoneyLimits, Reservation
 from cascade.conditions import Conditions, ConditionsSource, LinuxConditions
 from cascade.constraints import Situation, obstacles
-from cascade.draft import DraftTape
+from cascade.draft import Drafting, DraftTape
+from cascade.draft_book import DraftBook, DraftOutcome
 from cascade.errors import CascadeError, RemoteError
 from cascade.events import DEVICE
 from cascade.latency import LatencyBook
@@ -68,6 +69,7 @@ class Egress:
     Arguments:
         money: the ledger that pays for calls.
         latency: how long tiers take; calls are measured into it.
+        drafts: what drafts bring; what becomes of them is noted in it.
         conditions: the device's state.
         breaker: leaves a failing cluster alone.
         privacy: finds and replaces personal data.
@@ -80,6 +82,7 @@ class Egress:
         *,
         money: BudgetLedger | None = None,
         latency: LatencyBook | None = None,
+        drafts: DraftBook | None = None,
         conditions: ConditionsSource | None = None,
         breaker: CircuitBreaker | None = None,
         privacy: Privacy | None = None,
@@ -88,6 +91,7 @@ class Egress:
     ) -> None:
         self._money = money
         self._latency = latency
+        self._drafts = drafts
         self._conditions = conditions
         self._breaker = breaker
         self._privacy = privacy
@@ -104,8 +108,8 @@ class Egress:
         privacy: Privacy | None = None,
         commercial: bool = False,
     ) -> Self:
-        """What a device uses unless told otherwise: spending and latencies kept under
-        ``CASCADE_HOME``, a circuit breaker, and the conditions that Linux tells.
+        """What a device uses unless told otherwise: spending, latencies and what drafts bring kept
+        under ``CASCADE_HOME``, a circuit breaker, and the conditions that Linux tells.
 
         Arguments:
             money: how much may be spent; ``None`` sets no limit.
@@ -114,6 +118,7 @@ class Egress:
         return cls(
             money=BudgetLedger(home.budget_path(), money) if money else None,
             latency=LatencyBook(home.latency_path()),
+            drafts=DraftBook(home.drafts_path()),
             conditions=conditions or LinuxConditions(),
             breaker=CircuitBreaker(),
             privacy=privacy,
@@ -165,6 +170,7 @@ class Egress:
             if draft is None or not await asyncio.to_thread(self._may_send, passage, draft):
                 stream = remote.answer(asked, report, deadline_s=deadline_s, transfer=transfer)
             else:
+                call.draft = draft
                 stream = remote.answer(
                     asked, report, deadline_s=deadline_s, transfer=transfer, draft=draft
                 )
@@ -179,6 +185,13 @@ class Egress:
             call.ended()
             # Also where the caller went away: what the call cost must not depend on that.
             await asyncio.shield(asyncio.to_thread(self._learn, call))
+
+    async def learned(self, request: Request, drafting: Drafting) -> Drafting:
+        """``drafting`` with the numbers that drafts have shown, as far as there were any."""
+        if self._drafts is None:
+            return drafting
+        allowed = request.constraints.allowed_tiers
+        return await asyncio.to_thread(self._drafts.learned, self._cluster, drafting, allowed)
 
     @property
     def reads_first(self) -> bool:
@@ -244,6 +257,10 @@ class Egress:
             self._conditions.note_call(call.reached)
         if self._latency is not None and call.measured and call.tier:
             self._latency.record(self._key(call.passage.request) + call.tier, call.seconds)
+        if self._drafts is not None and call.draft is not None:
+            outcome = call.draft_outcome(call.draft)
+            if outcome is not None:
+                self._drafts.record(self._cluster, call.tier, call.draft.drafting, outcome)
         if call.passage.reservation is not None and call.cost_usd is not None:
             self._settle(call.passage.reservation, call.cost_usd)
 
@@ -265,6 +282,8 @@ class _Call:
         self.passage = passage
         self.problem: RemoteError | None = None
         self.seconds = 0.0
+        self.draft: DraftTape | None = None  # that went along
+        self._draft_kept: int | None = None
         self._started = time.perf_counter()
         self._accepted = ""
         self._finished: Finished | None = None
@@ -275,13 +294,14 @@ class _Call:
         """What the application is told of an event."""
         match event:
             case Accepted():
-                self._accepted = event.tier
+                self._accepted, self._draft_kept = event.tier, None
                 self._restorer, self._unsaid = StreamRestorer(self.passage.values), 0
                 return [event]
             case Chunk():
                 self._unsaid += event.count
                 return self._said(self._restorer.feed(event.text))
             case Verified():
+                self._draft_kept = event.kept
                 return [event]
             case Finished():
                 self._finished = event
@@ -317,6 +337,16 @@ class _Call:
         at least as long."""
         late = self.problem is not None and self.problem.status == "DEADLINE_EXCEEDED"
         return self._finished is not None or late
+
+    def draft_outcome(self, draft: DraftTape) -> DraftOutcome | None:
+        """What became of the draft; ``None`` where no tier has looked at it and answered."""
+        finished, kept = self._finished, self._draft_kept
+        if finished is None or finished.tier == DEVICE or kept is None:
+            return None
+        # With its last token an answer ends, and what the draft says of the next one is not asked.
+        cut = finished.reason == "length" and finished.completion_tokens <= kept
+        kept = min(kept, draft.sent)
+        return DraftOutcome(kept, kept < draft.sent and not cut, finished.speed)
 
     @property
     def cost_usd(self) -> float | None:

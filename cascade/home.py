@@ -87,3 +87,8 @@ def training_path() -> Path:
 def latency_path() -> Path:
     """How long the tiers of each cluster took."""
     return home() / "latency.json"
+
+
+def drafts_path() -> Path:
+    """What drafts to the tiers of each cluster have brought."""
+    return home() / "drafts.json"

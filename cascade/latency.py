@@ -7,7 +7,6 @@ and one of them goes to look.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from cascade.errors import InvalidInput
-from cascade.files import write_whole
+from cascade.estimates import EstimateFile
 from cascade.rows import Floats
 from cascade.strict import Fields
 
@@ -86,11 +85,11 @@ class LatencyBook:
     """
 
     def __init__(self, path: Path | None = None, *, now: Callable[[], float] = time.time) -> None:
-        self._path = path
         self._now = now
         self._lock = threading.Lock()
-        self._read: tuple[int, int] | None = None
-        self._histograms: dict[str, LatencyHistogram] = {}
+        self._file = EstimateFile(
+            path, kind="histograms", version=FORMAT, read=_read, written=self._written
+        )
 
     def record(self, key: str, seconds: float) -> None:
         """One call to ``key`` took so long. Processes may share the file; of two measurements in
@@ -102,55 +101,29 @@ class LatencyBook:
         if not 0 <= seconds < math.inf:
             raise InvalidInput("seconds", f"{seconds} is not a duration")
         with self._lock:
-            self._refresh()
-            known = self._histograms.get(key, LatencyHistogram.empty())
-            self._histograms[key] = known.with_duration(seconds, self._now())
-            self._save()
+            self._file.refresh()
+            known = self._file.values.get(key, LatencyHistogram.empty())
+            self._file.values[key] = known.with_duration(seconds, self._now())
+            self._file.save()
 
     def p95(self, prefix: str) -> dict[str, float]:
         """What is known, by the rest of the keys that begin with ``prefix``."""
         with self._lock:
-            self._refresh()
+            self._file.refresh()
             now_s = self._now()
             known = {
                 key.removeprefix(prefix): histogram.quantile(0.95, now_s)
-                for key, histogram in self._histograms.items()
+                for key, histogram in self._file.values.items()
                 if key.startswith(prefix)
             }
         return {key: value for key, value in known.items() if value is not None}
 
-    def _refresh(self) -> None:
-        """Read the file where another process has written it."""
-        if self._path is None:
-            return
-        try:
-            status = self._path.stat()
-            written = (status.st_mtime_ns, status.st_ino)
-            if written != self._read:
-                self._histograms = _parse(self._path.read_bytes())
-                self._read = written
-        except (OSError, InvalidInput):
-            return
-
-    def _save(self) -> None:
-        if self._path is None:
-            return
-        now_s = self._now()
-        content = {
-            "format": FORMAT,
-            "histograms": {
-                key: {"at_s": each.at_s, "weights": [round(w, 6) for w in each.weights.tolist()]}
-                for key, each in self._histograms.items()
-                # The address of a cluster that is gone must not stay for ever.
-                if now_s - each.at_s < _FORGOTTEN_S
-            },
-        }
-        try:
-            write_whole(self._path, json.dumps(content).encode())
-            status = self._path.stat()
-            self._read = (status.st_mtime_ns, status.st_ino)
-        except OSError:  # a full disk must not cost the user an answer that is already there
-            return
+    def _written(self, histogram: LatencyHistogram) -> dict[str, object] | None:
+        # The address of a cluster that is gone must not stay for ever.
+        if self._now() - histogram.at_s >= _FORGOTTEN_S:
+            return None
+        weights = [round(weight, 6) for weight in histogram.weights.tolist()]
+        return {"at_s": histogram.at_s, "weights": weights}
 
 
 def fits(remaining_s: float, p95_s: dict[str, float], allowed: frozenset[str] | None) -> bool:
@@ -171,21 +144,8 @@ def _faded(at_s: float, now_s: float) -> float:
     return math.exp2(-max(0.0, now_s - at_s) / _HALF_LIFE_S)
 
 
-def _parse(data: bytes) -> dict[str, LatencyHistogram]:
-    try:
-        value = json.loads(data)
-    except ValueError:
-        raise InvalidInput("latency", "is not JSON") from None
-    fields = Fields(value, "latency")
-    fields.integer("format", FORMAT, FORMAT)
-    listed = fields.take("histograms")
-    if not isinstance(listed, dict):
-        raise InvalidInput("latency.histograms", "must be an object")
-    found: dict[str, LatencyHistogram] = {}
-    for key, item in listed.items():
-        each = Fields(item, f"latency.histograms.{key}")
-        weights = np.array(each.numbers("weights", 0.0, 1e9))
-        if weights.shape != (_BINS,):
-            raise InvalidInput(each.path("weights"), f"must have {_BINS} numbers")
-        found[str(key)] = LatencyHistogram(weights, each.number("at_s"))
-    return found
+def _read(fields: Fields) -> LatencyHistogram:
+    weights = np.array(fields.numbers("weights", 0.0, 1e9))
+    if weights.shape != (_BINS,):
+        raise InvalidInput(fields.path("weights"), f"must have {_BINS} numbers")
+    return LatencyHistogram(weights, fields.number("at_s"))

@@ -65,6 +65,22 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a tier read a draft and wrote on behind it, in tokens of its own vocabulary.
+
+    Arguments:
+        read_tokens, read_s: tokens of the draft that were read, kept or not, and the seconds that
+            took, ≥ 0.
+        written_tokens, written_s: tokens that were written one at a time, likewise.
+    """
+
+    read_tokens: int
+    read_s: float
+    written_tokens: int
+    written_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The answer is complete.
 
@@ -77,6 +93,7 @@ class Finished:
         reasons: why this tier answered, fixed words.
         server_s: seconds from arrival at the gateway to this message.
         raw_score: the tier's uncalibrated score in [0, 1]; ``None`` where it does not tell.
+        speed: of the tier that answered, where it looked at a draft; else ``None``.
     """
 
     reason: Literal["stop", "length"]
@@ -89,6 +106,7 @@ class Finished:
     reasons: tuple[str, ...]
     server_s: float
     raw_score: float | None = None
+    speed: Speed | None = None
 
 
 RemoteEvent = Accepted | Chunk | Verified | Finished

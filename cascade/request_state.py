@@ -19,6 +19,7 @@ from cascade.request import Request
 from cascade.signals import EMPTY_SIGNALS, ScoreBounds
 
 if TYPE_CHECKING:
+    from cascade.decision_record import DecisionRecord
     from cascade.local_decode import LocalDecode
 
 RETURN_MARGIN_S: Final = 0.05
@@ -56,7 +57,8 @@ class RequestState:
         shown: source of the text that the application holds.
         answer: the cluster's answer.
         decode: the device's decode, where it may be proposed to the cluster or still goes on.
-        drafted: tokens of it that were sent.
+        proposed: it, as it went along with the call.
+        untold: the decision, until somebody is told of it.
     """
 
     request: Request
@@ -74,7 +76,13 @@ class RequestState:
     shown: str | None = None
     answer: Answer | None = None
     decode: LocalDecode | None = None
-    drafted: int = 0
+    proposed: DraftTape | None = None
+    untold: DecisionRecord | None = None
+
+    @property
+    def drafted(self) -> int:
+        """Tokens that were sent as a draft."""
+        return self.proposed.sent if self.proposed is not None else 0
 
     @property
     def cut(self) -> bool:

@@ -13,13 +13,13 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
-from cascade.errors import RemoteError
+from cascade.errors import CascadeError, RemoteError
 from cascade.remote import RemoteEvent
 from cascade.wire import Answerer, Caller, OpenRequest, current_caller, status_of
 from cloud.attempt import TierStream
@@ -48,8 +48,22 @@ _HOSTS: Final = {"openai": "api.openai.com", "anthropic": "api.anthropic.com"}
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
+    """A request that is being answered; ``ahead`` is what tiers, by name, have read of its prompt
+    before they are asked, until the call that follows pays for it."""
+
     request: OpenRequest
     caller: Caller
+    ahead: dict[str, _Ahead] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """``tokens`` and ``usd`` are what ``hold`` sets aside."""
+
+    hold: Hold
+    tokens: int
+    usd: float
+    use: _Use
 
 
 _asked: ContextVar[_Asked] = ContextVar("asked")
@@ -111,11 +125,16 @@ class _Accounted:
         by = current_caller()
         if self._book is not None and not _free(by):
             await asyncio.to_thread(self._book.admit, by.name)
+        asked = _Asked(request, by)
         # Not reset: the context ends with the call.
-        _asked.set(_Asked(request, by))
-        async with aclosing(self._inner.answer(request)) as events:
-            async for event in events:
-                yield event
+        _asked.set(asked)
+        try:
+            async with aclosing(self._inner.answer(request)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            for ahead in asked.ahead.values():  # no call followed
+                await _settle(self._book, ahead.hold, ahead.use)
 
 
 def _free(caller: Caller) -> bool:
@@ -205,14 +224,26 @@ class _Paid:
                 async for message in messages:
                     yield message
             return
-        tier = self._tier
-        tokens = max_prompt_tokens(tier, asked.request) + max_output_tokens(tier, asked.request)
-        tokens += request.draft.most_tokens if request.draft else 0
-        usd = max_cost_usd(tier, asked.request) + draft_cost_usd(tier, request.draft)
-        hold = await asyncio.to_thread(
-            self._book.reserve, asked.caller.name, tokens=tokens, usd=usd
+        tier, prompt_tokens = self._tier, max_prompt_tokens(self._tier, asked.request)
+        if request.prefill:
+            tokens, usd = prompt_tokens, tier.price.cost_usd(prompt_tokens, 0)
+        else:
+            tokens = prompt_tokens + max_output_tokens(tier, asked.request)
+            tokens += request.draft.most_tokens if request.draft else 0
+            usd = max_cost_usd(tier, asked.request) + draft_cost_usd(tier, request.draft)
+        # What was read ahead is a part of this, and is set aside already.
+        ahead = None if request.prefill else asked.ahead.get(tier.name)
+        hold = await _reserve(
+            self._book,
+            asked.caller.name,
+            tokens=tokens - (ahead.tokens if ahead else 0),
+            usd=usd - (ahead.usd if ahead else 0.0),
         )
         use = _Use(tier, asked.request)
+        if request.prefill:
+            asked.ahead[tier.name] = _Ahead(hold, tokens, usd, use)
+        elif ahead is not None:
+            del asked.ahead[tier.name]
         try:
             async with aclosing(self._stream(request)) as messages:
                 async for message in messages:
@@ -222,18 +253,31 @@ class _Paid:
             use.failed(problem)
             raise
         finally:
-            await self._settle(hold, use)
+            if not request.prefill:
+                await _settle(self._book, hold, use)
+            if ahead is not None:
+                await _settle(self._book, ahead.hold, None)
 
-    async def _settle(self, hold: Hold, use: _Use) -> None:
-        # A second cancellation must not leave the upper bound spent.
-        await asyncio.shield(
-            asyncio.to_thread(
-                self._book.settle,
-                hold,
-                tokens=use.prompt_tokens + use.completion_tokens,
-                usd=use.cost_usd,
-            )
-        )
+
+async def _reserve(book: QuotaBook, caller: str, *, tokens: int, usd: float) -> Hold:
+    """Set aside what a call may take, and nothing where it is left meanwhile."""
+    work = asyncio.create_task(asyncio.to_thread(book.reserve, caller, tokens=tokens, usd=usd))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        with suppress(CascadeError):
+            await _settle(book, await asyncio.shield(work), None)
+        raise
+
+
+async def _settle(book: QuotaBook | None, hold: Hold, use: _Use | None) -> None:
+    """Pay for what was used; for nothing where another hold pays."""
+    if book is None:
+        return
+    tokens = use.prompt_tokens + use.completion_tokens if use else 0
+    # A second cancellation must not leave the upper bound spent.
+    usd = use.cost_usd if use else 0.0
+    await asyncio.shield(asyncio.to_thread(book.settle, hold, tokens=tokens, usd=usd))
 
 
 class _Recorded:

@@ -138,6 +138,7 @@ class Asking:
             reasons=reasons,
             server_s=self._elapsed_s,
             raw_score=done.raw_score if done and self.request.score else None,
+            speed=attempt.speed if attempt else None,
         )
 
     @property

@@ -9,7 +9,7 @@ from typing import Protocol
 from cascade.errors import InvalidInput, RemoteError
 from cascade.wire import OpenRequest
 from cloud.config import TierConfig
-from cloud.engines import ChatRequest, Done, EngineEvent, Piece, Started, Verified
+from cloud.engines import ChatRequest, Done, EngineEvent, Piece, Speed, Started, Verified
 from cloud.errors import EngineFailed, TierUnavailable
 from cloud.ladder import draft_cost_usd, max_cost_usd
 from cloud.tier import Refused, TierMessage
@@ -49,6 +49,7 @@ class Attempt:
         self.tier = tier
         self.ignores_draft = ignores_draft
         self.verified: Verified | None = None
+        self.speed: Speed | None = None
         self.done: Done | None = None
         self.over = False
         self._stream = stream
@@ -122,6 +123,8 @@ class Attempt:
                 self._pieces.append(event)
             case Verified():
                 self.verified = event
+            case Speed():
+                self.speed = event
             case Done():
                 self.done = event
 

@@ -117,6 +117,26 @@ TIER_CACHED: Final = Metric(
 TIER_COMPLETION: Final = Metric(
     "cascade_tier_completion_tokens_total", "counter", "Tokens written by a tier.", ("tier",)
 )
+TIER_DRAFTS: Final = Metric(
+    "cascade_tier_drafts_total",
+    "counter",
+    "Drafts that came with what a tier was asked, by what became of them: all, some or none of it "
+    "kept, ignored (the tier makes no use of drafts, or may not be paid for reading one) or "
+    "unjudged (the call ended before).",
+    ("tier", "outcome"),
+)
+TIER_DRAFT_SENT: Final = Metric(
+    "cascade_tier_draft_tokens_total",
+    "counter",
+    "Tokens of drafts that a tier looked at, as devices count them.",
+    ("tier",),
+)
+TIER_DRAFT_KEPT: Final = Metric(
+    "cascade_tier_draft_kept_tokens_total",
+    "counter",
+    "Those of them that became a part of the answer.",
+    ("tier",),
+)
 TIER_COST: Final = Metric(
     "cascade_tier_cost_usd_total",
     "counter",
@@ -209,6 +229,9 @@ CLUSTER_METRICS: Final = (
     TIER_PROMPT,
     TIER_CACHED,
     TIER_COMPLETION,
+    TIER_DRAFTS,
+    TIER_DRAFT_SENT,
+    TIER_DRAFT_KEPT,
     TIER_COST,
     TIER_UP,
     TIER_REPLICAS,

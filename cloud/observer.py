@@ -13,9 +13,10 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Final, Protocol
 
+from cascade.draft import DraftProposal
 from cascade.errors import InvalidInput, RemoteError
 from cascade.instruments import Bounded
-from cascade.remote import DeviceReport, RemoteEvent
+from cascade.remote import DeviceReport, Finished, RemoteEvent, Verified
 from cascade.tracing import Span, start_span
 from cascade.wire import Answerer, CallRecord, OpenRequest
 from cloud import metrics
@@ -83,6 +84,12 @@ class Observer:
         self.meters.add(metrics.KEPT, report.kept, task)
         if report.confidence is not None:
             self.meters.observe(metrics.CONFIDENCE, report.confidence, task)
+
+    def answered(self, finished: Finished) -> None:
+        """A request has its answer."""
+        # Told here alone: a tier that ignores a draft is not given it.
+        if f"{finished.tier}:draft_ignored" in finished.reasons:
+            self.meters.add(metrics.TIER_DRAFTS, 1, finished.tier, "ignored")
 
     def serving(self, replicas: Mapping[str, int], up: Mapping[str, bool]) -> None:
         """How many replicas of each tier run, and which tiers answer."""
@@ -159,6 +166,8 @@ class _Answerer:
         try:
             async with aclosing(self._answerer.answer(request)) as events:
                 async for event in events:
+                    if isinstance(event, Finished):
+                        self._observer.answered(event)
                     yield event
         finally:
             meters.add(metrics.UNDER_WAY, -1)
@@ -177,13 +186,18 @@ class _Tier:
         self._recent = recent
 
     async def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
+        if request.prefill:  # a part of the call that follows, and counted there
+            async with aclosing(self._stream(request)) as messages:
+                async for message in messages:
+                    yield message
+            return
         way = _way.get()
         if way is not None:
             way.decided(self._tier.name)
         span = start_span("tier.call", way.traceparent if way else "", kind="client")
         span.note({"cascade.tier": self._tier.name, "cascade.model": self._tier.model_name})
         request = dataclasses.replace(request, traceparent=span.traceparent)
-        call = _Call(self._tier, self._meters, self._recent)
+        call = _Call(self._tier, self._meters, self._recent, request.draft)
         code = "CANCELLED"  # what a stream that is closed early ends with
         try:
             async with aclosing(self._stream(request)) as messages:
@@ -210,8 +224,12 @@ class _Tier:
 class _Call:
     """One call to a tier, while it goes on."""
 
-    def __init__(self, tier: TierConfig, meters: Meters, recent: Recent) -> None:
+    def __init__(
+        self, tier: TierConfig, meters: Meters, recent: Recent, draft: DraftProposal | None
+    ) -> None:
         self.code = ""  # once the tier has said how it ends
+        self._draft = draft
+        self._kept: int | None = None
         self._tier = tier
         self._meters = meters
         self._recent = recent
@@ -243,6 +261,8 @@ class _Call:
                         self._first_token_s = time.monotonic() - self._began
                 case Started():
                     self._prompt_tokens = event.prompt_tokens or 0
+                case Verified():
+                    self._kept = event.kept
                 case Done():
                     self._done, self.code = event, "OK"
                     self._seconds = time.monotonic() - self._began
@@ -268,12 +288,26 @@ class _Call:
         meters.add(metrics.TIER_PROMPT, self._prompt_tokens, name)
         meters.add(metrics.TIER_COMPLETION, self._written, name)
         meters.add(metrics.TIER_COST, self._cost_usd, name)
+        if self._draft is not None:
+            self._draft_ended(self._draft)
         self._recent.ended(
             failed=code not in _NOT_FAILED,
             seconds=None if self._done is None else self._seconds,
             tokens=self._written,
             cost_usd=self._cost_usd,
         )
+
+    def _draft_ended(self, draft: DraftProposal) -> None:
+        """What became of the device's draft."""
+        name, kept = self._tier.name, self._kept
+        if kept is None:
+            self._meters.add(metrics.TIER_DRAFTS, 1, name, "unjudged")
+            return
+        # A draft of text alone has no tokens that the device could count.
+        outcome = "none" if kept == 0 else "all" if kept >= len(draft.tokens) else "some"
+        self._meters.add(metrics.TIER_DRAFTS, 1, name, outcome)
+        self._meters.add(metrics.TIER_DRAFT_SENT, len(draft.tokens), name)
+        self._meters.add(metrics.TIER_DRAFT_KEPT, kept, name)
 
     def told(self) -> dict[str, str | int | float | bool | tuple[str, ...] | None]:
         """What the span of it says."""
@@ -283,6 +317,8 @@ class _Call:
             "cascade.cached_prompt_tokens": self._done.cached_tokens if self._done else None,
             "cascade.completion_tokens": self._written,
             "cascade.cost_usd": self._cost_usd,
+            "cascade.draft_tokens": len(self._draft.tokens) if self._draft else None,
+            "cascade.draft_kept": self._kept,
         }
 
     @property

@@ -25,6 +25,7 @@ from cloud.engines import Piece, Started
 from cloud.errors import Overloaded
 from cloud.ladder import Choice, choose_tier
 from cloud.ladders import Ladders
+from cloud.read_ahead import collected, reads_ahead
 
 RETRY_AFTER_S: Final = 1.0
 
@@ -94,11 +95,13 @@ class Router:
         self, request: OpenRequest, choice: Choice, *, climbs: bool
     ) -> OpenRequest:
         """The request with the device's draft, once all of it is there, where a tier that may be
-        asked makes use of it; nobody waits for it otherwise."""
+        asked makes use of it; nobody waits for it otherwise. The tier reads the prompt by then."""
         asked = self._config.tiers if climbs else (choice.tier,)
-        if request.incoming is None or not any(tier.scores_drafts for tier in asked):
+        if not any(tier.scores_drafts for tier in asked):
             return request
-        draft = await request.incoming.whole()
+        # Who a ladder asks first is not known yet.
+        ahead = not climbs and reads_ahead(choice.tier)
+        draft = await collected(request, self._tiers[choice.tier.name] if ahead else None)
         if not draft:
             return request
         most = self._config.gateway.max_prompt_chars

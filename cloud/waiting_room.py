@@ -74,6 +74,11 @@ class WaitingRoom:
             )
         return None
 
+    @property
+    def free(self) -> bool:
+        """Whether there is a place at once."""
+        return self._taken < self._places
+
     async def enter(self) -> None:
         """Take a place, or wait for one.
 
@@ -97,10 +102,12 @@ class WaitingRoom:
                 self._queue.remove(turn)
             raise
 
-    def leave(self, stay_s: float) -> None:
-        """Give a place up, after so many seconds on it."""
+    def leave(self, stay_s: float | None) -> None:
+        """Give a place up, after so many seconds on it; ``None`` where they say nothing of others'
+        stays."""
         mean = self._stay_s
-        self._stay_s = stay_s if mean is None else mean + _NEWEST * (stay_s - mean)
+        if stay_s is not None:
+            self._stay_s = stay_s if mean is None else mean + _NEWEST * (stay_s - mean)
         self._hand_on()
 
     def _hand_on(self) -> None:
@@ -157,6 +164,8 @@ class _Seated:
         self._stream = stream
 
     async def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
+        if request.prefill and not self._room.free:
+            return  # nothing waits for it, and it is in nobody's way
         await self._room.enter()
         began = time.monotonic()
         try:
@@ -164,7 +173,7 @@ class _Seated:
                 async for message in messages:
                     yield message
         finally:
-            self._room.leave(time.monotonic() - began)
+            self._room.leave(None if request.prefill else time.monotonic() - began)
 
 
 def places(tier: TierConfig, gateways: int) -> int:

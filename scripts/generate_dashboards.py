@@ -178,6 +178,23 @@ CLUSTER: Final = (
         "Also of answers that were broken off.",
     ),
     Panel(
+        "Tiers: tokens of drafts kept",
+        "percentunit",
+        (
+            (
+                share(rate(cluster.TIER_DRAFT_KEPT, "tier"), rate(cluster.TIER_DRAFT_SENT, "tier")),
+                "{{tier}}",
+            ),
+        ),
+        "Of what devices proposed. What is not kept was read in vain, and is charged as prompt.",
+    ),
+    Panel(
+        "Tiers: drafts a second",
+        "reqps",
+        ((rate(cluster.TIER_DRAFTS, "tier", "outcome"), "{{tier}} {{outcome}}"),),
+        "Ignored: devices propose to a tier that makes no use of it.",
+    ),
+    Panel(
         "Tiers: money an hour",
         "currencyUSD",
         ((f"3600 * {rate(cluster.TIER_COST, 'tier')}", "{{tier}}"),),

@@ -23,6 +23,7 @@ from cascade.cli.tune_files import (
     sign,
 )
 from cascade.cli.tune_print import Result, result_lines, result_object
+from cascade.draft import Drafting
 from cascade.errors import InfeasibleTarget, InvalidInput
 from cascade.pair import Pair
 from cascade.policy import check_task_id
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.early_stop and args.group is not None:
         raise InvalidInput("early-stop", "is for one policy of all rows; leave out --group")
     leaky, aims, modelling = may_leak(args), aims_of(args), modelling_of(args)
+    drafting = None if args.drafting is None else Drafting.parse(args.drafting, "drafting")
     if args.group is None:
         refuse_existing(args.out, force=args.force)
     wanted = (*PARTS, STOP) if args.early_stop else PARTS
@@ -68,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
     if args.group is not None and args.out is not None:
         for value in sorted({*rows["certify"].records.group(args.group)}):
             refuse_existing(_group_file(args.out, value), force=args.force)
-    how = Settings(args.delta, _task(args.task, rows["develop"]), modelling)
+    task = _task(args.task, rows["develop"])
+    if drafting is not None and task.options:
+        raise InvalidInput("drafting", "is for free text, not for a closed set; leave it out")
+    how = Settings(args.delta, task, modelling, drafting)
     policies = _tuned(rows, aims, how, args.group, stop)
     results = [
         Result(tuned, _tested(rows.get("test"), aims, tuned, args.group), *_written(args, tuned))
@@ -87,11 +92,13 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all policies of one run have in common; see ``cascade.tune.tune``."""
+    """What all policies of one run have in common; see ``cascade.tune.tune``, and ``Policy`` for
+    ``drafting``, of which nothing is certified."""
 
     delta: float
     task: Task
     modelling: Modelling
+    drafting: Drafting | None
 
 
 def _tuned(
@@ -103,9 +110,15 @@ def _tuned(
 ) -> tuple[Tuned, ...]:
     develop, fresh = rows["develop"], rows["certify"]
     delta, task, modelling = how.delta, how.task, how.modelling
-    if group is None:
-        return (tune(develop, fresh, aims, delta=delta, task=task, modelling=modelling, stop=stop),)
-    return tune_groups(develop, fresh, aims, group, delta=delta, task=task, modelling=modelling)
+    found = (
+        (tune(develop, fresh, aims, delta=delta, task=task, modelling=modelling, stop=stop),)
+        if group is None
+        else tune_groups(develop, fresh, aims, group, delta=delta, task=task, modelling=modelling)
+    )
+    return tuple(
+        dataclasses.replace(each, policy=dataclasses.replace(each.policy, drafting=how.drafting))
+        for each in found
+    )
 
 
 def _task(task_id: str | None, develop: Pair) -> Task:

@@ -87,6 +87,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--group or --min-gain",
     )
     parser.add_argument(
+        "--drafting",
+        metavar="MODE",
+        help="of free text: have devices propose what they do not keep to the cluster: off, "
+        "lossless or threshold=T; see docs/drafts.md. Not with --ladder or --compare",
+    )
+    parser.add_argument(
         "--compare",
         action="store_true",
         help="tune nothing: print how confidences compare, cross-validated on develop alone",

@@ -22,7 +22,7 @@ _HEAD = (
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print; nothing is tuned, certified or written."""
-    for option in ("target", "group", "out"):
+    for option in ("target", "group", "out", "drafting"):
         if getattr(args, option) is not None:
             raise InvalidInput(option, "does not go with --compare, which only looks")
     for option in ("install", "allow_leak"):

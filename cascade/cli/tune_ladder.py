@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
             raise InvalidInput(
                 option.replace("_", "-"), "is not for ladders; say it in --objective"
             )
+    if args.drafting is not None:
+        raise InvalidInput("drafting", "is not for ladders, which send no drafts; leave it out")
     for option in ("gain", "early_stop", "compare", "feature", "params", "min_gain"):
         if getattr(args, option):
             raise InvalidInput(

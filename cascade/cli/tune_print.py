@@ -73,6 +73,7 @@ def _result_json(result: Result) -> dict[str, object]:
         "gain": policy.gain.to_json() if policy.gain else None,
         "min_gain": policy.min_gain,
         "early_stop": _stopping_json(result.tuned.stopping),
+        "drafting": policy.drafting.to_json() if policy.drafting else None,
         "test": _test_json(test) if test else None,
         "file": str(result.file) if result.file else None,
         "signed_by": result.signed_by,
@@ -166,6 +167,8 @@ def _policy_lines(result: Result, *, leaky: bool) -> list[str]:
         ]
     if result.tuned.stopping is not None:
         lines.append(f"early stop  {_stopping_line(result.tuned)}")
+    if policy.drafting is not None:
+        lines.append(f"drafts      {policy.drafting.words}")
     if result.test is not None:
         lines += _test_lines(result.test)
     if result.file is not None:

@@ -263,7 +263,7 @@ class DraftVerification(_message.Message):
     def __init__(self, kept_tokens: _Optional[int] = ...) -> None: ...
 
 class Finish(_message.Message):
-    __slots__ = ("reason", "usage", "cost_usd", "tier", "model", "confidence", "reasons", "server_s", "raw_score")
+    __slots__ = ("reason", "usage", "cost_usd", "tier", "model", "confidence", "reasons", "server_s", "raw_score", "speed")
     REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     COST_USD_FIELD_NUMBER: _ClassVar[int]
@@ -273,6 +273,7 @@ class Finish(_message.Message):
     REASONS_FIELD_NUMBER: _ClassVar[int]
     SERVER_S_FIELD_NUMBER: _ClassVar[int]
     RAW_SCORE_FIELD_NUMBER: _ClassVar[int]
+    SPEED_FIELD_NUMBER: _ClassVar[int]
     reason: FinishReason
     usage: Usage
     cost_usd: float
@@ -282,7 +283,20 @@ class Finish(_message.Message):
     reasons: _containers.RepeatedScalarFieldContainer[str]
     server_s: float
     raw_score: float
-    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., cost_usd: _Optional[float] = ..., tier: _Optional[str] = ..., model: _Optional[str] = ..., confidence: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., server_s: _Optional[float] = ..., raw_score: _Optional[float] = ...) -> None: ...
+    speed: Speed
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., cost_usd: _Optional[float] = ..., tier: _Optional[str] = ..., model: _Optional[str] = ..., confidence: _Optional[float] = ..., reasons: _Optional[_Iterable[str]] = ..., server_s: _Optional[float] = ..., raw_score: _Optional[float] = ..., speed: _Optional[_Union[Speed, _Mapping]] = ...) -> None: ...
+
+class Speed(_message.Message):
+    __slots__ = ("read_tokens", "read_s", "written_tokens", "written_s")
+    READ_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    READ_S_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_S_FIELD_NUMBER: _ClassVar[int]
+    read_tokens: int
+    read_s: float
+    written_tokens: int
+    written_s: float
+    def __init__(self, read_tokens: _Optional[int] = ..., read_s: _Optional[float] = ..., written_tokens: _Optional[int] = ..., written_s: _Optional[float] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens")

@@ -16,7 +16,15 @@ import numpy as np
 
 from cascade.draft import Drafting, DraftProposal, IncomingDraft
 from cascade.errors import InvalidInput
-from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Verified
+from cascade.remote import (
+    Accepted,
+    Chunk,
+    DeviceReport,
+    Finished,
+    RemoteEvent,
+    Speed,
+    Verified,
+)
 from cascade.request import (
     Constraints,
     DataClass,
@@ -395,8 +403,18 @@ def event_message(request_id: str, event: RemoteEvent) -> pb.AnswerEvent:
                 reasons=event.reasons,
                 server_s=event.server_s,
                 raw_score=event.raw_score,
+                speed=None if event.speed is None else _speed_message(event.speed),
             )
             return pb.AnswerEvent(request_id=request_id, finish=finish)
+
+
+def _speed_message(speed: Speed) -> pb.Speed:
+    return pb.Speed(
+        read_tokens=speed.read_tokens,
+        read_s=speed.read_s,
+        written_tokens=speed.written_tokens,
+        written_s=speed.written_s,
+    )
 
 
 def read_event(message: pb.AnswerEvent, *, request_id: str) -> RemoteEvent | None:
@@ -442,4 +460,12 @@ def _read_finish(sent: pb.Finish) -> Finished:
         reasons=tuple(sent.reasons),
         server_s=sent.server_s,
         raw_score=raw_score,
+        speed=_read_speed(sent.speed) if sent.HasField("speed") else None,
     )
+
+
+def _read_speed(sent: pb.Speed) -> Speed:
+    for name, seconds in (("read_s", sent.read_s), ("written_s", sent.written_s)):
+        if not 0 <= seconds < math.inf:
+            raise InvalidInput(f"finish.speed.{name}", f"{seconds} is not a time of at least 0 s")
+    return Speed(sent.read_tokens, sent.read_s, sent.written_tokens, sent.written_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cascade.remote import Verified
+from cascade.remote import Speed, Verified
 from cloud.config import TierConfig
 from cloud.engines.base import (
     Capabilities,
@@ -28,6 +28,7 @@ __all__ = [
     "Engine",
     "EngineEvent",
     "Piece",
+    "Speed",
     "Started",
     "Verified",
     "make_engine",

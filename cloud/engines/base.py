@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from cascade.draft import DraftProposal
-from cascade.remote import Verified
+from cascade.remote import Speed, Verified
 from cascade.request import Message
 from cascade.sampling import GREEDY, Sampling
 from cascade.tensor import Tensor
@@ -36,6 +36,8 @@ class ChatRequest:
         draft: the beginning of the answer as a device proposes it; an engine without draft scoring
             does not look at it.
         adapter: name of one of the tier's adapters; empty for the model alone.
+        prefill: the prompt is only read, for a request that may follow: no piece comes of it. Of
+            engines with draft scoring alone.
     """
 
     messages: tuple[Message, ...]
@@ -50,6 +52,7 @@ class ChatRequest:
     score: bool = False
     adapter: str = ""
     draft: DraftProposal | None = None
+    prefill: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ def geometric_mean(logprobs: Sequence[float]) -> float | None:
     return min(1.0, math.exp(math.fsum(logprobs) / len(logprobs)))
 
 
-EngineEvent = Started | Piece | Verified | Done
+EngineEvent = Started | Piece | Verified | Speed | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +141,9 @@ class Engine(Protocol):
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[list[EngineEvent]]:
         """Answer: first ``Started``, then pieces, ``Done`` last, among the pieces one ``Verified``
-        where there was a draft and it was looked at, in batches of what is at hand, so
-        that a slow reader gets fewer and larger ones. Closing the iterator stops the computation
-        within one step of the engine.
+        and behind them one ``Speed`` where there was a draft and it was looked at, in batches of
+        what is at hand, so that a slow reader gets fewer and larger ones. Closing the iterator
+        stops the computation within one step of the engine.
 
         Raises:
             InvalidInput: the prompt does not fit the context, or an option, a schema or an

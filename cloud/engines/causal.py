@@ -7,6 +7,7 @@ same answers and scores.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,8 +19,10 @@ from cascade.draft import DraftProposal, tokens_within
 from cascade.errors import InvalidInput
 from cascade.files import sha256_file
 from cascade.local import CancelToken, LocalAnswer, Prompt
+from cascade.remote import Speed
 from cascade.request import Message, is_unicode
 from cascade.sampling import GREEDY, Sampling
+from cascade.signals import EMPTY_SIGNALS
 from cloud.engines.draft import (
     Draft,
     DraftReader,
@@ -131,6 +134,7 @@ class CausalModel:
         regex: str | None = None,
         draft: Draft | DraftProposal | None = None,
         on_kept: Callable[[int], None] | None = None,
+        on_speed: Callable[[Speed], None] | None = None,
         on_text: OnText | None = None,
         cancel: CancelToken | None = None,
     ) -> LocalAnswer:
@@ -142,6 +146,7 @@ class CausalModel:
             on_kept: told once how many of the draft's tokens the answer begins with: of a
                 proposal's as the device counts them, else as this model does. Not where there are
                 none.
+            on_speed: told at the end how fast the draft was read, and the rest written.
 
         Raises:
             InvalidInput: an argument is out of its range; it is named.
@@ -185,7 +190,24 @@ class CausalModel:
         reader.end()
         if kept is not None:
             kept.end()
+            if on_speed is not None:
+                on_speed(reader.speed)
         return dataclasses.replace(answer, prompt_tokens=answer.prompt_tokens + reader.rejected)
+
+    def prefill(self, prompt: Prompt, cancel: CancelToken | None = None) -> LocalAnswer:
+        """Read all of a prompt but its last token, whose logits nobody asks for yet, so that what
+        answers it next goes on from there. The answer is empty.
+
+        Raises:
+            InvalidInput: the prompt does not fit the context.
+            Cancelled: ``cancel`` was used; what was read by then is held.
+        """
+        ids = self._codec.encode(prompt)
+        began = time.perf_counter()
+        if len(ids) > 1:
+            self._decoder.read(ids[:-1], cancel)
+        seconds = time.perf_counter() - began
+        return LocalAnswer("", EMPTY_SIGNALS, None, len(ids), 0, seconds, 0.0, "stop")
 
     def choose(
         self, prompt: Prompt, options: tuple[str, ...], *, cancel: CancelToken | None = None

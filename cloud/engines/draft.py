@@ -19,6 +19,7 @@ its last word, which is then left out.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from cascade.errors import InvalidInput
 from cascade.local import CancelToken
+from cascade.remote import Speed
 from cascade.sampling import Sampling
 from edge.parts import Decodes, Row, Sampler, Step
 
@@ -140,6 +142,8 @@ class DraftReader:
         """Tokens of the draft that were read and are no part of the answer."""
         self._length = 0  # tokens of prompt and answer
         self._ahead: list[Row] = []  # rows after draft tokens that are read and not yet written
+        self._read_tokens = self._written_tokens = 0
+        self._read_s = self._written_s = 0.0
 
     @property
     def free_tokens(self) -> int:
@@ -151,6 +155,11 @@ class DraftReader:
         row = self._decoder.read(tokens, cancel)
         self._length, self._followed, self._ahead = len(tokens), 0, []
         return row
+
+    @property
+    def speed(self) -> Speed:
+        """Of the decoder so far, the prompt aside."""
+        return Speed(self._read_tokens, self._read_s, self._written_tokens, self._written_s)
 
     def end(self) -> None:
         """The answer is complete: forget what was read ahead of it."""
@@ -166,7 +175,10 @@ class DraftReader:
         if follows and not self._ahead:
             room = min(_PASS_TOKENS, self._decoder.free_tokens)
             more = draft[self._followed : self._followed + room]
+            began = time.perf_counter()
             self._ahead = list(self._decoder.extend(more))
+            self._read_s += time.perf_counter() - began
+            self._read_tokens += len(more)
         self._length += 1
         if follows:
             self._followed += 1
@@ -176,7 +188,11 @@ class DraftReader:
             self._ahead = []
             self._decoder.keep(self._length - 1)
         self._draft = ()  # never again
-        return self._decoder.push(token)
+        began = time.perf_counter()
+        row = self._decoder.push(token)
+        self._written_s += time.perf_counter() - began
+        self._written_tokens += 1
+        return row
 
 
 class KeptTokens:

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from cascade.local import CancelToken, LocalAnswer
-from cascade.remote import Verified
+from cascade.remote import Speed, Verified
 from cloud.engines.base import ChatRequest, Done, EngineEvent, Piece, Started
 
-Put = Callable[[Piece | Verified], None]
+Put = Callable[[Piece | Verified | Speed], None]
 """Takes what is to be told next."""
 Compute = Callable[[Put, CancelToken], LocalAnswer]
 """Answers in the worker thread."""
@@ -50,9 +50,9 @@ async def stream_answer(
     """
     loop = asyncio.get_running_loop()
     cancel = CancelToken()
-    pieces: asyncio.Queue[Piece | Verified | None] = asyncio.Queue()
+    pieces: asyncio.Queue[Piece | Verified | Speed | None] = asyncio.Queue()
 
-    def put(piece: Piece | Verified) -> None:
+    def put(piece: Piece | Verified | Speed) -> None:
         loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
     def end(work: asyncio.Future[LocalAnswer]) -> None:

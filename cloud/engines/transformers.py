@@ -94,10 +94,13 @@ class Transformers:
             raise EngineFailed
 
         def compute(put: Put, cancel: CancelToken) -> LocalAnswer:
+            if request.prefill:
+                return model.prefill(request.messages, cancel)
             write = functools.partial(
                 model.generate,
                 draft=draft or request.draft,
                 on_kept=lambda kept: put(Verified(kept)),
+                on_speed=put,
             )
             return answering(write, model.choose, request)(put, cancel)
 

@@ -67,6 +67,7 @@ def test_a_device_that_is_no_faster_than_the_tier_does_not_draft_on() -> None:
 )
 def test_a_mode_is_read_from_its_words(text: str, drafting: Drafting) -> None:
     assert Drafting.parse(text) == drafting
+    assert drafting.words == text
     assert drafting.on == (text != "off")
     assert Drafting.from_json(drafting.to_json()) == drafting
 

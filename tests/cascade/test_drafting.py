@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -15,14 +16,25 @@ import pytest
 
 from cascade.checks import Checks, matches
 from cascade.controller import Controller
+from cascade.decision_record import DecisionRecord, replay_decision
 from cascade.draft import Drafting, DraftPiece, DraftTape
+from cascade.draft_book import DraftBook
 from cascade.egress import Egress
-from cascade.errors import RemoteError
+from cascade.errors import InvalidInput, RemoteError
 from cascade.events import Answer, Event, Final, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt, TokenSignals
-from cascade.policy import PolicyStore, Reason
+from cascade.policy import Decision, PolicyStore, Reason
 from cascade.privacy import PiiSpan, Privacy
-from cascade.remote import Accepted, Chunk, DeviceReport, RemoteEvent, Transfer, Verified
+from cascade.remote import (
+    Accepted,
+    Chunk,
+    DeviceReport,
+    Finished,
+    RemoteEvent,
+    Speed,
+    Transfer,
+    Verified,
+)
 from cascade.request import DataClass, Request
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import Signals
@@ -108,10 +120,15 @@ class Scorer:
 
     Arguments:
         waits: whether it waits for a draft; otherwise it answers at once.
+        share: of a draft that it keeps.
+        begun: set when a piece of a draft has come.
         accepted: set when it has said that it takes the request.
     """
 
     waits: bool = True
+    share: float = 0.5
+    finished: Finished = FINISHED
+    begun: threading.Event = field(default_factory=threading.Event)
     accepted: threading.Event = field(default_factory=threading.Event)
     problem: RemoteError | None = None
     drafts: list[DraftTape | None] = field(default_factory=list)
@@ -129,15 +146,17 @@ class Scorer:
         self.drafts.append(draft)
         if draft is not None and self.waits:
             async with aclosing(draft.pieces()) as pieces:
-                self.pieces = [piece async for piece in pieces]
+                async for piece in pieces:
+                    self.pieces.append(piece)
+                    self.begun.set()
         if self.problem is not None:
             raise self.problem
         yield Accepted("tier1", "large")
         self.accepted.set()
         if draft is not None and self.waits:
-            yield Verified(draft.sent // 2)
+            yield Verified(int(draft.sent * self.share))
         yield Chunk("better", 1)
-        yield FINISHED
+        yield self.finished
 
     @property
     def tokens(self) -> list[int]:
@@ -188,7 +207,8 @@ async def test_an_answer_that_is_not_kept_is_proposed_as_it_is(tmp_path: Path) -
 async def test_a_hopeless_answer_is_written_on_as_a_draft_while_that_is_worth_it(
     policies: PolicyStore,
 ) -> None:
-    writer, cluster = Writer(), Scorer()
+    cluster = Scorer()
+    writer = Writer(may_go_on=cluster.begun)
     answer = await answered(Controller(writer, cluster, policies), question())
     assert answer.reasons[0] == Reason.STOPPED_EARLY
     assert (answer.source, answer.text) == ("tier1", "better")
@@ -339,3 +359,153 @@ async def test_a_deadline_in_the_middle_of_a_draft_gives_what_there_is(
     assert (result.source, result.remote_status) == ("device", "DEADLINE_EXCEEDED")
     assert result.text.startswith("w0 w1 w2 ")
     assert writer.begun == writer.ended
+
+
+async def test_a_device_learns_that_a_tier_keeps_nothing_and_stops_sending(tmp_path: Path) -> None:
+    """By default it would send all ten words; a tier that reads slowly and keeps none of them is
+    asked without, after a few, until what is known of it has faded."""
+    usual = Drafting(acceptance=0.8, write_s=0.1, read_s=0.01)
+    assert usual.worth_sending(WORDS) == WORDS
+    policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=usual))
+    slow = replace(FINISHED, completion_tokens=9, speed=Speed(10, 0.8, 9, 0.9))
+    now_s = [1e9]
+    book = DraftBook(now=lambda: now_s[0])
+    sent: list[int] = []
+    for _ in range(12):
+        cluster = Scorer(share=0.0, finished=slow)
+        controller = Controller(
+            Writer(pause_s=0.0), cluster, policies, egress=Egress(drafts=book, cluster="c")
+        )
+        sent.append((await answered(controller, question())).draft_tokens)
+    assert sent[0] == WORDS
+    assert sorted(sent, reverse=True) == sent
+    assert sent[-1] == 0
+    assert cluster.drafts == [None]
+    now_s[0] += 7 * 24 * 3600.0
+    again = Scorer(finished=slow)
+    controller = Controller(
+        Writer(pause_s=0.0), again, policies, egress=Egress(drafts=book, cluster="c")
+    )
+    assert (await answered(controller, question())).draft_tokens == WORDS
+
+
+async def test_a_device_learns_that_a_tier_is_worth_waiting_for(tmp_path: Path) -> None:
+    """At first the rule stops the decode; once the tier is known to write slowly and to keep all,
+    the device writes on as a draft."""
+    shy = Drafting(acceptance=0.6, write_s=0.03, read_s=0.01)
+    policies = shelf(tmp_path, replace(TALK, drafting=shy))
+    fast = replace(FINISHED, completion_tokens=99, speed=Speed(3, 0.003, 90, 9e5))
+    book, words = DraftBook(), []
+    for _ in range(3):
+        writer = Writer(pause_s=0.02)
+        controller = Controller(
+            writer, Scorer(share=1.0, finished=fast), policies, egress=Egress(drafts=book)
+        )
+        await answered(controller, question())
+        words.append(writer.words)
+    assert words[0] == FIRED
+    assert words[-1] == WORDS
+
+
+@pytest.mark.parametrize(
+    ("finished", "refused"),
+    [
+        (replace(FINISHED, completion_tokens=5), True),  # it ended where the draft went on
+        (replace(FINISHED, completion_tokens=9, reason="length"), True),
+        (replace(FINISHED, completion_tokens=5, reason="length"), False),  # it had no room left
+    ],
+)
+async def test_a_token_that_nobody_asked_for_is_not_held_against_a_draft(
+    tmp_path: Path, finished: Finished, refused: bool
+) -> None:
+    policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
+    book = DraftBook()
+    cluster = Scorer(finished=finished)  # keeps five of ten
+    controller = Controller(Writer(pause_s=0.0), cluster, policies, egress=Egress(drafts=book))
+    answer = await answered(controller, question())
+    assert (answer.draft_tokens, answer.draft_kept) == (10, 5)
+    even = Drafting(acceptance=0.5)
+    learned = book.learned("", even, None).acceptance
+    assert learned == pytest.approx((10 + 5) / (20 + 5 + refused))
+
+
+@pytest.mark.parametrize("problem", [None, RemoteError("UNAVAILABLE", "gone")])
+async def test_a_draft_that_no_tier_judged_teaches_nothing(
+    tmp_path: Path, problem: RemoteError | None
+) -> None:
+    policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
+    book, cluster = DraftBook(), Scorer(waits=False, problem=problem)
+    controller = Controller(Writer(pause_s=0.0), cluster, policies, egress=Egress(drafts=book))
+    await answered(controller, question())
+    assert book.learned("", EAGER, None) == EAGER
+
+
+class Told:
+    """The decisions that a controller tells of, each with whether a tier had answered by then."""
+
+    def __init__(self, cluster: Scorer) -> None:
+        self.cluster = cluster
+        self.records: list[DecisionRecord] = []
+        self.answered: list[bool] = []
+
+    def __call__(self, record: DecisionRecord) -> None:
+        self.records.append(record)
+        self.answered.append(self.cluster.accepted.is_set())
+
+
+@pytest.mark.parametrize(
+    ("cluster", "sent", "kept"),
+    [
+        (Scorer(), WORDS, WORDS // 2),
+        (Scorer(waits=False), 0, None),
+        (Scorer(problem=RemoteError("UNAVAILABLE", "gone")), WORDS, None),
+    ],
+    ids=["judged", "ignored", "failed"],
+)
+async def test_a_decision_that_sends_a_draft_is_told_with_what_was_kept(
+    tmp_path: Path, cluster: Scorer, sent: int, kept: int | None
+) -> None:
+    policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
+    told = Told(cluster)
+    answer = await answered(
+        Controller(Writer(pause_s=0.0), cluster, policies, on_decision=told), question()
+    )
+    (record,) = told.records
+    assert (record.draft_tokens, record.draft_kept) == (sent, kept)
+    assert (answer.draft_tokens, answer.draft_kept) == (sent, kept)
+    assert DecisionRecord.from_bytes(record.to_bytes()) == record
+    assert replay_decision(record) == record.decision
+
+
+async def test_a_decision_without_a_draft_is_told_before_the_call(tmp_path: Path) -> None:
+    cluster = Scorer()
+    told = Told(cluster)
+    controller = Controller(Writer(pause_s=0.0), cluster, shelf(tmp_path, TALK), on_decision=told)
+    await answered(controller, question())
+    assert told.answered == [False]
+    assert (told.records[0].draft_tokens, told.records[0].draft_kept) == (0, None)
+
+
+async def test_a_decision_is_told_of_once_also_where_the_reader_leaves(tmp_path: Path) -> None:
+    policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
+    cluster = Scorer()
+    told = Told(cluster)
+    controller = Controller(Writer(pause_s=0.0), cluster, policies, on_decision=told)
+    async with aclosing(controller.run(question())) as events:
+        async for event in events:
+            if isinstance(event, Token):
+                break
+    (record,) = told.records
+    assert (record.draft_tokens, record.draft_kept) == (WORDS, None)
+    assert record.decision.escalate
+
+
+def test_a_record_from_before_drafts_were_told_of_still_reads() -> None:
+    request = question()
+    record = DecisionRecord.of(request, None, None, Decision(False, True, None, ("unsure",)))
+    value = json.loads(record.to_bytes())
+    assert (value.pop("draft_tokens"), value.pop("draft_kept")) == (0, None)
+    assert DecisionRecord.from_bytes(json.dumps(value).encode()) == record
+    for name, bad in (("draft_tokens", -1), ("draft_kept", 1.5), ("draft_kept", "x")):
+        with pytest.raises(InvalidInput, match=f"decision.{name}"):
+            DecisionRecord.from_bytes(json.dumps(value | {name: bad}).encode())

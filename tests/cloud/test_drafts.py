@@ -16,17 +16,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from cascade.draft import DraftProposal, tokens_within
+from cascade.draft import DraftProposal, DraftTape, tokens_within
+from cascade.draft_book import DraftBook
 from cascade.egress import Egress
 from cascade.errors import InvalidInput
 from cascade.events import Answer, Final
 from cascade.privacy import PiiSpan, Privacy
-from cascade.remote import Verified
-from cascade.request import Constraints, DataClass, Message
+from cascade.remote import (
+    Chunk,
+    DeviceReport,
+    Finished,
+    RemoteEvent,
+    Speed,
+    Transfer,
+    Verified,
+)
+from cascade.request import Constraints, DataClass, Message, Request
 from cascade.signing import SigningKey, TrustStore
+from cascade.wire import GrpcRemote
 from cloud.accounting import Accounting
 from cloud.config import ClusterConfig, GatewayConfig, PriceList, TierConfig
-from cloud.engines import ChatRequest, Done, EngineEvent, Piece
+from cloud.engines import ChatRequest, Done, EngineEvent, Piece, Started
 from cloud.engines.draft import keeps
 from cloud.engines.transformers import Transformers
 from cloud.front_door import GatewayFiles
@@ -311,6 +321,25 @@ async def test_text_with_words_is_kept_across_tokenizers(
     assert verified(complete) == len(words)
 
 
+async def test_a_tier_tells_how_fast_it_read_a_draft_and_wrote_on(
+    engine: Transformers, model: OnnxModel
+) -> None:
+    own = greedy(engine)
+    wrong = [*own[:5], (own[5] + 9) % 259, *own[6:12]]
+    for draft, read, written in (
+        (own, LENGTH, 0),
+        (own[:17], 17, LENGTH - 18),
+        (wrong, len(wrong), LENGTH - 6),
+        ([70] * 9, 0, LENGTH - 1),
+    ):
+        events = await run(engine, asked(draft=proposal(model, draft)))
+        (speed,) = (event for event in events if isinstance(event, Speed))
+        # The last token of an answer is written without reading it.
+        assert (speed.read_tokens, speed.written_tokens) == (read, written)
+        assert (speed.read_s > 0, speed.written_s > 0) == (read > 0, written > 0)
+    assert not [event for event in await run(engine, asked()) if isinstance(event, Speed)]
+
+
 async def test_an_answer_that_ends_within_a_draft_says_what_it_kept(
     engine: Transformers, model: OnnxModel
 ) -> None:
@@ -405,14 +434,19 @@ class Cluster:
 
 @asynccontextmanager
 async def opened(
-    engine: Transformers, config: ClusterConfig, tls: TlsPaths, place: Path
+    engine: Transformers,
+    config: ClusterConfig,
+    tls: TlsPaths,
+    place: Path,
+    *,
+    draft_s: float = 1.0,
 ) -> AsyncIterator[Cluster]:
     """The front door, quotas and the router before the engine."""
     tier = Counted(engine)
     files = GatewayFiles(tls.certificate, tls.key, place / "api-keys", quotas=place / "q.sqlite")
     accounting = Accounting(config, files)
     router = accounting.answerer(Router(config, accounting.streams({"tier1": tier})))
-    async with gate(tls, place, router.answer, draft_s=1.0) as door:
+    async with gate(tls, place, router.answer, draft_s=draft_s) as door:
         yield Cluster(tier, door)
 
 
@@ -432,6 +466,23 @@ async def test_a_device_proposes_its_answer_and_gets_the_tiers_own(
     assert drafted.bytes_up > plain.bytes_up
     assert not any("draft_ignored" in reason for reason in drafted.reasons)
     assert cluster.tier.open == 0
+
+
+async def test_a_device_learns_what_its_drafts_bring(cluster: Cluster, model: OnnxModel) -> None:
+    """Times and kept tokens of a real tier take the place of what was configured."""
+    book = DraftBook()
+    egress = Egress(drafts=book, cluster="c")
+    # Worth sending, though nothing is right: a token a second, and none is refused.
+    configured = replace(LOSSLESS, write_s=1e4, read_s=1.0)
+    drafted = await cluster.ask(model, configured, egress=egress)
+    learned = book.learned("c", configured, None)
+    kept, sent = drafted.draft_kept, drafted.draft_tokens
+    assert kept is not None
+    refused = kept < sent
+    assert learned.acceptance == pytest.approx((20 * 0.999 + kept) / (20 + kept + refused))
+    assert 0 < learned.write_s < 1e4
+    assert 0 < learned.read_s < 1.0
+    assert book.learned("c", replace(configured, mode="threshold", tolerance=0.5), None) != learned
 
 
 async def test_a_tolerant_tier_keeps_more(cluster: Cluster, model: OnnxModel) -> None:
@@ -540,3 +591,127 @@ async def test_a_caller_that_leaves_while_its_draft_is_verified_frees_the_tier(
         await long
     await until(lambda: cluster.tier.open == 0 and cluster.gate.answering == 0)
     assert (await cluster.ask(model, LOSSLESS)).source == "tier1"
+
+
+# The prompt, read while the draft is written.
+
+
+@pytest.fixture
+async def patient(engine: Transformers, tls: TlsPaths, tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A gateway that waits for a draft for as long as it takes."""
+    async with opened(engine, config(), tls, tmp_path, draft_s=600.0) as cluster:
+        yield cluster
+
+
+class Slow:
+    """A device that writes its draft when it is told to, over the same connection as any other."""
+
+    def __init__(self, cluster: Cluster, model: OnnxModel) -> None:
+        self.tape = DraftTape(LOSSLESS)
+        self.remote = GrpcRemote(cluster.gate.profile())
+        request = Request(QUESTION, max_tokens=LENGTH)
+        report = DeviceReport(tokenizer_digest=model.info.tokenizer_digest)
+        stream = self.remote.answer(
+            request, report, deadline_s=60.0, transfer=Transfer(), draft=self.tape
+        )
+        self.answer = asyncio.create_task(_read(stream))
+
+    def write(self, model: OnnxModel, tokens: list[int]) -> None:
+        for token, text in zip(tokens, _texts(model, tokens), strict=True):
+            self.tape.add_token(token)
+            self.tape.add_text(text)
+        self.tape.end(complete=False)
+
+
+async def _read(stream: AsyncGenerator[RemoteEvent]) -> list[RemoteEvent]:
+    async with aclosing(stream) as events:
+        return [event async for event in events]
+
+
+def held(engine: Transformers) -> list[int]:
+    """What the engine's decoder holds."""
+    assert engine._model is not None
+    return list(engine._model._decoder._tokens)  # type: ignore[attr-defined]
+
+
+def prompt_of(engine: Transformers) -> list[int]:
+    assert engine._model is not None
+    return engine._model._codec.encode(QUESTION)
+
+
+async def test_a_prompt_that_is_read_ahead_is_not_read_again_and_changes_nothing(
+    engine: Transformers,
+) -> None:
+    plain = await run(engine, asked())
+    prompt = prompt_of(engine)
+    await engine.reset_prefix_cache()
+    ahead = await run(engine, asked(prefill=True))
+    assert text_of(ahead) == ""
+    assert ahead[0] == Started(len(prompt))
+    assert ahead[-1] == Done("stop", len(prompt), 0, 0)
+    assert held(engine) == prompt[:-1]
+    passes = recorded(engine)
+    assert text_of(await run(engine, asked())) == text_of(plain)
+    assert passes[0] == 1
+
+
+def recorded(engine: Transformers) -> list[int]:
+    """Lengths of the passes from here on."""
+    assert engine._model is not None
+    decoder = engine._model._decoder
+    passes: list[int] = []
+    run_pass = decoder._run  # type: ignore[attr-defined]
+
+    def counted(tokens: list[int], wanted: int) -> np.ndarray:
+        passes.append(len(tokens))
+        return run_pass(tokens, wanted)
+
+    decoder._run = counted  # type: ignore[attr-defined]
+    return passes
+
+
+async def test_a_prompt_that_is_too_long_to_read_ahead_is_refused_where_it_is_asked(
+    engine: Transformers,
+) -> None:
+    long = replace(asked(prefill=True), messages=(Message("user", "word " * 3000),))
+    with pytest.raises(InvalidInput, match=r"prompt: has \d+ tokens"):
+        await run(engine, long)
+
+
+async def test_a_tier_reads_the_prompt_while_the_draft_is_written(
+    patient: Cluster, model: OnnxModel
+) -> None:
+    engine = patient.tier.engine
+    plain, own = text_of(await run(engine, asked())), greedy(engine)
+    await engine.reset_prefix_cache()
+    slow = Slow(patient, model)
+    await until(lambda: held(engine) == prompt_of(engine)[:-1])
+    assert not slow.answer.done()
+    assert [each.prefill for each in patient.tier.asked] == [True]
+    passes = recorded(engine)
+    slow.write(model, own[:20])
+    events = await slow.answer
+    await slow.remote.close()
+    assert "".join(event.text for event in events if isinstance(event, Chunk)) == plain
+    assert [event.kept for event in events if isinstance(event, Verified)] == [20]
+    # Of the prompt only the last token is read behind the draft, and the draft in one pass.
+    assert passes[:2] == [1, 20]
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.prompt_tokens == len(prompt_of(engine))
+    assert patient.tier.open == 0
+
+
+async def test_a_caller_that_leaves_while_its_draft_is_awaited_frees_the_tier(
+    patient: Cluster, model: OnnxModel
+) -> None:
+    engine = patient.tier.engine
+    await engine.reset_prefix_cache()
+    slow = Slow(patient, model)
+    await until(lambda: held(engine) == prompt_of(engine)[:-1])
+    slow.answer.cancel()
+    await asyncio.wait({slow.answer})
+    await slow.remote.close()
+    await until(lambda: patient.tier.open == 0 and patient.gate.answering == 0)
+    assert [each.prefill for each in patient.tier.asked] == [True]
+    assert (await patient.ask(model, LOSSLESS)).source == "tier1"

@@ -9,6 +9,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cascade import testing
+from cascade.draft import DraftProposal
 from cascade.errors import ClusterError, RemoteError
 from cascade.policy import PolicyStore
 from cascade.remote import DeviceReport, Transfer, whole_answer
@@ -37,7 +39,8 @@ from cloud.config import (
     PriceList,
     TierConfig,
 )
-from cloud.engines import ChatRequest, Done, Piece, Started
+from cloud.engines import ChatRequest, Done, Piece, Started, Verified
+from cloud.errors import TierUnavailable
 from cloud.figures import Figures, Recent, together
 from cloud.metrics import CLUSTER_METRICS, Exposition, Meters
 from cloud.observer import Observer
@@ -186,6 +189,58 @@ async def test_a_call_that_waits_is_told_from_one_that_is_answered() -> None:
     assert samples["cascade_tier_cached_prompt_tokens_total", labels(tier="tier1")] == 2
     assert samples["cascade_tier_replicas", labels(tier="tier1")] == 2
     assert samples["cascade_tier_up", labels(tier="tier1")] == 1
+
+
+@pytest.mark.parametrize(
+    ("kept", "outcome", "sent"),
+    [(3, "all", 3), (1, "some", 3), (0, "none", 3), (None, "unjudged", 0)],
+)
+async def test_a_draft_is_counted_by_what_became_of_it(
+    kept: int | None, outcome: str, sent: int
+) -> None:
+    async def scorer(request: ChatRequest) -> AsyncGenerator[TierMessage]:
+        yield [Started(7)]
+        if kept is None:
+            raise TierUnavailable("tier1")
+        yield [Verified(kept), Piece("yes", 1)]
+        yield [Done("stop", 7, 3, 2)]
+
+    observer = Observer(CONFIG)
+    draft = DraftProposal((1, 2, 3), (1, 1, 1), "abc", complete=True)
+    stream = observer.tiers({"tier1": scorer})["tier1"]
+    for proposed in (draft, None):
+        request = ChatRequest((Message("user", "hello"),), 10, draft=proposed)
+        with suppress(TierUnavailable):
+            async for _ in stream(request):
+                pass
+    samples = read(generate_latest(observer.meters.registry).decode())
+    drafts = {key: value for key, value in samples.items() if key[0] == "cascade_tier_drafts_total"}
+    tier = labels(tier="tier1")
+    assert drafts == {("cascade_tier_drafts_total", labels(tier="tier1", outcome=outcome)): 1}
+    assert samples.get(("cascade_tier_draft_tokens_total", tier), 0) == sent
+    assert samples.get(("cascade_tier_draft_kept_tokens_total", tier), 0) == (kept or 0)
+
+
+async def test_a_prompt_that_is_read_ahead_is_no_call_of_its_own() -> None:
+    observer = Observer(CONFIG)
+    before = generate_latest(observer.meters.registry)
+    request = ChatRequest((Message("user", "hello"),), 1, prefill=True)
+    stream = observer.tiers({"tier1": answer})["tier1"]
+    assert len([message async for message in stream(request)]) == 3
+    assert generate_latest(observer.meters.registry) == before
+    assert observer.figures()["tier1"].calls == 0
+
+
+async def test_a_draft_that_a_tier_ignores_is_counted_as_ignored() -> None:
+    observer = Observer(CONFIG)
+    router = observer.answerer(Router(CONFIG, observer.tiers({"tier1": answer})))
+    for drafting in (0.0, None):
+        request = OpenRequest("r", (Message("user", "?"),), drafting=drafting)
+        async for _ in router.answer(request):
+            pass
+    samples = read(generate_latest(observer.meters.registry).decode())
+    ignored = labels(tier="tier1", outcome="ignored")
+    assert samples["cascade_tier_drafts_total", ignored] == 1
 
 
 async def test_a_hedge_is_a_call_of_its_own_and_the_loser_is_cancelled(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -167,6 +168,27 @@ async def test_a_call_that_ends_early_gives_its_place_back() -> None:
     assert slow.asked == 2
     slow.go.set()
     await second
+
+
+async def test_a_prompt_is_read_ahead_only_where_there_is_a_place_at_once() -> None:
+    rooms = WaitingRooms(ClusterConfig(tiers=(tier("tier1", max_ongoing_requests=1),)))
+    slow = Tier()
+    stream = rooms.streams({"tier1": slow})["tier1"]
+
+    async def ask(request: ChatRequest) -> int:
+        async with aclosing(stream(request)) as messages:
+            return len([message async for message in messages])
+
+    ahead = replace(REQUEST, prefill=True)
+    first = asyncio.create_task(ask(ahead))
+    await turn()
+    assert slow.asked == 1
+    assert await ask(ahead) == 0
+    waiting = asyncio.create_task(ask(REQUEST))
+    await turn()
+    assert slow.asked == 1
+    slow.go.set()
+    assert await asyncio.gather(first, waiting) == [1, 1]
 
 
 def test_an_engine_with_a_queue_is_handed_a_little_more_than_it_computes() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from cascade import home
 from cascade.cli import main
+from cascade.draft import Drafting
 from cascade.errors import InvalidInput
 from cascade.ladder import LadderPolicy
 from cascade.ladder.device import DeviceRung
@@ -432,6 +433,7 @@ def test_free_answers_with_features_gain_and_an_early_stop(run: Run, tmp_path: P
     file, out = tmp_path / "talk.parquet", tmp_path / "policy.json"
     save(file, talk(4000, empty=100))
     words = ("--target", "risk=0.2", "--early-stop", "--gain", "--feature", "mean_logprob")
+    words = (*words, "--drafting", "threshold=0.3")
     code, stdout, stderr = run("tune", file, *words, "--out", out, "--json")
     assert (code, stderr) == (0, "")
     content = json.loads(stdout, parse_constant=pytest.fail)
@@ -444,6 +446,8 @@ def test_free_answers_with_features_gain_and_an_early_stop(run: Run, tmp_path: P
     assert policy.gain is not None
     assert policy.early_stop is not None
     assert policy.early_stop.threshold <= policy.threshold
+    assert policy.drafting == Drafting("threshold", 0.3)
+    assert shown["drafting"] == policy.drafting.to_json()
     assert shown["early_stop"]["certificate"]["lost"] == 0.05
     assert 0 < shown["test"]["saved"]["saved"] < 1
     assert shown["test"]["unmeasured"] > 0
@@ -518,6 +522,12 @@ def test_confidences_are_compared_on_develop_alone(run: Run, tmp_path: Path) -> 
         (["--early-stop", "--group", "domain"], "early-stop: is for one policy of all rows"),
         (["--split", "develop=0.3,stop=0.3,certify=0.4"], "stop, which is for --early-stop alone"),
         (["--compare"], "target: does not go with --compare"),
+        (["--drafting", "lossless"], "drafting: is for free text, not for a closed set"),
+        (
+            ["--drafting", "threshold"],
+            "drafting: 'threshold' is none of off, lossless, threshold=T",
+        ),
+        (["--drafting", "threshold=2"], "drafting.tolerance: 2 is not between 0 and 1"),
     ],
 )
 def test_what_cannot_be_fitted_is_said_in_one_line(
@@ -535,6 +545,7 @@ def test_what_cannot_be_fitted_is_said_in_one_line(
         (["--confidence", "features"], "confidence: features is not for ladders"),
         (["--gain"], "gain: is not for ladders"),
         (["--early-stop"], "early-stop: is not for ladders"),
+        (["--drafting", "lossless"], "drafting: is not for ladders"),
     ],
 )
 def test_ladders_go_by_scores_alone(run: Run, file: Path, word: list[str], problem: str) -> None:

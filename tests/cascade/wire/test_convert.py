@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.errors import InvalidInput
-from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent
+from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Speed
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import Signals
@@ -109,6 +109,14 @@ events = st.one_of(
         reasons=st.lists(text, max_size=3).map(tuple),
         server_s=st.floats(0, 1e5),
         raw_score=st.none() | share,
+        speed=st.none()
+        | st.builds(
+            Speed,
+            st.integers(0, 2**32 - 1),
+            st.floats(0, 1e5),
+            st.integers(0, 2**32 - 1),
+            st.floats(0, 1e5),
+        ),
     ),
 )
 
@@ -379,3 +387,13 @@ def test_events_of_another_request_are_refused() -> None:
 def test_events_of_an_unknown_kind_are_passed_over() -> None:
     message = pb.AnswerEvent(request_id="r-1")
     assert read_event(message, request_id="r-1") is None
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_a_speed_that_is_no_time_is_refused(seconds: float) -> None:
+    for field in ("read_s", "written_s"):
+        message = pb.AnswerEvent(request_id="r-1")
+        message.finish.reason = pb.FINISH_REASON_STOP
+        setattr(message.finish.speed, field, seconds)
+        with pytest.raises(InvalidInput, match=f"finish.speed.{field}"):
+            read_event(message, request_id="r-1")

@@ -49,10 +49,12 @@ def run(folder: Path) -> dict[str, object]:
     serve.run(placed.bind(federation.config, federation.registry.url), name=APP, route_prefix=None)
 
     def lose() -> str:
-        before = _place()
-        (lost,) = (node for node in nodes if node.node_id == before)
+        (replica,) = _replicas()
+        (lost,) = (node for node in nodes if node.node_id == replica["node_id"])
         cluster.remove_node(lost, allow_graceful=False)
-        return before
+        while _runs(int(replica["pid"])):  # it ends when it finds its node gone
+            time.sleep(0.05)
+        return str(replica["node_id"])
 
     return asyncio.run(_rounds(federation, lose))
 
@@ -75,18 +77,25 @@ async def _rounds(federation: Federation, lose: Callable[[], str]) -> dict[str, 
         await _until(lambda: _states(federation)[1:2] in (["waiting"], ["approved"]))
         for device in devices:
             await device.close()
-    found = _read(federation)
-    return {"before": before, "after": _place(), "receipts": receipts, **found}
+    await _until(lambda: [each for each in _replicas() if each["node_id"] != before])
+    after = [str(each["node_id"]) for each in _replicas()]
+    return {"before": before, "after": after, "receipts": receipts, **_read(federation)}
 
 
-def _place() -> str:
-    """Ray's node that the coordinator's replica runs on; "" while it runs nowhere."""
+def _replicas() -> list[dict[str, Any]]:
+    """The coordinator's replicas that run, as Serve knows them."""
     from ray.serve.context import _get_global_client
 
     details: dict[str, Any] = _get_global_client().get_serve_details()
-    replicas = details["applications"][APP]["deployments"]["coordinator"]["replicas"]
-    running = [each["node_id"] for each in replicas if each["state"] == "RUNNING"]
-    return str(running[0]) if running else ""
+    found = details["applications"][APP]["deployments"]["coordinator"]["replicas"]
+    return [each for each in found if each["state"] == "RUNNING"]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def _states(federation: Federation) -> list[str]:
