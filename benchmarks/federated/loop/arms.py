@@ -68,7 +68,7 @@ def plan_of(of: LoopTask, learner: Learner, seed: int, *, recertify: bool = True
         learner=learner,
         starting=of.starting,
         recertify=recertify,
-        most_worse=0.0,
+        most_worse=0.01,
         target=of.target,
         alpha=of.alpha,
         training=_TRAINING[learner].model_copy(update={"seed": seed}),

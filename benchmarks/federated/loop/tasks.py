@@ -38,7 +38,7 @@ from cloud.fleet import FleetRow
 from cloud.fleet.plan import Bounded
 
 _DATA: Final = Path(__file__).parents[1] / "data"
-_TEMPLATES, _OF_TEMPLATE, _OF_INTENT = 4, 4, 160
+_TEMPLATES, _OF_TEMPLATE, _OF_INTENT = 4, 4, 320
 _TEACHERS: Final = {"tier1": "0.5B", "tier2": "1.5B"}
 Arm = Literal["head", "lora", "head, not certified anew"]
 _OUTSIDE: Final = "none of these"
@@ -100,7 +100,7 @@ def commands() -> LoopTask:
         task=task,
         rows=tuple(rows),
         starting=2 * len(options),
-        per_round=20,
+        per_round=30,
         most=None,
         target="risk",
         alpha=0.05,
