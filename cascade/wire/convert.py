@@ -1,6 +1,6 @@
 """Between the wire's messages and this project's values, both ways, with every check on the way in.
 
-Pure functions. ``open_message`` and ``event_message`` write; ``read_open`` and ``read_event`` read
+Pure functions. ``open_message`` and ``event_messages`` write; ``read_open`` and ``read_events`` read
 what a stranger sent and therefore check all of it. Calls, deadlines and statuses are in ``client``
 and ``server``.
 """
@@ -16,7 +16,15 @@ import numpy as np
 
 from cascade.draft import Drafting, DraftProposal, IncomingDraft
 from cascade.errors import InvalidInput
-from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Verified
+from cascade.remote import (
+    Accepted,
+    Chunk,
+    DeviceReport,
+    EventsAtOnce,
+    Finished,
+    RemoteEvent,
+    Verified,
+)
 from cascade.request import (
     Constraints,
     DataClass,
@@ -86,6 +94,7 @@ class OpenRequest:
         drafting: the tolerance of a draft that follows, in [0, 1); ``None`` where none does.
         incoming: that draft on its way.
         draft: that draft, once somebody has waited for it.
+        reads_following: the device reads several events in one message.
     """
 
     request_id: str
@@ -106,6 +115,7 @@ class OpenRequest:
     drafting: float | None = None
     incoming: IncomingDraft | None = field(default=None, compare=False, repr=False)
     draft: DraftProposal | None = None
+    reads_following: bool = False
 
 
 def open_message(
@@ -152,6 +162,7 @@ def open_message(
         score=request.score,
         drafting=None if drafting is None else pb.Drafting(tolerance=drafting.tolerance),
         adapter=request.adapter,
+        reads_following=True,
     )
     if request.tensors:
         message.tensors.tensors.extend(
@@ -231,6 +242,7 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
         score=sent.score,
         adapter=sent.adapter,
         drafting=_read_drafting(sent),
+        reads_following=sent.reads_following,
     )
 
 
@@ -369,8 +381,19 @@ def _floats(values: object) -> Float32s:
     return np.asarray(values, dtype=np.float32)
 
 
-def event_message(request_id: str, event: RemoteEvent) -> pb.AnswerEvent:
-    """One event, as it is sent to the device."""
+def event_messages(request: OpenRequest, events: EventsAtOnce) -> list[pb.AnswerEvent]:
+    """Events that are known at once, as they are sent to the device: in one message, if it reads such,
+    which is one encrypted record and one system call on both sides instead of as many as events."""
+    request_id = request.request_id
+    if not request.reads_following:
+        return [_event_message(request_id, event) for event in events]
+    first = _event_message(request_id, events[0])
+    for event in events[1:]:
+        first.following.append(_event_message("", event))
+    return [first]
+
+
+def _event_message(request_id: str, event: RemoteEvent) -> pb.AnswerEvent:
     match event:
         case Accepted():
             accepted = pb.Accepted(tier=event.tier, model=event.model)
@@ -399,14 +422,19 @@ def event_message(request_id: str, event: RemoteEvent) -> pb.AnswerEvent:
             return pb.AnswerEvent(request_id=request_id, finish=finish)
 
 
-def read_event(message: pb.AnswerEvent, *, request_id: str) -> RemoteEvent | None:
-    """Check one event; ``None`` for a kind that this version does not know or use.
+def read_events(message: pb.AnswerEvent, *, request_id: str) -> list[RemoteEvent]:
+    """Check the events of one message, without kinds that this version does not know or use.
 
     Raises:
         InvalidInput: the server broke the contract; ``field`` names where.
     """
     if message.request_id != request_id:
         raise InvalidInput("request_id", "belongs to another request")
+    found = [_read_event(message), *map(_read_event, message.following)]
+    return [event for event in found if event is not None]
+
+
+def _read_event(message: pb.AnswerEvent) -> RemoteEvent | None:
     match message.WhichOneof("kind"):
         case "accepted":
             return Accepted(message.accepted.tier, message.accepted.model)

@@ -18,11 +18,11 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from cascade.errors import CascadeError, InvalidInput, RemoteError
-from cascade.remote import Finished, RemoteEvent
+from cascade.remote import EventsAtOnce, Finished, RemoteEvent
 from cascade.tracing import TRACEPARENT_HEADER, Attribute, Span, start_span, trace_id
 from cascade.v1 import inference_pb2 as pb
 from cascade.wire.access import current_caller
-from cascade.wire.convert import OpenRequest, event_message, read_open
+from cascade.wire.convert import OpenRequest, event_messages, read_open
 from cascade.wire.drafts import DraftInbox
 from cascade.wire.status import status_of
 from cascade.wire.writing import abort, write
@@ -35,9 +35,9 @@ INFERENCE_SERVICE: Final = str(pb.DESCRIPTOR.services_by_name["InferenceService"
 class Answerer(Protocol):
     """What answers requests. Raise ``CascadeError`` for what the caller may be told."""
 
-    def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent]:
-        """Events of one request, ``Finished`` last. Closed early when the caller goes away or the
-        deadline passes."""
+    def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent | EventsAtOnce]:
+        """Events of one request, ``Finished`` last; together what is known at once. Closed early when
+        the caller goes away or the deadline passes."""
         ...
 
 
@@ -256,14 +256,14 @@ class _Call:
         rest = asyncio.create_task(inbox.run())
         try:
             async with aclosing(self._answerer.answer(opened)) as events:
-                async for event in events:
+                async for found in events:
                     if rest.done():
                         rest.result()
-                    if isinstance(event, Finished):
-                        self._finished = event
-                    await write(
-                        context, event_message(opened.request_id, event), self._limits.stalled_s
-                    )
+                    together = found if isinstance(found, tuple) else (found,)
+                    if isinstance(together[-1], Finished):
+                        self._finished = together[-1]
+                    for message in event_messages(opened, together):
+                        await write(context, message, self._limits.stalled_s)
         finally:
             rest.cancel()
             # Whatever the caller still sends does not change an answer that is already given.
