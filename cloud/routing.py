@@ -119,8 +119,8 @@ class Router:
 
 
 async def _answered(asking: Asking, choice: Choice) -> AsyncGenerator[EventsAtOnce]:
-    """The answer of the chosen tier, or of the one that it is hedged by. Its last words are told with
-    its end, which is known when the call of the tier is over: right behind them."""
+    """The answer of the chosen tier, or of the one that it is hedged by. Its last words are told
+    with its end, which is known when the call of the tier is over: right behind them."""
     first = choice.tier
     hedge_with = None if first.hedge is None else asking.tier(first.hedge.to)
     reasons, shown = choice.reasons, ""
@@ -152,7 +152,5 @@ async def _answered(asking: Asking, choice: Choice) -> AsyncGenerator[EventsAtOn
             reasons += (f"{tier.name}:hedge",)
         if winner.ignores_draft:
             reasons += (f"{tier.name}:draft_ignored",)
-        finished = asking.finished(
-            winner, reasons=reasons, tier=tier.name, model=winner.model_name
-        )
+        finished = asking.finished(winner, reasons=reasons, tier=tier.name, model=winner.model_name)
         yield (*told, finished)

@@ -1,8 +1,8 @@
 """Between the wire's messages and this project's values, both ways, with every check on the way in.
 
-Pure functions. ``open_message`` and ``event_messages`` write; ``read_open`` and ``read_events`` read
-what a stranger sent and therefore check all of it. Calls, deadlines and statuses are in ``client``
-and ``server``.
+Pure functions. ``open_message`` and ``event_messages`` write; ``read_open`` and ``read_events``
+read what a stranger sent and therefore check all of it. Calls, deadlines and statuses are in
+``client`` and ``server``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cascade.request import (
     check_output,
 )
 from cascade.sampling import GREEDY, MAX_SEED, Sampling
-from cascade.signals import Float32s, Signals
+from cascade.signals import EMPTY_SIGNALS, Float32s, Signals
 from cascade.tensor import MAX_TENSORS, Tensor, check_tensors
 from cascade.v1 import inference_pb2 as pb
 
@@ -200,8 +200,13 @@ def _sampling_message(request: Request) -> pb.Sampling:
     )
 
 
-def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
+def read_open(
+    message: pb.AnswerRequest, *, deadline_s: float, traceparent: str = ""
+) -> OpenRequest:
     """Check the first message of a call.
+
+    Arguments:
+        traceparent: see ``OpenRequest``.
 
     Raises:
         InvalidInput: naming the field that is out of its range.
@@ -229,6 +234,7 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
     return OpenRequest(
         request_id=sent.request_id,
         messages=messages,
+        traceparent=traceparent,
         options=options,
         json_schema=json_schema,
         regex=regex,
@@ -363,6 +369,8 @@ def _read_report(sent: pb.DeviceReport) -> DeviceReport:
 
 
 def _read_signals(sent: pb.Signals) -> Signals:
+    if not (sent.logprobs or sent.entropies or sent.margins):
+        return EMPTY_SIGNALS
     signals = Signals(_floats(sent.logprobs), _floats(sent.entropies), _floats(sent.margins))
     lengths = {len(signals.logprobs), len(signals.entropies), len(signals.margins)}
     if len(lengths) > 1:
@@ -382,8 +390,9 @@ def _floats(values: object) -> Float32s:
 
 
 def event_messages(request: OpenRequest, events: EventsAtOnce) -> list[pb.AnswerEvent]:
-    """Events that are known at once, as they are sent to the device: in one message, if it reads such,
-    which is one encrypted record and one system call on both sides instead of as many as events."""
+    """Events that are known at once, as they are sent to the device: in one message, if it reads
+    such. Each message is an encrypted record, and system calls and wake-ups on both sides, which
+    together cost a gateway more than what is in it."""
     request_id = request.request_id
     if not request.reads_following:
         return [_event_message(request_id, event) for event in events]

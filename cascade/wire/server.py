@@ -36,8 +36,8 @@ class Answerer(Protocol):
     """What answers requests. Raise ``CascadeError`` for what the caller may be told."""
 
     def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent | EventsAtOnce]:
-        """Events of one request, ``Finished`` last; together what is known at once. Closed early when
-        the caller goes away or the deadline passes."""
+        """Events of one request, ``Finished`` last; together what is known at once. Closed early
+        when the caller goes away or the deadline passes."""
         ...
 
 
@@ -240,7 +240,7 @@ class _Call:
         context: grpc.aio.ServicerContext[bytes, pb.AnswerEvent],
         deadline_s: float,
     ) -> None:
-        opened = read_open(_message(first), deadline_s=deadline_s)
+        opened = read_open(_message(first), deadline_s=deadline_s, traceparent=self._traceparent)
         inbox = DraftInbox(
             (_message(data) async for data in requests),
             expected=opened.drafting is not None,
@@ -248,11 +248,9 @@ class _Call:
             tokenizer_digest=opened.report.tokenizer_digest,
             wait_s=self._limits.draft_s,
         )
-        self._open = opened = replace(
-            opened,
-            traceparent=self._traceparent,
-            incoming=None if opened.drafting is None else inbox,
-        )
+        if opened.drafting is not None:
+            opened = replace(opened, incoming=inbox)
+        self._open = opened
         rest = asyncio.create_task(inbox.run())
         try:
             async with aclosing(self._answerer.answer(opened)) as events:
