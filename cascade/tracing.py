@@ -74,11 +74,9 @@ def start_span(name: str, parent: str = "", *, kind: Kind = "internal") -> Span:
     """
     match = _TRACEPARENT.fullmatch(parent)
     # Nobody can have configured what nobody has imported, and a device need not wait for it.
-    api = sys.modules.get(_API)
-    if api is None:
+    if sys.modules.get(_API) is None:
         return _Ids(match)
-    # Until somebody has, a span is its parent again.
-    if match and isinstance(api.get_tracer_provider(), api.ProxyTracerProvider):
+    if match and not _configured():  # a span would be its parent again
         return _Ids(match)
     return _recorded(name, match, kind)
 
@@ -184,6 +182,12 @@ class _Recorded:
 
 def _new_id(bits: int) -> str:
     return f"{_ids.getrandbits(bits) or 1:0{bits // 4}x}"  # all zeros are no id
+
+
+def _configured() -> bool:
+    from opentelemetry import trace
+
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 def _recorded(name: str, match: re.Match[str] | None, kind: Kind) -> Span:
