@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, get_args
@@ -309,9 +310,7 @@ class TierConfig(_Strict):
     @property
     def model_name(self) -> str:
         """What answers are signed with: the name in the catalog, of the bundle or of the file."""
-        if self.local and is_model_path(self.model):
-            return Path(self.model).name
-        return self.model
+        return _file_name(self.model) if self.local else self.model
 
     @property
     def reads(self) -> Input:
@@ -488,6 +487,11 @@ def parse_config(text: str, source: str) -> ClusterConfig:
 def is_model_path(model: str) -> bool:
     """Whether a tier's ``model`` is a file or folder, and not the name of a model or bundle."""
     return "/" in model or model.endswith(".gguf")
+
+
+@lru_cache(maxsize=256)  # asked for several times a request
+def _file_name(model: str) -> str:
+    return Path(model).name if is_model_path(model) else model
 
 
 def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:

@@ -33,7 +33,7 @@ from cloud.control import Progress
 from cloud.errors import ModelUnusable
 from cloud.federation.planned import check_federation
 from cloud.ladders import load_ladders
-from cloud.local_ray import start_ray
+from cloud.local_ray import replica_logging, start_ray
 from cloud.placement import placement_problems, this_machine
 from cloud.tls import TlsPaths, ensure_local_client, ensure_local_tls
 
@@ -183,7 +183,7 @@ def start(
     on_progress("loading " + ", ".join(f"{tier.model_name} ({tier.name})" for tier in config.tiers))
     try:
         app = build_app(config, files, model_files, load_ladders(config, TrustStore(trust_dir())))
-        serve.run(app, name=APP_NAME, route_prefix=None)
+        serve.run(app, name=APP_NAME, route_prefix=None, logging_config=replica_logging())
     except RuntimeError:
         _log.exception("the deployment failed")
         raise ClusterError(_why_not_deployed()) from None

@@ -109,7 +109,7 @@ class Caller:
         )
         try:
             async for event in call:
-                tokens += event.tokens.count
+                tokens += event.tokens.count + sum(each.tokens.count for each in event.following)
         except grpc.aio.AioRpcError as error:
             status, problem = error.code().name, error.details() or ""
         return Outcome(began, time.monotonic(), status, tokens, problem)
