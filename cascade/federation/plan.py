@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Final, Literal, Self, cast, get_args
 
 from cascade.errors import InvalidInput
+from cascade.federation.expected import Expected
 from cascade.federation.tensors import Shapes
 from cascade.federation.update import Bits, encoded_size
 from cascade.strict import Fields
@@ -91,6 +92,10 @@ class RoundPlan:
     def payload_bytes(self, adapter: Shapes) -> int:
         """Exact size of an update of this plan."""
         return encoded_size(self.shapes(adapter), self.bits)
+
+    def update(self, adapter: Shapes) -> Expected:
+        """What an update of this plan looks like."""
+        return Expected.of(self.shapes(adapter), self.bits)
 
     def to_bytes(self) -> bytes:
         """The plan as it travels: JSON, keys sorted."""

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from cascade.errors import InvalidInput
-from cascade.federation import Shapes, Tensors, clip_to_norm, decode
+from cascade.federation import Shapes, Tensors, clip_to_norm
 from cascade.federation.plan import RoundPlan
 from cloud.federation import leases, rounds
 from cloud.federation.adapters import Adapters
@@ -209,6 +209,7 @@ class Coordinator:
         """The round's candidate, published. The same inputs give the same artifact."""
         start = self._adapters.read(claimed.adapter_digest)
         plan = RoundPlan.from_bytes(claimed.plan.encode())
+        expected, untouched = plan.update(start.shapes), _untouched(plan, start.shapes)
         contributions = []
         # In an order of their own: the same updates give the same sum, however they came in.
         for each in sorted(given.updates, key=lambda each: (each.device, each.payload)):
@@ -216,15 +217,13 @@ class Coordinator:
             begun = start if digest is None else self._adapters.read(digest)
             try:
                 # Once more, whatever the device says that it did.
-                change = clip_to_norm(
-                    decode(each.payload, plan.shapes(start.shapes)), plan.clip_norm
-                )
+                change = clip_to_norm(expected.decode(each.payload), plan.clip_norm)
             except InvalidInput:
                 continue  # of a plan that was changed since
             contributions.append(
                 Contribution(
                     start=begun.tensors,
-                    change={**_untouched(plan, start.shapes), **change},
+                    change={**untouched, **change},
                     weight=min(each.examples, plan.max_examples),
                     gap=max(0, claimed.adapter_version - each.adapter_version),
                 )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Final
 
 from cascade.errors import CascadeError, InvalidInput
-from cascade.federation import Shapes, UpdateStatement, decode, statements
+from cascade.federation import Expected, UpdateStatement, statements
 from cascade.federation.plan import PAYLOAD_FORMAT, RoundPlan
 from cascade.federation.terms import (
     Abort,
@@ -47,7 +47,7 @@ from cloud.registry import Registry
 
 _CHALLENGE_S: Final = 300.0
 _REMEMBERED: Final = 50_000
-_REMEMBERED_SIZES: Final = 64
+_REMEMBERED_PLANS: Final = 64
 _PIECE_BYTES: Final = 1 << 18
 _OFF_THE_LOOP_BYTES: Final = 1 << 17
 """Payloads from this size on are checked in a thread: a smaller one takes less than the hop."""
@@ -88,7 +88,7 @@ class Desk:
         self._identity: tuple[str, bytes] | None = None
         self._keys: dict[str, PublicKey] = {}
         self._leases: dict[str, tuple[leases.StoredLease, rounds.Round]] = {}
-        self._sizes: dict[tuple[str, str], tuple[Shapes, int]] = {}
+        self._plans: dict[tuple[str, str], Expected] = {}
         self.uploading_bytes = 0
         self._carried_on: set[asyncio.Task[object]] = set()
 
@@ -177,15 +177,15 @@ class Desk:
         )
         if not key.signed(said.to_bytes(), header.signature):
             raise await self._refusal(Reason.BAD_SIGNATURE)
-        shapes, size = await self._expected(of)
-        if header.payload_bytes != size:
+        expected = await self._expected(of)
+        if header.payload_bytes != expected.size:
             raise await self._refusal(Reason.WRONG_SHAPE)
         if self.uploading_bytes + header.payload_bytes > self._config.upload_memory_bytes:
             raise Overloaded("the cluster takes as many updates as it may now", self._later())
         before = b""
         if header.offset:
             before = await self._begun(header)
-        return _Upload(self, header, shapes, before)
+        return _Upload(self, header, expected, before)
 
     async def upload_state(self, device_id: str, lease_id: str) -> UploadState:
         """See ``FederationSource``."""
@@ -241,13 +241,15 @@ class Desk:
         told = await self._asked(lambda tx: exchanges.put(tx, message, self._config, now))
         return PhaseReply(told is not None, told or (), self._pace.window())
 
-    async def commit(self, header: UploadHeader, shapes: Shapes, payload: bytearray) -> Committed:
+    async def commit(
+        self, header: UploadHeader, expected: Expected, payload: bytearray
+    ) -> Committed:
         """Check a whole payload and keep it."""
         data = bytes(payload)
         if len(data) >= _OFF_THE_LOOP_BYTES:
-            wrong = await asyncio.to_thread(_wrong, header, shapes, data)
+            wrong = await asyncio.to_thread(_wrong, header, expected, data)
         else:
-            wrong = _wrong(header, shapes, data)
+            wrong = _wrong(header, expected, data)
         if wrong is not None:
 
             def drop(tx: Transaction) -> None:
@@ -301,16 +303,15 @@ class Desk:
             known = await asyncio.to_thread(self._adapters.read, digest)
         return known
 
-    async def _expected(self, of: rounds.Round) -> tuple[Shapes, int]:
-        """Shapes and size of a round's updates."""
-        known = self._sizes.get((of.adapter_digest, of.plan))
+    async def _expected(self, of: rounds.Round) -> Expected:
+        """What a round's updates look like."""
+        known = self._plans.get((of.adapter_digest, of.plan))
         if known is None:
             plan = RoundPlan.from_bytes(of.plan.encode())
-            adapter = (await self._adapter(of.adapter_digest)).shapes
-            known = plan.shapes(adapter), plan.payload_bytes(adapter)
-            while len(self._sizes) >= _REMEMBERED_SIZES:
-                del self._sizes[next(iter(self._sizes))]
-            self._sizes[of.adapter_digest, of.plan] = known
+            known = plan.update((await self._adapter(of.adapter_digest)).shapes)
+            while len(self._plans) >= _REMEMBERED_PLANS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[of.adapter_digest, of.plan] = known
         return known
 
     async def _key(self, device_id: str) -> PublicKey:
@@ -385,10 +386,10 @@ class Desk:
 class _Upload:
     """One stream of one update; see ``cascade.wire.Upload``."""
 
-    def __init__(self, desk: Desk, header: UploadHeader, shapes: Shapes, before: bytes) -> None:
+    def __init__(self, desk: Desk, header: UploadHeader, expected: Expected, before: bytes) -> None:
         self._desk = desk
         self._header = header
-        self._shapes = shapes
+        self._expected = expected
         self._payload = bytearray(before)
         self._kept = len(before)
         self._keeping = True
@@ -411,7 +412,7 @@ class _Upload:
         self._keeping = False
         try:
             return await self._desk.carry_on(
-                self._desk.commit(self._header, self._shapes, self._payload)
+                self._desk.commit(self._header, self._expected, self._payload)
             )
         except Refused:
             raise
@@ -438,12 +439,12 @@ class _Upload:
         self._kept = len(self._payload)
 
 
-def _wrong(header: UploadHeader, shapes: Shapes, data: bytes) -> Reason | None:
+def _wrong(header: UploadHeader, expected: Expected, data: bytes) -> Reason | None:
     """What is wrong with a whole payload."""
     if sha256_bytes(data) != header.payload_sha256:
         return Reason.WRONG_DIGEST
     try:
-        decode(data, shapes)
+        expected.check(data)
     except InvalidInput as problem:
         if "finite" in problem.problem:
             return Reason.NOT_FINITE
