@@ -13,6 +13,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -28,6 +29,8 @@ Row = Sequence[Any]
 Step = Callable[["Transaction"], T]
 
 _MOST_STEPS: Final = 256
+_GATHER_S: Final = 0.01
+"""Longer than a commit takes: what it adds to a call is nothing beside a device's training."""
 _BUSY_S: Final = 10.0
 _RETRY_AFTER_S: Final = 2.0
 _POSTGRESQL: Final = ("postgresql://", "postgres://")
@@ -104,9 +107,12 @@ class Database:
         self._jobs.put(job)
 
     def _work(self) -> None:
+        together = 0
         while True:
             jobs: list[_Job] = []
             last = self._jobs.get()
+            if together > 1:  # many call at one time: more of them will
+                time.sleep(_GATHER_S)
             while last is not None:
                 jobs.append(last)
                 if len(jobs) == _MOST_STEPS or self._jobs.empty():
@@ -114,6 +120,7 @@ class Database:
                 last = self._jobs.get()
             # A caller that went away before its step began has nothing carried out.
             jobs = [job for job in jobs if not job.given_up()]
+            together = len(jobs)
             if jobs:
                 _tell(self._commit(jobs))
             if last is None:

@@ -91,7 +91,11 @@ def check_in(
     """Give a device a lease where one is to be had. The same request gets the same lease, and a
     device has one open lease at the most."""
     request = asked.request_id.hex()
-    current = taking(tx, synchronous=config.mode == "synchronous")
+    current = taking(
+        tx,
+        synchronous=config.mode == "synchronous",
+        unapproved=config.start_from == "candidate",
+    )
     known = tx.one(
         f"SELECT {_LEASE_COLUMNS} FROM leases WHERE device = ? AND state = 'open' "
         "AND expires_at > ? ORDER BY issued_at DESC",

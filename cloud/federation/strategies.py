@@ -249,7 +249,9 @@ def target(served: Tensors, contributions: Sequence[Contribution]) -> dict[str, 
         with_served_a = b.astype(np.float64)
         for share, contribution in zip(shares, contributions, strict=True):
             for sign, left, right in _product_change(contribution, module):
-                if left is a or np.array_equal(left, a):  # all of FFA-LoRA: one term instead of one a device
+                if left is a or np.array_equal(
+                    left, a
+                ):  # all of FFA-LoRA: one term instead of one a device
                     with_served_a += share * sign * right
                 else:
                     terms.append((share * sign, left, right))
