@@ -23,8 +23,8 @@ from benchmarks.timing import Sample, measure, median, ratio
 
 VERSION = "1.42.0"
 _ENVIRONMENT = Environment("flower", (f"flwr=={VERSION}",))
-# One linear whose B is the array; its A, which goes down only, has 1,600 numbers.
-_RANK, _WIDTHS, _ELEMENTS = 200, {"q_proj": [8, 576]}, 115_200
+# One linear whose B is the array; its A, which goes down only, has 200 numbers.
+_RANK, _WIDTHS, _ELEMENTS = 200, {"q_proj": [1, 576]}, 115_200
 _FEW, _MANY = 1, 5
 _GOAL = 20
 
@@ -144,8 +144,9 @@ class _Theirs:
         walls = ", ".join(f"{many:.0f} and {few:.0f} s" for many, few in self.walls)
         return (
             f"deployment runtime, {self._nodes} SuperNodes, one array of {_ELEMENTS} float32, the "
-            f"client adds 1; SuperLink and its ServerApp, runs of {_MANY} rounds less runs of "
-            f"{_FEW}, so that starting the app is left out ({walls}); without TLS, telemetry off"
+            f"client adds random numbers; SuperLink and its ServerApp, runs of {_MANY} rounds less "
+            f"runs of {_FEW}, so that starting the app is left out ({walls}); without TLS, "
+            "telemetry off"
         )
 
     def rest(self, seconds: float) -> None:

@@ -62,6 +62,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy.start(grid=grid, initial_arrays=start, num_rounds=rounds)
 """.replace("NODES", str(_NODES))
 _CLIENT = """
+import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -70,7 +71,12 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    arrays = [array + 1 for array in message.content["arrays"].to_numpy_ndarrays()]
+    # Of each device its own: Flower sends equal arrays once.
+    draw = np.random.default_rng()
+    arrays = [
+        array + draw.random(array.shape, np.float32)
+        for array in message.content["arrays"].to_numpy_ndarrays()
+    ]
     content = RecordDict(
         {"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1})}
     )

@@ -48,7 +48,9 @@ from cloud.registry import Registry
 _CHALLENGE_S: Final = 300.0
 _REMEMBERED: Final = 50_000
 _REMEMBERED_PLANS: Final = 64
-_PIECE_BYTES: Final = 1 << 18
+_PIECE_BYTES: Final = 1 << 20
+"""Kept when as many have come, and when a stream breaks: what a gateway takes with it when it dies
+is sent again."""
 _OFF_THE_LOOP_BYTES: Final = 1 << 17
 """Payloads from this size on are checked in a thread: a smaller one takes less than the hop."""
 
