@@ -20,7 +20,7 @@ from cascade.federation import UpdateStatement, encode, sign_update, statements
 from cascade.federation.terms import CheckIn, Enrolment, Lease, UploadHeader
 from cascade.files import sha256_bytes
 from cascade.signing import SigningKey
-from cascade.wire import ClientProfile, GrpcArtifacts, GrpcFederation
+from cascade.wire import ClientProfile, GrpcFederation
 from edge.adapter import AdapterManifest
 
 _DEADLINE_S = 60.0
@@ -133,7 +133,7 @@ class Fleet:
             await asyncio.sleep(reply.retry.draw(draw))
         lease = reply.lease
         if fetch:
-            await self._fetch(lease)
+            await self._fetch(service, lease)
         said = UpdateStatement(lease.lease_id, lease.round, lease.base_digest, device.digest)
         header = UploadHeader(
             device_id=name,
@@ -148,14 +148,10 @@ class Fleet:
         )
         await service.upload(header, device.payload)
 
-    async def _fetch(self, lease: Lease) -> None:
-        """The adapter's weights, on a connection of their own, as ``edge.federation`` does it."""
+    async def _fetch(self, service: GrpcFederation, lease: Lease) -> None:
+        """The adapter's weights, as ``edge.federation`` fetches them."""
         wanted = AdapterManifest.from_bytes(lease.adapter_manifest).weights_sha256
-        source = GrpcArtifacts(self._profile)
-        try:
-            content = b"".join([piece.data async for piece in source.download(wanted)])
-        finally:
-            await source.close()
+        content = b"".join([piece.data async for piece in service.artifacts().download(wanted)])
         if sha256_bytes(content) != wanted:
             raise RemoteError("DATA_LOSS", "the adapter is not the one of its digest")
 

@@ -27,6 +27,7 @@ from cascade.federation.terms import (
 from cascade.federation.v1alpha1 import federation_pb2 as pb
 from cascade.federation.v1alpha1 import federation_pb2_grpc
 from cascade.wire import federation_convert as convert
+from cascade.wire.artifacts import GrpcArtifacts
 from cascade.wire.connection import Connection
 from cascade.wire.profile import ClientProfile
 
@@ -45,6 +46,7 @@ class GrpcFederation:
     """
 
     def __init__(self, profile: ClientProfile, *, deadline_s: float = 30.0) -> None:
+        self._profile = profile
         self._connection = Connection(profile)
         self._deadline_s = deadline_s
         self._takes_whole = True
@@ -120,6 +122,11 @@ class GrpcFederation:
         """Send a message of secure aggregation, and take those of the others."""
         reply = await self._call("Exchange", convert.exchange_message(message))
         return convert.phase_reply(reply)
+
+    def artifacts(self) -> GrpcArtifacts:
+        """The cluster's artifacts over this connection: a second one would cost the cluster more
+        than an adapter does."""
+        return GrpcArtifacts(self._profile, over=self._connection)
 
     async def close(self) -> None:
         """Close the connection."""
