@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cascade.errors import InvalidInput, RemoteError
 from cascade.tracing import Span, export_spans, flush_spans, start_span
+from cloud.adapter_source import in_registry
 from cloud.config import TierConfig
 from cloud.engines import ChatRequest, Done, Engine, EngineEvent, Started, make_engine
 from cloud.errors import EngineFailed
@@ -51,14 +52,24 @@ class Tier:
         config: the tier.
         model_file: the model on this machine.
         backend: Ray's handle to the deployment of ray.serve.llm, where that computes.
+        registry: where adapters that the tier names by digest are fetched from.
     """
 
     # Ray Serve awaits it.
     async def __init__(  # type: ignore[misc]
-        self, config: TierConfig, model_file: str, backend: DeploymentHandle[object] | None = None
+        self,
+        config: TierConfig,
+        model_file: str,
+        backend: DeploymentHandle[object] | None = None,
+        registry: str | None = None,
     ) -> None:
         self._name = config.name
         export_spans("cascade-tier")
+        if any(map(in_registry, config.adapters.values())):
+            # Loaded where it is needed: it brings the runtime of devices.
+            from cloud.tier_adapters import fetched
+
+            config = await asyncio.to_thread(fetched, config, registry)
         self._engine = self.made(config, model_file, backend)
         await self._engine.start()
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cloud import Plan, TierPlan
     from cloud.federation.planned import FederationPlan
+    from cloud.tier_adapters import TierAdapter
 
 
 def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
@@ -114,15 +115,26 @@ def _details(tier: TierPlan) -> list[str]:
     if tier.asks:
         size, licence = f"at {tier.asks}", "under the provider's terms"
     region = f" · region {tier.region}" if tier.region else ""
-    adapted = [f"         adapters {', '.join(tier.adapters)}"] if tier.adapters else []
     placed = [f"         on nodes with {tier.placement}"] if tier.placement else []
     return [
         f"{tier.name:<8} {tier.model} · {size} · {licence} · prices {tier.price_label}",
         f"         context {tier.context_tokens} tokens · data {', '.join(tier.data_classes)}"
         f"{region} · {tier.threads} threads at the most",
-        *adapted,
+        *(f"         adapter {_adapter(each)}" for each in tier.adapters),
         *placed,
     ]
+
+
+def _adapter(adapter: TierAdapter) -> str:
+    parts = [f"{adapter.name}: {adapter.source}"]
+    if adapter.digest:
+        named = adapter.source == adapter.digest
+        parts[0] += "" if named else f" is {adapter.digest}"
+        base = "for this base" if adapter.base == "checked" else "base not known before the start"
+        parts += [f"signed by {adapter.publisher}", adapter.licence, base]
+    elif not adapter.problem:
+        parts.append("no licence in it")
+    return " · ".join(parts)
 
 
 def _rounds(plan: FederationPlan) -> list[str]:
