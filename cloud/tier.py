@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade.errors import InvalidInput, RemoteError
@@ -69,7 +71,9 @@ class Tier:
             # Loaded where it is needed: it brings the runtime of devices.
             from cloud.tier_adapters import fetched
 
-            config = await asyncio.to_thread(fetched, config, registry)
+            self._scratch = tempfile.TemporaryDirectory(prefix="cascade-adapters-")
+            scratch = Path(self._scratch.name)
+            config = await asyncio.to_thread(fetched, config, registry, scratch)
         self._engine = self.made(config, model_file, backend)
         await self._engine.start()
 
@@ -96,10 +100,12 @@ class Tier:
 
     async def __del__(self) -> None:
         # Ray Serve awaits this when it retires a replica; the engine is missing if loading failed.
-        engine = getattr(self, "_engine", None)
+        engine, scratch = getattr(self, "_engine", None), getattr(self, "_scratch", None)
         if engine is not None:
             await engine.close()
             await asyncio.to_thread(flush_spans)
+        if scratch is not None:
+            scratch.cleanup()
 
 
 async def messages(engine: Engine, request: ChatRequest) -> AsyncGenerator[TierMessage]:

@@ -9,6 +9,7 @@ that are pinned on the machine that looks.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -87,13 +88,15 @@ def pinned(config: ClusterConfig) -> ClusterConfig:
     return config.model_copy(update={"tiers": tuple(tiers)})
 
 
-def fetched(tier: TierConfig, registry: str | None) -> TierConfig:
+def fetched(tier: TierConfig, registry: str | None, scratch: Path) -> TierConfig:
     """The same with folders of this machine in the place of digests: fetched where they are not
     there yet, and checked.
 
     Arguments:
         tier: of a ``pinned`` configuration.
         registry: folder or URL.
+        scratch: where they go if nothing can be written under ``CASCADE_HOME``, as in a pod that
+            mounts it read-only.
 
     Raises:
         ModelUnusable: one cannot be had, or must not be used.
@@ -105,7 +108,9 @@ def fetched(tier: TierConfig, registry: str | None) -> TierConfig:
     }
     if not digests or registry is None:
         return tier
-    folders = {name: str(_fetched(name, digest, registry)) for name, digest in digests.items()}
+    folders = {
+        name: str(_fetched(name, digest, registry, scratch)) for name, digest in digests.items()
+    }
     return tier.model_copy(update={"adapters": tier.adapters | folders})
 
 
@@ -220,23 +225,37 @@ def _licence_problem(
     )
 
 
-def _fetched(name: str, digest: str, url: str) -> Path:
-    trust, folder = TrustStore(trust_dir()), cluster_dir() / "adapters" / digest
+def _fetched(name: str, digest: str, url: str, scratch: Path) -> Path:
+    trust, kept = TrustStore(trust_dir()), cluster_dir() / "adapters"
+    if _holds(kept / digest, digest, trust):
+        return kept / digest
+    place = kept if _writable(kept) else scratch
+    folder = place / digest
     try:
-        try:
-            if read_artifact(folder, trust)[0].artifact.digest == digest:
-                return folder
-        except CascadeError:
-            shutil.rmtree(folder, ignore_errors=True)  # none yet, or a damaged one
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
-            copy = Path(scratch) / "adapter"
+        shutil.rmtree(folder, ignore_errors=True)  # where it is damaged
+        with tempfile.TemporaryDirectory(dir=place, prefix=".fetch-") as unfinished:
+            copy = Path(unfinished) / "adapter"
             Registry(url).fetch_adapter(digest, copy)
             read_artifact(copy, trust)
             try:
                 copy.rename(folder)
-            except OSError:  # another replica of this machine was faster
+            except OSError:  # another replica of this node was faster
                 read_artifact(folder, trust)
     except (CascadeError, OSError) as problem:
         raise ModelUnusable(f"adapter {name}: {problem}") from None
     return folder
+
+
+def _holds(folder: Path, digest: str, trust: TrustStore) -> bool:
+    try:
+        return read_artifact(folder, trust)[0].artifact.digest == digest
+    except (CascadeError, OSError):
+        return False
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)

@@ -120,21 +120,19 @@ def _details(tier: TierPlan) -> list[str]:
         f"{tier.name:<8} {tier.model} · {size} · {licence} · prices {tier.price_label}",
         f"         context {tier.context_tokens} tokens · data {', '.join(tier.data_classes)}"
         f"{region} · {tier.threads} threads at the most",
-        *(f"         adapter {_adapter(each)}" for each in tier.adapters),
+        *(line for each in tier.adapters for line in _adapter(each)),
         *placed,
     ]
 
 
-def _adapter(adapter: TierAdapter) -> str:
-    parts = [f"{adapter.name}: {adapter.source}"]
-    if adapter.digest:
-        named = adapter.source == adapter.digest
-        parts[0] += "" if named else f" is {adapter.digest}"
-        base = "for this base" if adapter.base == "checked" else "base not known before the start"
-        parts += [f"signed by {adapter.publisher}", adapter.licence, base]
-    elif not adapter.problem:
-        parts.append("no licence in it")
-    return " · ".join(parts)
+def _adapter(adapter: TierAdapter) -> list[str]:
+    line = f"         adapter {adapter.name}: {adapter.source}"
+    if not adapter.digest:
+        return [line if adapter.problem else f"{line} · no licence in it"]
+    base = "for this base" if adapter.base == "checked" else "base compared at the start"
+    signed = f"         signed by {adapter.publisher} · {adapter.licence} · {base}"
+    known = [] if adapter.source == adapter.digest else [f"         digest {adapter.digest}"]
+    return [line, *known, signed]
 
 
 def _rounds(plan: FederationPlan) -> list[str]:

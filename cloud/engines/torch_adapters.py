@@ -85,7 +85,7 @@ class TorchAdapters:
             self._peft.base_model.disable_adapter_layers()
         else:
             self._peft.base_model.enable_adapter_layers()
-            self._peft.set_adapter(self._known_as[name], inference_mode=True)
+            self._peft.set_adapter(self._known_as[name])
             self._resident.remove(name)
             self._resident.append(name)
         self.active = name

@@ -146,7 +146,7 @@ async def test_a_tier_serves_what_a_channel_serves_and_goes_on_with_it(world: Wo
 
     world.put(world.lesson("tax", 3, version=2))
     assert look_up(config, config.tiers[0])[0].digest != tax.digest
-    here = fetched(built.tiers[0], world.registry.url)
+    here = fetched(built.tiers[0], world.registry.url, world.folder)
     by_path = built.tiers[0].model_copy(
         update={
             "adapters": {
@@ -194,6 +194,17 @@ async def test_a_replica_fetches_what_its_node_lacks_once_and_mends_what_is_dama
     assert {path.name for path in folder.parent.iterdir()} == {digest}
 
 
+def test_a_home_that_cannot_be_written_is_none_to_fetch_into(here: World) -> None:
+    digest = here.put(here.lesson("tax", 1)).artifact.digest
+    (tier,) = pinned(here.config(tax="tax@stable")).tiers
+    home.cluster_dir().write_bytes(b"")  # a file, where a folder would have to be made
+    scratch = here.folder / "scratch"
+    scratch.mkdir()
+    adapters = fetched(tier, here.registry.url, scratch).adapters
+    assert adapters == {"tax": str(scratch / digest)}
+    assert [path.name for path in scratch.iterdir()] == [digest]
+
+
 def test_what_was_altered_in_the_registry_is_not_served(here: World) -> None:
     published = here.put(here.lesson("tax", 1))
     (tier,) = pinned(here.config(tax="tax@stable")).tiers
@@ -201,12 +212,12 @@ def test_what_was_altered_in_the_registry_is_not_served(here: World) -> None:
     weights = Path(here.registry.url) / "files" / sha256
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(ModelUnusable, match=r"adapter tax: .*altered after signing"):
-        fetched(tier, here.registry.url)
+        fetched(tier, here.registry.url, here.folder)
     assert not [*(home.cluster_dir() / "adapters").iterdir()]  # nothing of it is kept
     weights.unlink()
     assert here.problem("tax@stable") == f"the registry has no file {sha256[:12]}…"
     with pytest.raises(ModelUnusable, match="adapter tax: the registry has no file"):
-        fetched(tier, here.registry.url)
+        fetched(tier, here.registry.url, here.folder)
 
 
 def test_what_must_not_be_served_is_said_before_anything_starts(here: World) -> None:
@@ -303,10 +314,11 @@ def test_the_check_prints_them(here: World, capsys: pytest.CaptureFixture[str]) 
     )
     assert main(["cluster", "check", str(here.folder / "registry-is-here.yaml")]) == 7
     shown = capsys.readouterr().out
-    signed = "signed by maker · Apache-2.0 · for this base"
-    assert f"adapter tax: tax@stable is {digest} · {signed}\n" in shown
-    assert f"adapter old: {digest} · {signed}\n" in shown
-    assert f"tax-1-1 is {digest} · {signed}\n" in shown
+    indent = " " * 9
+    signed = f"{indent}signed by maker · Apache-2.0 · for this base\n"
+    assert f"adapter tax: tax@stable\n{indent}digest {digest}\n{signed}" in shown
+    assert f"adapter old: {digest}\n{signed}" in shown
+    assert f"tax-1-1\n{indent}digest {digest}\n{signed}" in shown
     assert "missing  tier tuned: adapter lost: channel stable serves no adapter called x" in shown
 
 
