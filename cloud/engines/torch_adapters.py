@@ -75,7 +75,7 @@ class TorchAdapters:
 
         Raises:
             KeyError: there is none of this name.
-            ModelUnusable: see ``check``; what was active before stays so.
+            ModelUnusable: see ``check``; ``active`` says what the model computes with then.
         """
         if name == self.active:
             return
@@ -131,11 +131,12 @@ class TorchAdapters:
 
 @dataclass(frozen=True, slots=True)
 class _Linear:
-    """Where a linear of the base is, and its widths."""
+    """Where a linear of the base is, its widths, and whether its matrix is the other way round."""
 
     path: str
     inputs: int
     outputs: int
+    turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +153,9 @@ def _linears(model: Any) -> dict[str, _Linear]:
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             found[linear_name(path)] = _Linear(path, module.in_features, module.out_features)
-        elif isinstance(module, Conv1D):  # the same, its matrix the other way round
-            found[linear_name(path)] = _Linear(path, *map(int, module.weight.shape))
+        elif isinstance(module, Conv1D):
+            inputs, outputs = map(int, module.weight.shape)
+            found[linear_name(path)] = _Linear(path, inputs, outputs, turned=True)
     return found
 
 
@@ -188,6 +190,8 @@ def _of_pairs(pairs: Mapping[str, LoraPair], linears: Mapping[str, _Linear]) -> 
         r=1,
         lora_alpha=1,
         target_modules=list(ranks),
+        # Said once for all; PEFT looks at each linear by itself.
+        fan_in_fan_out=any(linears[module].turned for module in pairs),
         rank_pattern=of_each,
         alpha_pattern=dict(of_each),
         inference_mode=True,
