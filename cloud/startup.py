@@ -56,19 +56,10 @@ def model_files(config: ClusterConfig) -> dict[str, Path]:
     """
     files = {tier.name: model_file(tier) for tier in config.tiers if tier.local}
     problems = list(access_problems(config))
-    problems += filter(None, map(adapter_problem, config.tiers))
     problems += filter(None, (licence(config, tier, files.get(tier.name)) for tier in config.tiers))
     if problems:
         raise ClusterError("\n".join(problems))
     return files
-
-
-def adapter_problem(tier: TierConfig) -> str | None:
-    """The first adapter of a tier that is not on this machine, where it should be."""
-    for name, path in tier.adapters.items() if tier.local else ():
-        if not path.exists():
-            return f"tier {tier.name}: there is no adapter {path} ({name})"
-    return None
 
 
 def licence(config: ClusterConfig, tier: TierConfig, model: Path | None) -> str | None:

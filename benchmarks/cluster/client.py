@@ -428,6 +428,7 @@ def _summary(outcomes: Sequence[Outcome], wall_s: float) -> Fields:
         "seconds": _quantiles([outcome.seconds for outcome in good]),
         "refused_seconds": _quantiles(refused),
         "longest_s": max((outcome.seconds for outcome in outcomes), default=0.0),
+        "quickest_s": min((outcome.seconds for outcome in good), default=None),
     }
 
 
