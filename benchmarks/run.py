@@ -88,7 +88,7 @@ def main(
     args = parser.parse_args(arguments)
     run = Run(quick=args.quick, hardware=hardware())
     rows: list[Row] = []
-    failed = False
+    failed = written = False
     started = time.perf_counter()
     try:
         made = subject(run)
@@ -101,10 +101,13 @@ def main(
             except (CascadeError, PeerUnavailable) as problem:  # other groups may still be measured
                 print(f"{name}, {group}: {problem}", file=sys.stderr)
                 failed = True
-        if args.json:
-            write_whole(args.json, to_json(rows))
+            if args.json:  # a long run that is broken off keeps the groups that it has ended
+                write_whole(args.json, to_json(rows))
+                written = True
+        print(f"done · {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written", file=sys.stderr)
+        kept = f"what had ended before is in {args.json}" if written else "nothing was written"
+        print(f"\ninterrupted; {kept}", file=sys.stderr)
         return 130
     except (CascadeError, PeerUnavailable) as problem:
         print(f"{name}: {problem}", file=sys.stderr)

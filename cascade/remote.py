@@ -110,6 +110,8 @@ class Finished:
 
 
 RemoteEvent = Accepted | Chunk | Verified | Finished
+EventsAtOnce = tuple[RemoteEvent, ...]
+"""At least one, in order, none of which had to be waited for after the one before."""
 
 
 @dataclass(slots=True)

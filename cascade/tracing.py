@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import re
-import secrets
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -31,6 +31,10 @@ _EXPORTS: Final = (
 )
 
 _log = logging.getLogger(__name__)
+
+# Ids have to be different, not secret. Not the module's own generator: an application may seed it.
+_ids = random.Random()
+os.register_at_fork(after_in_child=_ids.seed)
 
 Kind = Literal["internal", "client", "server"]
 Attribute = str | int | float | bool | tuple[str, ...]
@@ -68,11 +72,13 @@ def start_span(name: str, parent: str = "", *, kind: Kind = "internal") -> Span:
         parent: a ``traceparent``; an empty or malformed one begins a trace, or a part of what the
             application has under way.
     """
-    parent = parent if is_traceparent(parent) else ""
+    match = _TRACEPARENT.fullmatch(parent)
     # Nobody can have configured what nobody has imported, and a device need not wait for it.
     if sys.modules.get(_API) is None:
-        return _Ids(parent)
-    return _recorded(name, parent, kind)
+        return _Ids(match)
+    if match and not _configured():  # a span would be its parent again
+        return _Ids(match)
+    return _recorded(name, match, kind)
 
 
 def is_traceparent(text: str) -> bool:
@@ -130,10 +136,9 @@ class _Ids:
     """A span that nobody records. Its trace is flagged as sampled: whether a gateway records it is
     the gateway's own choice (``OTEL_TRACES_SAMPLER``)."""
 
-    def __init__(self, parent: str) -> None:
-        match = _TRACEPARENT.fullmatch(parent)
-        trace, flags = (match[1], match[3]) if match else (secrets.token_hex(16), "01")
-        self._traceparent = f"00-{trace}-{secrets.token_hex(8)}-{flags}"
+    def __init__(self, parent: re.Match[str] | None) -> None:
+        trace, flags = (parent[1], parent[3]) if parent else (_new_id(128), "01")
+        self._traceparent = f"00-{trace}-{_new_id(64)}-{flags}"
 
     @property
     def traceparent(self) -> str:
@@ -175,11 +180,21 @@ class _Recorded:
             self._span.end()
 
 
-def _recorded(name: str, parent: str, kind: Kind) -> Span:
+def _new_id(bits: int) -> str:
+    return f"{_ids.getrandbits(bits) or 1:0{bits // 4}x}"  # all zeros are no id
+
+
+def _configured() -> bool:
+    from opentelemetry import trace
+
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def _recorded(name: str, match: re.Match[str] | None, kind: Kind) -> Span:
     from opentelemetry import trace
 
     within = None  # what the application has under way
-    if match := _TRACEPARENT.fullmatch(parent):
+    if match:
         above = trace.SpanContext(
             int(match[1], 16), int(match[2], 16), True, trace.TraceFlags(int(match[3], 16) & 1)
         )
@@ -188,5 +203,5 @@ def _recorded(name: str, parent: str, kind: Kind) -> Span:
     # With the API alone a span is its parent again, or has no ids at all.
     own = span.get_span_context()
     if not own.is_valid or (match is not None and own.span_id == int(match[2], 16)):
-        return _Ids(parent)
+        return _Ids(match)
     return _Recorded(span)

@@ -20,7 +20,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from cascade.errors import CascadeError, RemoteError
-from cascade.remote import RemoteEvent
+from cascade.remote import EventsAtOnce, RemoteEvent
 from cascade.wire import Answerer, Caller, OpenRequest, current_caller, status_of
 from cloud.attempt import TierStream
 from cloud.audit import AuditFile, Entry
@@ -121,7 +121,7 @@ class _Accounted:
         self._inner = inner
         self._book = book
 
-    async def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent]:
+    async def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent | EventsAtOnce]:
         by = current_caller()
         if self._book is not None and not _free(by):
             await asyncio.to_thread(self._book.admit, by.name)

@@ -45,6 +45,7 @@ def build_app(
     """The application to deploy.
 
     Arguments:
+        config: with its adapters ``pinned`` (``tier_adapters``).
         files: what the gateway reads and writes.
         model_files: the model file of each tier that has one, by the tier's name.
         ladders: those that ``config`` names, verified.
@@ -55,7 +56,7 @@ def build_app(
         tier.name: _before_vllm(tier, drain_s)
         if tier.vllm is not None
         else _deployment(tier, drain_s, tier_class, gateways).bind(
-            tier, str(model_files.get(tier.name, ""))
+            tier, str(model_files.get(tier.name, "")), registry=config.gateway.registry
         )
         for tier in config.tiers
     }

@@ -98,11 +98,15 @@ class Asking:
         Raises:
             InvalidInput, RemoteError: see ``Attempt.events``; DEADLINE_EXCEEDED after ``within_s``.
         """
-        ends = None if within_s is None else time.monotonic() + within_s
         async with aclosing(self._calls(tier, score, hedge_with)) as calls:
+            if within_s is None:
+                async for item in calls:
+                    yield item
+                return
+            ends = time.monotonic() + within_s
             while True:
                 try:
-                    async with asyncio.timeout(None if ends is None else ends - time.monotonic()):
+                    async with asyncio.timeout(ends - time.monotonic()):
                         item = await anext(calls)
                 except StopAsyncIteration:
                     return

@@ -12,7 +12,7 @@ from cascade.errors import CascadeError, InvalidInput, RemoteError
 from cascade.events import DEVICE
 from cascade.files import sha256_bytes
 from cascade.ladder import Heard, Step, confidence_in, next_step
-from cascade.remote import Accepted, Chunk, Finished, RemoteEvent, Verified
+from cascade.remote import Accepted, Chunk, EventsAtOnce, Finished, RemoteEvent, Verified
 from cloud.asking import Asking
 from cloud.attempt import Attempt
 from cloud.config import TierConfig
@@ -52,7 +52,7 @@ class Climb:
         asked = (tier for tier in self._policy.ladder.tiers if tier != self._device)
         return any(self._asking.obstacle(self._asking.tier(tier)) is None for tier in asked)
 
-    async def events(self) -> AsyncGenerator[RemoteEvent]:
+    async def events(self) -> AsyncGenerator[EventsAtOnce]:
         """Events of the request, ``Finished`` last.
 
         Raises:
@@ -65,10 +65,9 @@ class Climb:
                 self._pass_over(tier.name, obstacle)
                 continue
             async with aclosing(self._ask(tier)) as events:
-                async for event in events:
-                    yield event
-        for event in self._take(step):
-            yield event
+                async for together in events:
+                    yield together
+        yield tuple(self._take(step))
 
     def _step(self) -> Step:
         step = next_step(self._policy, self._heard)
@@ -78,13 +77,13 @@ class Climb:
         self._words = len(step.reasons)
         return step
 
-    async def _ask(self, tier: TierConfig) -> AsyncGenerator[RemoteEvent]:
+    async def _ask(self, tier: TierConfig) -> AsyncGenerator[EventsAtOnce]:
         """Ask one tier, and hear what it says; its text is yielded where nothing can replace it."""
         above = self._still_above(tier.name)
         live = not above and not self._contested(tier.name)
         if self._asking.attempts:
             # From here on the device must not retry: the calls that are left are counted here.
-            yield self._accepted(tier)
+            yield (self._accepted(tier),)
         winner: Attempt | None = None
         hedge = self._hedge(tier)
         try:
@@ -97,10 +96,10 @@ class Climb:
             async with aclosing(calls) as batches:
                 async for attempt, batch in batches:
                     if not batch:
-                        yield self._accepted(attempt.tier)
+                        yield (self._accepted(attempt.tier),)
                     winner = attempt if batch else winner
-                    for event in self._told(attempt, batch, live=live):
-                        yield event
+                    if told := self._told(attempt, batch, live=live):
+                        yield tuple(told)
         except (InvalidInput, RemoteError) as problem:
             self._problem = problem
             self._pass_over(tier.name, _word(problem))

@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, get_args
@@ -27,6 +28,7 @@ from cascade.errors import NotFound
 from cascade.events import DEVICE
 from cascade.request import ADAPTER_NAME
 from cloud.access_config import AuditConfig, JwtConfig, Quotas, TlsFiles
+from cloud.adapter_source import in_registry
 from cloud.backend_config import ProviderConfig, VllmConfig
 from cloud.errors import ConfigError
 from cloud.federation.config import FederationConfig
@@ -36,7 +38,10 @@ from cloud.strict_model import StrictModel as _Strict
 EngineName = Literal[
     "llama_cpp", "onnx", "onnx_classifier", "transformers", "vllm", "openai", "anthropic"
 ]
-_ADAPTABLE: Final = ("llama_cpp", "onnx", "vllm")
+_ADAPTABLE: Final = ("llama_cpp", "onnx", "transformers", "vllm")
+# They take the signed folders that a registry has, and keep those in memory that were used last.
+_SWAPPING: Final = ("onnx", "transformers")
+_MOST_ADAPTERS: Final = 4
 _PROVIDERS: Final = ("openai", "anthropic")
 Input = Literal["text", "tensors"]
 # One gRPC message carries 4 MiB, the rest of the request included.
@@ -205,8 +210,8 @@ class TierConfig(_Strict):
     commercial_use: bool | None = None
     provider: ProviderConfig | None = None
     vllm: VllmConfig | None = None
-    adapters: dict[str, Path] = Field(default={})
-    most_adapters: int = Field(default=4, ge=1, le=1024)
+    adapters: dict[str, str] = Field(default={})
+    most_adapters: int | None = Field(default=None, ge=1, le=1024)
     price: PriceList = PriceList()
     autoscaling: Autoscaling = Autoscaling()
     max_ongoing_requests: int | None = Field(default=None, ge=1)
@@ -261,7 +266,7 @@ class TierConfig(_Strict):
         for name in adapters:
             if not ADAPTER_NAME.fullmatch(str(name)):
                 raise ValueError(f"{name!r} is no name; take 1 to 64 of A-Z a-z 0-9 . _ -")
-        return {name: Path(at) if isinstance(at, str) else at for name, at in adapters.items()}
+        return {name: str(at) if isinstance(at, Path) else at for name, at in adapters.items()}
 
     @model_validator(mode="after")
     def _can_adapt(self) -> Self:
@@ -271,7 +276,29 @@ class TierConfig(_Strict):
             raise ValueError(f"adapters are for {', '.join(_ADAPTABLE)}, not for {self.engine}")
         if self.vllm is not None and self.vllm.adapters_url is None:
             raise ValueError("adapters needs vllm.adapters_url, the place of the adapters")
+        named = ", ".join(name for name, at in self.adapters.items() if in_registry(at))
+        if named and self.engine not in _SWAPPING:
+            takes = "GGUF files" if self.engine == "llama_cpp" else "folders of vllm.adapters_url"
+            raise ValueError(
+                f"adapters of a registry ({named}) are for {' and '.join(_SWAPPING)}; "
+                f"{self.engine} takes {takes}"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        if self.most_adapters is None or self.engine in _SWAPPING:
+            return self
+        raise ValueError(
+            f"most_adapters has no effect on {self.engine}, "
+            + (
+                "of which every replica loads all of its adapters when it starts; leave it out"
+                if self.engine == "llama_cpp"
+                else "which has vllm.most_adapters for it; leave it out"
+                if self.engine == "vllm"
+                else "which takes no adapters; leave it out"
+            )
+        )
 
     @model_validator(mode="after")
     def _within_the_licence(self) -> Self:
@@ -287,11 +314,21 @@ class TierConfig(_Strict):
     def allows_commercial_use(self) -> bool:
         """Whether the model's licence allows commercial use: what ``commercial_use`` says, else
         what the catalog says. Of a model that nobody has said it of, or of its adapters, it is
-        taken not to."""
+        taken not to; those of a registry say it themselves (``tier_adapters``)."""
         if self.commercial_use is not None:
             return self.commercial_use
         known = self.catalogued
-        return known is not None and known.commercial_use and not self.adapters
+        return known is not None and known.commercial_use and not self.files_of_adapters
+
+    @property
+    def files_of_adapters(self) -> dict[str, str]:
+        """Paths of the adapters that are not in the registry, by name."""
+        return {name: at for name, at in self.adapters.items() if in_registry(at) is None}
+
+    @property
+    def resident_adapters(self) -> int:
+        """Adapters that a replica keeps in memory at one time, where the engine swaps them."""
+        return self.most_adapters or _MOST_ADAPTERS
 
     @property
     def catalogued(self) -> Entry | None:
@@ -309,9 +346,7 @@ class TierConfig(_Strict):
     @property
     def model_name(self) -> str:
         """What answers are signed with: the name in the catalog, of the bundle or of the file."""
-        if self.local and is_model_path(self.model):
-            return Path(self.model).name
-        return self.model
+        return _file_name(self.model) if self.local else self.model
 
     @property
     def reads(self) -> Input:
@@ -365,6 +400,17 @@ class ClusterConfig(_Strict):
                 "federation.store must be postgresql://… where gateways run on several nodes: a "
                 "SQLite file is one node's"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _registry_is_there(self) -> Self:
+        for tier in self.tiers if self.gateway.registry is None else ():
+            for name, source in tier.adapters.items():
+                if in_registry(source):
+                    raise ValueError(
+                        f"the adapter {name} of {tier.name} is {source!r} of a registry, and "
+                        "gateway.registry is missing; a path begins with ./"
+                    )
         return self
 
     @field_validator("tiers")
@@ -490,6 +536,11 @@ def is_model_path(model: str) -> bool:
     return "/" in model or model.endswith(".gguf")
 
 
+@lru_cache(maxsize=256)  # asked for several times a request
+def _file_name(model: str) -> str:
+    return Path(model).name if is_model_path(model) else model
+
+
 def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
     def anchor(path: Path | None) -> Path | None:
         return None if path is None else folder / path.expanduser()
@@ -521,11 +572,12 @@ def _anchored(config: ClusterConfig, folder: Path) -> ClusterConfig:
 def _anchored_files(tier: TierConfig, folder: Path) -> TierConfig:
     if not tier.local:
         return tier
-    adapters = {name: folder / path.expanduser() for name, path in tier.adapters.items()}
+    paths = tier.files_of_adapters.items()
+    files = {name: str(folder / Path(path).expanduser()) for name, path in paths}
     model = tier.model
     if is_model_path(model):
         model = str(folder / Path(model).expanduser())
-    return tier.model_copy(update={"model": model, "adapters": adapters})
+    return tier.model_copy(update={"model": model, "adapters": tier.adapters | files})
 
 
 def _anchored_url(url: str | None, folder: Path) -> str | None:

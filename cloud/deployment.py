@@ -23,6 +23,7 @@ from cloud.errors import ConfigError
 from cloud.front_door import GatewayFiles
 from cloud.ladders import load_ladders
 from cloud.startup import model_files
+from cloud.tier_adapters import pinned
 
 
 class DeployArgs(BaseModel):
@@ -72,7 +73,7 @@ def build(args: DeployArgs) -> Application:
         NotFound: there is no such configuration.
         ConfigError: it is not good, or leaves out what only the supervisor can do without; or a
             ladder is altered, or of a publisher that is not pinned on this node.
-        ClusterError: a file that it names is not there.
+        ClusterError: a file that it names is not there, or an adapter must not be served.
     """
     config = args.cluster()
     if config.federation is not None and config.federation.signing_key is None:
@@ -81,7 +82,8 @@ def build(args: DeployArgs) -> Application:
         )
     ladders = load_ladders(config, TrustStore(trust_dir()))
     files = gateway_files(config, args.request_log)
-    return build_app(config, files, model_files(config), ladders)
+    models = model_files(config)
+    return build_app(pinned(config), files, models, ladders)
 
 
 def gateway_files(config: ClusterConfig, request_log: Path | None = None) -> GatewayFiles:
@@ -154,8 +156,8 @@ def _check_absolute(config: ClusterConfig) -> None:
         elif tier.local:
             if is_model_path(tier.model):
                 named[f"tiers[{place}].model"] = Path(tier.model)
-            for name, path in tier.adapters.items():
-                named[f"tiers[{place}].adapters.{name}"] = path
+            for name, path in tier.files_of_adapters.items():
+                named[f"tiers[{place}].adapters.{name}"] = Path(path)
     wrong = [
         f"args.config: {name} must be an absolute path, or use config_file (it is {str(path)!r})"
         for name, path in named.items()

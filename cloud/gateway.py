@@ -258,7 +258,14 @@ class _HandleStream:
         handle._init(_run_router_in_separate_loop=False)
         # By value: messages go straight to the replica and back. By reference each one is an object
         # in Ray's store, which costs more than half of the tokens a second. Limit: 4 MiB a message.
-        self._handle = handle.options(method_name="answer", stream=True, _by_reference=False)
+        # Messages are our own classes, which every replica can import: plain pickle, in C, will do.
+        self._handle = handle.options(
+            method_name="answer",
+            stream=True,
+            _by_reference=False,
+            request_serialization="pickle",
+            response_serialization="pickle",
+        )
 
     async def __call__(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
         messages = cast("DeploymentResponseGenerator[TierMessage]", self._handle.remote(request))

@@ -8,10 +8,13 @@ import secrets
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from cascade.errors import ClusterError
 from cloud.session import FOLDER_VARIABLE
+
+if TYPE_CHECKING:
+    from ray.serve.schema import LoggingConfig
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +73,13 @@ def start_ray(folder: Path, *, num_cpus: int, serving: bool = True) -> None:
     except Exception as error:  # Ray raises bare ones, too
         _log.exception("Ray did not start")
         raise ClusterError(f"Ray does not start: {' '.join(str(error).split())[:200]}") from None
+
+
+def replica_logging() -> LoggingConfig:
+    """How replicas log: without Serve's line for each call of a tier; the gateway has its own."""
+    from ray.serve.schema import LoggingConfig
+
+    return LoggingConfig(enable_access_log=False)
 
 
 def stop_ray() -> None:

@@ -259,6 +259,7 @@ class Meters:
     def __init__(self, metrics: Iterable[Metric] = CLUSTER_METRICS) -> None:
         self.registry = CollectorRegistry()
         self._instruments = {metric: _instrument(metric, self.registry) for metric in metrics}
+        self._known: dict[tuple[str, Labels], Counter | Gauge | Histogram] = {}
 
     def add(self, metric: Metric, amount: float = 1.0, /, *labels: str) -> None:
         """Count ``amount``; of a gauge it may be below 0."""
@@ -276,12 +277,19 @@ class Meters:
         """Set all series of a gauge with labels; those that are not named any longer go."""
         gauge = cast(Gauge, self._instruments[metric])
         gauge.clear()
+        self._known = {key: each for key, each in self._known.items() if key[0] != metric.name}
         for labels, value in values.items():
             gauge.labels(*labels).set(value)
 
     def _series(self, metric: Metric, labels: Labels) -> Counter | Gauge | Histogram:
-        instrument = self._instruments[metric]
-        return instrument.labels(*labels) if metric.labels else instrument
+        # By name: the hash of a metric is that of all its fields. `labels` takes a lock each time.
+        key = (metric.name, labels)
+        known = self._known.get(key)
+        if known is None:
+            instrument = self._instruments[metric]
+            known = instrument.labels(*labels) if metric.labels else instrument
+            self._known[key] = known
+        return known
 
 
 class Exposition:

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from cascade.draft import DraftProposal
 from cascade.errors import InvalidInput, RemoteError
 from cascade.instruments import Bounded
-from cascade.remote import DeviceReport, Finished, RemoteEvent, Verified
+from cascade.remote import DeviceReport, EventsAtOnce, Finished, RemoteEvent, Verified
 from cascade.tracing import Span, start_span
 from cascade.wire import Answerer, CallRecord, OpenRequest
 from cloud import metrics
@@ -156,7 +156,7 @@ class _Answerer:
         self._answerer = answerer
         self._observer = observer
 
-    async def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent]:
+    async def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent | EventsAtOnce]:
         self._observer.asked(request)
         way = _Way(request.traceparent, start_span("ladder.decide", request.traceparent))
         # The call has a task of its own, and what it starts inherits this.

@@ -24,7 +24,8 @@ from cloud.errors import ConfigError, ModelUnusable
 from cloud.federation.planned import FederationPlan, plan_federation
 from cloud.ladders import load_ladders
 from cloud.placement import Node, placement_problems, this_machine, told
-from cloud.startup import adapter_problem, licence, model_file
+from cloud.startup import licence, model_file
+from cloud.tier_adapters import TierAdapter, look_up
 
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _PROMPT_SHARE: Final = 0.75
@@ -44,7 +45,7 @@ class TierPlan:
         replicas: fewest and most.
         threads: that compute when it is at its largest.
         at_once: requests answered at one time then; further ones wait, ``queued`` at most.
-        adapters: names of those that a request may ask for.
+        adapters: those that a request may ask for.
         placement: what a node has to have to run it, beside CPUs for its threads.
         usd_per_million_tokens: for prompts, for answers, and for three of the one with one of the
             other.
@@ -68,7 +69,7 @@ class TierPlan:
     usd_per_million_tokens: tuple[float, float, float]
     price_label: str
     placement: str = ""
-    adapters: tuple[str, ...] = ()
+    adapters: tuple[TierAdapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ class Plan:
         rounds = () if self.federation is None else self.federation.problems
         tiers = (tier.problem for tier in self.tiers if tier.problem)
         files = (*self.access_problems, *self.ladder_problems)
-        return (*files, *self.placement_problems, *rounds, *tiers)
+        adapters = (each.problem for tier in self.tiers for each in tier.adapters if each.problem)
+        return (*files, *self.placement_problems, *rounds, *tiers, *adapters)
 
 
 def plan_cluster(
@@ -129,7 +131,7 @@ def plan_cluster(
         tiers=tiers,
         cores=here,
         threads=config.threads,
-        notes=tuple(_notes(config, here, nodes)),
+        notes=tuple(_notes(config, tiers, here, nodes)),
         access_problems=tuple(access_problems(config)),
         federation=plan_federation(config),
         ladder_problems=tuple(_ladder_problems(config)),
@@ -158,13 +160,13 @@ def _tier(config: ClusterConfig, tier: TierConfig) -> TierPlan:
             require_vllm()
         else:
             file = model_file(tier)
-            size, problem = _size(file), licence(config, tier, file) or adapter_problem(tier) or ""
+            size, problem = _size(file), licence(config, tier, file) or ""
     except ModelUnusable as missing:
         problem = f"tier {tier.name}: {missing}"
     except ClusterError as missing:
         # `up` downloads what the catalog has.
         problem = "" if tier.catalogued else str(missing)
-    entry = tier.catalogued
+    entry, adapters = tier.catalogued, look_up(config, tier)
     price, most = tier.price, tier.autoscaling.max_replicas
     read, write = price.input_usd_per_million_tokens, price.output_usd_per_million_tokens
     return TierPlan(
@@ -172,7 +174,7 @@ def _tier(config: ClusterConfig, tier: TierConfig) -> TierPlan:
         engine=tier.engine,
         model=tier.model_name,
         licence=entry.licence if entry else "",
-        commercial_use=tier.allows_commercial_use,
+        commercial_use=tier.allows_commercial_use and not _research_only(adapters),
         model_bytes=size,
         asks=(tier.provider.base_url or tier.engine) if tier.provider else "",
         problem=problem,
@@ -186,11 +188,17 @@ def _tier(config: ClusterConfig, tier: TierConfig) -> TierPlan:
         usd_per_million_tokens=(read, write, _PROMPT_SHARE * read + (1 - _PROMPT_SHARE) * write),
         price_label=price.label,
         placement=told(tier),
-        adapters=tuple(tier.adapters),
+        adapters=adapters,
     )
 
 
-def _notes(config: ClusterConfig, cores: int, nodes: Sequence[Node] | None) -> Iterator[str]:
+def _research_only(adapters: Sequence[TierAdapter]) -> tuple[TierAdapter, ...]:
+    return tuple(each for each in adapters if each.commercial_use is False)
+
+
+def _notes(
+    config: ClusterConfig, planned: Sequence[TierPlan], cores: int, nodes: Sequence[Node] | None
+) -> Iterator[str]:
     if config.threads > cores:
         yield (
             f"{config.threads} threads compute when all tiers are at their largest, on {cores} "
@@ -224,11 +232,11 @@ def _notes(config: ClusterConfig, cores: int, nodes: Sequence[Node] | None) -> I
                 f"{problem}, so `cascade cluster up` cannot start it; of a Ray cluster that runs, "
                 "check --ray tells which nodes can"
             )
-    yield from _tier_notes(config)
+    yield from _tier_notes(config, planned)
 
 
-def _tier_notes(config: ClusterConfig) -> Iterator[str]:
-    for tier in config.tiers:
+def _tier_notes(config: ClusterConfig, planned: Sequence[TierPlan]) -> Iterator[str]:
+    for tier, plan in zip(config.tiers, planned, strict=True):
         if tier.catalogued and not cached(tier.model):
             yield f"{tier.model} is downloaded first: {tier.catalogued.bytes / 1e6:.0f} MB"
         if tier.autoscaling.min_replicas == 0:
@@ -238,10 +246,13 @@ def _tier_notes(config: ClusterConfig) -> Iterator[str]:
                 f"{tier.name} may write {tier.max_output_tokens} tokens into a context of "
                 f"{tier.context_tokens}: long answers leave no room for the prompt"
             )
-        if not tier.allows_commercial_use:
+        if not plan.commercial_use:
+            only = _research_only(plan.adapters)
             why = (
-                "nobody has said it may, of its adapters"
-                if tier.adapters
+                f"{only[0].licence}, the licence of its adapter {only[0].name}, does not allow it"
+                if only
+                else "nobody has said it may, of its adapters"
+                if tier.files_of_adapters
                 else "its licence does not allow it"
                 if tier.catalogued
                 else "nobody has said it may"

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -69,7 +69,15 @@ class RequestLog:
     def _write(self, record: CallRecord, *, calls: int | None = None) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         counted = {} if calls is None else {"calls": calls}
-        self._log.info(json.dumps({"time": now, **asdict(record), **counted}))
+        self._log.info(json.dumps({"time": now, **_told(record), **counted}))
+
+
+_FIELDS: Final = tuple(field.name for field in fields(CallRecord))
+
+
+def _told(record: CallRecord) -> dict[str, object]:
+    # `asdict` copies what is in the fields, too.
+    return {name: getattr(record, name) for name in _FIELDS}
 
 
 @dataclass(slots=True)
@@ -92,14 +100,21 @@ class _SharedFile(RotatingFileHandler):
             there = os.stat(self.baseFilename)
         except OSError:
             there = None
-        if there is None or (self.stream and not os.path.samestat(there, _open_file(self.stream))):
+        if there is None or not os.path.samestat(there, self._opened):
             self.close()
             self.stream = self._open()
+            there = self._opened
+        self._bytes = there.st_size
         super().emit(record)
 
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        # With what the others have written; the stream knows of its own alone, and asks thrice.
+        return self.maxBytes > 0 and self._bytes + len(record.getMessage()) >= self.maxBytes
 
-def _open_file(stream: TextIOWrapper) -> os.stat_result:
-    return os.fstat(stream.fileno())
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        self._opened = os.fstat(stream.fileno())
+        return stream
 
 
 def _logger(path: Path | None) -> logging.Logger:

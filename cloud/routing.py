@@ -14,14 +14,14 @@ from typing import Final
 from cascade.errors import InvalidInput
 from cascade.ladder import LadderPolicy
 from cascade.latency import LatencyBook
-from cascade.remote import Accepted, Chunk, RemoteEvent, Verified
+from cascade.remote import Accepted, Chunk, EventsAtOnce, RemoteEvent, Verified
 from cascade.tensor import total_bytes
 from cascade.wire import OpenRequest
 from cloud.asking import Asking
 from cloud.attempt import Attempt, TierStream
 from cloud.climb import Climb
 from cloud.config import ClusterConfig
-from cloud.engines import Piece, Started
+from cloud.engines import Done, Piece, Started
 from cloud.errors import Overloaded
 from cloud.ladder import Choice, choose_tier
 from cloud.ladders import Ladders
@@ -65,20 +65,20 @@ class Router:
             return None
         return Overloaded("the cluster answers as many requests as it may now", RETRY_AFTER_S)
 
-    async def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent]:
+    async def answer(self, request: OpenRequest) -> AsyncGenerator[EventsAtOnce]:
         """Events of one request; see ``Answerer.answer``."""
         refusal = self.refusal()
         if refusal is not None:
             raise refusal
         self._under_way += 1
         try:
-            async with aclosing(self._answer(request)) as events:
-                async for event in events:
-                    yield event
+            async with aclosing(await self._events(request)) as events:
+                async for together in events:
+                    yield together
         finally:
             self._under_way -= 1
 
-    async def _answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent]:
+    async def _events(self, request: OpenRequest) -> AsyncGenerator[EventsAtOnce]:
         began = time.monotonic()
         self._check_size(request)
         choice = choose_tier(self._config.tiers, request)
@@ -86,10 +86,7 @@ class Router:
         request = await self._with_draft(request, choice, climbs=followed is not None)
         asking = Asking(self._config, self._tiers, request, self._first_tokens, arrived=began)
         climb = None if followed is None else Climb(asking, followed)
-        events = climb.events() if climb and climb.possible else _answered(asking, choice)
-        async with aclosing(events) as told:
-            async for event in told:
-                yield event
+        return climb.events() if climb and climb.possible else _answered(asking, choice)
 
     async def _with_draft(
         self, request: OpenRequest, choice: Choice, *, climbs: bool
@@ -124,12 +121,14 @@ class Router:
             raise InvalidInput("tensors", f"hold {size} bytes; this cluster reads at most {most}")
 
 
-async def _answered(asking: Asking, choice: Choice) -> AsyncGenerator[RemoteEvent]:
-    """The answer of the chosen tier, or of the one that it is hedged by."""
+async def _answered(asking: Asking, choice: Choice) -> AsyncGenerator[EventsAtOnce]:
+    """The answer of the chosen tier, or of the one that it is hedged by. Its last words are told
+    with its end, which is known when the call of the tier is over: right behind them."""
     first = choice.tier
     hedge_with = None if first.hedge is None else asking.tier(first.hedge.to)
     reasons, shown = choice.reasons, ""
     winner: Attempt | None = None
+    told: list[RemoteEvent] = []
     calls = asking.ask(first, score=asking.request.score, hedge_with=hedge_with)
     async with aclosing(calls) as batches:
         async for attempt, batch in batches:
@@ -137,20 +136,24 @@ async def _answered(asking: Asking, choice: Choice) -> AsyncGenerator[RemoteEven
             if not batch:
                 reasons += (f"{first.name}:slow",)
                 shown = tier.name
-                yield Accepted(tier.name, attempt.model_name)
+                told.append(Accepted(tier.name, attempt.model_name))
             winner = attempt if batch else winner
             for event in batch:
                 if isinstance(event, Started) and shown != tier.name:
                     shown = tier.name
-                    yield Accepted(tier.name, attempt.model_name)
+                    told.append(Accepted(tier.name, attempt.model_name))
                 elif isinstance(event, Piece):
-                    yield Chunk(event.text, event.count)
+                    told.append(Chunk(event.text, event.count))
                 elif isinstance(event, Verified):
-                    yield event
+                    told.append(event)
+            if told and not (batch and isinstance(batch[-1], Done)):
+                yield tuple(told)
+                told = []
     if winner is not None:
         tier = winner.tier
         if winner is not asking.attempts[0]:
             reasons += (f"{tier.name}:hedge",)
         if winner.ignores_draft:
             reasons += (f"{tier.name}:draft_ignored",)
-        yield asking.finished(winner, reasons=reasons, tier=tier.name, model=winner.model_name)
+        finished = asking.finished(winner, reasons=reasons, tier=tier.name, model=winner.model_name)
+        yield (*told, finished)

@@ -33,7 +33,7 @@ from cloud.control import Progress
 from cloud.errors import ModelUnusable
 from cloud.federation.planned import check_federation
 from cloud.ladders import load_ladders
-from cloud.local_ray import start_ray
+from cloud.local_ray import replica_logging, start_ray
 from cloud.placement import placement_problems, this_machine
 from cloud.tls import TlsPaths, ensure_local_client, ensure_local_tls
 
@@ -56,19 +56,10 @@ def model_files(config: ClusterConfig) -> dict[str, Path]:
     """
     files = {tier.name: model_file(tier) for tier in config.tiers if tier.local}
     problems = list(access_problems(config))
-    problems += filter(None, map(adapter_problem, config.tiers))
     problems += filter(None, (licence(config, tier, files.get(tier.name)) for tier in config.tiers))
     if problems:
         raise ClusterError("\n".join(problems))
     return files
-
-
-def adapter_problem(tier: TierConfig) -> str | None:
-    """The first adapter of a tier that is not on this machine, where it should be."""
-    for name, path in tier.adapters.items() if tier.local else ():
-        if not path.exists():
-            return f"tier {tier.name}: there is no adapter {path} ({name})"
-    return None
 
 
 def licence(config: ClusterConfig, tier: TierConfig, model: Path | None) -> str | None:
@@ -183,7 +174,7 @@ def start(
     on_progress("loading " + ", ".join(f"{tier.model_name} ({tier.name})" for tier in config.tiers))
     try:
         app = build_app(config, files, model_files, load_ladders(config, TrustStore(trust_dir())))
-        serve.run(app, name=APP_NAME, route_prefix=None)
+        serve.run(app, name=APP_NAME, route_prefix=None, logging_config=replica_logging())
     except RuntimeError:
         _log.exception("the deployment failed")
         raise ClusterError(_why_not_deployed()) from None

@@ -28,6 +28,7 @@ from cloud.config import ClusterConfig, load_config
 from cloud.control import FAILURE, KEEP, PROGRESS, Progress
 from cloud.control_socket import control_socket, reset_prefix_caches
 from cloud.local_ray import stop_ray
+from cloud.tier_adapters import pinned
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ def run(config: ClusterConfig, *, on_progress: Progress) -> None:
     """
     began = time.monotonic()
     model_files = startup.model_files(config)
+    config = pinned(config)
     with session.claim():
         startup.check_port(config)
         remains = session.read_state()

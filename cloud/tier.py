@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade.errors import InvalidInput, RemoteError
 from cascade.tracing import Span, export_spans, flush_spans, start_span
+from cloud.adapter_source import in_registry
 from cloud.config import TierConfig
 from cloud.engines import ChatRequest, Done, Engine, EngineEvent, Started, make_engine
 from cloud.errors import EngineFailed
@@ -51,14 +54,26 @@ class Tier:
         config: the tier.
         model_file: the model on this machine.
         backend: Ray's handle to the deployment of ray.serve.llm, where that computes.
+        registry: where adapters that the tier names by digest are fetched from.
     """
 
     # Ray Serve awaits it.
     async def __init__(  # type: ignore[misc]
-        self, config: TierConfig, model_file: str, backend: DeploymentHandle[object] | None = None
+        self,
+        config: TierConfig,
+        model_file: str,
+        backend: DeploymentHandle[object] | None = None,
+        registry: str | None = None,
     ) -> None:
         self._name = config.name
         export_spans("cascade-tier")
+        if any(map(in_registry, config.adapters.values())):
+            # Loaded where it is needed: it brings the runtime of devices.
+            from cloud.tier_adapters import fetched
+
+            self._scratch = tempfile.TemporaryDirectory(prefix="cascade-adapters-")
+            scratch = Path(self._scratch.name)
+            config = await asyncio.to_thread(fetched, config, registry, scratch)
         self._engine = self.made(config, model_file, backend)
         await self._engine.start()
 
@@ -85,10 +100,12 @@ class Tier:
 
     async def __del__(self) -> None:
         # Ray Serve awaits this when it retires a replica; the engine is missing if loading failed.
-        engine = getattr(self, "_engine", None)
+        engine, scratch = getattr(self, "_engine", None), getattr(self, "_scratch", None)
         if engine is not None:
             await engine.close()
             await asyncio.to_thread(flush_spans)
+        if scratch is not None:
+            scratch.cleanup()
 
 
 async def messages(engine: Engine, request: ChatRequest) -> AsyncGenerator[TierMessage]:

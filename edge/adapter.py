@@ -29,7 +29,7 @@ from edge.safetensors_file import read_bytes
 ADAPTER_FORMAT = 2
 """Written where there is a head; without one format 1, which earlier versions read as well."""
 
-_MANIFEST, _SIGNATURE, _WEIGHTS = "adapter.json", "adapter.sig", "adapter.safetensors"
+MANIFEST, _SIGNATURE, _WEIGHTS = "adapter.json", "adapter.sig", "adapter.safetensors"
 
 Floats = NDArray[np.float32]
 
@@ -93,20 +93,20 @@ class AdapterManifest:
             version = fields.pop("format_version")
             if version not in (1, ADAPTER_FORMAT):
                 raise BundleError(
-                    f"{_MANIFEST}: format {version} is not format {ADAPTER_FORMAT} of this SDK; "
+                    f"{MANIFEST}: format {version} is not format {ADAPTER_FORMAT} of this SDK; "
                     "upgrade the SDK"
                 )
             if (version == ADAPTER_FORMAT) != ("head" in fields):
-                raise BundleError(f"{_MANIFEST}: head must be there exactly in format 2")
+                raise BundleError(f"{MANIFEST}: head must be there exactly in format 2")
             if "head" in fields:
                 fields["head"] = HeadSpec.from_json(fields["head"])
             manifest = cls(**fields)
         except InvalidInput as problem:
-            raise BundleError(f"{_MANIFEST}: {problem}") from None
+            raise BundleError(f"{MANIFEST}: {problem}") from None
         except (ValueError, KeyError, TypeError) as problem:
-            raise BundleError(f"{_MANIFEST}: is not an adapter manifest ({problem})") from None
+            raise BundleError(f"{MANIFEST}: is not an adapter manifest ({problem})") from None
         if not isinstance(manifest.version, int) or manifest.version < 1:
-            raise BundleError(f"{_MANIFEST}: version is {manifest.version!r}, not 1 or more")
+            raise BundleError(f"{MANIFEST}: version is {manifest.version!r}, not 1 or more")
         return manifest
 
 
@@ -134,8 +134,8 @@ class Adapter:
             NotFound: there is no adapter at ``path``.
             UnknownPublisher, Tampered, BundleError: it must not or cannot be used.
         """
-        data = _read(path, _MANIFEST)
-        trust.verify(data, _read(path, _SIGNATURE), what=_MANIFEST)
+        data = _read(path, MANIFEST)
+        trust.verify(data, _read(path, _SIGNATURE), what=MANIFEST)
         manifest = AdapterManifest.from_bytes(data)
         weights = _read(path, _WEIGHTS)
         if sha256_bytes(weights) != manifest.weights_sha256:
@@ -232,7 +232,7 @@ def write_adapter(
     data = manifest.to_bytes()
     # The signature last: without it the folder is no adapter.
     write_whole(folder / _WEIGHTS, weights)
-    write_whole(folder / _MANIFEST, data)
+    write_whole(folder / MANIFEST, data)
     write_whole(folder / _SIGNATURE, signing_key.sign(data))
     return folder
 

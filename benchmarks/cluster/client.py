@@ -109,7 +109,7 @@ class Caller:
         )
         try:
             async for event in call:
-                tokens += event.tokens.count
+                tokens += event.tokens.count + sum(each.tokens.count for each in event.following)
         except grpc.aio.AioRpcError as error:
             status, problem = error.code().name, error.details() or ""
         return Outcome(began, time.monotonic(), status, tokens, problem)
@@ -428,6 +428,7 @@ def _summary(outcomes: Sequence[Outcome], wall_s: float) -> Fields:
         "seconds": _quantiles([outcome.seconds for outcome in good]),
         "refused_seconds": _quantiles(refused),
         "longest_s": max((outcome.seconds for outcome in outcomes), default=0.0),
+        "quickest_s": min((outcome.seconds for outcome in good), default=None),
     }
 
 

@@ -39,8 +39,8 @@ def _requests(cluster: Cluster, run: Run, peer: str) -> Iterator[Row]:
         how = (
             f"answers of one token in one message of the engine, {callers} connections in one "
             f"process, each asking again once it is answered; {rounds} rounds of {seconds:g} s, "
-            "sides in turn. Ours: TLS, API key, checks, request log, three gRPC messages an "
-            "answer. Theirs: no TLS, one message"
+            "sides in turn, Serve's own access log off. Ours: TLS, API key, checks, request log; "
+            "accepted, token and finish in one gRPC message. Theirs: no TLS, the token in one"
         )
         compared = _Compared(f"requests, {callers} callers", "requests", how, peer)
         reach = _REQUESTS_REACH.get(callers)

@@ -17,7 +17,7 @@ from cascade.wire import KeyRing, new_key
 from cloud import processes
 from cloud.config import ClusterConfig, GatewayConfig, TierConfig
 from cloud.front_door import GatewayFiles
-from cloud.local_ray import start_ray
+from cloud.local_ray import replica_logging, start_ray
 from cloud.tls import ensure_local_tls
 
 TIER = "tier1"
@@ -117,7 +117,7 @@ class Server:
             Script(**script).save(path)
             app = cloud.app.build_app(config, self._files, {TIER: path}, tier_class=FixedTier)
         began = time.monotonic()
-        ray_serve.run(app, name=APP_NAME, route_prefix=None)
+        ray_serve.run(app, name=APP_NAME, route_prefix=None, logging_config=replica_logging())
         return {"seconds": time.monotonic() - began}
 
     def deploy_peer(self, script: Fields) -> Fields:
@@ -127,7 +127,12 @@ class Server:
         deployment = ray_serve.deployment(
             name="peer", max_ongoing_requests=1024, ray_actor_options={"num_cpus": 1}
         )(Peer)
-        ray_serve.run(deployment.bind(Script(**script)), name=_PEER_APP, route_prefix="/peer")
+        ray_serve.run(
+            deployment.bind(Script(**script)),
+            name=_PEER_APP,
+            route_prefix="/peer",
+            logging_config=replica_logging(),
+        )
         return {}
 
     def kill(self, deployment: str) -> Fields:

@@ -29,10 +29,10 @@ def rows(subject: Subject, run: Run) -> Iterator[Row]:
     with (
         Child("benchmarks.federated.torch_side", subject.gguf) as peer,
         Child("benchmarks.federated.device_side", subject.bundle, subject.trust) as shared,
+        Child("benchmarks.federated.device_side", floats, subject.trust) as exact,
     ):
-        with Child("benchmarks.federated.device_side", floats, subject.trust) as exact:
-            yield from _correct(run, peer, {"fp32": exact, "shared int4": shared})
-        yield from _cost(run, peer, shared)
+        yield from _correct(run, peer, {"fp32": exact, "shared int4": shared})
+        yield from _cost(run, peer, {"ours": shared, "ours with fp32 weights": exact})
     peaks = []
     for _ in range(1 if run.quick else 7):
         with Child("benchmarks.federated.device_side", subject.bundle, subject.trust) as child:
@@ -96,33 +96,37 @@ def _gradient(child: Child, seed: int, modules: list[str]) -> NDArray[np.float64
         return found
 
 
-def _cost(run: Run, peer: Child, ours: Child) -> Iterator[Row]:
+def _cost(run: Run, peer: Child, sides: dict[str, Child]) -> Iterator[Row]:
+    """Of the bundle that devices have, whose weights are shared int4, and of one with the same
+    floats that torch has."""
     rounds = 3 if run.quick else 15
+    children = {**sides, "torch": peer}
     for tokens in _LENGTHS:
         run.say(f"CPU of a step, {tokens} tokens")
         samples = alternate(
             {
-                "ours": partial(ours.time, "step", tokens=tokens, modules=_DEFAULT),
-                "torch": partial(peer.time, "step", tokens=tokens, modules=_DEFAULT),
+                name: partial(child.time, "step", tokens=tokens, modules=_DEFAULT)
+                for name, child in children.items()
             },
             rounds,
         )
         how = (
             f"loss and gradients of one text of {tokens} tokens, ten of them targets, K = "
             f"{batches.LAYERS}, rank {batches.RANK} on q and v, one thread, trunk computed on "
-            "both sides, alternating"
+            "all sides, alternating; ours reads shared int4 weights unless it says otherwise"
         )
-        for name in ("ours", "torch"):
+        for name in children:
             figures = [1e3 * value for value in cpu(samples[name])]
             yield run.row(f"CPU of a step, {tokens} tokens, {name}", median(figures), "ms", how)
-        yield run.row(
-            f"CPU of a step, {tokens} tokens, ours / torch",
-            ratio(cpu(samples["ours"]), cpu(samples["torch"])),
-            "",
-            how,
-            reach=0.8 if tokens >= 128 else None,
-            peer=f"torch {package_version('torch')}, float32",
-        )
+        for name in sides:
+            yield run.row(
+                f"CPU of a step, {tokens} tokens, {name} / torch",
+                ratio(cpu(samples[name]), cpu(samples["torch"])),
+                "",
+                how,
+                reach=0.8 if tokens >= 128 else None,
+                peer=f"torch {package_version('torch')}, float32",
+            )
 
 
 def _float_bundle(subject: Subject, run: Run) -> Path:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -16,10 +17,11 @@ from benchmarks.child import Fields, serve
 from benchmarks.federated.protocol_server import BASE
 from cascade.errors import RemoteError
 from cascade.federation import UpdateStatement, encode, sign_update, statements
-from cascade.federation.terms import CheckIn, Enrolment, UploadHeader
+from cascade.federation.terms import CheckIn, Enrolment, Lease, UploadHeader
 from cascade.files import sha256_bytes
 from cascade.signing import SigningKey
 from cascade.wire import ClientProfile, GrpcFederation
+from edge.adapter import AdapterManifest
 
 _DEADLINE_S = 60.0
 
@@ -69,9 +71,13 @@ class Fleet:
         """Enrol every device, on a connection of its own."""
         return asyncio.run(self._all(self._enrol, at_once))
 
-    def take_part(self, at_once: int) -> Fields:
-        """One round of every device: connect, check in, upload, have a receipt, disconnect."""
-        return asyncio.run(self._all(self._take_part, at_once))
+    def take_part(self, at_once: int, fetch: bool = False) -> Fields:
+        """One round of every device: connect, check in, upload, have a receipt, disconnect.
+
+        Arguments:
+            fetch: download the adapter that the round starts from, too.
+        """
+        return asyncio.run(self._all(partial(self._take_part, fetch=fetch), at_once))
 
     async def _all(self, work: Work, at_once: int) -> Fields:
         gate, statuses = asyncio.Semaphore(at_once), Counter[str]()
@@ -115,7 +121,7 @@ class Fleet:
         proof = device.key.sign_raw(statements.enrolment(given.challenge))
         await service.enrol(Enrolment(public, given.challenge, proof))
 
-    async def _take_part(self, service: GrpcFederation, device: _Device) -> None:
+    async def _take_part(self, service: GrpcFederation, device: _Device, *, fetch: bool) -> None:
         name, draw = device.key.public.key_id, random.Random()
         while True:
             request = os.urandom(16)
@@ -126,6 +132,8 @@ class Fleet:
                 break
             await asyncio.sleep(reply.retry.draw(draw))
         lease = reply.lease
+        if fetch:
+            await self._fetch(service, lease)
         said = UpdateStatement(lease.lease_id, lease.round, lease.base_digest, device.digest)
         header = UploadHeader(
             device_id=name,
@@ -139,6 +147,13 @@ class Fleet:
             signature=sign_update(device.key, said),
         )
         await service.upload(header, device.payload)
+
+    async def _fetch(self, service: GrpcFederation, lease: Lease) -> None:
+        """The adapter's weights, as ``edge.federation`` fetches them."""
+        wanted = AdapterManifest.from_bytes(lease.adapter_manifest).weights_sha256
+        content = b"".join([piece.data async for piece in service.artifacts().download(wanted)])
+        if sha256_bytes(content) != wanted:
+            raise RemoteError("DATA_LOSS", "the adapter is not the one of its digest")
 
 
 def main() -> None:

@@ -28,7 +28,15 @@ class FederatedServer(Server):
     """A ``Server`` whose cluster also leads rounds."""
 
     def deploy_rounds(
-        self, *, goal: int, devices: int, layers: int, rank: int, bits: int, upload_memory: int
+        self,
+        *,
+        goal: int,
+        devices: int,
+        layers: int,
+        rank: int,
+        bits: int,
+        upload_memory: int,
+        widths: dict[str, list[int]] | None = None,
     ) -> Fields:
         """Deploy gateway, coordinator and a tier that nobody asks.
 
@@ -38,6 +46,7 @@ class FederatedServer(Server):
             layers, rank: of the adapter, all of whose B are trained.
             bits: of each number sent.
             upload_memory: bytes of all uploads under way.
+            widths: inputs and outputs of each layer's linears; by default those of SmolLM2-135M.
         """
         from ray import serve as ray_serve
 
@@ -55,7 +64,7 @@ class FederatedServer(Server):
                 np.zeros((rank, outputs), np.float32),
             )
             for layer in range(layers)
-            for name, (inputs, outputs) in _WIDTHS.items()
+            for name, (inputs, outputs) in (widths or _WIDTHS).items()
         }
         folder = write_adapter(
             self._folder / "adapter", pairs, name="start", base_digest=BASE, signing_key=publisher

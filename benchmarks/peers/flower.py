@@ -62,6 +62,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy.start(grid=grid, initial_arrays=start, num_rounds=rounds)
 """.replace("NODES", str(_NODES))
 _CLIENT = """
+import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -70,7 +71,12 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    arrays = [array + 1 for array in message.content["arrays"].to_numpy_ndarrays()]
+    # Of each device its own: Flower sends equal arrays once.
+    draw = np.random.default_rng()
+    arrays = [
+        array + draw.random(array.shape, np.float32)
+        for array in message.content["arrays"].to_numpy_ndarrays()
+    ]
     content = RecordDict(
         {"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1})}
     )
@@ -92,8 +98,8 @@ class Flower:
             "PATH": f"{self._bin}{os.pathsep}{os.environ.get('PATH', '')}",
         }
 
-    def start(self) -> Fields:
-        """Write the app, start SuperLink and SuperNodes."""
+    def start_link(self) -> Fields:
+        """Write the app, start the SuperLink; the port that SuperNodes call."""
         app = self._folder / "app" / "one_array"
         app.mkdir(parents=True)
         (app / "__init__.py").write_text("")
@@ -110,22 +116,29 @@ class Flower:
             *("--port", str(_PORT)),
             *("--database", str(self._folder / "flower.sqlite3")),
         )
+        self._link = link
         time.sleep(10)
-        nodes = [
+        self._check()
+        return {"port": _PORT}
+
+    def start_nodes(self, port: int) -> Fields:
+        """Start SuperNodes that call this port; how many."""
+        for number in range(_NODES):
             self._run(
                 "flower-supernode",
                 "--insecure",
-                *("--superlink", f"127.0.0.1:{_PORT}"),
+                *("--superlink", f"127.0.0.1:{port}"),
                 *("--port", str(_PORT + 1 + number)),
             )
-            for number in range(_NODES)
-        ]
         time.sleep(10)
-        self._link = link
-        for process in (link, *nodes):
-            if process.poll() is not None:
-                raise SystemExit(f"a part of Flower ended: {self._last_words()}")
+        self._check()
         return {"nodes": _NODES}
+
+    def idle(self, seconds: float) -> Fields:
+        """CPU seconds a second of the server while SuperNodes poll and nothing runs."""
+        before, began = self._cpu_s(), time.monotonic()
+        time.sleep(seconds)
+        return {"share": (self._cpu_s() - before) / (time.monotonic() - began)}
 
     def rounds(self, rounds: int, elements: int) -> Fields:
         """Run the app for so many rounds; what the server's processes used.
@@ -182,6 +195,10 @@ class Flower:
         self._processes.append(process)
         return process
 
+    def _check(self) -> None:
+        if any(process.poll() is not None for process in self._processes):
+            raise SystemExit(f"a part of Flower ended: {self._last_words()}")
+
     def _last_words(self) -> str:
         logs = sorted(self._folder.glob("*.log"))
         return " | ".join(path.read_text(errors="replace").strip()[-200:] for path in logs)
@@ -218,7 +235,14 @@ def main() -> None:
     """Serve until standard input ends."""
     flower = Flower(Path(sys.argv[1]))
     try:
-        serve(lambda: {"start": flower.start, "rounds": flower.rounds})
+        serve(
+            lambda: {
+                "start_link": flower.start_link,
+                "start_nodes": flower.start_nodes,
+                "idle": flower.idle,
+                "rounds": flower.rounds,
+            }
+        )
     finally:
         flower.stop()
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cloud import Plan, TierPlan
     from cloud.federation.planned import FederationPlan
+    from cloud.tier_adapters import TierAdapter
 
 
 def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
@@ -114,15 +115,24 @@ def _details(tier: TierPlan) -> list[str]:
     if tier.asks:
         size, licence = f"at {tier.asks}", "under the provider's terms"
     region = f" · region {tier.region}" if tier.region else ""
-    adapted = [f"         adapters {', '.join(tier.adapters)}"] if tier.adapters else []
     placed = [f"         on nodes with {tier.placement}"] if tier.placement else []
     return [
         f"{tier.name:<8} {tier.model} · {size} · {licence} · prices {tier.price_label}",
         f"         context {tier.context_tokens} tokens · data {', '.join(tier.data_classes)}"
         f"{region} · {tier.threads} threads at the most",
-        *adapted,
+        *(line for each in tier.adapters for line in _adapter(each)),
         *placed,
     ]
+
+
+def _adapter(adapter: TierAdapter) -> list[str]:
+    line = f"         adapter {adapter.name}: {adapter.source}"
+    if not adapter.digest:
+        return [line if adapter.problem else f"{line} · no licence in it"]
+    base = "for this base" if adapter.base == "checked" else "base compared at the start"
+    signed = f"         signed by {adapter.publisher} · {adapter.licence} · {base}"
+    known = [] if adapter.source == adapter.digest else [f"         digest {adapter.digest}"]
+    return [line, *known, signed]
 
 
 def _rounds(plan: FederationPlan) -> list[str]:

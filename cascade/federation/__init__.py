@@ -5,6 +5,7 @@
 ``cloud.federation``, training ``edge.training``; the device that takes part, ``edge.federation``.
 """
 
+from cascade.federation.expected import Expected
 from cascade.federation.signed import UpdateStatement, sign_update, verify_update
 from cascade.federation.tensors import (
     Floats,
@@ -22,6 +23,7 @@ from cascade.federation.update import Bits, decode, encode, encoded_size
 
 __all__ = [
     "Bits",
+    "Expected",
     "Floats",
     "Shapes",
     "Tensors",

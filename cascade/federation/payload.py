@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.errors import InvalidInput
+from cascade.federation.expected import Expected
 from cascade.federation.octets import Octets
 from cascade.federation.plan import RoundPlan, is_of_head
 from cascade.federation.tensors import (
@@ -36,7 +37,7 @@ from cascade.federation.tensors import (
     flatten,
     unflatten,
 )
-from cascade.federation.update import decode, encode, encoded_size
+from cascade.federation.update import encode
 
 Counts = NDArray[np.int64]
 
@@ -68,30 +69,44 @@ def encode_payload(
 
 
 def decode_payload(
-    plan: RoundPlan, data: bytes, shapes: Shapes
+    plan: RoundPlan, data: bytes, expected: Expected
 ) -> tuple[dict[str, Floats], dict[str, Doubles]]:
     """An update that some device sent in the clear, and what each row of the head's tensors counts
     by their names: no more than ``max_examples``.
 
     Arguments:
-        shapes: of what the plan trains.
+        expected: what the plan's updates look like.
 
     Raises:
         InvalidInput: the bytes are not exactly one encoding of such an update; the field is named.
     """
+    tensors = expected.decode(_update(plan, data, expected))
     if not plan.rows:
-        return decode(data, shapes), {}
-    size = encoded_size(shapes, plan.bits)
-    tensors = decode(data[:size], shapes)
-    rows = plan.head_rows(shapes)
-    octets = Octets(data[size:], "update.counts")
+        return tensors, {}
+    kept = np.minimum(_counts(plan, data, expected), plan.max_examples)
+    return tensors, {name: kept for name in expected.shapes if is_of_head(name)}
+
+
+def check_payload(plan: RoundPlan, data: bytes, expected: Expected) -> None:
+    """Raise what ``decode_payload`` raises of bytes of any origin."""
+    expected.check(_update(plan, data, expected))
+    if plan.rows:
+        _counts(plan, data, expected)
+
+
+def _update(plan: RoundPlan, data: bytes, expected: Expected) -> bytes:
+    return data[: expected.size] if plan.rows else data
+
+
+def _counts(plan: RoundPlan, data: bytes, expected: Expected) -> Doubles:
+    rows = plan.head_rows(expected.shapes)
+    octets = Octets(data[expected.size :], "update.counts")
     octets.exactly(_MAGIC, "magic")
     octets.exactly(bytes([_VERSION]), "version")
     octets.whole(4, "rows", rows, rows)
     counts = np.frombuffer(octets.take(4 * rows, "counts"), "<u4").astype(np.float64)
     octets.end()
-    kept = np.minimum(counts, plan.max_examples)
-    return tensors, {name: kept for name in shapes if is_of_head(name)}
+    return counts
 
 
 def to_mask(plan: RoundPlan, change: Tensors, counts: Counts) -> Doubles:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Final, Literal, Self, cast, get_args
 
 from cascade.errors import InvalidInput
+from cascade.federation.expected import Expected
 from cascade.federation.masked_plan import MASKED_FORMAT, MaskedPlan
 from cascade.federation.tensors import Shapes, elements
 from cascade.federation.update import Bits, encoded_size
@@ -131,6 +132,10 @@ class RoundPlan:
         if self.masked is not None:
             return MASKED_FORMAT
         return ROWS_FORMAT if self.rows else PAYLOAD_FORMAT
+
+    def update(self, adapter: Shapes) -> Expected:
+        """What an update of this plan looks like."""
+        return Expected.of(self.shapes(adapter), self.bits)
 
     def to_bytes(self) -> bytes:
         """The plan as it travels: JSON, keys sorted. What is not asked for is left out, so that

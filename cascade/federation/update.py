@@ -55,11 +55,9 @@ def encode(tensors: Tensors, bits: Bits, rng: np.random.Generator) -> bytes:
     shapes = shapes_of(tensors)
     check_shapes(shapes, "update")
     check_tensors(tensors, shapes)
-    parts = [_MAGIC, _number(_VERSION, 1), _number(bits, 1), _number(len(tensors), 2)]
-    for name in sorted(tensors):
-        raw = name.encode()
-        parts += [_number(len(raw), 1), raw, _number(len(shapes[name]), 1)]
-        parts += [_number(length, 4) for length in shapes[name]]
+    parts: list[bytes] = []
+    for name, (fixed, _, _) in zip(sorted(tensors), frame(shapes, bits), strict=True):
+        parts.append(fixed)
         rows = _rows(tensors[name])
         if bits == 32:
             parts.append(rows.astype("<f4").tobytes())
@@ -104,6 +102,30 @@ def encoded_size(shapes: Shapes, bits: Bits) -> int:
         size += 2 + len(name.encode()) + 4 * len(shape)
         size += rows * columns * 4 if bits == 32 else 4 * rows + (rows * columns * bits + 7) // 8
     return size
+
+
+def frame(shapes: Shapes, bits: Bits) -> list[tuple[bytes, int, int]]:
+    """The fixed bytes in front of each tensor's scales and codes, with its rows and columns, in the
+    order in which they are written."""
+    start = [_MAGIC, _number(_VERSION, 1), _number(bits, 1), _number(len(shapes), 2)]
+    framed: list[tuple[bytes, int, int]] = []
+    for name in sorted(shapes):
+        shape, raw = shapes[name], name.encode()
+        fixed = [_number(len(raw), 1), raw, _number(len(shape), 1)]
+        fixed += [_number(length, 4) for length in shape]
+        rows, columns = _row_shape(shape)
+        framed.append((b"".join(start + fixed), rows, columns))
+        start = []
+    return framed
+
+
+def values(scales: bytes, packed: bytes, shape: tuple[int, ...], bits: Bits) -> Floats:
+    """A tensor from scales and codes that are known to be good; float32 has no scales."""
+    rows, columns = _row_shape(shape)
+    if bits == 32:
+        return _from_rows(np.frombuffer(packed, "<f4").reshape(rows, columns), shape)
+    codes = _unpack(packed, rows * columns, bits, "codes").reshape(rows, columns)
+    return _from_rows(np.frombuffer(scales, "<f4")[:, None] * codes.astype(np.float32), shape)
 
 
 def quantise(rows: Floats, top: int, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int8]]:

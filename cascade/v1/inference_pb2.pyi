@@ -51,7 +51,7 @@ class AnswerRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., draft: _Optional[_Union[DraftChunk, _Mapping]] = ..., draft_done: _Optional[_Union[DraftDone, _Mapping]] = ..., feedback: _Optional[_Union[Feedback, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("request_id", "task_id", "messages", "tensors", "free_text", "options", "json_schema", "regex", "sampling", "constraints", "device", "score", "drafting", "adapter")
+    __slots__ = ("request_id", "task_id", "messages", "tensors", "free_text", "options", "json_schema", "regex", "sampling", "constraints", "device", "score", "drafting", "adapter", "reads_following")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class Open(_message.Message):
     SCORE_FIELD_NUMBER: _ClassVar[int]
     DRAFTING_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    READS_FOLLOWING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     task_id: str
     messages: Messages
@@ -80,7 +81,8 @@ class Open(_message.Message):
     score: bool
     drafting: Drafting
     adapter: str
-    def __init__(self, request_id: _Optional[str] = ..., task_id: _Optional[str] = ..., messages: _Optional[_Union[Messages, _Mapping]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., free_text: _Optional[_Union[FreeText, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., device: _Optional[_Union[DeviceReport, _Mapping]] = ..., score: bool = ..., drafting: _Optional[_Union[Drafting, _Mapping]] = ..., adapter: _Optional[str] = ...) -> None: ...
+    reads_following: bool
+    def __init__(self, request_id: _Optional[str] = ..., task_id: _Optional[str] = ..., messages: _Optional[_Union[Messages, _Mapping]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., free_text: _Optional[_Union[FreeText, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., device: _Optional[_Union[DeviceReport, _Mapping]] = ..., score: bool = ..., drafting: _Optional[_Union[Drafting, _Mapping]] = ..., adapter: _Optional[str] = ..., reads_following: bool = ...) -> None: ...
 
 class Drafting(_message.Message):
     __slots__ = ("tolerance",)
@@ -227,18 +229,20 @@ class Feedback(_message.Message):
     def __init__(self, correct: bool = ..., correction: _Optional[str] = ...) -> None: ...
 
 class AnswerEvent(_message.Message):
-    __slots__ = ("request_id", "accepted", "tokens", "verification", "finish")
+    __slots__ = ("request_id", "accepted", "tokens", "verification", "finish", "following")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     accepted: Accepted
     tokens: TokenChunk
     verification: DraftVerification
     finish: Finish
-    def __init__(self, request_id: _Optional[str] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., verification: _Optional[_Union[DraftVerification, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ...) -> None: ...
+    following: _containers.RepeatedCompositeFieldContainer[AnswerEvent]
+    def __init__(self, request_id: _Optional[str] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., verification: _Optional[_Union[DraftVerification, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., following: _Optional[_Iterable[_Union[AnswerEvent, _Mapping]]] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("tier", "model")

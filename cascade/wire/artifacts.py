@@ -151,10 +151,15 @@ class _Servicer:
 
 class GrpcArtifacts:
     """The artifacts of the cluster that ``profile`` describes. Use one instance on one event loop,
-    and close it there."""
+    and close it there.
 
-    def __init__(self, profile: ClientProfile) -> None:
-        self._connection = Connection(profile)
+    Arguments:
+        over: a connection of another client to the same cluster, which that one closes.
+    """
+
+    def __init__(self, profile: ClientProfile, *, over: Connection | None = None) -> None:
+        self._connection = over or Connection(profile)
+        self._own = over is None
 
     async def resolve(self, query: ArtifactQuery, *, deadline_s: float = 30.0) -> Offer | None:
         """What this device is to run; ``None`` where the channel has nothing for it. Nothing is
@@ -216,8 +221,9 @@ class GrpcArtifacts:
             call.cancel()
 
     async def close(self) -> None:
-        """Close the connection."""
-        await self._connection.close()
+        """Close the connection, if it is this one's."""
+        if self._own:
+            await self._connection.close()
 
 
 def _query(request: pb.ResolveRequest) -> ArtifactQuery:

@@ -24,7 +24,7 @@ from cascade.tracing import TRACEPARENT_HEADER, Span, start_span
 from cascade.v1 import inference_pb2 as pb
 from cascade.v1 import inference_pb2_grpc
 from cascade.wire.connection import Connection, too_late
-from cascade.wire.convert import open_message, read_event
+from cascade.wire.convert import open_message, read_events
 from cascade.wire.drafts import draft_messages
 from cascade.wire.profile import ClientProfile
 
@@ -156,8 +156,7 @@ class GrpcRemote:
             async for message in call:
                 heard = True
                 transfer.bytes_down += message.ByteSize()
-                event = read_event(message, request_id=opened.open.request_id)
-                if event is not None:
+                for event in read_events(message, request_id=opened.open.request_id):
                     finished = isinstance(event, Finished)
                     yield event
         except grpc.aio.AioRpcError as error:

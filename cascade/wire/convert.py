@@ -1,8 +1,8 @@
 """Between the wire's messages and this project's values, both ways, with every check on the way in.
 
-Pure functions. ``open_message`` and ``event_message`` write; ``read_open`` and ``read_event`` read
-what a stranger sent and therefore check all of it. Calls, deadlines and statuses are in ``client``
-and ``server``.
+Pure functions. ``open_message`` and ``event_messages`` write; ``read_open`` and ``read_events``
+read what a stranger sent and therefore check all of it. Calls, deadlines and statuses are in
+``client`` and ``server``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cascade.remote import (
     Accepted,
     Chunk,
     DeviceReport,
+    EventsAtOnce,
     Finished,
     RemoteEvent,
     Speed,
@@ -35,7 +36,7 @@ from cascade.request import (
     check_output,
 )
 from cascade.sampling import GREEDY, MAX_SEED, Sampling
-from cascade.signals import Float32s, Signals
+from cascade.signals import EMPTY_SIGNALS, Float32s, Signals
 from cascade.tensor import MAX_TENSORS, Tensor, check_tensors
 from cascade.v1 import inference_pb2 as pb
 
@@ -94,6 +95,7 @@ class OpenRequest:
         drafting: the tolerance of a draft that follows, in [0, 1); ``None`` where none does.
         incoming: that draft on its way.
         draft: that draft, once somebody has waited for it.
+        reads_following: the device reads several events in one message.
     """
 
     request_id: str
@@ -114,6 +116,7 @@ class OpenRequest:
     drafting: float | None = None
     incoming: IncomingDraft | None = field(default=None, compare=False, repr=False)
     draft: DraftProposal | None = None
+    reads_following: bool = False
 
 
 def open_message(
@@ -160,6 +163,7 @@ def open_message(
         score=request.score,
         drafting=None if drafting is None else pb.Drafting(tolerance=drafting.tolerance),
         adapter=request.adapter,
+        reads_following=True,
     )
     if request.tensors:
         message.tensors.tensors.extend(
@@ -197,8 +201,13 @@ def _sampling_message(request: Request) -> pb.Sampling:
     )
 
 
-def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
+def read_open(
+    message: pb.AnswerRequest, *, deadline_s: float, traceparent: str = ""
+) -> OpenRequest:
     """Check the first message of a call.
+
+    Arguments:
+        traceparent: see ``OpenRequest``.
 
     Raises:
         InvalidInput: naming the field that is out of its range.
@@ -226,6 +235,7 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
     return OpenRequest(
         request_id=sent.request_id,
         messages=messages,
+        traceparent=traceparent,
         options=options,
         json_schema=json_schema,
         regex=regex,
@@ -239,6 +249,7 @@ def read_open(message: pb.AnswerRequest, *, deadline_s: float) -> OpenRequest:
         score=sent.score,
         adapter=sent.adapter,
         drafting=_read_drafting(sent),
+        reads_following=sent.reads_following,
     )
 
 
@@ -359,6 +370,8 @@ def _read_report(sent: pb.DeviceReport) -> DeviceReport:
 
 
 def _read_signals(sent: pb.Signals) -> Signals:
+    if not (sent.logprobs or sent.entropies or sent.margins):
+        return EMPTY_SIGNALS
     signals = Signals(_floats(sent.logprobs), _floats(sent.entropies), _floats(sent.margins))
     lengths = {len(signals.logprobs), len(signals.entropies), len(signals.margins)}
     if len(lengths) > 1:
@@ -377,8 +390,20 @@ def _floats(values: object) -> Float32s:
     return np.asarray(values, dtype=np.float32)
 
 
-def event_message(request_id: str, event: RemoteEvent) -> pb.AnswerEvent:
-    """One event, as it is sent to the device."""
+def event_messages(request: OpenRequest, events: EventsAtOnce) -> list[pb.AnswerEvent]:
+    """Events that are known at once, as they are sent to the device: in one message, if it reads
+    such. Each message is an encrypted record, and system calls and wake-ups on both sides, which
+    together cost a gateway more than what is in it."""
+    request_id = request.request_id
+    if not request.reads_following:
+        return [_event_message(request_id, event) for event in events]
+    first = _event_message(request_id, events[0])
+    for event in events[1:]:
+        first.following.append(_event_message("", event))
+    return [first]
+
+
+def _event_message(request_id: str, event: RemoteEvent) -> pb.AnswerEvent:
     match event:
         case Accepted():
             accepted = pb.Accepted(tier=event.tier, model=event.model)
@@ -417,14 +442,19 @@ def _speed_message(speed: Speed) -> pb.Speed:
     )
 
 
-def read_event(message: pb.AnswerEvent, *, request_id: str) -> RemoteEvent | None:
-    """Check one event; ``None`` for a kind that this version does not know or use.
+def read_events(message: pb.AnswerEvent, *, request_id: str) -> list[RemoteEvent]:
+    """Check the events of one message, without kinds that this version does not know or use.
 
     Raises:
         InvalidInput: the server broke the contract; ``field`` names where.
     """
     if message.request_id != request_id:
         raise InvalidInput("request_id", "belongs to another request")
+    found = [_read_event(message), *map(_read_event, message.following)]
+    return [event for event in found if event is not None]
+
+
+def _read_event(message: pb.AnswerEvent) -> RemoteEvent | None:
     match message.WhichOneof("kind"):
         case "accepted":
             return Accepted(message.accepted.tier, message.accepted.model)

@@ -156,6 +156,18 @@ class _Servicer:
 
         return await _answered(context, answer)
 
+    async def UploadWhole(self, request: pb.UploadWholeRequest, context: _Context) -> object:
+        async def answer() -> pb.UploadWholeResponse:
+            header, payload = convert.whole_upload(request)
+            upload = await self._source.upload(header)
+            try:
+                await upload.add(payload)
+                return convert.whole_committed_message(await upload.commit())
+            finally:
+                await upload.close()
+
+        return await _answered(context, answer)
+
     async def UploadStatus(self, request: pb.UploadStatusRequest, context: _Context) -> object:
         async def answer() -> pb.UploadStatusResponse:
             state = await self._source.upload_state(*convert.lease_of(request))

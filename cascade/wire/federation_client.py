@@ -27,6 +27,7 @@ from cascade.federation.terms import (
 from cascade.federation.v1alpha1 import federation_pb2 as pb
 from cascade.federation.v1alpha1 import federation_pb2_grpc
 from cascade.wire import federation_convert as convert
+from cascade.wire.artifacts import GrpcArtifacts
 from cascade.wire.connection import Connection
 from cascade.wire.profile import ClientProfile
 
@@ -45,8 +46,10 @@ class GrpcFederation:
     """
 
     def __init__(self, profile: ClientProfile, *, deadline_s: float = 30.0) -> None:
+        self._profile = profile
         self._connection = Connection(profile)
         self._deadline_s = deadline_s
+        self._takes_whole = True
 
     async def challenge(self, public_key: bytes) -> Challenge:
         """What to sign to enrol this key."""
@@ -67,12 +70,19 @@ class GrpcFederation:
     async def upload(
         self, header: UploadHeader, payload: bytes, *, quiet_s: float = 60.0
     ) -> Committed:
-        """Send a payload from ``header.offset`` on, and commit it.
+        """Send a payload from ``header.offset`` on, and commit it; a short one as one message.
 
         Arguments:
             payload: the whole of it.
             quiet_s: how long to wait for each piece to be taken, and for the receipt.
         """
+        if self._takes_whole and header.offset == 0 and len(payload) <= _CHUNK:
+            try:
+                return await self._upload_whole(header, payload, quiet_s)
+            except RemoteError as error:
+                if error.status != "UNIMPLEMENTED":
+                    raise
+                self._takes_whole = False  # a cluster of an earlier version
         stub = cast(Any, federation_pb2_grpc).FederationServiceStub(self._connection.channel)
         call = stub.Upload(metadata=self._connection.metadata)
         try:
@@ -113,18 +123,30 @@ class GrpcFederation:
         reply = await self._call("Exchange", convert.exchange_message(message))
         return convert.phase_reply(reply)
 
+    def artifacts(self) -> GrpcArtifacts:
+        """The cluster's artifacts over this connection: a second one would cost the cluster more
+        than an adapter does."""
+        return GrpcArtifacts(self._profile, over=self._connection)
+
     async def close(self) -> None:
         """Close the connection."""
         await self._connection.close()
 
-    async def _call(self, method: str, request: object) -> Any:
+    async def _upload_whole(
+        self, header: UploadHeader, payload: bytes, deadline_s: float
+    ) -> Committed:
+        request = convert.whole_upload_message(header, payload)
+        return convert.committed(await self._call("UploadWhole", request, deadline_s))
+
+    async def _call(self, method: str, request: object, deadline_s: float | None = None) -> Any:
         stub = cast(Any, federation_pb2_grpc).FederationServiceStub(self._connection.channel)
+        deadline_s = deadline_s or self._deadline_s
         try:
             return await getattr(stub, method)(
-                request, timeout=self._deadline_s, metadata=self._connection.metadata
+                request, timeout=deadline_s, metadata=self._connection.metadata
             )
         except grpc.aio.AioRpcError as error:
-            raise self._connection.error(error, self._deadline_s) from None
+            raise self._connection.error(error, deadline_s) from None
 
     async def _ended(self, call: Any, quiet_s: float) -> RemoteError:
         try:

@@ -245,6 +245,26 @@ def chunk(data: bytes) -> bytes:
     return data
 
 
+def whole_upload(request: pb.UploadWholeRequest) -> tuple[UploadHeader, bytes]:
+    """An update that comes as one message."""
+    sent = header(request.header)
+    if sent.offset:
+        raise InvalidInput("header.offset", "must be 0; `Upload` goes on with what was begun")
+    return sent, chunk(request.payload)
+
+
+def whole_upload_message(header: UploadHeader, payload: bytes) -> pb.UploadWholeRequest:
+    """The other way round."""
+    return pb.UploadWholeRequest(header=header_message(header), payload=payload)
+
+
+def whole_committed_message(done: Committed) -> pb.UploadWholeResponse:
+    """The reply to it."""
+    return pb.UploadWholeResponse(
+        receipt=_receipt_message(done.receipt), retry=window_message(done.retry)
+    )
+
+
 def committed_message(done: Committed) -> pb.UploadResponse:
     """The reply to a commit."""
     return pb.UploadResponse(
@@ -252,8 +272,8 @@ def committed_message(done: Committed) -> pb.UploadResponse:
     )
 
 
-def committed(message: pb.UploadResponse) -> Committed:
-    """The other way round."""
+def committed(message: pb.UploadResponse | pb.UploadWholeResponse) -> Committed:
+    """The other way round, of either."""
     return Committed(_receipt(message.receipt), window(message.retry))
 
 

@@ -18,11 +18,11 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from cascade.errors import CascadeError, InvalidInput, RemoteError
-from cascade.remote import Finished, RemoteEvent
+from cascade.remote import EventsAtOnce, Finished, RemoteEvent
 from cascade.tracing import TRACEPARENT_HEADER, Attribute, Span, start_span, trace_id
 from cascade.v1 import inference_pb2 as pb
 from cascade.wire.access import current_caller
-from cascade.wire.convert import OpenRequest, event_message, read_open
+from cascade.wire.convert import OpenRequest, event_messages, read_open
 from cascade.wire.drafts import DraftInbox
 from cascade.wire.status import status_of
 from cascade.wire.writing import abort, write
@@ -35,9 +35,9 @@ INFERENCE_SERVICE: Final = str(pb.DESCRIPTOR.services_by_name["InferenceService"
 class Answerer(Protocol):
     """What answers requests. Raise ``CascadeError`` for what the caller may be told."""
 
-    def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent]:
-        """Events of one request, ``Finished`` last. Closed early when the caller goes away or the
-        deadline passes."""
+    def answer(self, request: OpenRequest) -> AsyncGenerator[RemoteEvent | EventsAtOnce]:
+        """Events of one request, ``Finished`` last; together what is known at once. Closed early
+        when the caller goes away or the deadline passes."""
         ...
 
 
@@ -240,7 +240,7 @@ class _Call:
         context: grpc.aio.ServicerContext[bytes, pb.AnswerEvent],
         deadline_s: float,
     ) -> None:
-        opened = read_open(_message(first), deadline_s=deadline_s)
+        opened = read_open(_message(first), deadline_s=deadline_s, traceparent=self._traceparent)
         inbox = DraftInbox(
             (_message(data) async for data in requests),
             expected=opened.drafting is not None,
@@ -248,22 +248,20 @@ class _Call:
             tokenizer_digest=opened.report.tokenizer_digest,
             wait_s=self._limits.draft_s,
         )
-        self._open = opened = replace(
-            opened,
-            traceparent=self._traceparent,
-            incoming=None if opened.drafting is None else inbox,
-        )
+        if opened.drafting is not None:
+            opened = replace(opened, incoming=inbox)
+        self._open = opened
         rest = asyncio.create_task(inbox.run())
         try:
             async with aclosing(self._answerer.answer(opened)) as events:
-                async for event in events:
+                async for found in events:
                     if rest.done():
                         rest.result()
-                    if isinstance(event, Finished):
-                        self._finished = event
-                    await write(
-                        context, event_message(opened.request_id, event), self._limits.stalled_s
-                    )
+                    together = found if isinstance(found, tuple) else (found,)
+                    if isinstance(together[-1], Finished):
+                        self._finished = together[-1]
+                    for message in event_messages(opened, together):
+                        await write(context, message, self._limits.stalled_s)
         finally:
             rest.cancel()
             # Whatever the caller still sends does not change an answer that is already given.

@@ -39,6 +39,7 @@ def make_engine(tier: TierConfig, model_file: str, backend: ChatHandle | None = 
     """The engine that ``tier.engine`` names, not yet started.
 
     Arguments:
+        tier: its adapters are paths on this machine; see ``tier_adapters.fetched``.
         model_file: the model on this machine: a GGUF file, or the folder of a bundle or model.
             Of no use where somebody else has it.
         backend: the deployment of ray.serve.llm; for ``vllm`` alone.
@@ -55,7 +56,7 @@ def make_engine(tier: TierConfig, model_file: str, backend: ChatHandle | None = 
                 context_tokens=tier.context_tokens,
                 threads=tier.threads,
                 parallel=tier.parallel,
-                adapters={name: str(path) for name, path in tier.adapters.items()},
+                adapters=tier.adapters,
             )
         case "onnx":
             from cascade.home import trust_dir
@@ -67,8 +68,8 @@ def make_engine(tier: TierConfig, model_file: str, backend: ChatHandle | None = 
                 trust=TrustStore(trust_dir()),
                 context_tokens=tier.context_tokens,
                 threads=tier.threads,
-                adapters=tier.adapters,
-                most_adapters=tier.most_adapters,
+                adapters=_folders(tier),
+                most_adapters=tier.resident_adapters,
             )
         case "onnx_classifier":
             from cloud.engines.onnx_classifier import OnnxClassifierEngine
@@ -91,7 +92,17 @@ def _transformers(tier: TierConfig, folder: Path) -> Engine:
         from cloud.engines.transformers import Transformers
     except ImportError:
         raise ModelUnusable(_not_installed(tier.engine)) from None
-    return Transformers(folder, context_tokens=tier.context_tokens, threads=tier.threads)
+    return Transformers(
+        folder,
+        context_tokens=tier.context_tokens,
+        threads=tier.threads,
+        adapters=_folders(tier),
+        most_adapters=tier.resident_adapters,
+    )
+
+
+def _folders(tier: TierConfig) -> dict[str, Path]:
+    return {name: Path(path) for name, path in tier.adapters.items()}
 
 
 def _provider_engine(tier: TierConfig) -> Engine:

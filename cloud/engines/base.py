@@ -7,11 +7,12 @@ how it travels is decided elsewhere.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from cascade.draft import DraftProposal
+from cascade.errors import InvalidInput
 from cascade.remote import Speed, Verified
 from cascade.request import Message
 from cascade.sampling import GREEDY, Sampling
@@ -96,6 +97,13 @@ def geometric_mean(logprobs: Sequence[float]) -> float | None:
     if not logprobs:
         return None
     return min(1.0, math.exp(math.fsum(logprobs) / len(logprobs)))
+
+
+def check_adapter(adapter: str, there: Collection[str]) -> None:
+    """Raise ``InvalidInput`` where a request names an adapter that the tier does not have."""
+    if adapter and adapter not in there:
+        known = ", ".join(there) or "none"
+        raise InvalidInput("adapter", f"this tier has no {adapter!r}; adapters: {known}")
 
 
 EngineEvent = Started | Piece | Verified | Speed | Done

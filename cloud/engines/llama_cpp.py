@@ -27,6 +27,7 @@ from cloud.engines.base import (
     EngineEvent,
     Piece,
     Started,
+    check_adapter,
     geometric_mean,
 )
 from cloud.engines.grammar import options_grammar, structured_grammar
@@ -186,9 +187,7 @@ class LlamaCpp:
     def _adapted(self, adapter: str) -> dict[str, Any]:
         """What says which adapter applies. All are named, because llama.cpp goes on with the last
         request's where nothing is said."""
-        if adapter and adapter not in self._adapters:
-            known = ", ".join(self._adapters) or "none"
-            raise InvalidInput("adapter", f"this tier has no {adapter!r}; adapters: {known}")
+        check_adapter(adapter, self._adapters)
         if not self._adapters:
             return {}
         scales = [float(name == adapter) for name in self._adapters]

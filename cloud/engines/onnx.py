@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 
-from cascade.errors import BundleError, InvalidInput, NotFound
+from cascade.errors import BundleError, NotFound
 from cascade.local import CancelToken, LocalAnswer
 from cascade.signing import TrustStore
-from cloud.engines.base import Capabilities, ChatRequest, EngineEvent
+from cloud.engines.base import Capabilities, ChatRequest, EngineEvent, check_adapter
 from cloud.engines.one_at_a_time import Put, answering, stream_answer
 from cloud.errors import EngineFailed, ModelUnusable
 from edge import Adapter, Bundle, OnnxModel
@@ -95,9 +95,7 @@ class OnnxBundle:
             raise EngineFailed
 
         name = request.adapter
-        if name and name not in self._adapters:
-            known = ", ".join(self._adapters) or "none"
-            raise InvalidInput("adapter", f"this tier has no {name!r}; adapters: {known}")
+        check_adapter(name, self._adapters)
         answer = answering(model.generate, model.choose, request)
 
         def compute(put: Put, cancel: CancelToken) -> LocalAnswer:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import tempfile
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -21,15 +21,20 @@ import transformers
 from numpy.typing import NDArray
 
 from cascade.errors import Cancelled, CascadeError, InvalidInput
+from cascade.home import trust_dir
 from cascade.local import CancelToken, LocalAnswer
 from cascade.remote import Verified
 from cascade.request import Message
-from cloud.engines.base import Capabilities, ChatRequest, EngineEvent
+from cascade.signing import TrustStore
+from cloud.engines.base import Capabilities, ChatRequest, EngineEvent, check_adapter
 from cloud.engines.causal import CausalModel, FolderFiles
 from cloud.engines.draft import Draft, DraftScore
 from cloud.engines.one_at_a_time import Put, answering, stream_answer
 from cloud.errors import EngineFailed, ModelUnusable
 from edge.parts import Row, TreeNode
+
+if TYPE_CHECKING:
+    from cloud.engines.torch_adapters import TorchAdapters
 
 # Tokens read in one pass, which cannot be interrupted.
 _PASS_TOKENS: Final = 64
@@ -42,12 +47,31 @@ class Transformers:
         folder: as ``save_pretrained`` writes it: ``config.json``, safetensors, ``tokenizer.json``.
         context_tokens: tokens of prompt and answer together; the model's own limit if lower.
         threads: threads that compute, for the whole process: torch knows no others.
+        adapters: LoRA adapters of this model, folders by name: PEFT's, or signed as devices take
+            them. All are checked at the start; those that were used last are in memory, and the
+            others are read when asked for.
+        most_adapters: in memory at one time, ≥ 1.
+        trust: publisher keys that this machine accepts, for signed adapters; by default those that
+            are pinned on it.
     """
 
-    def __init__(self, folder: Path, *, context_tokens: int, threads: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        context_tokens: int,
+        threads: int = 1,
+        adapters: Mapping[str, Path] | None = None,
+        most_adapters: int = 4,
+        trust: TrustStore | None = None,
+    ) -> None:
         self._folder = folder
         self._context_tokens = context_tokens
         self._threads = threads
+        self._folders = dict(adapters or {})
+        self._most_adapters = most_adapters
+        self._trust = trust or TrustStore(trust_dir())
+        self._adapters: TorchAdapters | None = None
         self._model: CausalModel | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -69,7 +93,8 @@ class Transformers:
         """Load the model.
 
         Raises:
-            ModelUnusable: the folder is missing or holds no model that this engine can run.
+            ModelUnusable: the folder is missing or holds no model that this engine can run, or one
+                of the adapters is damaged or for another model.
         """
         if self._model is not None:
             return
@@ -92,8 +117,10 @@ class Transformers:
         model, worker = self._model, self._worker
         if model is None or worker is None:
             raise EngineFailed
+        check_adapter(request.adapter, self._folders)
 
         def compute(put: Put, cancel: CancelToken) -> LocalAnswer:
+            self._adapt(model, request.adapter)  # in the one worker: no other request is under way
             if request.prefill:
                 return model.prefill(request.messages, cancel)
             write = functools.partial(
@@ -109,22 +136,30 @@ class Transformers:
             async for batch in batches:
                 yield batch
 
-    async def score_draft(self, messages: tuple[Message, ...], draft: Draft) -> DraftScore:
-        """How far this model agrees with ``draft`` as its answer to ``messages``.
+    async def score_draft(
+        self, messages: tuple[Message, ...], draft: Draft, adapter: str = ""
+    ) -> DraftScore:
+        """How far this model, with one of its adapters, agrees with ``draft`` as its answer to
+        ``messages``.
 
         What was read stays at hand, so that ``stream`` goes on from there at once.
 
         Raises:
-            InvalidInput: the prompt does not fit the context, or the draft is of another tokenizer.
+            InvalidInput: the prompt does not fit the context, the draft is of another tokenizer, or
+                there is no such adapter.
         """
         model, worker = self._model, self._worker
         if model is None or worker is None:
             raise EngineFailed
+        check_adapter(adapter, self._folders)
         cancel = CancelToken()
+
+        def compute() -> DraftScore:
+            self._adapt(model, adapter)
+            return model.score_draft(messages, draft, cancel)
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                worker, model.score_draft, messages, draft, cancel
-            )
+            return await asyncio.get_running_loop().run_in_executor(worker, compute)
         finally:
             cancel.cancel()
 
@@ -138,11 +173,18 @@ class Transformers:
     async def close(self) -> None:
         """Free the model and its thread."""
         worker, self._worker, self._model = self._worker, None, None
+        self._adapters = None
         scratch, self._scratch = self._scratch, None
         if worker is not None:
             worker.shutdown(wait=False, cancel_futures=True)
         if scratch is not None:
             scratch.cleanup()
+
+    def _adapt(self, model: CausalModel, name: str) -> None:
+        """Have the next answer be an adapter's, or the model's alone."""
+        if self._adapters is not None and name != self._adapters.active:
+            model.forget_prefix()  # what another one read
+            self._adapters.use(name)
 
     def _load(self) -> CausalModel:
         folder = self._folder
@@ -166,12 +208,25 @@ class Transformers:
             raise ModelUnusable(f"transformers cannot load {folder}: {reason[0]}") from None
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._context_tokens = min(self._context_tokens, limit or self._context_tokens)
+        if self._folders:
+            self._adapters = self._loaded_adapters(model)
         decoder = TorchDecoder(model, self._context_tokens)
         self._scratch = tempfile.TemporaryDirectory(prefix="cascade-text-")
         try:
             return CausalModel(decoder, FolderFiles(folder, Path(self._scratch.name)))
         except CascadeError as problem:
             raise ModelUnusable(f"{folder}: {problem}") from None
+
+    def _loaded_adapters(self, model: Any) -> TorchAdapters:
+        try:
+            from cloud.engines.torch_adapters import TorchAdapters
+        except ImportError:
+            raise ModelUnusable(
+                "adapters on transformers need PEFT: pip install 'edge-cloud-cascade[transformers]'"
+            ) from None
+        adapters = TorchAdapters(model, self._folders, most=self._most_adapters, trust=self._trust)
+        adapters.check()
+        return adapters
 
 
 class TorchDecoder:

@@ -6,10 +6,11 @@ Fields are those of ``ray.serve.llm.LLMConfig`` of Ray 2.60.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import PurePosixPath
 
-from cascade.errors import InvalidInput
 from cloud.backend_config import VllmConfig
 from cloud.config import TierConfig
+from cloud.engines.base import check_adapter
 from cloud.errors import ConfigError, ModelUnusable
 
 
@@ -88,10 +89,8 @@ def adapted_id(tier: TierConfig, adapter: str) -> str:
     Raises:
         InvalidInput: the tier has no such adapter.
     """
-    if adapter not in tier.adapters:
-        known = ", ".join(tier.adapters) or "none"
-        raise InvalidInput("adapter", f"this tier has no {adapter!r}; adapters: {known}")
-    return f"{base_id(tier)}:{tier.adapters[adapter].as_posix()}"
+    check_adapter(adapter, tier.adapters)
+    return f"{base_id(tier)}:{PurePosixPath(tier.adapters[adapter])}"
 
 
 def settings(tier: TierConfig) -> VllmConfig:

@@ -247,6 +247,7 @@ class Coordinator:
         if plan.masked is not None:
             result = _unmask(strategy, plan, plan.masked, start, given)
             return _Outcome(result, self._published(claimed, given, start, result), 0)
+        expected, untouched = plan.update(start.shapes), _untouched(plan, start.shapes)
         contributions, alone = [], []
         # In an order of their own: the same updates give the same sum, however they came in.
         for each in sorted(given.updates, key=lambda each: (each.device, each.payload)):
@@ -254,7 +255,7 @@ class Coordinator:
             begun = start if digest is None else self._adapters.read(digest)
             try:
                 # Once more, whatever the device says that it did.
-                sent, row_weights = decode_payload(plan, each.payload, plan.shapes(start.shapes))
+                sent, row_weights = decode_payload(plan, each.payload, expected)
                 change = clip_to_norm(sent, plan.clip_norm)
             except InvalidInput:
                 continue  # of a plan that was changed since
@@ -262,7 +263,7 @@ class Coordinator:
             contributions.append(
                 Contribution(
                     start=begun.tensors,
-                    change={**_untouched(plan, start.shapes), **change},
+                    change={**untouched, **change},
                     weight=min(each.examples, plan.max_examples),
                     gap=max(0, claimed.adapter_version - each.adapter_version),
                     row_weights=row_weights,

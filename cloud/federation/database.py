@@ -13,11 +13,12 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from cascade.errors import InvalidInput, RemoteError
 
@@ -28,6 +29,8 @@ Row = Sequence[Any]
 Step = Callable[["Transaction"], T]
 
 _MOST_STEPS: Final = 256
+_GATHER_S: Final = 0.01
+"""Longer than a commit takes: what it adds to a call is nothing beside a device's training."""
 _BUSY_S: Final = 10.0
 _RETRY_AFTER_S: Final = 2.0
 _POSTGRESQL: Final = ("postgresql://", "postgres://")
@@ -80,11 +83,16 @@ class Database:
             RemoteError: UNAVAILABLE, the store cannot be reached; whether the step was carried out
                 may then be unknown, so steps are written to be asked again.
         """
-        return await asyncio.wrap_future(self._put(step))
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[T] = loop.create_future()
+        self._put(_Job(step, waiting.cancelled, waiting, loop))
+        return await waiting
 
     def do_now(self, step: Step[T]) -> T:
         """The same, for callers without an event loop."""
-        return self._put(step).result()
+        waiting: Future[T] = Future()
+        self._put(_Job(step, lambda: not waiting.set_running_or_notify_cancel(), waiting))
+        return waiting.result()
 
     def close(self) -> None:
         """Finish what was begun, and close the connection. May be called again."""
@@ -93,36 +101,42 @@ class Database:
             self._jobs.put(None)
             self._thread.join()
 
-    def _put(self, step: Step[T]) -> Future[T]:
+    def _put(self, job: _Job) -> None:
         if self._closed:
             raise _unavailable("is closed")
-        job = _Job(step)
         self._jobs.put(job)
-        return job.done
 
     def _work(self) -> None:
+        together = 0
         while True:
             jobs: list[_Job] = []
             last = self._jobs.get()
+            if together > 1:  # many call at one time: more of them will
+                time.sleep(_GATHER_S)
             while last is not None:
                 jobs.append(last)
                 if len(jobs) == _MOST_STEPS or self._jobs.empty():
                     break
                 last = self._jobs.get()
             # A caller that went away before its step began has nothing carried out.
-            jobs = [job for job in jobs if job.done.set_running_or_notify_cancel()]
+            jobs = [job for job in jobs if not job.given_up()]
+            together = len(jobs)
             if jobs:
-                self._commit(jobs)
+                _tell(self._commit(jobs))
             if last is None:
                 self._backend.close()
                 return
 
-    def _commit(self, jobs: Sequence[_Job]) -> None:
-        outcomes: list[tuple[_Job, object, Exception | None]] = []
+    def _commit(self, jobs: Sequence[_Job]) -> list[_Done]:
+        """Carry out steps in one commit; what came of each."""
+        outcomes: list[_Done] = []
+        # One step by itself is what the transaction is: no savepoint has to tell it from others.
+        alone = len(jobs) == 1
         try:
             self._backend.begin()
             for job in jobs:
-                self._backend.execute("SAVEPOINT step", ())
+                if not alone:
+                    self._backend.execute("SAVEPOINT step", ())
                 result: object = None
                 failed: Exception | None = None
                 try:
@@ -131,32 +145,60 @@ class Database:
                     raise
                 except Exception as problem:
                     failed = problem
-                    if not isinstance(problem, Kept):
+                undone = failed is not None and not isinstance(failed, Kept)
+                if not alone:
+                    if undone:
                         self._backend.execute("ROLLBACK TO SAVEPOINT step", ())
-                self._backend.execute("RELEASE SAVEPOINT step", ())
+                    self._backend.execute("RELEASE SAVEPOINT step", ())
+                elif undone:
+                    self._backend.execute("ROLLBACK", ())
+                    return [(job, None, failed)]
                 outcomes.append((job, result, failed))
             self._backend.commit()
         except self._backend.errors as problem:
             _log.warning("the store of federated rounds failed: %s", problem)
             self._backend.close()
-            for job in jobs:
-                job.done.set_exception(_unavailable("cannot be used now"))
-            return
-        for job, result, refused in outcomes:
-            if refused is None:
-                job.done.set_result(result)
-            else:
-                job.done.set_exception(refused)
+            return [(job, None, _unavailable("cannot be used now")) for job in jobs]
+        return outcomes
 
 
 class Kept(RemoteError):
     """A refusal whose step is carried out all the same, e.g. because it was counted."""
 
 
-class _Job:
-    def __init__(self, step: Step[Any]) -> None:
-        self.step = step
-        self.done: Future[Any] = Future()
+class _Job(NamedTuple):
+    """A step, and who waits for it: on an event loop, or in a thread of its own."""
+
+    step: Step[Any]
+    given_up: Callable[[], bool]
+    waiting: asyncio.Future[Any] | Future[Any]
+    loop: asyncio.AbstractEventLoop | None = None
+
+
+_Done = tuple[_Job, object, Exception | None]
+
+
+def _tell(outcomes: Sequence[_Done]) -> None:
+    """Wake up who waits: an event loop once, however many of its steps were in the commit."""
+    by_loop: dict[asyncio.AbstractEventLoop | None, list[_Done]] = {}
+    for each in outcomes:
+        by_loop.setdefault(each[0].loop, []).append(each)
+    for loop, done in by_loop.items():
+        if loop is None:
+            _settle(done)
+        else:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_settle, done)
+
+
+def _settle(outcomes: Sequence[_Done]) -> None:
+    for job, result, failed in outcomes:
+        if job.waiting.cancelled():
+            continue
+        if failed is None:
+            job.waiting.set_result(result)
+        else:
+            job.waiting.set_exception(failed)
 
 
 class _Backend(Transaction, Protocol):

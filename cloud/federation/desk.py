@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from cascade.errors import CascadeError, InvalidInput
-from cascade.federation import Shapes, UpdateStatement, statements
-from cascade.federation.payload import decode_payload
+from cascade.federation import Expected, UpdateStatement, statements
+from cascade.federation.payload import check_payload
 from cascade.federation.plan import RoundPlan
 from cascade.federation.terms import (
     Abort,
@@ -52,8 +52,10 @@ from cloud.registry import Registry
 
 _CHALLENGE_S: Final = 300.0
 _REMEMBERED: Final = 50_000
-_REMEMBERED_SIZES: Final = 64
-_PIECE_BYTES: Final = 1 << 18
+_REMEMBERED_PLANS: Final = 64
+_PIECE_BYTES: Final = 1 << 20
+"""Kept when as many have come, and when a stream breaks: what a gateway takes with it when it dies
+is sent again."""
 _OFF_THE_LOOP_BYTES: Final = 1 << 17
 """Payloads from this size on are checked in a thread: a smaller one takes less than the hop."""
 
@@ -93,7 +95,7 @@ class Desk:
         self._identity: tuple[str, bytes] | None = None
         self._keys: dict[str, PublicKey] = {}
         self._leases: dict[str, tuple[leases.StoredLease, rounds.Round]] = {}
-        self._sizes: dict[tuple[str, str], _Expected] = {}
+        self._plans: dict[tuple[str, str], _Expected] = {}
         self._masked = MaskedDesk(database, now)
         self.uploading_bytes = 0
         self._carried_on: set[asyncio.Task[object]] = set()
@@ -325,15 +327,15 @@ class Desk:
         return known
 
     async def _expected(self, of: rounds.Round) -> _Expected:
-        """What a round's updates are like."""
-        known = self._sizes.get((of.adapter_digest, of.plan))
+        """What a round's updates look like."""
+        known = self._plans.get((of.adapter_digest, of.plan))
         if known is None:
             plan = RoundPlan.from_bytes(of.plan.encode())
             adapter = (await self._adapter(of.adapter_digest)).shapes
-            known = _Expected(plan, plan.shapes(adapter), plan.payload_bytes(adapter))
-            while len(self._sizes) >= _REMEMBERED_SIZES:
-                del self._sizes[next(iter(self._sizes))]
-            self._sizes[of.adapter_digest, of.plan] = known
+            known = _Expected(plan, plan.update(adapter), plan.payload_bytes(adapter))
+            while len(self._plans) >= _REMEMBERED_PLANS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[of.adapter_digest, of.plan] = known
         return known
 
     async def _key(self, device_id: str) -> PublicKey:
@@ -407,10 +409,10 @@ class Desk:
 
 @dataclass(frozen=True, slots=True)
 class _Expected:
-    """Plan of a round, and shapes and size of its updates."""
+    """Plan of a round, what its updates look like, and the size of a payload."""
 
     plan: RoundPlan
-    shapes: Shapes
+    update: Expected
     size: int
 
 
@@ -479,7 +481,7 @@ def _wrong(header: UploadHeader, expected: _Expected, data: bytes) -> Reason | N
     if expected.plan.masked is not None:
         return None
     try:
-        decode_payload(expected.plan, data, expected.shapes)
+        check_payload(expected.plan, data, expected.update)
     except InvalidInput as problem:
         if "finite" in problem.problem:
             return Reason.NOT_FINITE

@@ -21,7 +21,7 @@ from cloud.federation.config import FederationConfig
 from cloud.federation.database import Row, Transaction
 from cloud.federation.refusals import Reason, Refused, count
 from cloud.federation.rollout import counts
-from cloud.federation.rounds import Round, collecting, head_version, round_numbered
+from cloud.federation.rounds import Round, head_version, round_numbered, taking
 
 LeaseState = Literal["open", "used", "aborted", "expired"]
 
@@ -113,7 +113,11 @@ def check_in(
     """Give a device a lease where one is to be had. The same request gets the same lease, and a
     device has one open lease at the most."""
     request = asked.request_id.hex()
-    current = collecting(tx)
+    current = taking(
+        tx,
+        synchronous=config.mode == "synchronous",
+        unapproved=config.start_from == "candidate",
+    )
     known = tx.one(
         f"SELECT {_LEASE_COLUMNS} FROM leases WHERE device = ? AND state = 'open' "
         "AND expires_at > ? ORDER BY issued_at DESC",

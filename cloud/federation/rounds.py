@@ -111,6 +111,17 @@ def collecting(tx: Transaction) -> Round | None:
     return _one(tx, "state = 'collecting'")
 
 
+def taking(tx: Transaction, *, synchronous: bool, unapproved: bool) -> Round | None:
+    """The round that devices begin in now. An asynchronous one goes on while its updates are
+    aggregated, and until the next one opens where that waits for nobody: what comes meanwhile
+    counts in the next, and no device is sent away."""
+    found = latest(tx)
+    states: list[RoundState] = ["collecting"]
+    if not synchronous:
+        states += ["aggregating", "waiting"] if unapproved else ["aggregating"]
+    return found if found is not None and found.state in states else None
+
+
 def under_way(tx: Transaction) -> bool:
     """Whether a round collects or aggregates."""
     return _one(tx, "state IN ('collecting', 'aggregating')") is not None

@@ -249,7 +249,9 @@ def target(served: Tensors, contributions: Sequence[Contribution]) -> dict[str, 
         with_served_a = b.astype(np.float64)
         for share, contribution in zip(shares, contributions, strict=True):
             for sign, left, right in _product_change(contribution, module):
-                if np.array_equal(left, a):  # all of FFA-LoRA: one term instead of one a device
+                if left is a or np.array_equal(
+                    left, a
+                ):  # all of FFA-LoRA: one term instead of one a device
                     with_served_a += share * sign * right
                 else:
                     terms.append((share * sign, left, right))
@@ -262,7 +264,10 @@ def relative_error(tensors: Tensors, wanted: Mapping[str, LowRank]) -> float:
     error = length = 0.0
     for module, matrix in wanted.items():
         a, b = _pair(tensors, module)
-        both = LowRank(np.hstack([matrix.left, a]), np.vstack([matrix.right, -b]))
+        if np.array_equal(matrix.left, a):  # FFA-LoRA: A (W's B − B), half as wide
+            both = LowRank(matrix.left, matrix.right - b)
+        else:
+            both = LowRank(np.hstack([matrix.left, a]), np.vstack([matrix.right, -b]))
         error += both.norm() ** 2
         length += matrix.norm() ** 2
     if error == 0:

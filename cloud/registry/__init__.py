@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloud.registry.artifact import Published, read_artifact
+from cloud.registry.artifact import Published, read_artifact, verified_adapter
 from cloud.registry.channel import Artifact, Channel, Device, Needs, Variant
 from cloud.registry.delivery import Delivery
 from cloud.registry.store import CHUNK, Registry, SignedRelease, default_url
@@ -20,4 +20,5 @@ __all__ = [
     "Variant",
     "default_url",
     "read_artifact",
+    "verified_adapter",
 ]

@@ -17,6 +17,7 @@ from cascade.strict import Fields
 from cloud.errors import LicenceForbids
 from cloud.registry.channel import Artifact, Kind
 from edge import Adapter, Bundle
+from edge.adapter import AdapterManifest
 
 FORMAT: Final = "cascade-artifact"
 VERSION: Final = 1
@@ -135,6 +136,46 @@ def read_artifact(path: Path, trust: TrustStore) -> tuple[Published, dict[str, P
             f"there is no {path}; give a bundle's or adapter's folder, or a policy's file"
         )
     raise NotFound(f"{path} holds no bundle, adapter or policy")
+
+
+def verified_adapter(published: Published, trust: TrustStore) -> Published:
+    """A registry's record of an adapter with what is signed of it in the place of what the record
+    says: whoever can write there can change the record.
+
+    Raises:
+        InvalidInput: it is no adapter.
+        UnknownPublisher, Tampered, BundleError: it must not be used.
+    """
+    kind, digest = published.artifact.kind, published.artifact.digest
+    if kind != "adapter":
+        raise InvalidInput("adapter", f"{digest} is a {kind}")
+    publisher = trust.verify(published.manifest, published.signature, what=f"adapter {digest}")
+    manifest = AdapterManifest.from_bytes(published.manifest)
+    files = {_WEIGHTS: published.files[_WEIGHTS]} if _WEIGHTS in published.files else {}
+    return Published(
+        artifact=Artifact("adapter", digest, manifest.base_digest, version=manifest.version),
+        name=manifest.name,
+        publisher=publisher,
+        licence=manifest.licence,
+        commercial_use=_commercial(manifest.licence),
+        manifest=published.manifest,
+        signature=published.signature,
+        files=files,
+    )
+
+
+def adapter_files(published: Published) -> tuple[dict[str, bytes], dict[str, str]]:
+    """The folder of a published adapter: the content of its small files by name, and the sha256 of
+    the large one by its name. No other name of the record counts: it is not signed.
+
+    Raises:
+        InvalidInput: it is no adapter, or the record lacks its weights.
+    """
+    kind = published.artifact.kind
+    if kind != "adapter" or _WEIGHTS not in published.files:
+        raise InvalidInput("artifact", f"{published.name} is a {kind}, or without its weights")
+    signed = {_ADAPTER: published.manifest, _SIGNATURES[_ADAPTER]: published.signature}
+    return signed, {_WEIGHTS: published.files[_WEIGHTS][0]}
 
 
 def _bundle(path: Path, trust: TrustStore) -> tuple[Published, dict[str, Path]]:

@@ -23,7 +23,12 @@ from cascade.files import sha256_file
 from cascade.release import ReleaseManifest
 from cascade.signing import SigningKey, TrustStore
 from cascade.strict import Fields
-from cloud.registry.artifact import Published, check_commercial, read_artifact
+from cloud.registry.artifact import (
+    Published,
+    adapter_files,
+    check_commercial,
+    read_artifact,
+)
 from cloud.registry.channel import Channel, Release, check_name
 
 CHUNK: Final = 1 << 20
@@ -92,11 +97,15 @@ class Registry:
 
         Raises:
             NotFound: there is none of this digest.
+            Tampered: the record under this digest is another one's.
         """
         data = self._read(f"artifacts/{digest}.json")
         if data is None:
             raise NotFound(f"the registry has no artifact {digest[:12]}…")
-        return Published.from_bytes(data)
+        published = Published.from_bytes(data)
+        if published.artifact.digest != digest:
+            raise Tampered(f"{digest[:12]}….json", "is the record of another one than its digest")
+        return published
 
     def artifacts(self) -> Iterator[Published]:
         """All of them, by digest."""
@@ -175,6 +184,24 @@ class Registry:
             file.seek(offset)
             while chunk := file.read(CHUNK):
                 yield chunk
+
+    def fetch_adapter(self, digest: str, folder: Path) -> None:
+        """Copy an adapter into ``folder``, which must not exist, as ``publish`` found it.
+        Nothing of it is checked here: open it with the keys that the machine trusts.
+
+        Raises:
+            NotFound: the registry lacks it, or its weights.
+            InvalidInput: it is no adapter.
+        """
+        written, weights = adapter_files(self.artifact(digest))
+        folder.mkdir(parents=True)
+        for name, content in written.items():
+            (folder / name).write_bytes(content)
+        for name, sha256 in weights.items():
+            self.size(sha256)  # says what is missing
+            with (folder / name).open("wb") as file:
+                for chunk in self.chunks(sha256, 0):
+                    file.write(chunk)
 
     def collect(self, *, older_than_s: float = 86_400.0, dry_run: bool = False) -> list[str]:
         """Remove artifacts that no channel names, and files that no artifact names; returns what.

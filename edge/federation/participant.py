@@ -61,7 +61,7 @@ from edge.federation.timer import Timer
 from edge.training.allowance import TrainingAllowance
 
 if TYPE_CHECKING:  # gRPC takes a quarter of a second
-    from cascade.wire import ClientProfile, GrpcArtifacts, GrpcFederation
+    from cascade.wire import ClientProfile, GrpcFederation
 
 _KEEP: Final = frozenset(
     {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN"}
@@ -535,16 +535,10 @@ class Participant:
         return StartingPoint(self._base_digest, adapter, tensors)
 
     async def _fetch(self, sha256: str, path: Path) -> None:
-        from cascade.wire import GrpcArtifacts
-
-        source: GrpcArtifacts = GrpcArtifacts(self._profile)
         content = bytearray()
-        try:
-            async with contextlib.aclosing(source.download(sha256)) as pieces:
-                async for piece in pieces:
-                    content += piece.data
-        finally:
-            await source.close()
+        async with contextlib.aclosing(self._open().artifacts().download(sha256)) as pieces:
+            async for piece in pieces:
+                content += piece.data
         write_whole(path, bytes(content))
 
     async def _send(

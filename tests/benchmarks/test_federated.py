@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import numpy as np
 import pytest
 
@@ -33,3 +35,22 @@ def test_a_training_device_has_no_torch_and_tells_its_peak(tiny, tmp_path) -> No
         reply = child.ask("train")
         assert reply["torch"] is False
         assert reply["peak"] > 30e6
+
+
+@pytest.mark.processes
+def test_a_relay_counts_what_passes_both_ways() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        Child("benchmarks.federated.relay") as it,
+    ):
+        port = it.ask("open", port=server.getsockname()[1])["port"]
+        with socket.create_connection(("127.0.0.1", port)) as device:
+            theirs, _ = server.accept()
+            device.sendall(b"x" * 100_000)
+            got = 0
+            while got < 100_000:
+                got += len(theirs.recv(65536))
+            theirs.sendall(b"yes")
+            assert device.recv(3) == b"yes"
+            theirs.close()
+        assert it.ask("passed") == {"up": 100_000, "down": 3}

@@ -28,6 +28,16 @@ assert trace_id(span.traceparent) == trace_id(child.traceparent)
 assert span.traceparent != child.traceparent
 assert start_span("other").traceparent[3:35] != trace_id(span.traceparent)
 assert child.traceparent.endswith("-01")
+import os, random
+random.seed(0)  # as applications do
+seeded = start_span("a").traceparent
+random.seed(0)
+assert start_span("a").traceparent != seeded
+reader, writer = os.pipe()
+if os.fork() == 0:
+    os.write(writer, start_span("a").traceparent.encode())
+    os._exit(0)
+assert os.read(reader, 100).decode() != start_span("a").traceparent
 span.note({"a": 1}); span.event("b"); span.end("UNAVAILABLE"); span.end()
 assert not any(name.startswith("opentelemetry") for name in sys.modules)
 """

@@ -238,12 +238,14 @@ async def test_a_name_that_is_none_is_refused_before_it_is_sent() -> None:
 def test_files_are_found_beside_the_configuration_and_missing_ones_named(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(TWO)
     config = load_config(tmp_path / "c.yaml")
-    assert config.tiers[1].adapters["legal"] == tmp_path / "legal.gguf"
+    assert config.tiers[1].adapters["legal"] == str(tmp_path / "legal.gguf")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "m.gguf").write_bytes(b"")
     planned = plan_cluster(config, cores=4)
-    assert planned.tiers[1].adapters == ("legal", "medical")
-    assert planned.problems == (f"tier tuned: there is no adapter {tmp_path}/legal.gguf (legal)",)
+    names = ("legal", "medical")
+    assert tuple(each.name for each in planned.tiers[1].adapters) == names
+    lacking = (f"tier tuned: adapter {name}: there is no {tmp_path}/{name}.gguf" for name in names)
+    assert planned.problems == tuple(lacking)
     engine = make_engine(config.tiers[1], "m.gguf")
     assert engine.capabilities.options
 
@@ -261,8 +263,25 @@ def test_nobody_has_said_that_an_adapter_may_be_sold() -> None:
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ("engine: transformers, adapters: {a: b}", "for llama_cpp, onnx, vllm, not for transf"),
+        (
+            "engine: onnx_classifier, adapters: {a: b}",
+            "for llama_cpp, onnx, transformers, vllm, not for onnx_classifier",
+        ),
         ("adapters: {a b: c}", "'a b' is no name"),
+        (
+            "adapters: {a: b.gguf}, most_adapters: 2",
+            "no effect on llama_cpp, of which every replica loads all of its adapters",
+        ),
+        (
+            "engine: vllm, vllm: {}, most_adapters: 2",
+            r"no effect on vllm, which has vllm\.most_adapters for it; leave it out",
+        ),
+        ("engine: onnx_classifier, most_adapters: 2", "which takes no adapters; leave it out"),
+        (
+            "adapters: {a: b@stable}",
+            r"of a registry \(a\) are for onnx and transformers; llama_cpp",
+        ),
+        ("engine: onnx, adapters: {a: b@stable}", r"'b@stable' of a registry, and gateway\.regis"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(fields: str, problem: str) -> None:

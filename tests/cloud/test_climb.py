@@ -404,7 +404,7 @@ async def drafted(
     )
     constraints = Constraints(max_remote_calls=4)
     request = dataclasses.replace(request, constraints=constraints)
-    return [event async for event in router.answer(request)], arrived
+    return [event async for together in router.answer(request) for event in together], arrived
 
 
 async def test_every_tier_of_a_climb_that_scores_drafts_gets_it() -> None:

@@ -66,7 +66,7 @@ class Pair:
     async def ask(self, **limits: object) -> list[RemoteEvent]:
         constraints = Constraints(**limits)  # type: ignore[arg-type]
         request = OpenRequest("r", (Message("user", "?"),), constraints=constraints, task_id="t")
-        return [event async for event in self.router.answer(request)]
+        return [event async for together in self.router.answer(request) for event in together]
 
     async def warm(self) -> None:
         for _ in range(SAMPLES):

@@ -42,7 +42,7 @@ from cloud.config import (
 from cloud.engines import ChatRequest, Done, Piece, Started, Verified
 from cloud.errors import TierUnavailable
 from cloud.figures import Figures, Recent, together
-from cloud.metrics import CLUSTER_METRICS, Exposition, Meters
+from cloud.metrics import CLUSTER_METRICS, POLICY_RISK, Exposition, Meters
 from cloud.observer import Observer
 from cloud.policy_state import PolicyState, policy_state
 from cloud.registry import Needs, Registry
@@ -510,3 +510,13 @@ def test_without_a_context_the_gateway_begins_the_trace(cluster: Cluster) -> Non
     (mine,) = cluster.records
     assert len(mine.trace_id) == 32
     assert asdict(mine)["trace_id"] == mine.trace_id  # as the access log has it
+
+
+def test_a_series_that_was_replaced_counts_again() -> None:
+    meters = Meters()
+    meters.set(POLICY_RISK, 0.1, "stable", "mood")
+    meters.replace(POLICY_RISK, {})
+    assert "mood" not in generate_latest(meters.registry).decode()
+    meters.set(POLICY_RISK, 0.2, "stable", "mood")
+    samples = read(generate_latest(meters.registry).decode())
+    assert samples[POLICY_RISK.name, labels(channel="stable", task="mood")] == 0.2

@@ -6,6 +6,8 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
+
 from cascade.wire import CallRecord
 from cloud.request_log import RequestLog
 
@@ -85,3 +87,19 @@ async def test_a_file_that_another_gateway_put_aside_is_opened_again(tmp_path: P
     log(answered("r3"))
     assert [line["request_id"] for line in lines(path)] == ["r3"]
     assert [line["request_id"] for line in lines(tmp_path / "requests.jsonl.1")] == ["r1"]
+
+
+async def test_a_file_that_is_full_of_several_gateways_lines_is_put_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud.request_log._LOG_BYTES", 2000)
+    path = tmp_path / "requests.jsonl"
+    log = RequestLog(path)
+    log(answered("r1"))
+    with path.open("a") as another:
+        another.write(json.dumps({"request_id": "another's", "why": "x" * 1900}) + "\n")
+    log(answered("r2"))
+    log(answered("r3"))
+    kept = lines(tmp_path / "requests.jsonl.1")
+    assert [line["request_id"] for line in kept] == ["r1", "another's"]
+    assert [line["request_id"] for line in lines(path)] == ["r2", "r3"]

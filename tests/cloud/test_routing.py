@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from cascade.errors import InvalidInput, RemoteError
-from cascade.remote import Accepted, Chunk, Finished, RemoteEvent
+from cascade.remote import Accepted, Chunk, EventsAtOnce, Finished, RemoteEvent
 from cascade.request import Message
 from cascade.sampling import Sampling
 from cascade.wire import OpenRequest
@@ -60,7 +60,11 @@ def asking(prompt: str = "hello", **fields: object) -> OpenRequest:
 
 
 async def run(tier: Tier, request: OpenRequest) -> list[RemoteEvent]:
-    return [event async for event in Router(CONFIG, {"tier1": tier}).answer(request)]
+    return [event async for together in answered(tier, request) for event in together]
+
+
+def answered(tier: Tier, request: OpenRequest) -> AsyncGenerator[EventsAtOnce]:
+    return Router(CONFIG, {"tier1": tier}).answer(request)
 
 
 async def test_an_answer_is_streamed_and_charged() -> None:
@@ -73,6 +77,19 @@ async def test_an_answer_is_streamed_and_charged() -> None:
     assert (finish.tier, finish.model) == ("tier1", "m.gguf")
     assert finish.reasons == ("lowest_tier",)
     assert finish.server_s > 0
+
+
+async def test_what_is_known_at_once_is_told_at_once() -> None:
+    started, piece, done = Started(7), Piece("yes", 1), Done("stop", 7, 2, 0)
+    accepted, chunk = Accepted("tier1", "m.gguf"), Chunk("yes", 1)
+    for messages, expected in (
+        ([[started, piece, done]], [(accepted, chunk, ...)]),
+        ([[started, piece], [piece, done]], [(accepted, chunk), (chunk, ...)]),
+        ([[started], [piece], [done]], [(accepted,), (chunk,), (...,)]),
+    ):
+        told = [together async for together in answered(Tier(messages), asking())]
+        assert isinstance(told[-1][-1], Finished)
+        assert [*told[:-1], (*told[-1][:-1], ...)] == expected
 
 
 async def test_the_engine_gets_what_was_asked_for() -> None:

@@ -232,6 +232,22 @@ class UploadResponse(_message.Message):
     retry: RetryWindow
     def __init__(self, receipt: _Optional[_Union[Receipt, _Mapping]] = ..., retry: _Optional[_Union[RetryWindow, _Mapping]] = ...) -> None: ...
 
+class UploadWholeRequest(_message.Message):
+    __slots__ = ("header", "payload")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    header: UploadHeader
+    payload: bytes
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class UploadWholeResponse(_message.Message):
+    __slots__ = ("receipt", "retry")
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    RETRY_FIELD_NUMBER: _ClassVar[int]
+    receipt: Receipt
+    retry: RetryWindow
+    def __init__(self, receipt: _Optional[_Union[Receipt, _Mapping]] = ..., retry: _Optional[_Union[RetryWindow, _Mapping]] = ...) -> None: ...
+
 class Receipt(_message.Message):
     __slots__ = ("lease_id", "round", "payload_sha256", "committed_at_s")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]

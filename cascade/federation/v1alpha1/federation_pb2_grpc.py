@@ -59,6 +59,11 @@ class FederationServiceStub(object):
                 request_serializer=cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadRequest.SerializeToString,
                 response_deserializer=cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadResponse.FromString,
                 _registered_method=True)
+        self.UploadWhole = channel.unary_unary(
+                '/cascade.federation.v1alpha1.FederationService/UploadWhole',
+                request_serializer=cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadWholeRequest.SerializeToString,
+                response_deserializer=cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadWholeResponse.FromString,
+                _registered_method=True)
         self.UploadStatus = channel.unary_unary(
                 '/cascade.federation.v1alpha1.FederationService/UploadStatus',
                 request_serializer=cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadStatusRequest.SerializeToString,
@@ -119,6 +124,15 @@ class FederationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadWhole(self, request, context):
+        """Sends the update of a lease as one message, which arrives whole or not at all, and commits it:
+        for updates of up to 64 KiB, of which there is nothing to resume. A cluster that answers
+        UNIMPLEMENTED takes them by `Upload`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UploadStatus(self, request, context):
         """Says how much of an update has arrived, and whether it was committed.
         """
@@ -170,6 +184,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.Upload,
                     request_deserializer=cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadRequest.FromString,
                     response_serializer=cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadResponse.SerializeToString,
+            ),
+            'UploadWhole': grpc.unary_unary_rpc_method_handler(
+                    servicer.UploadWhole,
+                    request_deserializer=cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadWholeRequest.FromString,
+                    response_serializer=cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadWholeResponse.SerializeToString,
             ),
             'UploadStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.UploadStatus,
@@ -305,6 +324,33 @@ class FederationService(object):
             '/cascade.federation.v1alpha1.FederationService/Upload',
             cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadRequest.SerializeToString,
             cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadWhole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cascade.federation.v1alpha1.FederationService/UploadWhole',
+            cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadWholeRequest.SerializeToString,
+            cascade_dot_federation_dot_v1alpha1_dot_federation__pb2.UploadWholeResponse.FromString,
             options,
             channel_credentials,
             insecure,

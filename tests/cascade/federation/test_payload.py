@@ -48,7 +48,7 @@ def test_counts_travel_behind_the_update_and_are_bounded() -> None:
     change, counts = drawn(0), np.array([3, 0, 1000])
     data = encode_payload(PLAN, change, counts, np.random.default_rng(0))
     assert len(data) == PLAN.payload_bytes(ADAPTER)
-    read, weights = decode_payload(PLAN, data, SHAPES)
+    read, weights = decode_payload(PLAN, data, PLAN.update(SHAPES))
     for name, tensor in change.items():
         np.testing.assert_array_equal(read[name], tensor)
     assert {name: each.tolist() for name, each in weights.items()} == {
@@ -69,7 +69,7 @@ def test_counts_travel_behind_the_update_and_are_bounded() -> None:
 def test_counts_are_read_strictly(spoiled, field) -> None:
     data = encode_payload(PLAN, drawn(0), np.array([1, 2, 3]), np.random.default_rng(0))
     with pytest.raises(InvalidInput) as caught:
-        decode_payload(PLAN, spoiled(data), SHAPES)
+        decode_payload(PLAN, spoiled(data), PLAN.update(SHAPES))
     assert caught.value.field.startswith(field)
 
 

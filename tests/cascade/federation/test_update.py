@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from cascade.errors import InvalidInput
 from cascade.federation import (
+    Expected,
     clip_to_norm,
     decode,
     encode,
@@ -226,3 +227,42 @@ def test_a_flat_vector_holds_everything(update):
         np.testing.assert_array_equal(back[name], tensor)
     with pytest.raises(InvalidInput, match="elements"):
         unflatten(np.zeros(flatten(update).size + 1), shapes_of(update))
+
+
+@given(updates(), st.sampled_from([4, 8, 32]), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_glance_takes_what_reading_takes(update, bits, data):
+    shapes = shapes_of(update)
+    sent = bytearray(encode(update, bits, np.random.default_rng(1)))
+    for _ in range(data.draw(st.integers(0, 2))):
+        sent[data.draw(st.integers(0, len(sent) - 1))] = data.draw(st.integers(0, 255))
+    expected = Expected.of(shapes, bits)
+    assert expected.size == encoded_size(shapes, bits)
+    read = problem_of(decode, bytes(sent), shapes)
+    assert problem_of(expected.check, bytes(sent)) == read
+    if read is None:
+        quick, slow = expected.decode(bytes(sent)), decode(bytes(sent), shapes)
+        for name in shapes:
+            np.testing.assert_array_equal(quick[name], slow[name], strict=True)
+    else:
+        assert problem_of(expected.decode, bytes(sent)) == read
+
+
+def problem_of(work, *given):
+    try:
+        work(*given)
+    except InvalidInput as problem:
+        return str(problem)
+    return None
+
+
+@pytest.mark.parametrize("bits", [4, 8, 32])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.0, -1.0, 1e31])
+def test_a_glance_sees_numbers_that_are_none(bits, value):
+    data = bytearray(encode(drawn(), bits, np.random.default_rng(0)))
+    at = Expected.of(SHAPES, bits)
+    where = (at.codes if bits == 32 else at.scales)[-1].start
+    data[where : where + 4] = np.float32(value).tobytes()
+    found = problem_of(at.check, bytes(data))
+    assert found == problem_of(decode, bytes(data), SHAPES)
+    assert (found is None) == (bits == 32 and value in (0.0, -1.0))

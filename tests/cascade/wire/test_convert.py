@@ -16,7 +16,7 @@ from cascade.sampling import GREEDY, Sampling
 from cascade.signals import Signals
 from cascade.tensor import DTYPES, Tensor
 from cascade.v1 import inference_pb2 as pb
-from cascade.wire.convert import event_message, open_message, read_event, read_open
+from cascade.wire.convert import OpenRequest, event_messages, open_message, read_events, read_open
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 written = text.filter(lambda value: bool(value.strip()))
@@ -157,10 +157,25 @@ def test_a_request_arrives_as_it_was_sent(
         np.testing.assert_array_equal(left, right)
 
 
-@given(events)
-def test_an_event_arrives_as_it_was_sent(event: RemoteEvent) -> None:
-    sent = event_message("r-1", event).SerializeToString()
-    assert read_event(pb.AnswerEvent.FromString(sent), request_id="r-1") == event
+@given(st.lists(events, min_size=1, max_size=4), st.booleans())
+def test_events_arrive_as_they_were_sent(together: list[RemoteEvent], at_once: bool) -> None:
+    request = OpenRequest("r-1", (), reads_following=at_once)
+    sent = [each.SerializeToString() for each in event_messages(request, tuple(together))]
+    assert len(sent) == (1 if at_once else len(together))
+    read = [read_events(pb.AnswerEvent.FromString(each), request_id="r-1") for each in sent]
+    assert [event for part in read for event in part] == together
+
+
+def test_a_device_says_that_it_reads_several_events_in_one_message() -> None:
+    assert read_open(_good(), deadline_s=1.0).reads_following
+    assert not read_open(_another(), deadline_s=1.0).reads_following
+
+
+def _another() -> pb.AnswerRequest:
+    """What a client says that knows of no such thing."""
+    message = _good()
+    message.open.ClearField("reads_following")
+    return message
 
 
 def _good() -> pb.AnswerRequest:
@@ -379,14 +394,16 @@ def test_unset_fields_mean_their_documented_defaults() -> None:
 
 
 def test_events_of_another_request_are_refused() -> None:
-    message = event_message("r-1", Chunk("x", 1))
+    (message,) = event_messages(OpenRequest("r-1", ()), (Chunk("x", 1),))
     with pytest.raises(InvalidInput, match="another request"):
-        read_event(message, request_id="r-2")
+        read_events(message, request_id="r-2")
 
 
 def test_events_of_an_unknown_kind_are_passed_over() -> None:
     message = pb.AnswerEvent(request_id="r-1")
-    assert read_event(message, request_id="r-1") is None
+    assert read_events(message, request_id="r-1") == []
+    message.following.append(pb.AnswerEvent(tokens=pb.TokenChunk(text="x", count=1)))
+    assert read_events(message, request_id="r-1") == [Chunk("x", 1)]
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
@@ -396,4 +413,4 @@ def test_a_speed_that_is_no_time_is_refused(seconds: float) -> None:
         message.finish.reason = pb.FINISH_REASON_STOP
         setattr(message.finish.speed, field, seconds)
         with pytest.raises(InvalidInput, match=f"finish.speed.{field}"):
-            read_event(message, request_id="r-1")
+            read_events(message, request_id="r-1")

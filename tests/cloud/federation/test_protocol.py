@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -18,6 +21,7 @@ from cascade.federation.terms import (
     Histogram,
     MetricsReport,
 )
+from cascade.files import sha256_bytes
 from cascade.wire import KeyRing, new_key
 from cloud.federation import leases, rounds
 from cloud.federation.config import PlanConfig
@@ -165,6 +169,64 @@ async def test_a_lost_receipt_can_be_asked_for_and_the_update_counts_once(world:
     assert (seen["committed"], seen["refused.replayed"], seen["refused.used_lease"]) == (1, 1, 1)
 
 
+async def test_an_update_in_one_message_is_whole(world: World) -> None:
+    device, data = await world.device(), payload(1.0)
+    header = device.header(await device.lease(), data)
+    with pytest.raises(RemoteError, match=r"commit"):
+        await device.service._upload_whole(header, data[:-1], 5.0)
+    with pytest.raises(RemoteError, match=r"header\.offset"):
+        await device.service._upload_whole(replace(header, offset=1), data[1:], 5.0)
+    call = device.service._upload_whole(header, data + b"x", 5.0)
+    assert await refused(call) == ("INVALID_ARGUMENT", "oversized")
+    assert "committed" not in world.counters()
+    done = await device.service._upload_whole(header, data, 5.0)
+    assert done.receipt.payload_sha256 == header.payload_sha256
+    assert world.desk_memory() == 0
+
+
+async def test_a_cluster_that_takes_no_whole_update_is_sent_a_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unknown(self: object, request: object, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
+    monkeypatch.setattr("cascade.wire.federation._Servicer.UploadWhole", unknown)
+    federation, data = Federation.made(tmp_path), payload(1.0)
+    async with federation.coordinator() as coordinator, federation.gateway() as port:
+        await coordinator.tick()
+        device = BareDevice(federation.profile(port))
+        try:
+            await device.enrol()
+            done = await device.service.upload(device.header(await device.lease(), data), data)
+            assert done.receipt.payload_sha256 == sha256_bytes(data)
+        finally:
+            await device.close()
+
+
+async def test_devices_begin_while_updates_are_aggregated(world: World) -> None:
+    for value in (1.0, 1.0, 1.0):
+        await world.commit(value)
+    database = world.federation.database()
+    claim = functools.partial(
+        rounds.claim, goal=3, minimum=2, synchronous=False, token="gone", now=0.0, claim_s=0.0
+    )
+    claimed = await database.do(claim)
+    database.close()
+    assert claimed is not None
+    device, data = await world.device(), payload(1.0)
+    lease = await device.lease()
+    assert lease.round == claimed.number
+    await device.service.upload(device.header(lease, data), data)
+    for _ in range(2):
+        await world.commit(1.0)
+    await world.tick()
+    await world.tick()
+    assert [(each.state, each.counted) for each in world.rounds()][:2] == [
+        ("approved", 3),
+        ("approved", 3),
+    ]
+
+
 async def test_an_upload_goes_on_where_it_broke_off(world: World) -> None:
     device, data = await world.device(), payload(1.0)
     lease = await device.lease()
@@ -206,8 +268,10 @@ async def _without_commit(device: BareDevice, header: object, data: bytes) -> No
         raise connection.error(error, 1.0) from None
 
 
-async def test_refusals_before_a_byte_is_taken(world: World) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+async def test_refusals_before_a_byte_is_taken(world: World, whole: bool) -> None:
     device, other, data = await world.device(), await world.device(), payload(1.0)
+    device.service._takes_whole = whole
     lease = await device.lease()
     good = device.header(lease, data)
     foreign = f"{'0' * 16}.{lease.lease_id.partition('.')[2]}"
@@ -239,8 +303,10 @@ async def test_refusals_before_a_byte_is_taken(world: World) -> None:
     await device.service.upload(good, data)
 
 
-async def test_refusals_of_what_a_payload_holds(world: World) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+async def test_refusals_of_what_a_payload_holds(world: World, whole: bool) -> None:
     device = await world.device()
+    device.service._takes_whole = whole
     lease = await device.lease()
     nan = bytearray(payload(1.0))
     nan[-4:] = np.float32(np.nan).tobytes()
