@@ -6,6 +6,7 @@ import sys
 
 from benchmarks.edge.subject import prepare
 from benchmarks.federated import aggregation, attacks, flower, gradients, learners, protocol
+from benchmarks.federated.loop import figures as loop
 from benchmarks.hardware import describe
 from benchmarks.run import main
 
@@ -16,6 +17,7 @@ GROUPS = {
     "flower": flower.rows,
     "learners": learners.rows,
     "attacks": attacks.rows,
+    "loop": loop.rows,
 }
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def simulated(
     simulation = FleetSimulation(
         folder.absolute(),
         plan_of(of, learner, seed, recertify=arm != "head, not certified anew"),
-        of.task,
+        (of.lora or of.task) if learner == "lora" else of.task,
         ground.bundle,
         ground.at,
         rows=parts_of(of, seed),

@@ -56,6 +56,8 @@ class LoopTask:
         most: rows of the develop part; others in proportion (``cloud.fleet.parts``).
         target, alpha: what is certified.
         partition: which device sees what.
+        lora: how LoRA is asked, where it is not as a head is: it needs no examples in its prompt,
+            which it would have to read again in every step.
         wordings: how the base model is asked, for set-ups that learn nothing.
         arms: that are run.
     """
@@ -71,6 +73,7 @@ class LoopTask:
     partition: str
     wordings: Mapping[str, Task]
     arms: tuple[Arm, ...]
+    lora: Task | None = None
 
 
 def commands() -> LoopTask:
@@ -140,7 +143,8 @@ def sentiment(teacher: str) -> LoopTask:
         alpha=0.05,
         partition="by-group",
         wordings={"two examples": TASK, "plain": replace(TASK, examples=())},
-        arms=("head", "lora", "head, not certified anew"),
+        arms=("head", "head, not certified anew", "lora"),
+        lora=replace(TASK, examples=()),
     )
 
 
