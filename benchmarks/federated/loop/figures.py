@@ -59,7 +59,7 @@ def rows(subject: Subject, run: Run) -> Iterator[Row]:
 def _of_task(run: Run, of: LoopTask, ground: Ground, keep: Path) -> Iterator[Row]:
     for seed in _SEEDS[:1] if run.quick else _SEEDS:
         first: dict[str, float] = {}
-        for name, wording in of.wordings.items():
+        for name, wording in of.wordings.items() if seed in of.asked_at else ():
             what = f"asked, {name}"
             points = _kept(
                 run,

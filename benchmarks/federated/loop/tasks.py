@@ -59,6 +59,7 @@ class LoopTask:
         lora: how LoRA is asked, where it is not as a head is: it needs no examples in its prompt,
             which it would have to read again in every step.
         wordings: how the base model is asked, for set-ups that learn nothing.
+        asked_at: the seeds at which it is; scoring 27 answers takes a while.
         arms: that are run.
     """
 
@@ -74,6 +75,7 @@ class LoopTask:
     wordings: Mapping[str, Task]
     arms: tuple[Arm, ...]
     lora: Task | None = None
+    asked_at: tuple[int, ...] = (0, 1, 2)
 
 
 def commands() -> LoopTask:
@@ -109,6 +111,7 @@ def commands() -> LoopTask:
         alpha=0.05,
         partition="dirichlet:0.3",
         wordings={"plain": task},
+        asked_at=(0,),
         arms=("head", "head, not certified anew"),
     )
 
