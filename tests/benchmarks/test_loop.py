@@ -1,0 +1,99 @@
+"""What the loop makes of its fleets, and which sentences it takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.federated.loop import figures, tasks
+from benchmarks.federated.loop.arms import plan_of
+from benchmarks.federated.loop.figures import _Point
+from benchmarks.federated.loop.tasks import LoopTask
+from benchmarks.run import Run
+from cascade.task import Task
+from cloud.fleet import FleetRow
+
+RUN = Run(quick=False, hardware="a machine")
+TASK = LoopTask(
+    name="colours",
+    task=Task("colours", ("red", "blue"), "{input}:", " ", "{input}"),
+    rows=(FleetRow("1", "a", "red"),),
+    starting=4,
+    per_round=5,
+    most=None,
+    target="risk",
+    alpha=0.05,
+    partition="iid",
+    wordings={},
+    arms=("head",),
+)
+BEFORE = _Point(0.8, 0.5, (0.03, 0.01, 0.07), 0.9, None, 1.0, None)
+AFTER = replace(BEFORE, escalated=0.3, accuracy=0.8, out_of_scope=0.96)
+
+
+def test_a_fleet_is_told_round_by_round() -> None:
+    rows = list(figures._rows(RUN, TASK, "head", 1, [BEFORE, AFTER]))
+    by = {row.figure.rpartition(": ")[2]: row for row in rows}
+    assert by["escalated"].value == pytest.approx(30)
+    assert "80.0 → 30.0" in by["escalated"].how
+    assert by["risk on the test part"].ci == (pytest.approx(1), pytest.approx(7))
+    # Three points below where it started are allowed.
+    assert by["out of scope, escalated"].reach == pytest.approx(97)
+    assert by["out of scope, escalated"].reached is False
+    assert len({row.figure for row in rows}) == len(rows)
+
+
+def test_the_fall_is_measured_from_the_best_that_did_not_learn() -> None:
+    row = figures._fall(RUN, "x", [BEFORE, AFTER], {"head": 0.8, "asked, plain": 0.5})
+    assert row.value == pytest.approx(0.6)
+    assert row.reached is False
+    assert "asked, plain" in row.how
+
+
+def test_what_was_found_is_kept_for_the_same_run_alone(tmp_path: Path) -> None:
+    class Bundle:
+        class manifest:
+            base_digest = "b" * 64
+
+    ground = type("Ground", (), {"bundle": Bundle})()
+    calls = []
+
+    def work() -> list[_Point]:
+        calls.append(1)
+        return [BEFORE, replace(AFTER, risk=None)]
+
+    def kept(task: LoopTask, seed: int) -> list[_Point]:
+        return figures._kept(RUN, tmp_path, (task, "head", seed, ground), work)  # type: ignore[arg-type]
+
+    assert kept(TASK, 0) == kept(TASK, 0)
+    assert len(calls) == 1
+    kept(TASK, 1)
+    kept(replace(TASK, alpha=0.1), 0)
+    kept(replace(TASK, rows=(FleetRow("1", "b", "red"),)), 0)
+    assert len(calls) == 4
+
+
+def test_templates_take_turns_and_none_gives_many() -> None:
+    templates = {f"t{n}": {str(k): f"{n} {k}" for k in range(9)} for n in range(200)}
+    rows = list(tasks._in_turn("red", templates))
+    assert len(rows) == 320
+    assert [row.document for row in rows[:3]] == ["t0", "t1", "t10"]
+    few = list(tasks._in_turn("red", {"t": {str(k): str(k) for k in range(9)}}))
+    assert [row.id for row in few] == ["t/0", "t/1", "t/2", "t/3"]
+
+
+def test_an_intent_is_named_in_words() -> None:
+    assert tasks._named("HassLawnMowerDock") == "lawn mower dock"
+
+
+def test_an_arm_that_is_not_certified_anew_says_so_in_its_plan() -> None:
+    assert plan_of(TASK, "head", 0).recertify
+    assert not plan_of(TASK, "head", 0, recertify=False).recertify
+    assert plan_of(TASK, "lora", 0).learner == "lora"
+
+
+def test_banking_is_left_out_where_its_data_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CASCADE_EVAL_DATA", raising=False)
+    assert tasks.banking77() is None
