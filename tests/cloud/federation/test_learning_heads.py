@@ -1,0 +1,98 @@
+"""A device that learns a head: what it reads, what it sends, and what it does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.conditions import Conditions, FixedConditions
+from cascade.federation.plan import RoundPlan
+from cascade.request import Message
+from cascade.task import generic
+from cascade.testing import TinyBundle
+from edge import Adapter, OnnxModel
+from edge.adapter import write_adapter
+from edge.examples import Example, ExampleStore, Source
+from edge.federation import ExampleTrainer, NoGain, StartingPoint
+from edge.head import Head, HeadSpec
+from edge.training.allowance import TrainingAllowance
+from edge.training.policy import TrainingLimits
+
+OPTIONS = ("red", "green", "blue")
+TASK = replace(generic(OPTIONS), task_id="colours")
+PLAN = RoundPlan(clip_norm=20.0, rows=True)
+RESTING = Conditions("unmetered", charging=True, idle=True)
+
+
+def untrained(tiny: TinyBundle) -> Head:
+    model = OnnxModel(tiny.bundle)
+    features = model.features(TASK, "a house")
+    size = len(features)
+    return Head(
+        HeadSpec(TASK, model.hidden_layer),
+        np.zeros((3, size), np.float32),
+        np.zeros(3, np.float32),
+        np.zeros(size, np.float32),
+        np.full(size, float(np.abs(features).mean()), np.float32),
+    )
+
+
+def point(tiny: TinyBundle, head: Head, folder: Path) -> StartingPoint:
+    base = tiny.bundle.manifest.base_digest
+    path = write_adapter(
+        folder / "start", {}, name="start", base_digest=base, signing_key=tiny.key, head=head
+    )
+    return StartingPoint(base, Adapter.open(path, tiny.trust), head.tensors())
+
+
+def trainer(tiny: TinyBundle, folder: Path, answers: tuple[str, ...]) -> ExampleTrainer:
+    store = ExampleStore(folder / "examples.sqlite3", clock=lambda: 1_700_000_100.0)
+    store.grant()
+    words = {"red": "house", "green": "river", "blue": "light"}
+    for number in range(60):
+        answer = answers[number % len(answers)]
+        said = (Message("user", f"{number} is {words[answer]}"),)
+        at = 1_700_000_000.0 + number
+        example = Example(f"r{number}", said, answer, Source.CORRECTION, at, options=OPTIONS)
+        assert store.add(example) is None
+    allowance = TrainingAllowance(
+        TrainingLimits(), FixedConditions(RESTING), path=folder / "training.sqlite3"
+    )
+    return ExampleTrainer(tiny.bundle, store, allowance, task=TASK)
+
+
+def test_a_device_sends_rows_of_the_answers_that_it_knows(tiny: TinyBundle, tmp_path: Path) -> None:
+    start = point(tiny, untrained(tiny), tmp_path)
+    trained = trainer(tiny, tmp_path, ("red", "green"))(PLAN, start)
+    assert set(trained.change) == {"head.weight", "head.bias"}
+    assert trained.row_counts[2] == 0
+    assert trained.row_counts[:2].min() > 10
+    assert int(trained.row_counts.sum()) == trained.examples
+    weight = trained.change["head.weight"]
+    assert not weight[2].any()
+    assert weight[0].any()
+    # What it has learned tells the two apart.
+    model, head = OnnxModel(tiny.bundle), start.adapter.head
+    assert head is not None
+    after = replace(head, weight=head.weight + weight, bias=head.bias + trained.change["head.bias"])
+    right = [
+        int(after.logits(model.features(TASK, f"{number} is {word}")).argmax()) == place
+        for number in range(60, 100)
+        for word, place in (("house", 0), ("river", 1))
+    ]
+    assert np.mean(right) > 0.65
+
+
+def test_one_answer_alone_teaches_no_head(tiny: TinyBundle, tmp_path: Path) -> None:
+    with pytest.raises(NoGain, match="two answers"):
+        trainer(tiny, tmp_path, ("blue",))(PLAN, point(tiny, untrained(tiny), tmp_path))
+
+
+def test_features_are_those_that_are_measured_with_scores(tiny: TinyBundle) -> None:
+    model = OnnxModel(tiny.bundle)
+    both, scores = model.measured(TASK, "1 is house")
+    assert np.array_equal(model.features(TASK, "1 is house"), both)
+    assert scores.shape == (3,)
