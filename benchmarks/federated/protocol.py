@@ -60,7 +60,7 @@ def rows(subject: object, run: Run) -> Iterator[Row]:
         f"time, {rounds} times each: connect, signed check-in, durable lease, an update of {size} "
         f"bytes ({BITS} bits a number), receipt from a store that is synced to disk, disconnect; "
         f"a round is aggregated after every {GOAL} updates, signed and published; "
-        f"{total / sum(walls):.0f} client-rounds/s; {again} connections were tried again"
+        f"{total / sum(walls):.0f} client-rounds/s; {again} devices came again"
     )
     gateway = between(began, after, "gateway_cpu_s")
     coordinator = between(began, after, "coordinator_cpu_s")

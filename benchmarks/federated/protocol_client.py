@@ -105,9 +105,10 @@ class Fleet:
             try:
                 await work(service, device)
             except RemoteError as problem:
-                if problem.status != "UNAVAILABLE":
+                if problem.status not in ("UNAVAILABLE", "ABORTED"):
                     return f"{problem.status}: {problem.message}"
-                # A connection that could not be made in time: come back, as any device does.
+                # A connection that could not be made in time, or more updates than the coordinator
+                # keeps waiting for their rounds: come back, as any device does.
                 self._again += 1
                 await asyncio.sleep(random.uniform(0.1, 1.0))
             else:
