@@ -29,7 +29,7 @@ ROUNDS: Final = 6
 
 _TRAINING: Final = {
     "head": PlanConfig(clip_norm=20.0),
-    "lora": PlanConfig(layers=4, learning_rate=0.05, batch=8, max_steps=40, clip_norm=20.0),
+    "lora": PlanConfig(layers=4, learning_rate=0.05, batch=8, max_steps=20, clip_norm=20.0),
 }
 """Heads are sent as they are fitted; 20 bounds an odd one. LoRA: see ``docs/loop.md`` for what was
 tried."""

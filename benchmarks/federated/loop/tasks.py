@@ -146,7 +146,8 @@ def sentiment(teacher: str) -> LoopTask:
         alpha=0.05,
         partition="by-group",
         wordings={"two examples": TASK, "plain": replace(TASK, examples=())},
-        arms=("head", "head, not certified anew", "lora"),
+        # LoRA takes as long as all other arms together: under one teacher.
+        arms=("head", "head, not certified anew", *(("lora",) if teacher == "tier1" else ())),
         lora=replace(TASK, examples=()),
     )
 
