@@ -165,10 +165,11 @@ class _Answerer:
         meters.add(metrics.UNDER_WAY, 1)
         try:
             async with aclosing(self._answerer.answer(request)) as events:
-                async for event in events:
-                    if isinstance(event, Finished):
-                        self._observer.answered(event)
-                    yield event
+                async for told in events:
+                    for event in told if isinstance(told, tuple) else (told,):
+                        if isinstance(event, Finished):
+                            self._observer.answered(event)
+                    yield told
         finally:
             meters.add(metrics.UNDER_WAY, -1)
             way.decided("")

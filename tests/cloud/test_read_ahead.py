@@ -96,7 +96,7 @@ def opened(incoming: Incoming | None) -> OpenRequest:
 
 
 async def answered(router: Router, incoming: Incoming | None) -> list[RemoteEvent]:
-    return [event async for event in router.answer(opened(incoming))]
+    return [event async for told in router.answer(opened(incoming)) for event in told]
 
 
 async def test_the_prompt_is_read_until_the_draft_is_there() -> None:
@@ -187,7 +187,7 @@ async def test_a_prompt_that_is_read_ahead_is_paid_for_once(
 
     async def asked() -> list[RemoteEvent]:
         request = replace(opened(incoming), max_tokens=1)
-        return [event async for event in gateway.answer(request)]
+        return [event async for told in gateway.answer(request) for event in told]
 
     answer = asyncio.create_task(asked())
     await until(lambda: tier.open == 1)

@@ -34,7 +34,7 @@ PLAN = FleetPlan(
     level=0.5,
     rank=4,
     epochs=12,
-    alpha=0.2,
+    alpha=0.35,
     training=TRAINING,
 )
 
