@@ -33,7 +33,14 @@ def test_one_lucky_example_shows_nothing():
 
 @pytest.mark.parametrize("n", [0, 1, 7])
 def test_too_few_examples_show_nothing(n):
-    assert worth_sending(PARENT[:n], PARENT[:n] - 1).word == "too_few"
+    assert worth_sending(PARENT[:n], PARENT[:n] - 1, least=8).word == "too_few"
+
+
+def test_by_default_only_what_is_worse_stays():
+    assert worth_sending([1.0, 2.0], [0.9, 2.05]).send
+    assert worth_sending([1.0], [0.9]).send
+    assert worth_sending([1.0, 2.0], [1.1, 1.95]).word == "worse"
+    assert worth_sending([], []).word == "too_few"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
