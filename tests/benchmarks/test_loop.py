@@ -29,7 +29,7 @@ TASK = LoopTask(
     wordings={},
     arms=("head",),
 )
-BEFORE = _Point(0.8, 0.5, (0.03, 0.01, 0.07), 0.9, None, 1.0, None)
+BEFORE = _Point(0.8, 0.5, (0.03, 0.01, 0.07), 0.9, None, 1.0)
 AFTER = replace(BEFORE, escalated=0.3, accuracy=0.8, out_of_scope=0.96)
 
 

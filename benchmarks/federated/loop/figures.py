@@ -40,7 +40,6 @@ class _Point:
     end_to_end: float
     teacher: float | None
     out_of_scope: float | None
-    kilobytes: float | None
 
 
 def rows(subject: Subject, run: Run) -> Iterator[Row]:
@@ -65,7 +64,7 @@ def _of_task(run: Run, of: LoopTask, ground: Ground, keep: Path) -> Iterator[Row
                 run,
                 keep,
                 (of, what, seed, ground),
-                lambda w=wording, s=seed: [_standing(arms.asked(of, w, s, ground))],  # type: ignore[misc]
+                lambda w=wording, s=seed: [_point(arms.asked(of, w, s, ground))],  # type: ignore[misc]
             )
             first[what] = points[0].escalated
             yield from _rows(run, of, what, seed, points)
@@ -145,16 +144,15 @@ def _fall(run: Run, name: str, points: Sequence[_Point], first: dict[str, float]
 
 
 def _simulated(of: LoopTask, arm: Arm, seed: int, ground: Ground, run: Run) -> list[_Point]:
-    return [_round(each) for each in arms.simulated(of, arm, seed, ground, run.say)]
+    return [_point(each) for each in arms.simulated(of, arm, seed, ground, run.say)]
 
 
 def _alone(of: LoopTask, seed: int, ground: Ground) -> list[_Point]:
     """Means over the devices; the interval is that of one test part."""
-    return [_mean([_standing(each) for each in one]) for one in local.alone(of, seed, ground)]
+    return [_mean([_point(each) for each in one]) for one in local.alone(of, seed, ground)]
 
 
-def _round(each: RoundFigures) -> _Point:
-    up = each.bytes_up_each
+def _point(each: RoundFigures | Standing) -> _Point:
     return _Point(
         each.escalation,
         each.accuracy,
@@ -162,19 +160,6 @@ def _round(each: RoundFigures) -> _Point:
         each.end_to_end,
         each.teacher,
         each.out_of_scope,
-        None if up is None else up / 1000,
-    )
-
-
-def _standing(each: Standing) -> _Point:
-    return _Point(
-        each.escalation,
-        each.accuracy,
-        each.risk,
-        each.end_to_end,
-        each.teacher,
-        each.out_of_scope,
-        None,
     )
 
 
@@ -191,7 +176,6 @@ def _mean(points: Sequence[_Point]) -> _Point:
         mean([each.end_to_end for each in points]),
         points[0].teacher,
         mean(outside) if outside else None,
-        None,
     )
 
 
