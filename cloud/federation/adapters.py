@@ -17,7 +17,7 @@ from cascade.federation import Shapes, Tensors, shapes_of
 from cascade.signing import SigningKey, TrustStore
 from cloud.registry import Registry
 from edge.adapter import AdapterManifest, LoraPair, write_adapter
-from edge.head import Head
+from edge.head import Head, HeadSpec
 from edge.safetensors_file import read_bytes
 
 _WEIGHTS: Final = "adapter.safetensors"
@@ -102,13 +102,7 @@ class Adapters:
         if self._key is None:
             raise InvalidInput("federation.signing_key", "is missing; candidates must be signed")
         tensors = {**start.tensors, **trained}
-        spec = start.manifest.head
-        head = None if spec is None else Head.from_tensors(spec, tensors)
-        of_head = {} if head is None else head.tensors()
-        modules = sorted({each.rpartition(".")[0] for each in tensors if each not in of_head})
-        pairs = {
-            module: LoraPair(tensors[f"{module}.a"], tensors[f"{module}.b"]) for module in modules
-        }
+        pairs, head = parts_of(tensors, start.manifest.head)
         with tempfile.TemporaryDirectory(prefix="cascade-candidate-") as folder:
             trust = TrustStore(Path(folder) / "trust")
             trust.pin(_PUBLISHER, self._key.public)
@@ -124,3 +118,14 @@ class Adapters:
                 head=head,
             )
             return self._registry.publish(path, trust).artifact.digest
+
+
+def parts_of(tensors: Tensors, spec: HeadSpec | None) -> tuple[dict[str, LoraPair], Head | None]:
+    """An adapter's pairs by linear, and its head, from its tensors by name.
+
+    Raises:
+        InvalidInput: the tensors are no such head.
+    """
+    names = sorted(name.removesuffix(".a") for name in tensors if name.endswith(".a"))
+    pairs = {name: LoraPair(tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in names}
+    return pairs, None if spec is None else Head.from_tensors(spec, tensors)

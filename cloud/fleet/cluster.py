@@ -13,7 +13,7 @@ from cascade.errors import RemoteError
 from cascade.remote import RemoteEvent
 from cascade.signing import TrustStore
 from cascade.wire import ClientProfile, KeyRing, OpenRequest, new_key
-from cloud.federation.adapters import Adapters
+from cloud.federation.adapters import Adapters, parts_of
 from cloud.federation.config import FederationConfig
 from cloud.federation.coordinator import Coordinator
 from cloud.federation.database import Database
@@ -27,9 +27,8 @@ from cloud.fleet.served import Weights
 from cloud.front_door import FrontDoor, GatewayFiles
 from cloud.registry import Delivery, Registry
 from cloud.tls import ensure_local_tls
-from edge.adapter import LoraPair, write_adapter
+from edge.adapter import write_adapter
 from edge.bundle import Bundle
-from edge.head import Head
 from edge.portal import Portal
 
 DAY_S: Final = 86_400.0
@@ -107,12 +106,7 @@ class FleetCluster:
     def weights(self, digest: str) -> Weights:
         """An adapter's."""
         adapter = self._adapters.read(digest)
-        tensors, spec = adapter.tensors, adapter.manifest.head
-        names = sorted(name.removesuffix(".a") for name in tensors if name.endswith(".a"))
-        return Weights(
-            {name: LoraPair(tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in names},
-            None if spec is None else Head.from_tensors(spec, tensors),
-        )
+        return Weights(*parts_of(adapter.tensors, adapter.manifest.head))
 
     def counters(self) -> Mapping[str, int]:
         """What the coordinator and the desk have counted."""
