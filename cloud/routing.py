@@ -14,7 +14,7 @@ from typing import Final
 from cascade.errors import InvalidInput
 from cascade.ladder import LadderPolicy
 from cascade.latency import LatencyBook
-from cascade.remote import Accepted, Chunk, EventsAtOnce, RemoteEvent, Verified
+from cascade.remote import Accepted, Chunk, EventsAtOnce, Finished, RemoteEvent, Verified
 from cascade.tensor import total_bytes
 from cascade.wire import OpenRequest
 from cloud.asking import Asking
@@ -123,21 +123,19 @@ class Router:
 
 async def _answered(asking: Asking, choice: Choice) -> AsyncGenerator[EventsAtOnce]:
     """The answer of the chosen tier, or of the one that it is hedged by. Its last words are told
-    with its end, which is known when the call of the tier is over: right behind them."""
+    with its end, and the call of the tier is read on to its own end meanwhile."""
     first = choice.tier
     hedge_with = None if first.hedge is None else asking.tier(first.hedge.to)
     reasons, shown = choice.reasons, ""
-    winner: Attempt | None = None
-    told: list[RemoteEvent] = []
     calls = asking.ask(first, score=asking.request.score, hedge_with=hedge_with)
     async with aclosing(calls) as batches:
         async for attempt, batch in batches:
             tier = attempt.tier
+            told: list[RemoteEvent] = []
             if not batch:
                 reasons += (f"{first.name}:slow",)
                 shown = tier.name
                 told.append(Accepted(tier.name, attempt.model_name))
-            winner = attempt if batch else winner
             for event in batch:
                 if isinstance(event, Started) and shown != tier.name:
                     shown = tier.name
@@ -146,14 +144,16 @@ async def _answered(asking: Asking, choice: Choice) -> AsyncGenerator[EventsAtOn
                     told.append(Chunk(event.text, event.count))
                 elif isinstance(event, Verified):
                     told.append(event)
-            if told and not (batch and isinstance(batch[-1], Done)):
+                elif isinstance(event, Done):
+                    told.append(_finished(asking, attempt, reasons))
+            if told:
                 yield tuple(told)
-                told = []
-    if winner is not None:
-        tier = winner.tier
-        if winner is not asking.attempts[0]:
-            reasons += (f"{tier.name}:hedge",)
-        if winner.ignores_draft:
-            reasons += (f"{tier.name}:draft_ignored",)
-        finished = asking.finished(winner, reasons=reasons, tier=tier.name, model=winner.model_name)
-        yield (*told, finished)
+
+
+def _finished(asking: Asking, winner: Attempt, reasons: tuple[str, ...]) -> Finished:
+    name = winner.tier.name
+    if winner is not asking.attempts[0]:
+        reasons += (f"{name}:hedge",)
+    if winner.ignores_draft:
+        reasons += (f"{name}:draft_ignored",)
+    return asking.finished(winner, reasons=reasons, tier=name, model=winner.model_name)
