@@ -89,7 +89,6 @@ def _participate(args: argparse.Namespace) -> int:
             trainer,
             trust=trust,
             allowance=allowance,
-            conditions=allowance.conditions,
             examples=trainer.examples,
             limits=Limits(masked_only=args.masked_only),
         )

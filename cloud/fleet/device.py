@@ -155,7 +155,6 @@ class SimulatedDevice:
             ),
             trust=TrustStore(setting.trust),
             allowance=allowance,
-            conditions=allowance.conditions,
             examples=learner.examples,
             clock=clock,
             root=root / "federation",

@@ -10,14 +10,8 @@ from __future__ import annotations
 from edge.federation.counting import AdapterCounts, Counted
 from edge.federation.example_trainer import ExampleTrainer
 from edge.federation.limits import Limits, Usage
-from edge.federation.participant import (
-    NoGain,
-    Participant,
-    StartingPoint,
-    Step,
-    Trained,
-    Trainer,
-)
+from edge.federation.participant import Participant, Step
+from edge.federation.trainer import NoGain, StartingPoint, Trained, Trainer
 
 __all__ = [
     "AdapterCounts",

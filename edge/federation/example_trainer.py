@@ -25,7 +25,7 @@ from edge.adapter import Adapter, LoraPair
 from edge.bundle import Bundle
 from edge.examples import CurationRules, ExampleStore, Weighted, curate
 from edge.federation.head_trainer import Measure, head_data, learned, losses, measuring
-from edge.federation.participant import NoGain, StartingPoint, Trained
+from edge.federation.trainer import NoGain, StartingPoint, Trained
 from edge.training.allowance import TrainingAllowance, TrainingSession
 from edge.training.evaluate import open_training
 from edge.training.examples import LessonMaker, TrainingExample

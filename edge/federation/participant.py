@@ -1,38 +1,33 @@
 """The participating device, one step at a time: send what is unsent, else check in, train, send.
 
 Everything that must outlive a crash is on disk before it is sent; the coordinator's word on when to
-come back is always kept. The seams are the trainer, the conditions and the clock.
+come back is always kept. The seams are the trainer, the allowance and the clock.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import platform
 import random
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
 from cascade.clock import Clock, SystemClock
-from cascade.conditions import ConditionsSource
 from cascade.errors import CascadeError, InvalidInput, RemoteError
 from cascade.federation import (
-    Tensors,
     UpdateStatement,
     check_tensors,
     clip_to_norm,
-    shapes_of,
     sign_update,
     statements,
 )
-from cascade.federation.payload import NO_COUNTS, Counts, encode_payload, to_mask
-from cascade.federation.plan import RoundPlan
+from cascade.federation.payload import encode_payload, to_mask
 from cascade.federation.tensors import Doubles
 from cascade.federation.terms import (
     Abort,
@@ -48,16 +43,17 @@ from cascade.federation.terms import (
     TrainingProfile,
     UploadHeader,
 )
-from cascade.files import sha256_bytes, write_whole
+from cascade.files import sha256_bytes
 from cascade.home import trust_dir
 from cascade.signing import SigningKey, TrustStore
-from edge.adapter import Adapter, AdapterManifest
 from edge.federation import masking
 from edge.federation.counting import AdapterCounts
+from edge.federation.lease import Declined, accepted_plan, starting_point, update_shapes
 from edge.federation.limits import Limits
 from edge.federation.masking import Masking
 from edge.federation.state import DeviceFolder, DeviceState, PendingUpload
 from edge.federation.timer import Timer
+from edge.federation.trainer import NoGain, Trainer
 from edge.training.allowance import TrainingAllowance
 
 if TYPE_CHECKING:  # gRPC takes a quarter of a second
@@ -86,55 +82,6 @@ Outcome = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class StartingPoint:
-    """What a device trains from.
-
-    Arguments:
-        base_digest: of the bundle that the adapter is for.
-        adapter: verified.
-        tensors: all of it, as ``NAME.a`` and ``NAME.b``; a head's as ``Head.tensors`` names them.
-    """
-
-    base_digest: str
-    adapter: Adapter
-    tensors: Tensors
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What training came to.
-
-    Arguments:
-        change: what is added to the tensors that the plan trains; clipped and rounded before it is
-            sent.
-        examples: that it was trained on, ≥ 1.
-        row_counts: of a head, how many of them had each answer: what its rows count in an average.
-            Empty where none of it was trained.
-    """
-
-    change: Tensors
-    examples: int
-    row_counts: Counts = field(default_factory=lambda: NO_COUNTS)
-
-
-class NoGain(CascadeError):
-    """Training made the adapter no better; raised by a trainer. Nothing is sent."""
-
-
-class Trainer(Protocol):
-    """The training. Called in a thread; must end within the plan's seconds."""
-
-    def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
-        """Train.
-
-        Raises:
-            NoGain: there is nothing worth sending.
-            CascadeError: it failed.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
     """What one step did, when the next one may be taken, and why, in a line."""
 
@@ -153,9 +100,8 @@ class Participant:
         limits: what this device gives at most.
         adapter: digest and version of what runs here now; ``("", 0)`` for none.
         trust: publishers whose adapters are taken; by default those under ``CASCADE_HOME``.
-        allowance: whether this device may train now, and for how long; ``None`` leaves that to
-            ``limits`` alone.
-        conditions: told to the coordinator, where there is a source of them.
+        allowance: whether this device may train now, and for how long; the coordinator is told the
+            conditions that it goes by. ``None`` leaves all to ``limits``, and tells of none.
         examples: how many it could learn from.
         attestation: of the platform, where the coordinator asks for one.
         clock: see ``cascade.clock``.
@@ -174,7 +120,6 @@ class Participant:
         adapter: tuple[str, int] = ("", 0),
         trust: TrustStore | None = None,
         allowance: TrainingAllowance | None = None,
-        conditions: ConditionsSource | None = None,
         examples: Callable[[], int] = lambda: 0,
         attestation: Attestation | None = None,
         clock: Clock | None = None,
@@ -191,7 +136,6 @@ class Participant:
         self._adapter = adapter
         self._trust = trust or TrustStore(trust_dir())
         self._allowance = allowance
-        self._conditions = conditions
         self._examples = examples
         self._attestation = attestation
         self._clock = clock or SystemClock()
@@ -348,16 +292,24 @@ class Participant:
     async def _take_part(self, state: DeviceState, lease: Lease) -> Step:
         expires = Timer(lease.expires_in_s, self._clock.read())
         try:
-            plan = self._accepted(state, lease)
+            plan = accepted_plan(
+                lease,
+                coordinator_id=state.coordinator_id,
+                base_digest=self._base_digest,
+                least_version=max(state.highest(self._base_digest), self._adapter[1]),
+                limits=self._limits,
+                allowance=self._allowance,
+            )
             state = state.having_seen(self._base_digest, lease.adapter_version)
-            start = await self._starting_point(lease)
-            shapes = plan.shapes(shapes_of(start.tensors))
-            asked = plan.payload_bytes(shapes_of(start.tensors))
-            if problem := self._limits.exceeded_by(plan, max(asked, 1)):
-                raise _Declined(AbortReason.OVER_BUDGET, problem)
-            if asked > lease.max_payload_bytes:
-                raise _Declined(AbortReason.UNFIT, "its update is longer than the lease allows")
-        except _Declined as declined:
+            start = await starting_point(
+                lease,
+                base_digest=self._base_digest,
+                folder=self._folder.root / "adapters",
+                trust=self._trust,
+                artifacts=self._open().artifacts(),
+            )
+            shapes = update_shapes(lease, plan, start, self._limits)
+        except Declined as declined:
             return await self._give_back(state, lease, declined.reason, "declined", str(declined))
         except (CascadeError, OSError) as problem:
             if isinstance(problem, RemoteError):
@@ -477,70 +429,6 @@ class Participant:
             self._key.sign_raw(statement),
         )
 
-    def _accepted(self, state: DeviceState, lease: Lease) -> RoundPlan:
-        """The lease's plan, if this device carries it out."""
-        if not lease.lease_id.startswith(f"{state.coordinator_id}."):
-            raise _Declined(AbortReason.UNFIT, "the lease is of another coordinator")
-        if lease.base_digest != self._base_digest:
-            raise _Declined(AbortReason.UNFIT, "the lease is for another base")
-        least = max(state.highest(self._base_digest), self._adapter[1])
-        if lease.adapter_version < least:
-            raise _Declined(
-                AbortReason.UNFIT,
-                f"the lease starts from version {lease.adapter_version}, and this device has seen "
-                f"{least}",
-            )
-        plan = RoundPlan.from_bytes(lease.plan)
-        if lease.payload_format != plan.payload_format:
-            raise _Declined(AbortReason.UNFIT, f"{lease.payload_format!r} is not known here")
-        if problem := self._limits.exceeded_by(plan, 0):
-            raise _Declined(AbortReason.OVER_BUDGET, problem)
-        if self._allowance is not None:
-            permission = self._allowance.may_train(participate=True)
-            if not permission.covers(seconds=plan.max_seconds, steps=plan.max_steps):
-                raise _Declined(
-                    AbortReason.OVER_BUDGET,
-                    f"the plan asks for {plan.max_seconds:g} seconds and {plan.max_steps} steps, "
-                    f"{permission.seconds:g} and {permission.steps} are left",
-                )
-        return plan
-
-    async def _starting_point(self, lease: Lease) -> StartingPoint:
-        """The lease's adapter, fetched where it is not here yet, and verified."""
-        if sha256_bytes(lease.adapter_manifest) != lease.adapter_digest:
-            raise InvalidInput("lease.adapter_manifest", "is not the one of its digest")
-        manifest = AdapterManifest.from_bytes(lease.adapter_manifest)
-        if manifest.base_digest != self._base_digest or manifest.version != lease.adapter_version:
-            raise InvalidInput("lease.adapter_manifest", "is for another base or version")
-        what = f"adapter {lease.adapter_digest[:12]}…"
-        signature = self._trust.signature_file(
-            lease.adapter_manifest, lease.adapter_signature, what=what
-        )
-        folder = self._folder.root / "adapters" / lease.adapter_digest
-        weights = folder / "adapter.safetensors"
-        if not weights.is_file():
-            await self._fetch(manifest.weights_sha256, weights)
-        write_whole(folder / "adapter.json", lease.adapter_manifest)
-        write_whole(folder / "adapter.sig", signature)
-        try:
-            adapter = await asyncio.to_thread(Adapter.open, folder, self._trust)
-        except CascadeError:
-            weights.unlink(missing_ok=True)  # damaged here: the next lease fetches it again
-            raise
-        tensors = {}
-        for module, pair in adapter.pairs.items():
-            tensors[f"{module}.a"], tensors[f"{module}.b"] = pair.a, pair.b
-        if adapter.head is not None:
-            tensors |= adapter.head.tensors()
-        return StartingPoint(self._base_digest, adapter, tensors)
-
-    async def _fetch(self, sha256: str, path: Path) -> None:
-        content = bytearray()
-        async with contextlib.aclosing(self._open().artifacts().download(sha256)) as pieces:
-            async for piece in pieces:
-                content += piece.data
-        write_whole(path, bytes(content))
-
     async def _send(
         self, state: DeviceState, pending: PendingUpload, *, fresh: bool = False
     ) -> Step:
@@ -604,9 +492,9 @@ class Participant:
         return SigningKey.load_or_create(self._folder.key_path)
 
     def _told(self) -> TrainingConditions:
-        if self._conditions is None:
+        if self._allowance is None:
             return TrainingConditions()
-        now = self._conditions.read()
+        now = self._allowance.conditions.read()
         known = now.connectivity in ("metered", "unmetered")
         return TrainingConditions(
             idle=now.idle,
@@ -622,9 +510,3 @@ class Participant:
             architecture=platform.machine(),
             examples=self._examples(),
         )
-
-
-class _Declined(CascadeError):
-    def __init__(self, reason: AbortReason, why: str) -> None:
-        super().__init__(why)
-        self.reason = reason

@@ -176,7 +176,7 @@ async def test_a_device_trains_when_its_owner_s_limits_allow_it(
         path=tmp_path / "training.sqlite3",
         clock=world.clock,
     )
-    device = world.device(allowance=allowed, conditions=state)
+    device = world.device(allowance=allowed)
     done = await device.step()
     assert (done.outcome, done.note) == ("not_ready", "not_idle")
     assert "leased" not in world.counters()

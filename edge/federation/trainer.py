@@ -1,0 +1,61 @@
+"""What a participating device asks of its training: the seam between rounds and learning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cascade.errors import CascadeError
+from cascade.federation import Tensors
+from cascade.federation.payload import NO_COUNTS, Counts
+from cascade.federation.plan import RoundPlan
+from edge.adapter import Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class StartingPoint:
+    """What a device trains from.
+
+    Arguments:
+        base_digest: of the bundle that the adapter is for.
+        adapter: verified.
+        tensors: all of it, as ``NAME.a`` and ``NAME.b``; a head's as ``Head.tensors`` names them.
+    """
+
+    base_digest: str
+    adapter: Adapter
+    tensors: Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training came to.
+
+    Arguments:
+        change: what is added to the tensors that the plan trains; clipped and rounded before it is
+            sent.
+        examples: that it was trained on, ≥ 1.
+        row_counts: of a head, how many of them had each answer: what its rows count in an average.
+            Empty where none of it was trained.
+    """
+
+    change: Tensors
+    examples: int
+    row_counts: Counts = field(default_factory=lambda: NO_COUNTS)
+
+
+class NoGain(CascadeError):
+    """Training made the adapter no better; raised by a trainer. Nothing is sent."""
+
+
+class Trainer(Protocol):
+    """The training. Called in a thread; must end within the plan's seconds."""
+
+    def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
+        """Train.
+
+        Raises:
+            NoGain: there is nothing worth sending.
+            CascadeError: it failed.
+        """
+        ...
