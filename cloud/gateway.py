@@ -29,6 +29,7 @@ from cascade.errors import CascadeError
 from cascade.ladder import LadderPolicy
 from cascade.tracing import export_spans, flush_spans
 from cloud.accounting import Accounting
+from cloud.adapter_watch import LOOK_PERIOD_S, AdapterWatch, by_digest
 from cloud.attempt import TierStream
 from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest
@@ -40,6 +41,7 @@ from cloud.observer import Observer
 from cloud.policy_state import policy_state
 from cloud.registry import Delivery, Registry
 from cloud.routing import RETRY_AFTER_S, Router
+from cloud.served_adapters import ServedAdapters
 from cloud.tier import TierMessage
 from cloud.waiting_room import WaitingRooms
 
@@ -63,6 +65,7 @@ class Gateway:
         files: certificate, keys and log.
         ladders: what requests of their tasks climb by.
         _coordinator: of federated rounds, which is deployed beside; its state is in the store.
+        _adapters: what those of ``config`` stood for when the cluster was built.
         tiers: handle of each tier's deployment, by the tier's name.
     """
 
@@ -73,6 +76,7 @@ class Gateway:
         files: GatewayFiles,
         ladders: tuple[LadderPolicy, ...],
         _coordinator: DeploymentHandle[object] | None = None,
+        _adapters: ServedAdapters | None = None,
         **tiers: DeploymentHandle[object],
     ) -> None:
         self._config = config
@@ -82,9 +86,13 @@ class Gateway:
         self._registry = Registry(gateway.registry) if gateway.registry else None
         accounting = Accounting(config, files)
         rooms = WaitingRooms(config)
+        adapters = _adapters or ServedAdapters()
+        self._adapters = AdapterWatch(config, adapters)
+        await asyncio.to_thread(self._adapters.look)
+        handed = by_digest(_streams(config, tiers), adapters)
         # Who waits for a place has reserved nothing, and is in no audit.
-        streams = observer.tiers(rooms.streams(accounting.streams(_streams(config, tiers))))
-        self._router = router = Router(config, streams, ladders)
+        streams = observer.tiers(rooms.streams(accounting.streams(handed)))
+        self._router = router = Router(config, streams, ladders, adapters)
         self._desk = (
             open_desk(config.federation, self._registry)
             if config.federation is not None and self._registry is not None
@@ -113,12 +121,14 @@ class Gateway:
         self._watching = asyncio.create_task(self._watch())
         self._reading = asyncio.create_task(self._read_policies())
         self._counting = asyncio.create_task(self._read_rounds())
+        self._following = asyncio.create_task(self._follow_channels())
 
     async def drain(self) -> None:
         """Take no new calls, wait up to ``drain_s`` for those under way, then stop the server."""
         self._watching.cancel()
         self._reading.cancel()
         self._counting.cancel()
+        self._following.cancel()
         await self._door.close(self._config.gateway.drain_s)
         if self._desk is not None:
             await asyncio.to_thread(self._desk.close)
@@ -174,6 +184,11 @@ class Gateway:
             except (CascadeError, OSError):
                 _log.warning("the registry's policies cannot be read", exc_info=True)
             await asyncio.sleep(_POLICIES_PERIOD_S)
+
+    async def _follow_channels(self) -> None:
+        while self._adapters.channels:
+            await asyncio.sleep(LOOK_PERIOD_S)
+            await asyncio.to_thread(self._adapters.look)
 
     async def _read_rounds(self) -> None:
         while self._desk is not None and self._exposition is not None:
