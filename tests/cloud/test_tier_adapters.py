@@ -60,6 +60,10 @@ class World:
         self.registry.save(after, key or self.tiny.key, expires)
         return published
 
+    def roll_back(self, steps: int = 1, channel: str = "stable") -> None:
+        for _ in range(steps):
+            self.registry.save(self.registry.channel(channel).rolled_back(Needs()), self.tiny.key)
+
     def lesson(
         self,
         name: str,
