@@ -55,6 +55,7 @@ _WATCH_PERIOD_S: Final = 1.0
 _POLICIES_PERIOD_S: Final = 60.0
 _ROUNDS_PERIOD_S: Final = 15.0
 _REPLACEMENT_POLL_S: Final = 0.1
+_FIRST_LOOK_S: Final = 10.0
 
 
 class Gateway:
@@ -88,7 +89,9 @@ class Gateway:
         rooms = WaitingRooms(config)
         adapters = _adapters or ServedAdapters()
         self._adapters = AdapterWatch(config, adapters)
-        await asyncio.to_thread(self._adapters.look)
+        # One that hangs must not keep the door shut: what the cluster was built with serves then.
+        first_look = asyncio.create_task(asyncio.to_thread(self._adapters.look))
+        await asyncio.wait({first_look}, timeout=_FIRST_LOOK_S)
         handed = by_digest(_streams(config, tiers), adapters)
         # Who waits for a place has reserved nothing, and is in no audit.
         streams = observer.tiers(rooms.streams(accounting.streams(handed)))
