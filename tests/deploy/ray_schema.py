@@ -3,8 +3,8 @@
 Written from the API references of KubeRay v1.7.0 (``ray.io/v1``) and the Prometheus operator
 (``monitoring.coreos.com/v1``): every field of the reference is named, and no other is allowed. What
 both take over from Kubernetes (pod templates, Services, resources) is ``true`` here and checked
-against Kubernetes' own schema by ``test_kubernetes``. The operators' own CRDs, where they are at hand,
-are ``test_crd_schema``'s.
+against Kubernetes' own schema by ``test_kubernetes``. The operators' own CRDs,
+where they are at hand, are for ``test_crd_schema``.
 """
 
 from __future__ import annotations

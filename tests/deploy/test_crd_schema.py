@@ -1,5 +1,5 @@
-"""CRDs become strict schemas. The operators' own are not here; this is a small one of that make, and
-``CASCADE_KUBERAY_CRDS`` brings the real ones."""
+"""CRDs become strict schemas. This is a small one of their make, and
+``CASCADE_KUBERAY_CRDS`` brings theirs."""
 
 from __future__ import annotations
 
