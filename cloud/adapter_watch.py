@@ -96,14 +96,9 @@ class AdapterWatch:
                 adapter.digest,
                 adapter.problem,
             ):
-                _log.warning(
-                    "revision %d of %s: %s of %s is %s",
-                    word.revision,
-                    word.channel,
-                    name,
-                    tier.name,
-                    adapter.problem or adapter.digest,
-                )
+                now = adapter.problem or f"{name} of {tier.name} is {adapter.digest}"
+                level = logging.WARNING if adapter.problem else logging.INFO
+                _log.log(level, "channel %s, revision %d: %s", word.channel, word.revision, now)
         # What is wrong may be mended without a new revision: a key pinned, a file put back.
         if whole:
             self._words[word.channel] = word

@@ -87,7 +87,7 @@ class Gateway:
         self._registry = Registry(gateway.registry) if gateway.registry else None
         accounting = Accounting(config, files)
         rooms = WaitingRooms(config)
-        adapters = _adapters or ServedAdapters()
+        self._served = adapters = _adapters or ServedAdapters()
         self._adapters = AdapterWatch(config, adapters)
         # One that hangs must not keep the door shut: what the cluster was built with serves then.
         first_look = asyncio.create_task(asyncio.to_thread(self._adapters.look))
@@ -145,11 +145,17 @@ class Gateway:
         return {name: each.to_json() for name, each in self._observer.figures().items()}
 
     async def state(self) -> dict[str, object]:
-        """This replica, as ``cascade cluster status`` tells of it: ``pid``, ``under_way``, and
-        ``metrics``, where Prometheus finds it, empty where it shows nothing."""
+        """This replica, as ``cascade cluster status`` tells of it: ``pid``, ``under_way``,
+        ``metrics``, where Prometheus finds it, empty where it shows nothing, and ``adapters``, what
+        those of a registry stand for now."""
         metrics = self._config.gateway.metrics
         address = f"{metrics.host}:{self._exposition.port}" if metrics and self._exposition else ""
-        return {"pid": os.getpid(), "under_way": self._router.under_way, "metrics": address}
+        return {
+            "pid": os.getpid(),
+            "under_way": self._router.under_way,
+            "metrics": address,
+            "adapters": self._served.state(),
+        }
 
     async def check_health(self) -> None:
         """Ray Serve replaces this replica when this raises."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from cloud.adapter_source import in_registry
+
 
 @dataclass(frozen=True, slots=True)
 class TierAdapter:
@@ -57,6 +59,21 @@ class ServedAdapters:
         """Have requests from now on get this one under its name. Those that are under way are not
         concerned: they were handed to their tier with a digest."""
         self._known = {**self._known, (tier, adapter.name): adapter}  # for readers on other threads
+
+    def state(self) -> list[dict[str, str | int]]:
+        """Those of a registry, as ``cascade cluster status`` tells of them."""
+        return [
+            {
+                "tier": tier,
+                "name": each.name,
+                "source": each.source,
+                "digest": each.digest,
+                "revision": each.revision,
+                "problem": each.problem,
+            }
+            for (tier, _), each in self._known.items()
+            if in_registry(each.source)
+        ]
 
     def digests(self, tier: str) -> dict[str, str]:
         """Digests of a tier's adapters, by name, as far as they have one."""

@@ -332,6 +332,12 @@ async def test_promotions_and_rollbacks_are_followed_while_it_runs(
     base = other.bundle.manifest.base_digest
     world.put(world.lesson("tax", 4, version=3, base=base))
     refusals = await until("tax", lambda _, text: f"is for the base {base[:12]}…" in text)
+    ((told,),) = (
+        [each for each in gateway.adapters if each.name == "tax"]
+        for gateway in (await asyncio.to_thread(cloud.status)).gateways
+    )
+    assert (told.source, told.digest) == ("tax@stable", "")
+    assert "is for the base" in told.problem
     assert {status for status, _ in refusals} <= {model, "FAILED_PRECONDITION"}
     world.roll_back(2)
     await until("tax", lambda _, text: text == old)
