@@ -19,6 +19,7 @@ from cloud.federation.deployment import COORDINATOR, FederationCoordinator
 from cloud.front_door import GatewayFiles
 from cloud.gateway import GATEWAY, REPLACEMENT_S, Gateway, deployment_name
 from cloud.placement import actor_options
+from cloud.served_adapters import ServedAdapters
 from cloud.tier import Tier
 from cloud.waiting_room import ongoing_at_replica
 
@@ -39,24 +40,30 @@ def build_app(
     files: GatewayFiles,
     model_files: Mapping[str, Path],
     ladders: tuple[LadderPolicy, ...] = (),
+    adapters: ServedAdapters | None = None,
     *,
     tier_class: type[Tier] = Tier,
 ) -> Application:
     """The application to deploy.
 
     Arguments:
-        config: with its adapters ``pinned`` (``tier_adapters``).
+        config: what is to run.
         files: what the gateway reads and writes.
         model_files: the model file of each tier that has one, by the tier's name.
         ladders: those that ``config`` names, verified.
+        adapters: likewise; needed where a tier has adapters of the registry.
         tier_class: what runs in the replicas of all tiers.
     """
+    adapters = adapters or ServedAdapters()
     drain_s, gateways = config.gateway.drain_s, config.gateway.replicas
     tiers = {
         tier.name: _before_vllm(tier, drain_s)
         if tier.vllm is not None
         else _deployment(tier, drain_s, tier_class, gateways).bind(
-            tier, str(model_files.get(tier.name, "")), registry=config.gateway.registry
+            tier,
+            str(model_files.get(tier.name, "")),
+            registry=config.gateway.registry,
+            digests=adapters.digests(tier.name),
         )
         for tier in config.tiers
     }
@@ -72,7 +79,7 @@ def build_app(
     )(Gateway)
     if per_node is not None:
         gateway = gateway.options(max_replicas_per_node=per_node)
-    return gateway.bind(config, files, ladders, _coordinator(config), **tiers)
+    return gateway.bind(config, files, ladders, _coordinator(config), adapters, **tiers)
 
 
 def _coordinator(config: ClusterConfig) -> Application | None:

@@ -19,6 +19,7 @@ from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest, Done, EngineEvent, Piece
 from cloud.hedge import hedged
 from cloud.ladder import draft_cost_usd, max_cost_usd, max_output_tokens, obstacle_to
+from cloud.served_adapters import ServedAdapters
 
 # Kept back from the deadline where there is an answer that can be given instead: for the way to the
 # device, and for a busy machine.
@@ -32,6 +33,7 @@ class Asking:
     Arguments:
         first_tokens: how long each tier takes to its first token; what is seen is added.
         arrived: when the request did, by ``time.monotonic``; by default now.
+        adapters: what is known of those of the tiers.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class Asking:
         first_tokens: LatencyBook,
         *,
         arrived: float | None = None,
+        adapters: ServedAdapters | None = None,
     ) -> None:
         self.request = request
         self.attempts: list[Attempt] = []
         self._tiers = {tier.name: tier for tier in config.tiers}
         self._streams = streams
+        self._adapters = adapters or ServedAdapters()
         self._first_tokens = first_tokens
         self._arrived = time.monotonic() if arrived is None else arrived
 
@@ -71,7 +75,8 @@ class Asking:
 
     def obstacle(self, tier: TierConfig) -> str | None:
         """Why ``tier`` may not be asked now, in a word; ``None`` where it may."""
-        obstacle = obstacle_to(tier, self.request, spent_usd=self._committed_usd())
+        spent_usd = self._committed_usd()
+        obstacle = obstacle_to(tier, self.request, self._adapters, spent_usd=spent_usd)
         if obstacle is not None:
             return obstacle
         if self.calls_left < 1:

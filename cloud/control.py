@@ -62,17 +62,38 @@ class TierStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterStatus:
+    """What the name of a registry's adapter stands for.
+
+    Arguments:
+        source: as the configuration has it.
+        digest: what is served; empty where nothing is.
+        revision: of the channel that said so; 0 where none did.
+        problem: why it is not served, or empty.
+    """
+
+    tier: str
+    name: str
+    source: str
+    digest: str
+    revision: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayStatus:
     """One gateway.
 
     Arguments:
         under_way: requests that it answers or queues now.
         metrics: ``host:port`` where Prometheus finds it; empty where it shows nothing.
+        adapters: those of a registry, as this gateway serves them now.
     """
 
     pid: int
     under_way: int
     metrics: str = ""
+    adapters: tuple[AdapterStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +274,12 @@ def _with_figures(status: ClusterStatus, state: SessionState) -> ClusterStatus:
             for gateway in reply["gateways"]
         ]
         gateways = tuple(
-            GatewayStatus(int(each["pid"]), int(each["under_way"]), str(each["metrics"]))
+            GatewayStatus(
+                int(each["pid"]),
+                int(each["under_way"]),
+                str(each["metrics"]),
+                tuple(AdapterStatus(**adapter) for adapter in each["adapters"]),
+            )
             for each in sorted(reply["states"], key=lambda each: (each["metrics"], each["pid"]))
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError):

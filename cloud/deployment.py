@@ -23,7 +23,7 @@ from cloud.errors import ConfigError
 from cloud.front_door import GatewayFiles
 from cloud.ladders import load_ladders
 from cloud.startup import model_files
-from cloud.tier_adapters import pinned
+from cloud.tier_adapters import checked
 
 
 class DeployArgs(BaseModel):
@@ -83,7 +83,7 @@ def build(args: DeployArgs) -> Application:
     ladders = load_ladders(config, TrustStore(trust_dir()))
     files = gateway_files(config, args.request_log)
     models = model_files(config)
-    return build_app(pinned(config), files, models, ladders)
+    return build_app(config, files, models, ladders, checked(config))
 
 
 def gateway_files(config: ClusterConfig, request_log: Path | None = None) -> GatewayFiles:

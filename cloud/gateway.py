@@ -29,6 +29,7 @@ from cascade.errors import CascadeError
 from cascade.ladder import LadderPolicy
 from cascade.tracing import export_spans, flush_spans
 from cloud.accounting import Accounting
+from cloud.adapter_watch import LOOK_PERIOD_S, AdapterWatch, by_digest
 from cloud.attempt import TierStream
 from cloud.config import ClusterConfig, TierConfig
 from cloud.engines import ChatRequest
@@ -40,6 +41,7 @@ from cloud.observer import Observer
 from cloud.policy_state import policy_state
 from cloud.registry import Delivery, Registry
 from cloud.routing import RETRY_AFTER_S, Router
+from cloud.served_adapters import ServedAdapters
 from cloud.tier import TierMessage
 from cloud.waiting_room import WaitingRooms
 
@@ -53,6 +55,7 @@ _WATCH_PERIOD_S: Final = 1.0
 _POLICIES_PERIOD_S: Final = 60.0
 _ROUNDS_PERIOD_S: Final = 15.0
 _REPLACEMENT_POLL_S: Final = 0.1
+_FIRST_LOOK_S: Final = 10.0
 
 
 class Gateway:
@@ -63,6 +66,7 @@ class Gateway:
         files: certificate, keys and log.
         ladders: what requests of their tasks climb by.
         _coordinator: of federated rounds, which is deployed beside; its state is in the store.
+        _adapters: what those of ``config`` stood for when the cluster was built.
         tiers: handle of each tier's deployment, by the tier's name.
     """
 
@@ -73,6 +77,7 @@ class Gateway:
         files: GatewayFiles,
         ladders: tuple[LadderPolicy, ...],
         _coordinator: DeploymentHandle[object] | None = None,
+        _adapters: ServedAdapters | None = None,
         **tiers: DeploymentHandle[object],
     ) -> None:
         self._config = config
@@ -82,9 +87,15 @@ class Gateway:
         self._registry = Registry(gateway.registry) if gateway.registry else None
         accounting = Accounting(config, files)
         rooms = WaitingRooms(config)
+        self._served = adapters = _adapters or ServedAdapters()
+        self._adapters = AdapterWatch(config, adapters)
+        # One that hangs must not keep the door shut: what the cluster was built with serves then.
+        first_look = asyncio.create_task(asyncio.to_thread(self._adapters.look))
+        await asyncio.wait({first_look}, timeout=_FIRST_LOOK_S)
+        handed = by_digest(_streams(config, tiers), adapters)
         # Who waits for a place has reserved nothing, and is in no audit.
-        streams = observer.tiers(rooms.streams(accounting.streams(_streams(config, tiers))))
-        self._router = router = Router(config, streams, ladders)
+        streams = observer.tiers(rooms.streams(accounting.streams(handed)))
+        self._router = router = Router(config, streams, ladders, adapters)
         self._desk = (
             open_desk(config.federation, self._registry)
             if config.federation is not None and self._registry is not None
@@ -113,12 +124,14 @@ class Gateway:
         self._watching = asyncio.create_task(self._watch())
         self._reading = asyncio.create_task(self._read_policies())
         self._counting = asyncio.create_task(self._read_rounds())
+        self._following = asyncio.create_task(self._follow_channels())
 
     async def drain(self) -> None:
         """Take no new calls, wait up to ``drain_s`` for those under way, then stop the server."""
         self._watching.cancel()
         self._reading.cancel()
         self._counting.cancel()
+        self._following.cancel()
         await self._door.close(self._config.gateway.drain_s)
         if self._desk is not None:
             await asyncio.to_thread(self._desk.close)
@@ -132,11 +145,17 @@ class Gateway:
         return {name: each.to_json() for name, each in self._observer.figures().items()}
 
     async def state(self) -> dict[str, object]:
-        """This replica, as ``cascade cluster status`` tells of it: ``pid``, ``under_way``, and
-        ``metrics``, where Prometheus finds it, empty where it shows nothing."""
+        """This replica, as ``cascade cluster status`` tells of it: ``pid``, ``under_way``,
+        ``metrics``, where Prometheus finds it, empty where it shows nothing, and ``adapters``, what
+        those of a registry stand for now."""
         metrics = self._config.gateway.metrics
         address = f"{metrics.host}:{self._exposition.port}" if metrics and self._exposition else ""
-        return {"pid": os.getpid(), "under_way": self._router.under_way, "metrics": address}
+        return {
+            "pid": os.getpid(),
+            "under_way": self._router.under_way,
+            "metrics": address,
+            "adapters": self._served.state(),
+        }
 
     async def check_health(self) -> None:
         """Ray Serve replaces this replica when this raises."""
@@ -174,6 +193,11 @@ class Gateway:
             except (CascadeError, OSError):
                 _log.warning("the registry's policies cannot be read", exc_info=True)
             await asyncio.sleep(_POLICIES_PERIOD_S)
+
+    async def _follow_channels(self) -> None:
+        while self._adapters.channels:
+            await asyncio.sleep(LOOK_PERIOD_S)
+            await asyncio.to_thread(self._adapters.look)
 
     async def _read_rounds(self) -> None:
         while self._desk is not None and self._exposition is not None:

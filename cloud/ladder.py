@@ -16,10 +16,12 @@ from cascade.request import DataClass
 from cascade.wire import OpenRequest
 from cloud.config import Input, TierConfig
 from cloud.errors import NoTierAllowed
+from cloud.served_adapters import ServedAdapters, TierAdapter
 
 # A chat template adds a few tokens to each turn and to the whole.
 _TEMPLATE_TOKENS: Final = 32
 _TOKENS_PER_TURN: Final = 8
+_NOTHING_KNOWN: Final = ServedAdapters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +31,25 @@ class Choice:
     Arguments:
         reasons: fixed words in the order of the decision: for every lower tier that was passed
             over ``NAME:reads_text`` or ``NAME:reads_tensors`` (and nothing else),
-            ``NAME:regex`` (keeps none), ``NAME:adapter`` (has it not), ``NAME:not_allowed``,
-            ``NAME:data_class``, ``NAME:residency``, ``NAME:licence`` or ``NAME:cost``, then
-            ``lowest_tier`` or ``lowest_allowed_tier``; ``NAME:draft_ignored`` behind it where the
-            tier that answers scores no drafts, or the price of reading one is above what the
-            request may cost.
+            ``NAME:regex`` (keeps none), ``NAME:adapter`` (has it not), ``NAME:adapter_withheld``
+            (has it, and must not serve it now), ``NAME:not_allowed``, ``NAME:data_class``,
+            ``NAME:residency``, ``NAME:licence`` or ``NAME:cost``, then ``lowest_tier`` or
+            ``lowest_allowed_tier``; ``NAME:draft_ignored`` behind it where the tier that answers
+            scores no drafts, or the price of reading one is above what the request may cost.
     """
 
     tier: TierConfig
     reasons: tuple[str, ...]
 
 
-def choose_tier(tiers: Sequence[TierConfig], request: OpenRequest) -> Choice:
+def choose_tier(
+    tiers: Sequence[TierConfig], request: OpenRequest, adapters: ServedAdapters = _NOTHING_KNOWN
+) -> Choice:
     """The lowest tier that may answer.
 
     Arguments:
         tiers: from the lowest to the highest; at least one.
+        adapters: what is known of theirs.
 
     Raises:
         InvalidInput: ``allowed_tiers`` names a tier that does not exist, or ``adapter`` an adapter
@@ -64,7 +69,7 @@ def choose_tier(tiers: Sequence[TierConfig], request: OpenRequest) -> Choice:
     _check_adapter(tiers, request.adapter)
     passed_over: list[str] = []
     for tier in tiers:
-        obstacle = obstacle_to(tier, request)
+        obstacle = obstacle_to(tier, request, adapters)
         if obstacle is None:
             last = "lowest_allowed_tier" if passed_over else "lowest_tier"
             return Choice(tier, (*passed_over, last))
@@ -74,7 +79,8 @@ def choose_tier(tiers: Sequence[TierConfig], request: OpenRequest) -> Choice:
         raise NoTierAllowed(f"no tier of this cluster reads {_kind(request)}: {there}")
     raise NoTierAllowed(
         f"no tier satisfies the request's constraints ({', '.join(passed_over)})"
-        f"{_licences(tiers, passed_over)}; loosen one of them or answer on the device"
+        f"{_reasons_why(tiers, passed_over, request, adapters)}; "
+        "loosen one of them or answer on the device"
     )
 
 
@@ -87,14 +93,33 @@ def _check_adapter(tiers: Sequence[TierConfig], adapter: str) -> None:
     )
 
 
-def _licences(tiers: Sequence[TierConfig], passed_over: Sequence[str]) -> str:
-    """The licences in the way, by name where the catalog knows them."""
-    known = [
-        f"{tier.model} is under {tier.catalogued.licence}"
-        for tier in tiers
-        if f"{tier.name}:licence" in passed_over and tier.catalogued
-    ]
-    return f"; {', '.join(known)}" if known else ""
+def _reasons_why(
+    tiers: Sequence[TierConfig],
+    passed_over: Sequence[str],
+    request: OpenRequest,
+    adapters: ServedAdapters,
+) -> str:
+    """The licences in the way, by name where anybody knows them, and why adapters are withheld."""
+    told = []
+    for tier in tiers:
+        adapter = adapters.find(tier.name, request.adapter)
+        if adapter is not None and f"{tier.name}:adapter_withheld" in passed_over:
+            told.append(adapter.problem)
+        if f"{tier.name}:licence" in passed_over:
+            told.append(_licence(tier, adapter))
+    return "".join(f"; {each}" for each in told)
+
+
+def _licence(tier: TierConfig, adapter: TierAdapter | None) -> str:
+    if adapter is not None and adapter.commercial_use is False:
+        return (
+            f"{adapter.licence}, the licence of the adapter {adapter.name} of {tier.name}, does "
+            "not allow commercial use"
+        )
+    if tier.catalogued is not None and not tier.catalogued.commercial_use:
+        return f"{tier.model} is under {tier.catalogued.licence}"
+    whose = "the adapters" if tier.files_of_adapters else tier.model_name
+    return f"nobody has said that {whose} of {tier.name} may be used commercially"
 
 
 def max_output_tokens(tier: TierConfig, request: OpenRequest) -> int:
@@ -131,10 +156,17 @@ def _kind(request: OpenRequest) -> Input:
     return "tensors" if request.tensors else "text"
 
 
-def obstacle_to(tier: TierConfig, request: OpenRequest, *, spent_usd: float = 0.0) -> str | None:
+def obstacle_to(
+    tier: TierConfig,
+    request: OpenRequest,
+    adapters: ServedAdapters = _NOTHING_KNOWN,
+    *,
+    spent_usd: float = 0.0,
+) -> str | None:
     """Why a tier may not answer a request: a word of ``Choice.reasons``; ``None`` where it may.
 
     Arguments:
+        adapters: what is known of those of the tiers.
         spent_usd: what earlier calls for the same request have cost, or still may.
     """
     limits = request.constraints
@@ -144,6 +176,9 @@ def obstacle_to(tier: TierConfig, request: OpenRequest, *, spent_usd: float = 0.
         return "regex"
     if request.adapter and request.adapter not in tier.adapters:
         return "adapter"
+    adapter = adapters.find(tier.name, request.adapter)
+    if adapter is not None and adapter.problem:
+        return "adapter_withheld"
     if limits.allowed_tiers is not None and tier.name not in limits.allowed_tiers:
         return "not_allowed"
     if limits.data_class.value not in tier.data_classes:
@@ -151,6 +186,8 @@ def obstacle_to(tier: TierConfig, request: OpenRequest, *, spent_usd: float = 0.
     if limits.residency and tier.region != limits.residency:
         return "residency"
     if limits.commercial and not tier.allows_commercial_use:
+        return "licence"
+    if limits.commercial and adapter is not None and adapter.commercial_use is False:
         return "licence"
     most_usd = math.inf if limits.max_cost_usd is None else limits.max_cost_usd
     return "cost" if spent_usd + max_cost_usd(tier, request) > most_usd else None

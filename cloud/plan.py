@@ -24,8 +24,9 @@ from cloud.errors import ConfigError, ModelUnusable
 from cloud.federation.planned import FederationPlan, plan_federation
 from cloud.ladders import load_ladders
 from cloud.placement import Node, placement_problems, this_machine, told
+from cloud.served_adapters import TierAdapter
 from cloud.startup import licence, model_file
-from cloud.tier_adapters import TierAdapter, look_up
+from cloud.tier_adapters import look_up
 
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _PROMPT_SHARE: Final = 0.75
@@ -174,7 +175,7 @@ def _tier(config: ClusterConfig, tier: TierConfig) -> TierPlan:
         engine=tier.engine,
         model=tier.model_name,
         licence=entry.licence if entry else "",
-        commercial_use=tier.allows_commercial_use and not _research_only(adapters),
+        commercial_use=tier.allows_commercial_use,
         model_bytes=size,
         asks=(tier.provider.base_url or tier.engine) if tier.provider else "",
         problem=problem,
@@ -190,10 +191,6 @@ def _tier(config: ClusterConfig, tier: TierConfig) -> TierPlan:
         placement=told(tier),
         adapters=adapters,
     )
-
-
-def _research_only(adapters: Sequence[TierAdapter]) -> tuple[TierAdapter, ...]:
-    return tuple(each for each in adapters if each.commercial_use is False)
 
 
 def _notes(
@@ -247,17 +244,21 @@ def _tier_notes(config: ClusterConfig, planned: Sequence[TierPlan]) -> Iterator[
                 f"{tier.context_tokens}: long answers leave no room for the prompt"
             )
         if not plan.commercial_use:
-            only = _research_only(plan.adapters)
             why = (
-                f"{only[0].licence}, the licence of its adapter {only[0].name}, does not allow it"
-                if only
-                else "nobody has said it may, of its adapters"
+                "nobody has said it may, of its adapters"
                 if tier.files_of_adapters
                 else "its licence does not allow it"
                 if tier.catalogued
                 else "nobody has said it may"
             )
             yield f"{tier.name} answers no commercial request: {why} (commercial_use)"
+            continue
+        for adapter in plan.adapters:
+            if adapter.commercial_use is False:
+                yield (
+                    f"{tier.name} answers no commercial request with its adapter {adapter.name}: "
+                    f"{adapter.licence}, its licence, does not allow it"
+                )
 
 
 def _ladder_problems(config: ClusterConfig) -> Iterator[str]:

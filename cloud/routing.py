@@ -26,6 +26,7 @@ from cloud.errors import Overloaded
 from cloud.ladder import Choice, choose_tier
 from cloud.ladders import Ladders
 from cloud.read_ahead import collected, reads_ahead
+from cloud.served_adapters import ServedAdapters
 
 RETRY_AFTER_S: Final = 1.0
 
@@ -36,6 +37,7 @@ class Router:
     Arguments:
         tiers: how to reach each tier of ``config``, by name.
         ladders: what requests of their tasks climb by.
+        adapters: what is known of those of the tiers; it may change.
 
     Raises:
         ConfigError: a ladder does not fit the tiers.
@@ -46,9 +48,11 @@ class Router:
         config: ClusterConfig,
         tiers: Mapping[str, TierStream],
         ladders: Sequence[LadderPolicy] = (),
+        adapters: ServedAdapters | None = None,
     ) -> None:
         self._config = config
         self._tiers = tiers
+        self._adapters = adapters or ServedAdapters()
         self._ladders = Ladders(ladders, config.tiers)
         self._first_tokens = LatencyBook()
         self._under_way = 0
@@ -81,10 +85,17 @@ class Router:
     async def _events(self, request: OpenRequest) -> AsyncGenerator[EventsAtOnce]:
         began = time.monotonic()
         self._check_size(request)
-        choice = choose_tier(self._config.tiers, request)
+        choice = choose_tier(self._config.tiers, request, self._adapters)
         followed = self._ladders.find(request)
         request = await self._with_draft(request, choice, climbs=followed is not None)
-        asking = Asking(self._config, self._tiers, request, self._first_tokens, arrived=began)
+        asking = Asking(
+            self._config,
+            self._tiers,
+            request,
+            self._first_tokens,
+            arrived=began,
+            adapters=self._adapters,
+        )
         climb = None if followed is None else Climb(asking, followed)
         return climb.events() if climb and climb.possible else _answered(asking, choice)
 

@@ -35,6 +35,7 @@ from cloud.federation.planned import check_federation
 from cloud.ladders import load_ladders
 from cloud.local_ray import replica_logging, start_ray
 from cloud.placement import placement_problems, this_machine
+from cloud.served_adapters import ServedAdapters
 from cloud.tls import TlsPaths, ensure_local_client, ensure_local_tls
 
 _log = logging.getLogger(__name__)
@@ -129,7 +130,11 @@ def client_address(config: ClusterConfig) -> str:
 
 
 def start(
-    config: ClusterConfig, model_files: Mapping[str, Path], folder: Path, on_progress: Progress
+    config: ClusterConfig,
+    model_files: Mapping[str, Path],
+    adapters: ServedAdapters,
+    folder: Path,
+    on_progress: Progress,
 ) -> ClientProfile:
     """Start everything and have every tier answer once. Returns how to reach the gateway.
 
@@ -173,7 +178,8 @@ def start(
     )
     on_progress("loading " + ", ".join(f"{tier.model_name} ({tier.name})" for tier in config.tiers))
     try:
-        app = build_app(config, files, model_files, load_ladders(config, TrustStore(trust_dir())))
+        ladders = load_ladders(config, TrustStore(trust_dir()))
+        app = build_app(config, files, model_files, ladders, adapters)
         serve.run(app, name=APP_NAME, route_prefix=None, logging_config=replica_logging())
     except RuntimeError:
         _log.exception("the deployment failed")

@@ -28,7 +28,7 @@ from cloud.config import ClusterConfig, load_config
 from cloud.control import FAILURE, KEEP, PROGRESS, Progress
 from cloud.control_socket import control_socket, reset_prefix_caches
 from cloud.local_ray import stop_ray
-from cloud.tier_adapters import pinned
+from cloud.tier_adapters import checked
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def run(config: ClusterConfig, *, on_progress: Progress) -> None:
     """
     began = time.monotonic()
     model_files = startup.model_files(config)
-    config = pinned(config)
+    adapters = checked(config)
     with session.claim():
         startup.check_port(config)
         remains = session.read_state()
@@ -66,7 +66,7 @@ def run(config: ClusterConfig, *, on_progress: Progress) -> None:
         try:
             state.save()
             with stop.at_once(lambda: _end_at_once(state, others)):
-                profile = startup.start(config, model_files, folder, on_progress)
+                profile = startup.start(config, model_files, adapters, folder, on_progress)
                 stop.listen()  # Ray has put handlers of its own in place
                 reset_prefix_caches(config)
             with control_socket(state.control_socket, config):

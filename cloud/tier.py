@@ -9,21 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cascade.errors import InvalidInput, RemoteError
 from cascade.tracing import Span, export_spans, flush_spans, start_span
 from cloud.adapter_source import in_registry
 from cloud.config import TierConfig
-from cloud.engines import ChatRequest, Done, Engine, EngineEvent, Started, make_engine
+from cloud.engines import ChatRequest, Done, Engine, EngineEvent, Started, Swapping, make_engine
 from cloud.errors import EngineFailed
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
+
+    from cloud.replica_adapters import ReplicaAdapters
 
 _log = logging.getLogger("ray.serve")
 
@@ -54,7 +56,8 @@ class Tier:
         config: the tier.
         model_file: the model on this machine.
         backend: Ray's handle to the deployment of ray.serve.llm, where that computes.
-        registry: where adapters that the tier names by digest are fetched from.
+        registry: where adapters of the registry are fetched from.
+        digests: of those when the cluster was built, by name; later ones come with requests.
     """
 
     # Ray Serve awaits it.
@@ -64,18 +67,26 @@ class Tier:
         model_file: str,
         backend: DeploymentHandle[object] | None = None,
         registry: str | None = None,
+        digests: Mapping[str, str] | None = None,
     ) -> None:
         self._name = config.name
         export_spans("cascade-tier")
-        if any(map(in_registry, config.adapters.values())):
-            # Loaded where it is needed: it brings the runtime of devices.
-            from cloud.tier_adapters import fetched
+        self._adapters: ReplicaAdapters | None = None
+        if registry is None or not any(map(in_registry, config.adapters.values())):
+            self._engine = self.made(config, model_file, backend)
+            await self._engine.start()
+            return
+        # Loaded where it is needed: it brings the runtime of devices.
+        from cloud.replica_adapters import ReplicaAdapters
+        from cloud.tier_adapters import start_with
 
-            self._scratch = tempfile.TemporaryDirectory(prefix="cascade-adapters-")
-            scratch = Path(self._scratch.name)
-            config = await asyncio.to_thread(fetched, config, registry, scratch)
-        self._engine = self.made(config, model_file, backend)
-        await self._engine.start()
+        self._scratch = tempfile.TemporaryDirectory(prefix="cascade-adapters-")
+        scratch = Path(self._scratch.name)
+        config = await asyncio.to_thread(start_with, config, digests or {}, registry, scratch)
+        engine = self._engine = self.made(config, model_file, backend)
+        await engine.start()
+        there = config.adapters.keys()
+        self._adapters = ReplicaAdapters(cast(Swapping, engine), there, registry, scratch)
 
     def made(
         self, config: TierConfig, model_file: str, backend: DeploymentHandle[object] | None
@@ -89,7 +100,7 @@ class Tier:
 
     async def answer(self, request: ChatRequest) -> AsyncGenerator[TierMessage]:
         """The engine's messages; see ``messages``."""
-        answering = messages(self._engine, request)
+        answering = messages(self._engine, request, self._adapters)
         async with aclosing(traced(answering, request, self._name)) as answer:
             async for message in answer:
                 yield message
@@ -108,9 +119,13 @@ class Tier:
             scratch.cleanup()
 
 
-async def messages(engine: Engine, request: ChatRequest) -> AsyncGenerator[TierMessage]:
+async def messages(
+    engine: Engine, request: ChatRequest, adapters: ReplicaAdapters | None = None
+) -> AsyncGenerator[TierMessage]:
     """Batches of engine events; the last batch ends with ``Done``, or is ``Refused``."""
     try:
+        if adapters is not None:
+            request = await adapters.known(request)
         async with aclosing(engine.stream(request)) as batches:
             async for batch in batches:
                 yield batch

@@ -1,20 +1,20 @@
 """The adapters of tiers: which ones the configuration names now, whether they may be served, and
 their files on this machine.
 
-This is the one place that looks into the registry for a tier. A channel is asked once, when the
-cluster is built (``pinned``), so that all replicas serve the same for as long as they live; each
-replica then fetches what it lacks by digest (``fetched``). Signatures are checked against the keys
-that are pinned on the machine that looks.
+This is the one place that looks into the registry for a tier: when the cluster is built
+(``checked``), while it runs, where a channel changes (``described``), and in the replicas, which
+fetch what they lack by digest (``start_with``, ``fetched``). Signatures are checked against the
+keys that are pinned on the machine that looks.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from cascade.errors import (
@@ -23,44 +23,25 @@ from cascade.errors import (
     ClusterError,
     InvalidInput,
     NotFound,
-    Tampered,
 )
 from cascade.home import cluster_dir, trust_dir
-from cascade.release import ReleaseManifest
 from cascade.signing import TrustStore
 from cloud.adapter_source import InRegistry, in_registry
+from cloud.channel_word import ChannelWord, SeenRevisions, adapters_in, read_word
 from cloud.config import ClusterConfig, TierConfig
 from cloud.errors import ModelUnusable
 from cloud.registry import Published, Registry, read_artifact, verified_adapter
+from cloud.served_adapters import ServedAdapters, TierAdapter
 from edge import bundle_path
 from edge.adapter import MANIFEST
 from edge.bundle import inspect
 
+_log = logging.getLogger("ray.serve")
 
-@dataclass(frozen=True, slots=True)
-class TierAdapter:
-    """One adapter of a tier.
 
-    Arguments:
-        name: what requests call it.
-        source: as the configuration has it.
-        digest: of its manifest; empty for a file that has none, such as a GGUF file.
-        publisher: whose pinned key signed it; empty likewise.
-        licence: SPDX identifier; empty where nobody has said.
-        commercial_use: whether the licence allows it; ``None`` where nobody has said.
-        base: ``"checked"`` against the digest of the tier's bundle, ``"unknown"`` where there is
-            no digest to compare with; the engine then checks names and shapes when it starts.
-        problem: what keeps it from being served, or empty.
-    """
-
-    name: str
-    source: str
-    digest: str = ""
-    publisher: str = ""
-    licence: str = ""
-    commercial_use: bool | None = None
-    base: str = "unknown"
-    problem: str = ""
+def seen_revisions(registry: str) -> SeenRevisions:
+    """What this machine has seen of a registry's channels."""
+    return SeenRevisions(registry, cluster_dir() / "channels.json")
 
 
 def look_up(config: ClusterConfig, tier: TierConfig) -> tuple[TierAdapter, ...]:
@@ -70,58 +51,127 @@ def look_up(config: ClusterConfig, tier: TierConfig) -> tuple[TierAdapter, ...]:
     return tuple(_look_up(config, tier, name, source) for name, source in tier.adapters.items())
 
 
-def pinned(config: ClusterConfig) -> ClusterConfig:
-    """The same with the digest of what each channel serves now in the place of its name. A tier
-    with an adapter that must not be sold answers no commercial request, whatever is said of it.
+def checked(config: ClusterConfig) -> ServedAdapters:
+    """What all adapters of a configuration stand for now, found fit to be served. From then on this
+    machine believes no channel that is older than what it said here.
 
     Raises:
         ClusterError: an adapter is missing, damaged, of an unknown publisher, for another base, or
             its licence forbids what the cluster is for; one line for each.
     """
-    tiers, problems = [], []
-    for tier in config.tiers:
-        adapters = look_up(config, tier)
-        problems += [each.problem for each in adapters if each.problem]
-        tiers.append(_pinned(tier, adapters))
+    tiers = {tier.name: look_up(config, tier) for tier in config.tiers}
+    found = [each for adapters in tiers.values() for each in adapters]
+    problems = [each.problem for each in found if each.problem]
     if problems:
         raise ClusterError("\n".join(problems))
-    return config.model_copy(update={"tiers": tuple(tiers)})
+    if config.gateway.registry is not None:
+        seen = seen_revisions(config.gateway.registry)
+        for each in found:
+            place = in_registry(each.source)
+            if place is not None and place.channel:
+                seen.note(place.channel, each.revision)
+    return ServedAdapters(tiers)
 
 
-def fetched(tier: TierConfig, registry: str | None, scratch: Path) -> TierConfig:
-    """The same with folders of this machine in the place of digests: fetched where they are not
-    there yet, and checked.
+def described(
+    config: ClusterConfig, tier: TierConfig, name: str, word: ChannelWord | None = None
+) -> TierAdapter:
+    """One adapter of a tier.
 
     Arguments:
-        tier: of a ``pinned`` configuration.
+        word: of its channel, where that was just read.
+
+    Raises:
+        CascadeError: it must not be served; the message says why, in one line.
+        OSError: the registry, or the adapter's file, cannot be read.
+    """
+    source = tier.adapters[name]
+    try:
+        published, revision = _published(config.gateway.registry, source, word)
+        if published is None:
+            return TierAdapter(name, source)
+        base = _base(tier, published)
+    except CascadeError as problem:
+        told = problem.problem if isinstance(problem, InvalidInput) else str(problem)
+        raise ClusterError(f"tier {tier.name}: adapter {name}: {told}") from None
+    if config.commercial and not published.commercial_use:
+        raise ClusterError(
+            f"tier {tier.name}: commercial is true, but {published.licence}, the licence of the "
+            f"adapter {name} ({published.name}), does not allow that; take it out"
+        )
+    return TierAdapter(
+        name,
+        source,
+        digest=published.artifact.digest,
+        publisher=published.publisher,
+        licence=published.licence,
+        commercial_use=published.commercial_use,
+        base=base,
+        revision=revision,
+    )
+
+
+def start_with(
+    tier: TierConfig, digests: Mapping[str, str], registry: str | None, scratch: Path
+) -> TierConfig:
+    """The tier as a replica's engine starts with it: folders of this machine under their digests in
+    the place of adapters of the registry, fetched where they are not there yet, and checked.
+
+    Arguments:
+        digests: of those adapters when the cluster was built, by name. What a channel served then,
+            and the registry has no more, is left out: no request will ask for it.
         registry: folder or URL.
-        scratch: where they go if nothing can be written under ``CASCADE_HOME``, as in a pod that
-            mounts it read-only.
+        scratch: see ``fetched``.
 
     Raises:
         ModelUnusable: one cannot be had, or must not be used.
     """
-    digests = {
-        name: place.digest
-        for name, source in tier.adapters.items()
-        if (place := in_registry(source)) is not None
-    }
-    if not digests or registry is None:
-        return tier
-    folders = {
-        name: str(_fetched(name, digest, registry, scratch)) for name, digest in digests.items()
-    }
-    return tier.model_copy(update={"adapters": tier.adapters | folders})
+    adapters: dict[str, str | Path] = {}
+    for name, source in tier.adapters.items():
+        place, digest = in_registry(source), digests.get(name, "")
+        if place is None or registry is None:
+            adapters[name] = source
+            continue
+        try:
+            adapters[digest] = str(fetched(digest, registry, scratch))
+        except NotFound as problem:
+            if not place.channel:
+                raise ModelUnusable(f"adapter {name}: {problem}") from None
+            _log.warning("adapter %s: what %s was is gone: %s", name, source, problem)
+        except (CascadeError, OSError) as problem:
+            raise ModelUnusable(f"adapter {name}: {problem}") from None
+    return tier.model_copy(update={"adapters": adapters})
 
 
-def _pinned(tier: TierConfig, adapters: tuple[TierAdapter, ...]) -> TierConfig:
-    sources: Mapping[str, str] = {
-        each.name: each.digest for each in adapters if in_registry(each.source) is not None
-    }
-    changed: dict[str, object] = {"adapters": tier.adapters | dict(sources)}
-    if any(each.commercial_use is False for each in adapters):
-        changed["commercial_use"] = False
-    return tier.model_copy(update=changed)
+def fetched(digest: str, registry: str, scratch: Path) -> Path:
+    """The folder of an adapter of the registry on this machine, fetched if it is not there yet, and
+    checked.
+
+    Arguments:
+        registry: folder or URL.
+        scratch: where it goes if nothing can be written under ``CASCADE_HOME``, as in a pod that
+            mounts it read-only.
+
+    Raises:
+        NotFound: the registry lacks it.
+        CascadeError: it must not be used.
+        OSError: the registry cannot be read.
+    """
+    trust, kept = TrustStore(trust_dir()), cluster_dir() / "adapters"
+    if _holds(kept / digest, digest, trust):
+        return kept / digest
+    place = kept if _writable(kept) else scratch
+    folder = place / digest
+    shutil.rmtree(folder, ignore_errors=True)  # where it is damaged
+    with tempfile.TemporaryDirectory(dir=place, prefix=".fetch-") as unfinished:
+        copy = Path(unfinished) / "adapter"
+        Registry(registry).fetch_adapter(digest, copy)
+        read_artifact(copy, trust)
+        try:
+            copy.rename(folder)
+        except OSError:  # another replica of this node was faster
+            read_artifact(folder, trust)
+    return folder
 
 
 def _look_up(config: ClusterConfig, tier: TierConfig, name: str, source: str) -> TierAdapter:
@@ -129,60 +179,42 @@ def _look_up(config: ClusterConfig, tier: TierConfig, name: str, source: str) ->
     if not tier.local:
         return found
     try:
-        published = _published(config.gateway.registry, source)
-        if published is None:
-            return found
-        return TierAdapter(
-            name,
-            source,
-            digest=published.artifact.digest,
-            publisher=published.publisher,
-            licence=published.licence,
-            commercial_use=published.commercial_use,
-            base=_base(tier, published),
-            problem=_licence_problem(config, tier, name, published),
-        )
-    except (CascadeError, OSError) as problem:
-        told = problem.problem if isinstance(problem, InvalidInput) else str(problem)
-        return TierAdapter(name, source, problem=f"tier {tier.name}: adapter {name}: {told}")
+        return described(config, tier, name)
+    except ClusterError as problem:
+        return dataclasses.replace(found, problem=str(problem))
+    except OSError as problem:
+        told = f"tier {tier.name}: adapter {name}: {problem}"
+        return dataclasses.replace(found, problem=told)
 
 
-def _published(registry: str | None, source: str) -> Published | None:
-    """What is signed of an adapter, its signature checked; ``None`` of a file without one."""
+def _published(
+    registry: str | None, source: str, word: ChannelWord | None
+) -> tuple[Published | None, int]:
+    """What is signed of an adapter, its signature checked, and as of which revision of a channel;
+    ``None`` of a file without one."""
     trust = TrustStore(trust_dir())
     place = in_registry(source)
     if place is None:
         path = Path(source)
         if not path.exists():
             raise NotFound(f"there is no {path}")
-        return read_artifact(path, trust)[0] if (path / MANIFEST).is_file() else None
+        return (read_artifact(path, trust)[0] if (path / MANIFEST).is_file() else None), 0
     if registry is None:  # the configuration has seen to it that it is there
         raise NotFound("gateway.registry is missing")
-    there = Registry(registry)
-    digest = place.digest or _served(there, place, trust)
+    there, digest, revision = Registry(registry), place.digest, 0
+    if not digest:
+        if word is None:
+            least = seen_revisions(registry).least(place.channel)
+            word = read_word(there, place.channel, trust, least=least)
+        digest, revision = _named(adapters_in(word, there, trust), place), word.revision
     published = verified_adapter(there.artifact(digest), trust)
     for sha256, _ in published.files.values():
         there.size(sha256)
-    return published
+    return published, revision
 
 
-def _served(registry: Registry, place: InRegistry, trust: TrustStore) -> str:
-    """The digest of the adapter of this name in a channel's stable releases, which are signed too:
-    else whoever can write there could bring an old adapter back."""
-    channel = registry.channel(place.channel)
-    served: dict[str, str] = {}
-    for release in filter(None, (variant.stable for variant in channel.variants)):
-        signed = registry.release(place.channel, release)
-        trust.verify(signed.manifest, signed.signature, what=f"channel {place.channel}")
-        manifest = ReleaseManifest.from_bytes(signed.manifest)
-        if manifest.channel != place.channel or manifest.revision > channel.revision:
-            raise Tampered(f"channel {place.channel}", "serves what was signed for another one")
-        if manifest.expires is not None and manifest.expires < time.time():
-            raise InvalidInput("adapters", f"channel {place.channel} has expired; sign it again")
-        for published in map(registry.artifact, release):
-            if published.artifact.kind == "adapter":
-                adapter = verified_adapter(published, trust)
-                served[adapter.artifact.digest] = adapter.name
+def _named(served: Mapping[str, str], place: InRegistry) -> str:
+    """The digest of the one adapter of this name among those that a channel serves."""
     named = [digest for digest, name in served.items() if name == place.name]
     if not named:
         there = ", ".join(sorted(set(served.values()))) or "none"
@@ -212,38 +244,6 @@ def _base(tier: TierConfig, published: Published) -> str:
             f"{bundle.base_digest[:12]}…; take the bundle that it was trained on"
         )
     return "checked"
-
-
-def _licence_problem(
-    config: ClusterConfig, tier: TierConfig, name: str, published: Published
-) -> str:
-    if published.commercial_use or not config.commercial:
-        return ""
-    return (
-        f"tier {tier.name}: commercial is true, but {published.licence}, the licence of the "
-        f"adapter {name} ({published.name}), does not allow that; take it out"
-    )
-
-
-def _fetched(name: str, digest: str, url: str, scratch: Path) -> Path:
-    trust, kept = TrustStore(trust_dir()), cluster_dir() / "adapters"
-    if _holds(kept / digest, digest, trust):
-        return kept / digest
-    place = kept if _writable(kept) else scratch
-    folder = place / digest
-    try:
-        shutil.rmtree(folder, ignore_errors=True)  # where it is damaged
-        with tempfile.TemporaryDirectory(dir=place, prefix=".fetch-") as unfinished:
-            copy = Path(unfinished) / "adapter"
-            Registry(url).fetch_adapter(digest, copy)
-            read_artifact(copy, trust)
-            try:
-                copy.rename(folder)
-            except OSError:  # another replica of this node was faster
-                read_artifact(folder, trust)
-    except (CascadeError, OSError) as problem:
-        raise ModelUnusable(f"adapter {name}: {problem}") from None
-    return folder
 
 
 def _holds(folder: Path, digest: str, trust: TrustStore) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cloud import Plan, TierPlan
     from cloud.federation.planned import FederationPlan
-    from cloud.tier_adapters import TierAdapter
+    from cloud.served_adapters import TierAdapter
 
 
 def configure(actions: _SubParsersAction[ArgumentParser]) -> None:

@@ -16,6 +16,7 @@ from cascade.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from cloud import ClusterStatus, TierStatus
+    from cloud.control import AdapterStatus
 
 _PERIOD_S: Final = 1.0
 # Home, and what follows is erased line by line: nothing flickers, and the scrollback stays.
@@ -120,8 +121,19 @@ def lines(status: ClusterStatus) -> list[str]:
         for gateway in status.gateways
         if len(status.gateways) > 1
     ]
+    # Gateways that look at different moments may differ for some seconds.
+    served = {adapter: None for gateway in status.gateways for adapter in gateway.adapters}
+    notes += [_adapter(each) for each in served]
     notes += [f"metrics  http://{address}/metrics" for address in status.metrics]
     return [head, *notes, *_table(table, [side for _, side in _COLUMNS])]
+
+
+def _adapter(adapter: AdapterStatus) -> str:
+    named = f"adapter  {adapter.name} of {adapter.tier} · {adapter.source[:64]}"
+    if adapter.problem:
+        return f"{named} · withheld: {adapter.problem}"
+    revision = f" · revision {adapter.revision}" if adapter.revision else ""
+    return f"{named} · {adapter.digest[:12]}{revision}"
 
 
 def _show(status: ClusterStatus, *, as_json: bool) -> int:

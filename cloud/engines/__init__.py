@@ -15,6 +15,7 @@ from cloud.engines.base import (
     EngineEvent,
     Piece,
     Started,
+    Swapping,
 )
 from cloud.errors import ConfigError, ModelUnusable
 
@@ -30,6 +31,7 @@ __all__ = [
     "Piece",
     "Speed",
     "Started",
+    "Swapping",
     "Verified",
     "make_engine",
 ]
@@ -39,7 +41,7 @@ def make_engine(tier: TierConfig, model_file: str, backend: ChatHandle | None = 
     """The engine that ``tier.engine`` names, not yet started.
 
     Arguments:
-        tier: its adapters are paths on this machine; see ``tier_adapters.fetched``.
+        tier: its adapters are paths on this machine; see ``tier_adapters.start_with``.
         model_file: the model on this machine: a GGUF file, or the folder of a bundle or model.
             Of no use where somebody else has it.
         backend: the deployment of ray.serve.llm; for ``vllm`` alone.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from cascade.draft import DraftProposal
@@ -37,6 +38,8 @@ class ChatRequest:
         draft: the beginning of the answer as a device proposes it; an engine without draft scoring
             does not look at it.
         adapter: name of one of the tier's adapters; empty for the model alone.
+        adapter_digest: what the name stands for where it is the registry's; the replica puts it in
+            the name's place before the engine is asked.
         prefill: the prompt is only read, for a request that may follow: no piece comes of it. Of
             engines with draft scoring alone.
     """
@@ -52,6 +55,7 @@ class ChatRequest:
     tensors: tuple[Tensor, ...] = ()
     score: bool = False
     adapter: str = ""
+    adapter_digest: str = ""
     draft: DraftProposal | None = None
     prefill: bool = False
 
@@ -168,4 +172,16 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Free the model."""
+        ...
+
+
+class Swapping(Engine, Protocol):
+    """An engine that takes further adapters while it answers."""
+
+    async def add_adapter(self, name: str, folder: Path) -> None:
+        """Have requests ask for one more adapter.
+
+        Raises:
+            CascadeError: it is damaged, of an unknown publisher, or for another model.
+        """
         ...

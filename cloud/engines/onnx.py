@@ -20,6 +20,7 @@ from cloud.engines.base import Capabilities, ChatRequest, EngineEvent, check_ada
 from cloud.engines.one_at_a_time import Put, answering, stream_answer
 from cloud.errors import EngineFailed, ModelUnusable
 from edge import Adapter, Bundle, OnnxModel
+from edge.bundle import Manifest
 
 
 class OnnxBundle:
@@ -53,6 +54,7 @@ class OnnxBundle:
         self._most_adapters = most_adapters
         # Names and digests of those at hand, the one that was used last at the end.
         self._at_hand: dict[str, str] = {}
+        self._manifest: Manifest | None = None
         self._model: OnnxModel | None = None
         self._worker: ThreadPoolExecutor | None = None
 
@@ -107,6 +109,15 @@ class OnnxBundle:
             async for batch in batches:
                 yield batch
 
+    async def add_adapter(self, name: str, folder: Path) -> None:
+        """Have requests ask for one more adapter; see ``Swapping.add_adapter``."""
+        manifest = self._manifest
+        if manifest is None:
+            raise EngineFailed
+        # Beside the worker: answers under way do not wait for it.
+        await asyncio.to_thread(lambda: Adapter.open(folder, self._trust).inputs(manifest))
+        self._adapters[name] = folder
+
     async def reset_prefix_cache(self) -> int:
         """Empty the model's cache; see ``Engine.reset_prefix_cache``."""
         if self._model is None:
@@ -137,6 +148,7 @@ class OnnxBundle:
         bundle = Bundle.open(self._folder, self._trust)
         for path in self._adapters.values():
             Adapter.open(path, self._trust).inputs(bundle.manifest)
+        self._manifest = bundle.manifest
         self._context_tokens = min(self._context_tokens, bundle.manifest.context_tokens)
         manifest = dataclasses.replace(bundle.manifest, context_tokens=self._context_tokens)
         return OnnxModel(dataclasses.replace(bundle, manifest=manifest), threads=self._threads)

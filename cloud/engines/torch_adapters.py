@@ -70,6 +70,23 @@ class TorchAdapters:
             self.use(name)
         self.use("")
 
+    def add(self, name: str, folder: Path) -> None:
+        """Take one more adapter, and load it once; the model computes without any then.
+
+        Raises:
+            ModelUnusable: see ``check``; it is not taken then.
+        """
+        self._folders[name] = folder
+        self._known_as[name] = f"adapter{len(self._known_as)}"
+        self.use("")
+        try:
+            self.use(name)
+        except ModelUnusable:
+            del self._folders[name], self._known_as[name]
+            raise
+        finally:
+            self.use("")
+
     def use(self, name: str) -> None:
         """Compute with an adapter from now on; "" goes back to the base.
 

@@ -72,6 +72,7 @@ class Transformers:
         self._most_adapters = most_adapters
         self._trust = trust or TrustStore(trust_dir())
         self._adapters: TorchAdapters | None = None
+        self._torch: Any = None
         self._model: CausalModel | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -163,6 +164,22 @@ class Transformers:
         finally:
             cancel.cancel()
 
+    async def add_adapter(self, name: str, folder: Path) -> None:
+        """Have requests ask for one more adapter; see ``Swapping.add_adapter``. Waits for the
+        answer that is under way: the model is changed by it."""
+        model, worker = self._model, self._worker
+        if model is None or worker is None:
+            raise EngineFailed
+
+        def add() -> None:
+            if self._adapters is None:
+                self._adapters = self._torch_adapters(self._torch)
+            model.forget_prefix()
+            self._adapters.add(name, folder)
+
+        await asyncio.get_running_loop().run_in_executor(worker, add)
+        self._folders[name] = folder
+
     async def reset_prefix_cache(self) -> int:
         """Forget what was read; see ``Engine.reset_prefix_cache``."""
         if self._model is None:
@@ -173,7 +190,7 @@ class Transformers:
     async def close(self) -> None:
         """Free the model and its thread."""
         worker, self._worker, self._model = self._worker, None, None
-        self._adapters = None
+        self._adapters = self._torch = None
         scratch, self._scratch = self._scratch, None
         if worker is not None:
             worker.shutdown(wait=False, cancel_futures=True)
@@ -208,8 +225,10 @@ class Transformers:
             raise ModelUnusable(f"transformers cannot load {folder}: {reason[0]}") from None
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._context_tokens = min(self._context_tokens, limit or self._context_tokens)
+        self._torch = model
         if self._folders:
-            self._adapters = self._loaded_adapters(model)
+            self._adapters = self._torch_adapters(model)
+            self._adapters.check()
         decoder = TorchDecoder(model, self._context_tokens)
         self._scratch = tempfile.TemporaryDirectory(prefix="cascade-text-")
         try:
@@ -217,16 +236,14 @@ class Transformers:
         except CascadeError as problem:
             raise ModelUnusable(f"{folder}: {problem}") from None
 
-    def _loaded_adapters(self, model: Any) -> TorchAdapters:
+    def _torch_adapters(self, model: Any) -> TorchAdapters:
         try:
             from cloud.engines.torch_adapters import TorchAdapters
         except ImportError:
             raise ModelUnusable(
                 "adapters on transformers need PEFT: pip install 'edge-cloud-cascade[transformers]'"
             ) from None
-        adapters = TorchAdapters(model, self._folders, most=self._most_adapters, trust=self._trust)
-        adapters.check()
-        return adapters
+        return TorchAdapters(model, self._folders, most=self._most_adapters, trust=self._trust)
 
 
 class TorchDecoder:

@@ -11,7 +11,7 @@ import base64
 import json
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -119,9 +119,13 @@ class Registry:
 
     def channel(self, name: str) -> Channel:
         """A channel; an empty one where nothing was published to it yet."""
+        return self.signed_channel(name)[0]
+
+    def signed_channel(self, name: str) -> tuple[Channel, Mapping[Release, SignedRelease]]:
+        """A channel with the publisher's word for each of its releases, of one moment."""
         check_name(name)
         data = self._read(f"channels/{name}.json")
-        return Channel(name) if data is None else _read_channel(data)[0]
+        return (Channel(name), {}) if data is None else _read_channel(data)
 
     def release(self, channel: str, release: Release) -> SignedRelease:
         """The publisher's word for one of a channel's releases.
@@ -129,9 +133,7 @@ class Registry:
         Raises:
             NotFound: the channel does not serve it.
         """
-        check_name(channel)
-        data = self._read(f"channels/{channel}.json")
-        signed = _read_channel(data)[1] if data else {}
+        signed = self.signed_channel(channel)[1]
         if release not in signed:
             raise NotFound(f"channel {channel} does not serve this release")
         return signed[release]

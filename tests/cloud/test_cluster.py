@@ -21,12 +21,17 @@ import pytest
 
 import cloud
 from cascade.errors import ClusterError, RemoteError
+from cascade.home import trust_dir
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Constraints, Message, Request
+from cascade.signing import TrustStore
+from cascade.testing import TinyBundle, tiny_bundle
 from cascade.wire import ClientProfile, GrpcRemote
 from cloud import processes, session
 from cloud.config import ClusterConfig, GatewayConfig, MetricsConfig, TierConfig
+from edge import Adapter, OnnxModel
 from tests.cloud import other_clients
+from tests.cloud.test_tier_adapters import RESEARCH, World
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.models, pytest.mark.processes]
@@ -70,10 +75,34 @@ def config(model_path: Callable[[str], Path]) -> ClusterConfig:
 
 
 @pytest.fixture(scope="module")
-def cluster(home: Path, config: ClusterConfig) -> Iterator[cloud.ClusterStatus]:
+def world(home: Path, tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A registry whose publisher is pinned in this module's home."""
+    folder = tmp_path_factory.mktemp("world")
+    return World(tiny, folder, str(folder / "registry"))
+
+
+@pytest.fixture(scope="module")
+def cluster(home: Path, config: ClusterConfig, world: World) -> Iterator[cloud.ClusterStatus]:
+    """Beside the tier of ``config`` one over the tiny bundle, with adapters of ``world``."""
+    world.put(world.lesson("tax", 1))
+    adapters = {"tax": "tax@stable"}
+    for name, licence in (("legal", "Apache-2.0"), ("study", RESEARCH)):
+        path = world.lesson(name, 2, licence=licence)
+        adapters[name] = world.registry.publish(path, world.trust).artifact.digest
+    tuned = TierConfig(
+        name="tuned",
+        engine="onnx",
+        model=str(world.tiny.path),
+        context_tokens=256,
+        adapters=adapters,
+        most_adapters=1,
+        commercial_use=True,
+    )
+    gateway = config.gateway.model_copy(update={"registry": world.registry.url})
+    both = config.model_copy(update={"gateway": gateway, "tiers": (*config.tiers, tuned)})
     lines: list[str] = []
     try:
-        yield cloud.up_detached(config, on_progress=lines.append)
+        yield cloud.up_detached(both, on_progress=lines.append)
         assert [line.split()[0] for line in lines[:3]] == ["starting", "loading", "warming"]
     finally:
         cloud.down()
@@ -97,7 +126,10 @@ async def ask(request: Request) -> list[RemoteEvent]:
 async def test_a_running_cluster_says_so(cluster: cloud.ClusterStatus) -> None:
     assert cluster.running
     assert (cluster.stage, cluster.health) == ("ready", "SERVING")
-    assert [(tier.name, tier.health) for tier in cluster.tiers] == [("tier1", "SERVING")]
+    assert {tier.name: tier.health for tier in cluster.tiers} == {
+        "tier1": "SERVING",
+        "tuned": "SERVING",
+    }
     assert await asyncio.to_thread(cloud.status) == cluster
 
 
@@ -142,7 +174,11 @@ def test_a_client_in_another_language_learns_the_contract_by_reflection_and_is_a
     cluster: cloud.ClusterStatus, tmp_path: Path
 ) -> None:
     services, events = other_clients.by_node(ClientProfile.load(), tmp_path)
-    ours = ["cascade.v1.InferenceService", "grpc.health.v1.Health"]
+    ours = [
+        "cascade.v1.ArtifactService",
+        "cascade.v1.InferenceService",
+        "grpc.health.v1.Health",
+    ]
     assert services == [*ours, "grpc.reflection.v1alpha.ServerReflection"]
     kinds = [next(kind for kind in event if kind != "request_id") for event in events]
     assert kinds == ["accepted", "tokens", "finish"]
@@ -208,6 +244,103 @@ async def test_another_key_does_not_get_in(cluster: cloud.ClusterStatus) -> None
     with pytest.raises(RemoteError, match="UNAUTHENTICATED"):
         await anext(events)
     await remote.close()
+
+
+async def with_adapter(name: str, **limits: object) -> tuple[str, str]:
+    """Model and text of the tiny bundle's answer with an adapter, or status and message."""
+    limits = {"allowed_tiers": frozenset({"tuned"}), **limits}
+    request = replace(asking("Count from 1 to 10.", **limits), max_tokens=8, adapter=name)
+    try:
+        events = await ask(request)
+    except RemoteError as refused:
+        return refused.status, refused.message
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    return finished.model, "".join(event.text for event in events if isinstance(event, Chunk))
+
+
+async def until(name: str, condition: Callable[[str, str], bool]) -> set[tuple[str, str]]:
+    """Ask until ``condition`` holds of what comes; returns what came before."""
+    before: set[tuple[str, str]] = set()
+    end = time.monotonic() + 60
+    while not condition(*(answer := await with_adapter(name))):
+        assert time.monotonic() < end, answer
+        before.add(answer)
+        await asyncio.sleep(0.2)
+    return before
+
+
+def alone(world: World, *lessons: Path | None) -> list[str]:
+    """What the bundle says in this process with each of these adapters."""
+    told = []
+    for lesson in lessons:
+        model = OnnxModel(world.tiny.bundle)
+        if lesson is not None:
+            model.use_adapter(model.load_adapter(Adapter.open(lesson, world.trust)))
+        told.append(model.generate(asking("Count from 1 to 10.").messages, max_tokens=8).text)
+    return told
+
+
+async def test_adapters_of_the_registry_answer_as_they_do_on_a_device(
+    cluster: cloud.ClusterStatus, world: World
+) -> None:
+    lessons = (None, world.folder / "tax-1-1", world.folder / "legal-2-1")
+    expected = await asyncio.to_thread(alone, world, *lessons)
+    assert len(set(expected)) == 3
+    # Every one with another one before it, as only one is kept at hand.
+    for name, text in (*zip(("", "tax", "legal"), expected, strict=True), ("tax", expected[1])):
+        model = f"{world.tiny.path.name}:{name}" if name else world.tiny.path.name
+        assert await with_adapter(name) == (model, text)
+    assert (await with_adapter("tax", commercial=True))[1] == expected[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "status", "message"),
+    [
+        ("odd", {}, "INVALID_ARGUMENT", "no tier has 'odd'; adapters: tuned: tax, legal, study"),
+        (
+            "study",
+            {"commercial": True},
+            "FAILED_PRECONDITION",
+            f"{RESEARCH}, the licence of the adapter study of tuned, does not allow commercial",
+        ),
+        ("tax", {"allowed_tiers": frozenset({"tier1"})}, "FAILED_PRECONDITION", "tier1:adapter"),
+    ],
+)
+async def test_an_adapter_that_cannot_answer_is_refused_with_the_reason(
+    cluster: cloud.ClusterStatus, name: str, limits: dict[str, object], status: str, message: str
+) -> None:
+    refused = await with_adapter(name, **limits)
+    assert refused[0] == status
+    assert message in refused[1]
+
+
+async def test_promotions_and_rollbacks_are_followed_while_it_runs(
+    cluster: cloud.ClusterStatus, world: World
+) -> None:
+    model = f"{world.tiny.path.name}:tax"
+    second = world.lesson("tax", 3, version=2)
+    old, new = await asyncio.to_thread(alone, world, world.folder / "tax-1-1", second)
+    world.put(second)
+    assert await until("tax", lambda _, text: text == new) <= {(model, old)}
+    world.roll_back()
+    assert await until("tax", lambda _, text: text == old) <= {(model, new)}
+    # Another bundle takes the channel, with an adapter of its own.
+    other = await asyncio.to_thread(tiny_bundle, world.folder / "other", seed=5)
+    TrustStore(trust_dir()).pin("other", other.key.public)
+    world.put(other.path)
+    base = other.bundle.manifest.base_digest
+    world.put(world.lesson("tax", 4, version=3, base=base))
+    refusals = await until("tax", lambda _, text: f"is for the base {base[:12]}…" in text)
+    ((told,),) = (
+        [each for each in gateway.adapters if each.name == "tax"]
+        for gateway in (await asyncio.to_thread(cloud.status)).gateways
+    )
+    assert (told.source, told.digest) == ("tax@stable", "")
+    assert "is for the base" in told.problem
+    assert {status for status, _ in refusals} <= {model, "FAILED_PRECONDITION"}
+    world.roll_back(2)
+    await until("tax", lambda _, text: text == old)
 
 
 async def test_a_cancelled_answer_frees_the_model(cluster: cloud.ClusterStatus) -> None:

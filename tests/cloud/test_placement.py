@@ -20,6 +20,7 @@ from cloud.engines.vllm_config import llm_config
 from cloud.errors import ConfigError
 from cloud.placement import Node, actor_options, placement_problems, ray_nodes, told
 from cloud.plan import plan_cluster
+from cloud.served_adapters import ServedAdapters
 from tests.cloud.ray_nodes import SEEN
 
 ROOT = Path(cloud.__file__).parent.parent
@@ -114,7 +115,7 @@ def test_one_machine_has_no_such_nodes_and_check_and_up_say_so(
 
     monkeypatch.setenv("CASCADE_HOME", str(tmp_path))
     with pytest.raises(ClusterError, match=r"tier t: no node has .*this machine has near 0"):
-        startup.start(config, {}, tmp_path, print)
+        startup.start(config, {}, ServedAdapters(), tmp_path, print)
 
 
 def test_no_cluster_to_look_at_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import cloud
 from cascade.cli.cluster_status import as_object, lines, watch
-from cloud.control import ClusterStatus, TierStatus
+from cloud.control import AdapterStatus, ClusterStatus, GatewayStatus, TierStatus
 from cloud.figures import Figures
 
 BUSY = Figures(2, 1, 3, 60.0, 120, 4, (0.2, 0.3, 2.5), 600, 0.123456)
@@ -63,6 +64,21 @@ def test_a_row_has_what_is_known_of_a_tier() -> None:
     ]
     assert large.split() == ["large", "NOT_SERVING", *["–"] * 9, "big"]
     assert len({line.rstrip().rfind(" ") for line in (small, large)}) == 1  # one column
+
+
+def test_adapters_of_a_registry_are_shown_as_they_are_served() -> None:
+    tax = AdapterStatus("tuned", "tax", "tax@stable", "9a1ee6807ed4aa", 4, "")
+    gone = AdapterStatus("tuned", "law", "law@beta", "", 2, "tier tuned: adapter law: is gone")
+    fixed = AdapterStatus("tuned", "old", "6781696e24b3", "6781696e24b3", 0, "")
+    later = replace(tax, digest="0" * 64, revision=5)  # one gateway has looked before the other
+    gateways = (GatewayStatus(1, 0, "", (tax, gone, fixed)), GatewayStatus(2, 0, "", (later, gone)))
+    shown = [line for line in lines(replace(READY, gateways=gateways)) if "adapter  " in line]
+    assert shown == [
+        "adapter  tax of tuned · tax@stable · 9a1ee6807ed4 · revision 4",
+        "adapter  law of tuned · law@beta · withheld: tier tuned: adapter law: is gone",
+        "adapter  old of tuned · 6781696e24b3 · 6781696e24b3",
+        "adapter  tax of tuned · tax@stable · 000000000000 · revision 5",
+    ]
 
 
 def test_programs_get_the_same_and_the_keys_that_were_there() -> None:

@@ -15,19 +15,22 @@ import pytest
 from cascade import home
 from cascade.cli import main
 from cascade.errors import ClusterError
+from cascade.request import Constraints
 from cascade.signing import SigningKey, TrustStore
 from cascade.testing import TinyBundle
+from cascade.wire import OpenRequest
 from cloud.adapter_source import InRegistry, in_registry
 from cloud.config import ClusterConfig, load_config, parse_config
 from cloud.engines import make_engine
-from cloud.errors import ModelUnusable
+from cloud.errors import ModelUnusable, NoTierAllowed
+from cloud.ladder import choose_tier
 from cloud.plan import plan_cluster
 from cloud.registry import Needs, Published, Registry
 from cloud.tier import Tier
-from cloud.tier_adapters import fetched, look_up, pinned
+from cloud.tier_adapters import checked, look_up, start_with
 from edge.adapter import LoraPair, write_adapter
 from edge.bundle import Bundle
-from tests.cloud.test_adapters import answer
+from tests.cloud.test_adapters import ASKED, answer
 
 RESEARCH = "CC-BY-NC-4.0"
 
@@ -56,6 +59,10 @@ class World:
         after, _ = before.with_artifact(published.artifact, known, needs=needs, percent=None)
         self.registry.save(after, key or self.tiny.key, expires)
         return published
+
+    def roll_back(self, steps: int = 1, channel: str = "stable") -> None:
+        for _ in range(steps):
+            self.registry.save(self.registry.channel(channel).rolled_back(Needs()), self.tiny.key)
 
     def lesson(
         self,
@@ -93,7 +100,7 @@ class World:
     def problem(self, source: str, **more: str) -> str:
         config = self.config(**more, tax=source)
         with pytest.raises(ClusterError) as refused:
-            pinned(config)
+            checked(config)
         (line,) = plan_cluster(config).problems
         assert line == str(refused.value)
         return line.removeprefix("tier tuned: adapter tax: ")
@@ -127,7 +134,9 @@ def test_a_name_at_a_channel_and_a_digest_are_of_the_registry_and_all_else_is_a_
         assert in_registry(path) is None
 
 
-async def test_a_tier_serves_what_a_channel_serves_and_goes_on_with_it(world: World) -> None:
+async def test_a_replica_starts_with_what_the_channel_served_when_the_cluster_was_built(
+    world: World,
+) -> None:
     first = world.put(world.lesson("tax", 1))
     other = world.registry.publish(world.lesson("legal", 2), world.trust)  # on no channel
     config = world.config(tax="tax@stable", legal=other.artifact.digest)
@@ -139,19 +148,19 @@ async def test_a_tier_serves_what_a_channel_serves_and_goes_on_with_it(world: Wo
     )
     assert (tax.base, tax.problem, tax.commercial_use) == ("checked", "", True)
     assert legal.digest == other.artifact.digest
-    built = pinned(config)
-    assert built.tiers[0].adapters == {"tax": tax.digest, "legal": legal.digest}
-    assert pinned(built) == built  # the file that it writes reads back
-    assert parse_config(built.yaml(), "again.yaml") == built
+    digests = checked(config).digests("tuned")
+    assert digests == {"tax": tax.digest, "legal": legal.digest}
+    assert parse_config(config.yaml(), "again.yaml") == config  # the file that it writes reads back
 
     world.put(world.lesson("tax", 3, version=2))
     assert look_up(config, config.tiers[0])[0].digest != tax.digest
-    here = fetched(built.tiers[0], world.registry.url, world.folder)
-    by_path = built.tiers[0].model_copy(
+    here = start_with(config.tiers[0], digests, world.registry.url, world.folder)
+    assert here.adapters.keys() == set(digests.values())
+    by_path = config.tiers[0].model_copy(
         update={
             "adapters": {
-                "tax": str(world.folder / "tax-1-1"),
-                "legal": str(world.folder / "legal-2-1"),
+                tax.digest: str(world.folder / "tax-1-1"),
+                legal.digest: str(world.folder / "legal-2-1"),
             }
         }
     )
@@ -159,7 +168,7 @@ async def test_a_tier_serves_what_a_channel_serves_and_goes_on_with_it(world: Wo
     for tier in (here, by_path):
         engine = make_engine(tier, str(world.tiny.path))
         await engine.start()
-        answers.append([await answer(engine, name) for name in ("tax", "legal", "")])
+        answers.append([await answer(engine, name) for name in (tax.digest, legal.digest, "")])
         await engine.close()
     assert answers[0] == answers[1]
     assert len(set(answers[0])) == 3
@@ -169,7 +178,7 @@ async def test_a_replica_fetches_what_its_node_lacks_once_and_mends_what_is_dama
     here: World,
 ) -> None:
     digest = here.put(here.lesson("tax", 1)).artifact.digest
-    (tier,) = pinned(here.config(tax="tax@stable")).tiers
+    (tier,) = here.config(tax="tax@stable").tiers
 
     class Replica(Tier):
         def __del__(self) -> None:  # type: ignore[override]
@@ -177,9 +186,11 @@ async def test_a_replica_fetches_what_its_node_lacks_once_and_mends_what_is_dama
 
     async def answers() -> str:
         replica = Replica.__new__(Replica)
-        await replica.__init__(tier, str(here.tiny.path), registry=here.registry.url)  # type: ignore[misc]
+        await replica.__init__(  # type: ignore[misc]
+            tier, str(here.tiny.path), registry=here.registry.url, digests={"tax": digest}
+        )
         try:
-            return await answer(replica._engine, "tax")
+            return await answer(replica._engine, digest)
         finally:
             await Tier.__del__(replica)
 
@@ -196,28 +207,34 @@ async def test_a_replica_fetches_what_its_node_lacks_once_and_mends_what_is_dama
 
 def test_a_home_that_cannot_be_written_is_none_to_fetch_into(here: World) -> None:
     digest = here.put(here.lesson("tax", 1)).artifact.digest
-    (tier,) = pinned(here.config(tax="tax@stable")).tiers
+    config = here.config(tax="tax@stable")
     home.cluster_dir().write_bytes(b"")  # a file, where a folder would have to be made
     scratch = here.folder / "scratch"
     scratch.mkdir()
-    adapters = fetched(tier, here.registry.url, scratch).adapters
-    assert adapters == {"tax": str(scratch / digest)}
+    digests = checked(config).digests("tuned")  # its memory cannot be written either
+    adapters = start_with(config.tiers[0], digests, here.registry.url, scratch).adapters
+    assert adapters == {digest: str(scratch / digest)}
     assert [path.name for path in scratch.iterdir()] == [digest]
 
 
 def test_what_was_altered_in_the_registry_is_not_served(here: World) -> None:
     published = here.put(here.lesson("tax", 1))
-    (tier,) = pinned(here.config(tax="tax@stable")).tiers
+    config = here.config(tax="tax@stable")
+    digests = checked(config).digests("tuned")
     (sha256, _) = published.files["adapter.safetensors"]
     weights = Path(here.registry.url) / "files" / sha256
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(ModelUnusable, match=r"adapter tax: .*altered after signing"):
-        fetched(tier, here.registry.url, here.folder)
+        start_with(config.tiers[0], digests, here.registry.url, here.folder)
     assert not [*(home.cluster_dir() / "adapters").iterdir()]  # nothing of it is kept
     weights.unlink()
     assert here.problem("tax@stable") == f"the registry has no file {sha256[:12]}…"
+    # One that is named by its digest must be there; what a channel once served may be gone.
+    (named,) = here.config(tax=published.artifact.digest).tiers
     with pytest.raises(ModelUnusable, match="adapter tax: the registry has no file"):
-        fetched(tier, here.registry.url, here.folder)
+        start_with(named, digests, here.registry.url, here.folder)
+    left = start_with(config.tiers[0], digests, here.registry.url, here.folder)
+    assert left.adapters == {}
 
 
 def test_what_must_not_be_served_is_said_before_anything_starts(here: World) -> None:
@@ -226,7 +243,7 @@ def test_what_must_not_be_served_is_said_before_anything_starts(here: World) -> 
     )
     here.put(here.lesson("legal", 1))
     assert "no adapter called tax; adapters: legal" in here.problem("tax@stable")
-    assert "channel canary serves no adapter" in here.problem("legal@canary")
+    assert "channel canary serves nothing to everybody" in here.problem("legal@canary")
     assert "the registry has no artifact aaaaaaaaaaaa…" in here.problem("a" * 64)
     bundle = Bundle.open(here.tiny.path, here.trust).digest
     assert here.problem(bundle) == f"{bundle} is a bundle"
@@ -244,7 +261,7 @@ def test_two_variants_with_one_name_ask_for_a_digest(here: World) -> None:
     problem = here.problem("tax@stable")
     assert "serves several adapters called tax; name one by its digest" in problem
     assert all(digest in problem for digest in digests)
-    assert pinned(here.config(tax=digests.pop()))
+    assert checked(here.config(tax=digests.pop()))
 
 
 def test_only_pinned_publishers_are_believed(here: World) -> None:
@@ -291,17 +308,24 @@ def test_a_research_adapter_is_not_sold(here: World) -> None:
         config = here.config(sold, top="commercial: true", tax=source)
         expected = f"{RESEARCH}, the licence of the adapter tax .*does not allow that; take it out"
         with pytest.raises(ClusterError, match=expected):
-            pinned(config)
+            checked(config)
         (line,) = plan_cluster(config).problems
         assert RESEARCH in line
         # Elsewhere it is served, but to nobody who asks for something that is sold.
-        free = here.config(sold, tax=source)
-        assert free.tiers[0].allows_commercial_use
-        assert not pinned(free).tiers[0].allows_commercial_use
+        free = here.config(sold, tax=source, legal=str(here.lesson("legal", 2)))
         notes = plan_cluster(free).notes
-        assert any(f"{RESEARCH}, the licence of its adapter tax" in note for note in notes)
+        assert any(f"with its adapter tax: {RESEARCH}, its licence" in note for note in notes)
+        adapters = checked(free)
+        for_money = Constraints(commercial=True)
+        for name in ("", "legal"):
+            request = OpenRequest("r", ASKED, adapter=name, constraints=for_money)
+            assert choose_tier(free.tiers, request, adapters).tier.name == "tuned"
+        with pytest.raises(NoTierAllowed, match=f"{RESEARCH}, the licence of the adapter tax"):
+            choose_tier(
+                free.tiers, OpenRequest("r", ASKED, adapter="tax", constraints=for_money), adapters
+            )
     fine = here.config(sold, top="commercial: true", legal=str(here.lesson("legal", 2)))
-    assert pinned(fine).tiers[0].allows_commercial_use
+    assert checked(fine).digests("tuned").keys() == {"legal"}
 
 
 def test_the_check_prints_them(here: World, capsys: pytest.CaptureFixture[str]) -> None:

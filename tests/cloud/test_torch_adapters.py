@@ -123,6 +123,30 @@ async def test_an_adapters_answer_is_that_of_its_merged_weights(
         assert await text(engine, name) == expected[name]
 
 
+async def test_adapters_that_come_later_are_as_good_as_those_of_the_start(
+    folder: Path, adapters: dict[str, Path], merged: dict[str, Reference], tmp_path: Path
+) -> None:
+    expected = {name: one.text(one.greedy(30)) for name, one in merged.items()}
+    for begun in ({}, {"legal": adapters["legal"]}):
+        engine = Transformers(folder, context_tokens=CONTEXT, adapters=begun, most_adapters=1)
+        await engine.start()
+        under_way = asyncio.create_task(text(engine, ""))
+        await engine.add_adapter("v1.2", adapters["v1.2"])
+        assert await under_way == expected[""]
+        spoilt = tmp_path / f"spoilt-{len(begun)}"
+        shutil.copytree(adapters["tax"], spoilt)
+        tensors = load_file(spoilt / WEIGHTS)
+        save_file(dict(list(tensors.items())[1:]), spoilt / WEIGHTS)
+        with pytest.raises(ModelUnusable):
+            await engine.add_adapter("spoilt", spoilt)
+        with pytest.raises(InvalidInput, match="no 'spoilt'"):
+            await text(engine, "spoilt")
+        await engine.add_adapter("tax", adapters["tax"])
+        for name in ("v1.2", "", "tax", *begun, "v1.2"):
+            assert await text(engine, name) == expected[name]
+        await engine.close()
+
+
 async def test_logits_are_those_of_the_merged_weights_and_without_one_the_bases(
     engine: Transformers, merged: dict[str, Reference], folder: Path
 ) -> None:

@@ -3,7 +3,8 @@
 Written from the API references of KubeRay v1.7.0 (``ray.io/v1``) and the Prometheus operator
 (``monitoring.coreos.com/v1``): every field of the reference is named, and no other is allowed. What
 both take over from Kubernetes (pod templates, Services, resources) is ``true`` here and checked
-against Kubernetes' own schema by ``test_kubernetes``.
+against Kubernetes' own schema by ``test_kubernetes``. The operators' own CRDs,
+where they are at hand, are for ``test_crd_schema``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def _list(items: Any) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
 
+_MANAGER: Final = _one_of("ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue")
 _CREDENTIAL: Final = _object(value=_TEXT, valueFrom=ANY)
 _GCS: Final = _object(
     backend=_one_of("redis", "rocksdb"),
@@ -91,7 +93,7 @@ _CLUSTER: Final = _object(
         mode=_one_of("disabled", "token"), enableK8sTokenAuth=_FLAG, secretName=_TEXT
     ),
     suspend=_FLAG,
-    managedBy=_TEXT,
+    managedBy=_MANAGER,
     autoscalerOptions=_AUTOSCALER,
     headServiceAnnotations=_TEXTS,
     enableInTreeAutoscaling=_FLAG,
@@ -110,6 +112,7 @@ RAY_SERVICE: Final = _object(
     kind={"const": "RayService"},
     metadata=ANY,
     spec=_object(
+        ("rayClusterConfig",),
         rayClusterDeletionDelaySeconds=_COUNT,
         serviceUnhealthySecondThreshold=_COUNT,
         deploymentUnhealthySecondThreshold=_COUNT,
@@ -118,7 +121,7 @@ RAY_SERVICE: Final = _object(
             type=_one_of("NewCluster", "NewClusterWithIncrementalUpgrade", "None"),
             clusterUpgradeOptions=ANY,
         ),
-        managedBy=_TEXT,
+        managedBy=_MANAGER,
         serveConfigV2=_TEXT,
         rayClusterConfig=_CLUSTER,
         excludeHeadPodFromServeSvc=_FLAG,
