@@ -148,8 +148,8 @@ class Coordinator:
             now = self._now()
             await self._database.do(lambda tx: masked_rounds.prolong(tx, now))
 
-    async def tick(self) -> None:
-        """Do what is due."""
+    async def tick(self) -> bool:
+        """Do what is due. Returns whether a round was over: the next may be, too."""
         config, now = self._config, self._now()
         synchronous = config.mode == "synchronous"
         forgetting = now - self._forgot_at >= _FORGET_EVERY_S
@@ -177,6 +177,7 @@ class Coordinator:
             await self._judge()
         if found.none_collects:
             await self._open()
+        return found.claimed is not None
 
     def _claim(self, tx: Transaction, now: float) -> Round | None:
         """The round that is over, if it is."""
