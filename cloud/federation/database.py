@@ -29,7 +29,7 @@ Row = Sequence[Any]
 Step = Callable[["Transaction"], T]
 
 _MOST_STEPS: Final = 256
-_GATHER_S: Final = 0.01
+_GATHER_S: Final = 0.02
 """Longer than a commit takes: what it adds to a call is nothing beside a device's training."""
 _BUSY_S: Final = 10.0
 _RETRY_AFTER_S: Final = 2.0
