@@ -64,7 +64,7 @@ class Expected:
         Raises:
             InvalidInput: they are no such update; the field is named.
         """
-        if not self._sound(data):
+        if not self.sound(data):
             decode(data, self.shapes)
 
     def decode(self, data: bytes) -> dict[str, Floats]:
@@ -73,7 +73,7 @@ class Expected:
         Raises:
             InvalidInput: as ``check``.
         """
-        if not self._sound(data):
+        if not self.sound(data):
             return decode(data, self.shapes)
         each = zip(sorted(self.shapes), self.scales, self.codes, strict=True)
         return {
@@ -85,7 +85,7 @@ class Expected:
         """What ``decode`` gives of many at once, each flat as ``tensors.flatten`` orders it.
 
         Arguments:
-            sent: bytes that ``check`` takes, all of them; nothing is looked at again here.
+            sent: bytes that are ``sound``, all of them; nothing is looked at again here.
 
         Returns:
             Shape ``[len(sent), elements]``.
@@ -101,8 +101,8 @@ class Expected:
             at += math.prod(shape)
         return rows
 
-    def _sound(self, data: bytes) -> bool:
-        """Whether it certainly is one."""
+    def sound(self, data: bytes) -> bool:
+        """Whether it certainly is one. Of others, ``decode`` still takes what it can read."""
         if len(data) != self.size or any(data[at] != wanted for at, wanted in self.fixed):
             return False
         if self.bits == 32:

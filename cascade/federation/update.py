@@ -152,7 +152,7 @@ def values_of_many(
     if bits == 8:
         codes = np.ascontiguousarray(packed).view(np.int8)
     else:
-        halves = np.stack([packed & 15, packed >> 4], axis=2).reshape(many, -1)
+        halves = np.stack([packed & 15, packed >> 4], axis=2).reshape(many, 2 * packed.shape[1])
         codes = halves[:, : rows * columns].view(np.int8) - np.int8(_BIAS)
     each = np.ascontiguousarray(scales).view("<f4")[:, :, None]
     np.multiply(codes.reshape(many, rows, columns), each, out=target, casting="same_kind")

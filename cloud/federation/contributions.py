@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -13,9 +14,9 @@ import numpy as np
 from cascade.errors import InvalidInput
 from cascade.federation import Shapes, Tensors, clip_to_norm, flatten
 from cascade.federation.expected import Expected
-from cascade.federation.payload import check_payload, row_weights
+from cascade.federation.payload import row_weights
 from cascade.federation.plan import RoundPlan
-from cascade.federation.tensors import Floats
+from cascade.federation.tensors import Doubles, Floats
 from cloud.federation.rounds import StoredUpdate
 from cloud.federation.strategies import Contribution
 
@@ -43,40 +44,63 @@ def contributions(
         untouched: zeros for what an update could have changed, had the plan said so.
         version: of the adapter that the round starts from.
     """
-    kept = [each for each in updates if _fits(plan, expected, each.payload)]
-    rows = _clipped(expected, [each.payload[: expected.size] for each in kept], plan.clip_norm)
+    kept = [read for each in updates if (read := _read(plan, expected, each)) is not None]
+    rows = _clipped(_rows(expected, kept), expected.shapes, plan.clip_norm)
     named = _names(rows, expected.shapes)
     given = [
         Contribution(
-            start=start(each.adapter_version),
+            start=start(each.update.adapter_version),
             change={**untouched, **{name: block[place] for name, block in named.items()}},
-            weight=min(each.examples, plan.max_examples),
-            gap=max(0, version - each.adapter_version),
-            row_weights=row_weights(plan, each.payload, expected),
+            weight=min(each.update.examples, plan.max_examples),
+            gap=max(0, version - each.update.adapter_version),
+            row_weights=each.row_weights,
         )
         for place, each in enumerate(kept)
     ]
     return given, rows
 
 
-def _fits(plan: RoundPlan, expected: Expected, payload: bytes) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An update that can be read; ``alone`` where it cannot be read with the others."""
+
+    update: StoredUpdate
+    data: bytes
+    row_weights: Mapping[str, Doubles]
+    alone: Doubles | None
+
+
+def _read(plan: RoundPlan, expected: Expected, update: StoredUpdate) -> _Read | None:
+    data = update.payload[: expected.size] if plan.rows else update.payload
     try:
-        check_payload(plan, payload, expected)
+        weights = row_weights(plan, update.payload, expected)
+        alone = None if expected.sound(data) else flatten(expected.decode(data))
     except InvalidInput:
-        return False
-    return True
+        return None
+    return _Read(update, data, weights, alone)
 
 
-def _clipped(expected: Expected, sent: Sequence[bytes], bound: float) -> Floats:
-    """All updates, none of them longer than ``bound``."""
-    rows = expected.rows(sent)
+def _rows(expected: Expected, kept: Sequence[_Read]) -> Floats:
+    together = expected.rows([each.data for each in kept if each.alone is None])
+    if len(together) == len(kept):
+        return together
+    rows = np.empty((len(kept), together.shape[1]), np.float32)
+    rows[[each.alone is None for each in kept]] = together
+    for row, each in zip(rows, kept, strict=True):
+        if each.alone is not None:
+            row[:] = each.alone
+    return rows
+
+
+def _clipped(rows: Floats, shapes: Shapes, bound: float) -> Floats:
+    """All updates, none of them longer than ``bound``; in place."""
     step = max(1, _TOGETHER // max(1, rows.shape[1]))
     for first in range(0, len(rows), step):
         block = rows[first : first + step]
         wide = block.astype(np.float64)
         lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
         for place in np.flatnonzero(~(lengths <= bound * _CLOSE)):
-            named = {name: each[place] for name, each in _names(block, expected.shapes).items()}
+            named = {name: each[place] for name, each in _names(block, shapes).items()}
             block[place] = flatten(clip_to_norm(named, bound))
     return rows
 
@@ -89,4 +113,3 @@ def _names(rows: Floats, shapes: Shapes) -> Mapping[str, Floats]:
         found[name] = rows[:, at : at + size].reshape(len(rows), *shapes[name])
         at += size
     return found
-

@@ -126,7 +126,9 @@ def check_in(
         now,
         request,
     )
-    open_ones = [each for each in map(_lease, mine) if each.state == "open" and each.expires_at > now]
+    open_ones = [
+        each for each in map(_lease, mine) if each.state == "open" and each.expires_at > now
+    ]
     if open_ones:
         lease = open_ones[0]
         for_round = round_numbered(tx, lease.round)
