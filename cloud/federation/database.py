@@ -3,7 +3,8 @@
 A step is a plain function of a ``Transaction``. Steps that arrive while one commit is under way
 share the next. One that fails takes no other with it: they are then carried out again, each in a
 savepoint of its own. None is told that it is done before all of them are on disk. Between
-processes, writers take turns. SQL is written once: parameters are ``?``, and types are those that both know.
+processes, writers take turns. SQL is written once: parameters are ``?``, and types are those that
+both know.
 """
 
 from __future__ import annotations

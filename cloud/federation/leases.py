@@ -142,12 +142,12 @@ def check_in(
         return NotNow("no_round")
     if asked.base_digest != current.base_digest:
         return NotNow("other_base")
-    last_commit, taken = _before(tx, asked.device_id, current, config, now)
+    last_commit, taken, masked = _before(tx, asked.device_id, current, config, now)
     if last_commit is not None:
         wait_s = last_commit + config.min_separation_s - now
         if wait_s > 0:
             return NotNow("too_soon", wait_s)
-    if config.mode == "synchronous":  # as rounds under masks are
+    if masked:
         at = phases.standing(tx, current.number)
         if at is not None and at.beyond("keys"):
             return NotNow("cohort_full")
@@ -427,8 +427,9 @@ def _still_good(
 
 def _before(
     tx: Transaction, device_id: str, current: Round, config: FederationConfig, now: float
-) -> tuple[float | None, int]:
-    """When a device's last update was kept, and how many places of the round are taken."""
+) -> tuple[float | None, int, bool]:
+    """When a device's last update was kept, how many places of the round are taken, and whether it
+    is under masks."""
     if config.mode == "synchronous":
         taken = "round = ? AND (state = 'used' OR (state = 'open' AND expires_at > ?))"
         values: tuple[float, ...] = (current.number, now)
@@ -436,12 +437,14 @@ def _before(
         taken, values = "state = 'open' AND expires_at > ?", (now,)
     row = tx.one(
         "SELECT (SELECT last_commit FROM devices WHERE id = ?), "
-        f"(SELECT COUNT(*) FROM leases WHERE {taken})",
+        f"(SELECT COUNT(*) FROM leases WHERE {taken}), "
+        "(SELECT COUNT(*) FROM masked_rounds WHERE round = ?)",
         device_id,
         *values,
+        current.number,
     )
-    last, count_taken = row or (None, 0)
-    return None if last is None else float(last), int(count_taken)
+    last, places, masked = row or (None, 0, 0)
+    return None if last is None else float(last), int(places), bool(masked)
 
 
 def _uncounted(tx: Transaction, round_number: int) -> int:
