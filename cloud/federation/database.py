@@ -248,6 +248,9 @@ class _Sqlite:
             connection.execute("PRAGMA journal_mode = WAL")
             # A receipt is a promise: it outlives a power cut, too.
             connection.execute("PRAGMA synchronous = FULL")
+            # Pages of 16 MB of commits are copied into the file at once: most of them hold updates,
+            # which are deleted once they are counted.
+            connection.execute("PRAGMA wal_autocheckpoint = 4000")
             self._connection = connection
         self._connection.execute("BEGIN IMMEDIATE")
 
