@@ -1,6 +1,7 @@
 """Flower's deployment runtime beside ours: what the same payload costs the server, and the wire.
 
-One array of float32 goes down and comes back up, which is Flower's best case. Both run on this
+One array of float32 goes down and comes back up, which is Flower's best case. Beside that, the same
+array as our default plan has it sent: down as float32, up in 8 bits a number. Both run on this
 machine at one time and are measured in turn. Flower runs without TLS, keys, signatures or a synced
 store; ours with all of them. Bytes are counted between the devices and the server, by a relay that
 understands neither.
@@ -19,7 +20,7 @@ from benchmarks.federated.protocol import all_ok, between, counted, idle_share
 from benchmarks.peers import Child, Environment
 from benchmarks.rows import Row
 from benchmarks.run import Run
-from benchmarks.timing import Sample, measure, median, ratio
+from benchmarks.timing import Estimate, Sample, measure, median, ratio
 
 VERSION = "1.42.0"
 _ENVIRONMENT = Environment("flower", (f"flwr=={VERSION}",))
@@ -66,12 +67,23 @@ def rows(subject: object, run: Run) -> Iterator[Row]:
             run.say(f"{devices} devices take part, then Flower, {number + 1} of {times}")
             costs.append((ours.cost(), theirs.cost()))
     yield from _rows(run, costs, ours, theirs)
+    run.say(f"{devices} devices that send 8 bits a number")
+    with (
+        Cluster(server=server) as cluster,
+        Child("benchmarks.federated.protocol_client") as fleet,
+        Child("benchmarks.federated.relay") as relay,
+    ):
+        coded = _Ours(cluster, fleet, relay, devices, bits=8)
+        cost = coded.cost()
+    yield _coded_row(run, cost, costs, coded, theirs)
 
 
 class _Ours:
     """The product's gateway and coordinator, and devices that call them by a relay."""
 
-    def __init__(self, cluster: Cluster, fleet: Child, relay: Child, devices: int) -> None:
+    def __init__(
+        self, cluster: Cluster, fleet: Child, relay: Child, devices: int, bits: int = 32
+    ) -> None:
         self._cluster, self._fleet, self._relay = cluster, fleet, relay
         self._devices, self._rounds, self._idle = devices, 0, 0.0
         told = cluster.server.ask(
@@ -80,14 +92,14 @@ class _Ours:
             devices=devices,
             layers=1,
             rank=_RANK,
-            bits=32,
+            bits=bits,
             upload_memory=64_000_000,
             widths=_WIDTHS,
         )
         host, _, port = str(cluster.ours["address"]).rpartition(":")
         through = relay.ask("open", port=int(port))["port"]
         target = {**cluster.ours, "address": f"{host}:{through}"}
-        fleet.ask("prepare", target=target, devices=devices, shapes=told["shapes"], bits=32)
+        fleet.ask("prepare", target=target, devices=devices, shapes=told["shapes"], bits=bits)
         all_ok(fleet.ask("enrol", at_once=10))
         self.payload_bytes = int(told["payload_bytes"])
 
@@ -207,4 +219,24 @@ def _rows(
         f"all bytes of all TCP connections between devices and server; {both}",
         reach=1.0,
         peer=peer,
+    )
+
+
+def _coded_row(
+    run: Run,
+    cost: _Cost,
+    costs: Sequence[tuple[_Cost, _Cost]],
+    ours: _Ours,
+    theirs: _Theirs,
+) -> Row:
+    """What of the bytes is left where devices send what the default plan has them send."""
+    flower = median([each.up + each.down for _, each in costs]).value
+    return run.row(
+        "same array, 8 bits a number up: our bytes over Flower's, up and down",
+        Estimate((cost.up + cost.down) / flower, 1),
+        "times",
+        f"unlike in the rows above, what goes up is rounded, at random and right on average: "
+        f"{cost.up / 1e3:.0f} KB up and {cost.down / 1e3:.0f} KB down a client-round; ours: "
+        f"{ours.how}. Flower, which sends float32: {theirs.how}",
+        peer=f"flower {VERSION}",
     )

@@ -8,13 +8,14 @@ together. What does not pass is read field by field, so that both take the same 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
 
-from cascade.federation.tensors import MAX_VALUE, Floats, Shapes
-from cascade.federation.update import Bits, decode, encoded_size, frame, values
+from cascade.federation.tensors import MAX_VALUE, Floats, Shapes, elements
+from cascade.federation.update import Bits, decode, encoded_size, frame, values, values_of_many
 
 _MOST: Final = int(np.float32(MAX_VALUE).view(np.uint32))
 """As unsigned bits, every float32 of 0 … ``MAX_VALUE`` is at most this; negative ones, infinity and
@@ -63,7 +64,7 @@ class Expected:
         Raises:
             InvalidInput: they are no such update; the field is named.
         """
-        if not self._sound(data):
+        if not self.sound(data):
             decode(data, self.shapes)
 
     def decode(self, data: bytes) -> dict[str, Floats]:
@@ -72,7 +73,7 @@ class Expected:
         Raises:
             InvalidInput: as ``check``.
         """
-        if not self._sound(data):
+        if not self.sound(data):
             return decode(data, self.shapes)
         each = zip(sorted(self.shapes), self.scales, self.codes, strict=True)
         return {
@@ -80,8 +81,28 @@ class Expected:
             for name, scales, codes in each
         }
 
-    def _sound(self, data: bytes) -> bool:
-        """Whether it certainly is one."""
+    def rows(self, sent: Sequence[bytes]) -> Floats:
+        """What ``decode`` gives of many at once, each flat as ``tensors.flatten`` orders it.
+
+        Arguments:
+            sent: bytes that are ``sound``, all of them; nothing is looked at again here.
+
+        Returns:
+            Shape ``[len(sent), elements]``.
+        """
+        raw = np.frombuffer(b"".join(sent), np.uint8).reshape(len(sent), self.size)
+        rows = np.empty((len(sent), elements(self.shapes)), np.float32)
+        each = zip(sorted(self.shapes), self.scales, self.codes, strict=True)
+        at = 0
+        for name, scales, codes in each:
+            shape = self.shapes[name]
+            into = rows[:, at : at + math.prod(shape)]
+            values_of_many(raw[:, scales], raw[:, codes], shape, self.bits, into)
+            at += math.prod(shape)
+        return rows
+
+    def sound(self, data: bytes) -> bool:
+        """Whether it certainly is one. Of others, ``decode`` still takes what it can read."""
         if len(data) != self.size or any(data[at] != wanted for at, wanted in self.fixed):
             return False
         if self.bits == 32:

@@ -81,10 +81,19 @@ def decode_payload(
         InvalidInput: the bytes are not exactly one encoding of such an update; the field is named.
     """
     tensors = expected.decode(_update(plan, data, expected))
+    return tensors, row_weights(plan, data, expected)
+
+
+def row_weights(plan: RoundPlan, data: bytes, expected: Expected) -> dict[str, Doubles]:
+    """What each row of the head's tensors counts by their names; none where the plan asks for none.
+
+    Raises:
+        InvalidInput: what is behind the update are not exactly these counts; the field is named.
+    """
     if not plan.rows:
-        return tensors, {}
+        return {}
     kept = np.minimum(_counts(plan, data, expected), plan.max_examples)
-    return tensors, {name: kept for name in expected.shapes if is_of_head(name)}
+    return {name: kept for name in expected.shapes if is_of_head(name)}
 
 
 def check_payload(plan: RoundPlan, data: bytes, expected: Expected) -> None:

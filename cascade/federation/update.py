@@ -128,6 +128,36 @@ def values(scales: bytes, packed: bytes, shape: tuple[int, ...], bits: Bits) -> 
     return _from_rows(np.frombuffer(scales, "<f4")[:, None] * codes.astype(np.float32), shape)
 
 
+def values_of_many(
+    scales: NDArray[np.uint8],
+    packed: NDArray[np.uint8],
+    shape: tuple[int, ...],
+    bits: Bits,
+    into: Floats,
+) -> None:
+    """One tensor of many updates, as ``values`` gives it of one, written flat.
+
+    Arguments:
+        scales, packed: the bytes of each update's, shape ``[updates, bytes]``; known to be good.
+        into: float32, shape ``[updates, elements]``.
+    """
+    many, (rows, columns) = len(packed), _row_shape(shape)
+    if _turned(shape):
+        target = into.reshape(many, columns, rows).transpose(0, 2, 1)
+    else:
+        target = into.reshape(many, rows, columns)
+    if bits == 32:
+        target[...] = np.ascontiguousarray(packed).view("<f4").reshape(many, rows, columns)
+        return
+    if bits == 8:
+        codes = np.ascontiguousarray(packed).view(np.int8)
+    else:
+        halves = np.stack([packed & 15, packed >> 4], axis=2).reshape(many, 2 * packed.shape[1])
+        codes = halves[:, : rows * columns].view(np.int8) - np.int8(_BIAS)
+    each = np.ascontiguousarray(scales).view("<f4")[:, :, None]
+    np.multiply(codes.reshape(many, rows, columns), each, out=target, casting="same_kind")
+
+
 def quantise(rows: Floats, top: int, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int8]]:
     """Codes in [−top, top] with E[scale · code] = value, and the scale of each row.
 
@@ -202,6 +232,11 @@ def _row_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return min(shape), max(shape)
 
 
+def _turned(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor's rows are its second axis."""
+    return len(shape) == 2 and shape[0] > shape[1]
+
+
 def _rows(tensor: Floats) -> Floats:
     """The tensor with its shorter axis first."""
     if tensor.ndim == 1:
@@ -210,8 +245,7 @@ def _rows(tensor: Floats) -> Floats:
 
 
 def _from_rows(rows: Floats, shape: tuple[int, ...]) -> Floats:
-    turned = len(shape) == 2 and shape[0] > shape[1]
-    values = rows.T if turned else rows.reshape(shape)
+    values = rows.T if _turned(shape) else rows.reshape(shape)
     return np.ascontiguousarray(values, np.float32)
 
 

@@ -21,19 +21,19 @@ from cascade.errors import InvalidInput
 from cascade.federation import (
     Shapes,
     Tensors,
-    clip_to_norm,
     flatten,
     shapes_of,
     unflatten,
 )
 from cascade.federation.masked_plan import MaskedPlan
-from cascade.federation.payload import decode_payload, masked_elements, means_of_sum
+from cascade.federation.payload import masked_elements, means_of_sum
 from cascade.federation.plan import RoundPlan
 from cloud.federation import leases, masked_rounds, rounds
 from cloud.federation.account import Account, account, cost
 from cloud.federation.adapters import Adapters, StartingAdapter
 from cloud.federation.chosen import chosen_strategy, read_state, write_state
 from cloud.federation.config import FederationConfig
+from cloud.federation.contributions import contributions
 from cloud.federation.database import Database, Transaction
 from cloud.federation.masked_rounds import Said
 from cloud.federation.phases import standing
@@ -43,7 +43,7 @@ from cloud.federation.robust import WeightedMean
 from cloud.federation.rounds import Noise, Round, Start
 from cloud.federation.schema import migrate
 from cloud.federation.seams import Gate
-from cloud.federation.strategies import Aggregate, Contribution, FfaLora, Strategy
+from cloud.federation.strategies import Aggregate, FfaLora, Strategy
 from cloud.federation.unmasking import unmasked
 
 _log = logging.getLogger("ray.serve")
@@ -148,8 +148,8 @@ class Coordinator:
             now = self._now()
             await self._database.do(lambda tx: masked_rounds.prolong(tx, now))
 
-    async def tick(self) -> None:
-        """Do what is due."""
+    async def tick(self) -> bool:
+        """Do what is due. Returns whether a round was over: the next may be, too."""
         config, now = self._config, self._now()
         synchronous = config.mode == "synchronous"
         forgetting = now - self._forgot_at >= _FORGET_EVERY_S
@@ -177,6 +177,7 @@ class Coordinator:
             await self._judge()
         if found.none_collects:
             await self._open()
+        return found.claimed is not None
 
     def _claim(self, tx: Transaction, now: float) -> Round | None:
         """The round that is over, if it is."""
@@ -247,38 +248,31 @@ class Coordinator:
         if plan.masked is not None:
             result = _unmask(strategy, plan, plan.masked, start, given)
             return _Outcome(result, self._published(claimed, given, start, result), 0)
-        expected, untouched = plan.update(start.shapes), _untouched(plan, start.shapes)
-        contributions, alone = [], []
         # In an order of their own: the same updates give the same sum, however they came in.
-        for each in sorted(given.updates, key=lambda each: (each.device, each.payload)):
-            digest = given.served.get(each.adapter_version)
-            begun = start if digest is None else self._adapters.read(digest)
-            try:
-                # Once more, whatever the device says that it did.
-                sent, row_weights = decode_payload(plan, each.payload, expected)
-                change = clip_to_norm(sent, plan.clip_norm)
-            except InvalidInput:
-                continue  # of a plan that was changed since
-            alone.append(flatten(change))
-            contributions.append(
-                Contribution(
-                    start=begun.tensors,
-                    change={**untouched, **change},
-                    weight=min(each.examples, plan.max_examples),
-                    gap=max(0, claimed.adapter_version - each.adapter_version),
-                    row_weights=row_weights,
-                )
-            )
+        ordered = sorted(given.updates, key=lambda each: (each.device, each.payload))
+
+        def begun(version: int) -> Tensors:
+            digest = given.served.get(version)
+            return (start if digest is None else self._adapters.read(digest)).tensors
+
+        counted, alone = contributions(
+            plan,
+            plan.update(start.shapes),
+            ordered,
+            begun,
+            untouched=_untouched(plan, start.shapes),
+            version=claimed.adapter_version,
+        )
         if isinstance(strategy, FfaLora) and isinstance(strategy.rule, PrivateMean):
             # Of what is trained alone: noise on anything else would hide nothing.
-            rows = np.reshape(alone, (len(alone), -1))
-            noised = strategy.rule.combine(rows, np.ones(len(alone)))
+            wide = alone.astype(np.float64)
+            noised = strategy.rule.combine(wide, np.ones(len(wide)))
             mean = unflatten(noised, plan.shapes(start.shapes))
             result = _from_mean(strategy, plan, start, mean, given)
         else:
-            result = strategy.aggregate(start.tensors, contributions, read_state(given.optimiser))
+            result = strategy.aggregate(start.tensors, counted, read_state(given.optimiser))
         digest = self._published(claimed, given, start, result)
-        return _Outcome(result, digest, len(given.updates) - len(contributions))
+        return _Outcome(result, digest, len(given.updates) - len(counted))
 
     def _published(
         self, claimed: Round, given: _Inputs, start: StartingAdapter, result: Aggregate

@@ -1,9 +1,10 @@
 """Transactions on SQLite or PostgreSQL: one thread, one connection, many steps a commit.
 
 A step is a plain function of a ``Transaction``. Steps that arrive while one commit is under way
-share the next: each in a savepoint of its own, so that one that fails takes no other with it, and
-none is told that it is done before all of them are on disk. Between processes, writers take turns.
-SQL is written once: parameters are ``?``, and types are those that both know.
+share the next. One that fails takes no other with it: they are then carried out again, each in a
+savepoint of its own. None is told that it is done before all of them are on disk. Between
+processes, writers take turns. SQL is written once: parameters are ``?``, and types are those that
+both know.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Row = Sequence[Any]
 Step = Callable[["Transaction"], T]
 
 _MOST_STEPS: Final = 256
-_GATHER_S: Final = 0.01
+_GATHER_S: Final = 0.02
 """Longer than a commit takes: what it adds to a call is nothing beside a device's training."""
 _BUSY_S: Final = 10.0
 _RETRY_AFTER_S: Final = 2.0
@@ -129,37 +130,50 @@ class Database:
 
     def _commit(self, jobs: Sequence[_Job]) -> list[_Done]:
         """Carry out steps in one commit; what came of each."""
-        outcomes: list[_Done] = []
-        # One step by itself is what the transaction is: no savepoint has to tell it from others.
-        alone = len(jobs) == 1
         try:
-            self._backend.begin()
-            for job in jobs:
-                if not alone:
-                    self._backend.execute("SAVEPOINT step", ())
-                result: object = None
-                failed: Exception | None = None
-                try:
-                    result = job.step(self._backend)
-                except self._backend.errors:
-                    raise
-                except Exception as problem:
-                    failed = problem
-                undone = failed is not None and not isinstance(failed, Kept)
-                if not alone:
-                    if undone:
-                        self._backend.execute("ROLLBACK TO SAVEPOINT step", ())
-                    self._backend.execute("RELEASE SAVEPOINT step", ())
-                elif undone:
-                    self._backend.execute("ROLLBACK", ())
-                    return [(job, None, failed)]
-                outcomes.append((job, result, failed))
-            self._backend.commit()
+            outcomes = self._together(jobs)
+            if outcomes is None:
+                outcomes = self._apart(jobs)
         except self._backend.errors as problem:
             _log.warning("the store of federated rounds failed: %s", problem)
             self._backend.close()
             return [(job, None, _unavailable("cannot be used now")) for job in jobs]
         return outcomes
+
+    def _together(self, jobs: Sequence[_Job]) -> list[_Done] | None:
+        """As if all of them were one step; ``None``, and nothing done, where one has to be undone
+        that is not alone. Most never are: a savepoint for each would copy what each changes."""
+        outcomes: list[_Done] = []
+        self._backend.begin()
+        for job in jobs:
+            outcomes.append(done := self._tried(job))
+            if _undone(done):
+                self._backend.execute("ROLLBACK", ())
+                return outcomes if len(jobs) == 1 else None
+        self._backend.commit()
+        return outcomes
+
+    def _apart(self, jobs: Sequence[_Job]) -> list[_Done]:
+        """The same with a savepoint for each. Steps have no effect but on the store, so that they
+        may be carried out again."""
+        outcomes: list[_Done] = []
+        self._backend.begin()
+        for job in jobs:
+            self._backend.execute("SAVEPOINT step", ())
+            outcomes.append(done := self._tried(job))
+            if _undone(done):
+                self._backend.execute("ROLLBACK TO SAVEPOINT step", ())
+            self._backend.execute("RELEASE SAVEPOINT step", ())
+        self._backend.commit()
+        return outcomes
+
+    def _tried(self, job: _Job) -> _Done:
+        try:
+            return job, job.step(self._backend), None
+        except self._backend.errors:
+            raise
+        except Exception as problem:
+            return job, None, problem
 
 
 class Kept(RemoteError):
@@ -176,6 +190,11 @@ class _Job(NamedTuple):
 
 
 _Done = tuple[_Job, object, Exception | None]
+
+
+def _undone(done: _Done) -> bool:
+    """Whether nothing of a step may stay."""
+    return done[2] is not None and not isinstance(done[2], Kept)
 
 
 def _tell(outcomes: Sequence[_Done]) -> None:
@@ -229,6 +248,9 @@ class _Sqlite:
             connection.execute("PRAGMA journal_mode = WAL")
             # A receipt is a promise: it outlives a power cut, too.
             connection.execute("PRAGMA synchronous = FULL")
+            # Pages of 16 MB of commits are copied into the file at once: most of them hold updates,
+            # which are deleted once they are counted.
+            connection.execute("PRAGMA wal_autocheckpoint = 4000")
             self._connection = connection
         self._connection.execute("BEGIN IMMEDIATE")
 

@@ -83,7 +83,8 @@ class FederationCoordinator:
         while True:
             pause_s = _PERIOD_S
             try:
-                await self._coordinator.tick()
+                if await self._coordinator.tick():
+                    pause_s = 0.0  # what has come meanwhile may be the next round's
                 if self._rollout is not None:
                     await self._rollout.tick()
             except (CascadeError, OSError):

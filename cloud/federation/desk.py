@@ -153,6 +153,7 @@ class Desk:
         lease, of = outcome.lease, outcome.round
         self._remember(lease, of)
         adapter = await self._adapter(of.adapter_digest)
+        plan = (await self._expected(of)).plan
         return CheckInReply(
             Lease(
                 lease_id=lease.lease_id,
@@ -163,7 +164,7 @@ class Desk:
                 adapter_manifest=adapter.data,
                 adapter_signature=adapter.signature,
                 plan=of.plan.encode(),
-                payload_format=RoundPlan.from_bytes(of.plan.encode()).payload_format,
+                payload_format=plan.payload_format,
                 max_payload_bytes=self._config.max_payload_bytes,
                 expires_in_s=max(0.0, lease.expires_at - now),
                 expires_at_s=lease.expires_at,
@@ -457,12 +458,14 @@ class _Upload:
             raise
 
     async def close(self) -> None:
-        await self._desk.carry_on(self._close())
+        if self._keeping and len(self._payload) > self._kept:
+            await self._desk.carry_on(self._close())
+        else:
+            self._desk.reserve(-self._header.payload_bytes)
 
     async def _close(self) -> None:
         try:
-            if self._keeping and len(self._payload) > self._kept:
-                await self._keep()
+            await self._keep()
         except CascadeError:
             pass  # the device is told by `UploadStatus` what is there
         finally:

@@ -19,7 +19,7 @@ from cascade.federation.terms import (
 from cloud.federation import phases
 from cloud.federation.config import FederationConfig
 from cloud.federation.database import Row, Transaction
-from cloud.federation.refusals import Reason, Refused, count
+from cloud.federation.refusals import Reason, Refused, count, count_all
 from cloud.federation.rollout import counts
 from cloud.federation.rounds import Round, head_version, round_numbered, taking
 
@@ -118,14 +118,19 @@ def check_in(
         synchronous=config.mode == "synchronous",
         unapproved=config.start_from == "candidate",
     )
-    known = tx.one(
-        f"SELECT {_LEASE_COLUMNS} FROM leases WHERE device = ? AND state = 'open' "
-        "AND expires_at > ? ORDER BY issued_at DESC",
+    # Whether it is open is looked at here: asked for it, a store reads all that are open.
+    mine = tx.all(
+        f"SELECT {_LEASE_COLUMNS}, request FROM leases WHERE device = ? "
+        "AND (expires_at > ? OR request = ?) ORDER BY issued_at DESC",
         asked.device_id,
         now,
+        request,
     )
-    if known is not None:
-        lease = _lease(known)
+    open_ones = [
+        each for each in map(_lease, mine) if each.state == "open" and each.expires_at > now
+    ]
+    if open_ones:
+        lease = open_ones[0]
         for_round = round_numbered(tx, lease.round)
         if for_round is not None and _still_good(tx, lease, current, config):
             return Granted(lease, for_round)
@@ -137,17 +142,18 @@ def check_in(
         return NotNow("no_round")
     if asked.base_digest != current.base_digest:
         return NotNow("other_base")
-    row = tx.one("SELECT last_commit FROM devices WHERE id = ?", asked.device_id)
-    if row is not None and row[0] is not None:
-        wait_s = float(row[0]) + config.min_separation_s - now
+    last_commit, taken, masked = _before(tx, asked.device_id, current, config, now)
+    if last_commit is not None:
+        wait_s = last_commit + config.min_separation_s - now
         if wait_s > 0:
             return NotNow("too_soon", wait_s)
-    at = phases.standing(tx, current.number)
-    if at is not None and at.beyond("keys"):
+    if masked:
+        at = phases.standing(tx, current.number)
+        if at is not None and at.beyond("keys"):
+            return NotNow("cohort_full")
+    if taken >= config.leases:
         return NotNow("cohort_full")
-    if _taken(tx, current, config, now) >= config.leases:
-        return NotNow("cohort_full")
-    if tx.one("SELECT 1 FROM leases WHERE device = ? AND request = ?", asked.device_id, request):
+    if any(row[-1] == request for row in mine):
         return NotNow("too_soon")  # its lease is used or void: a new try needs a new request
     expires_at = now + config.lease_s
     if current.closes_at is not None:
@@ -216,24 +222,23 @@ def commit(
         Refused: it does not count, and why.
     """
     found = usable(tx, header.lease_id, header.device_id, header.payload_sha256, now)
-    of = round_numbered(tx, found.round)
-    waiting = _uncounted(tx, None if config.mode == "asynchronous" else found.round)
     if config.mode == "synchronous":
+        of = round_numbered(tx, found.round)
         if of is None or of.state != "collecting":
             raise _refused(tx, Reason.LATE)
         _in_its_phase(tx, found, now)
-        if waiting >= config.goal:
+        if _uncounted(tx, found.round) >= config.goal:
             raise _refused(tx, Reason.GOAL_MET)
     else:
-        if head_version(tx) - found.adapter_version > config.max_gap:
+        head, waiting = _head_and_uncounted(tx)
+        if head - found.adapter_version > config.max_gap:
             raise _refused(tx, Reason.STALE)
         if waiting >= _BUFFERED_GOALS * config.goal:
             raise _refused(tx, Reason.GOAL_MET)
-    row = tx.one("SELECT COALESCE(MAX(place), 0) FROM updates")
     tx.run(
-        "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
+        "INSERT INTO updates VALUES (?, (SELECT COALESCE(MAX(place), 0) + 1 FROM updates), "
+        "?, ?, ?, ?, ?, ?, ?, NULL, ?)",
         header.lease_id,
-        1 + int(row[0] if row else 0),
         header.device_id,
         found.round,
         found.adapter_version,
@@ -246,8 +251,7 @@ def commit(
     tx.run("UPDATE leases SET state = 'used' WHERE id = ?", header.lease_id)
     tx.run("UPDATE devices SET last_commit = ? WHERE id = ?", now, header.device_id)
     tx.run("DELETE FROM pieces WHERE lease = ?", header.lease_id)
-    count(tx, "committed")
-    count(tx, "committed_bytes", len(payload))
+    count_all(tx, {"committed": 1, "committed_bytes": len(payload)})
     return Receipt(header.lease_id, found.round, header.payload_sha256, now)
 
 
@@ -421,27 +425,43 @@ def _still_good(
     return head_version(tx) - lease.adapter_version <= config.max_gap
 
 
-def _taken(tx: Transaction, current: Round, config: FederationConfig, now: float) -> int:
+def _before(
+    tx: Transaction, device_id: str, current: Round, config: FederationConfig, now: float
+) -> tuple[float | None, int, bool]:
+    """When a device's last update was kept, how many places of the round are taken, and whether it
+    is under masks."""
     if config.mode == "synchronous":
-        row = tx.one(
-            "SELECT COUNT(*) FROM leases WHERE round = ? AND (state = 'used' OR "
-            "(state = 'open' AND expires_at > ?))",
-            current.number,
-            now,
-        )
+        taken = "round = ? AND (state = 'used' OR (state = 'open' AND expires_at > ?))"
+        values: tuple[float, ...] = (current.number, now)
     else:
-        row = tx.one("SELECT COUNT(*) FROM leases WHERE state = 'open' AND expires_at > ?", now)
+        taken, values = "state = 'open' AND expires_at > ?", (now,)
+    row = tx.one(
+        "SELECT (SELECT last_commit FROM devices WHERE id = ?), "
+        f"(SELECT COUNT(*) FROM leases WHERE {taken}), "
+        "(SELECT COUNT(*) FROM masked_rounds WHERE round = ?)",
+        device_id,
+        *values,
+        current.number,
+    )
+    last, places, masked = row or (None, 0, 0)
+    return None if last is None else float(last), int(places), bool(masked)
+
+
+def _uncounted(tx: Transaction, round_number: int) -> int:
+    row = tx.one(
+        "SELECT COUNT(*) FROM updates WHERE counted_in IS NULL AND round = ?", round_number
+    )
     return int(row[0]) if row else 0
 
 
-def _uncounted(tx: Transaction, round_number: int | None) -> int:
-    if round_number is None:
-        row = tx.one("SELECT COUNT(*) FROM updates WHERE counted_in IS NULL")
-    else:
-        row = tx.one(
-            "SELECT COUNT(*) FROM updates WHERE counted_in IS NULL AND round = ?", round_number
-        )
-    return int(row[0]) if row else 0
+def _head_and_uncounted(tx: Transaction) -> tuple[int, int]:
+    """The version that devices start from now, and the updates that no round has counted yet."""
+    row = tx.one(
+        "SELECT (SELECT adapter_version FROM rounds ORDER BY number DESC LIMIT 1), "
+        "(SELECT COUNT(*) FROM updates WHERE counted_in IS NULL)"
+    )
+    head, waiting = row or (None, 0)
+    return int(head or 0), int(waiting)
 
 
 def _refused(tx: Transaction, reason: Reason) -> Refused:

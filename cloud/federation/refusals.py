@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -83,11 +84,16 @@ class Refused(Kept):
 
 def count(tx: Transaction, name: str, by: int = 1) -> None:
     """Add to a counter."""
+    count_all(tx, {name: by})
+
+
+def count_all(tx: Transaction, by: Mapping[str, int]) -> None:
+    """Add to some counters, by their names."""
+    values = ", ".join(["(?, ?)"] * len(by))
     tx.run(
-        "INSERT INTO counters VALUES (?, ?) "
+        f"INSERT INTO counters VALUES {values} "
         "ON CONFLICT (name) DO UPDATE SET value = counters.value + excluded.value",
-        name,
-        by,
+        *(each for pair in by.items() for each in pair),
     )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from cascade.errors import InvalidInput
 from cascade.federation import Shapes, Tensors, check_tensors, flatten, shapes_of, unflatten
-from cascade.federation.tensors import Doubles, Floats
+from cascade.federation.tensors import MAX_VALUE, Doubles, Floats, elements
 from cloud.federation.low_rank import Factor, LowRank
 from cloud.federation.optimisers import FRESH, Plain, ServerOptimiser, State
 from cloud.federation.robust import MultiKrum, Rule, WeightedMean
@@ -108,9 +108,7 @@ class FfaLora:
         """The next adapter; A's are the served ones."""
         weights = _weights(contributions)
         shapes = _trained(served)
-        for contribution in contributions:
-            check_tensors(contribution.change, shapes)
-        rows = np.stack([discount(c.gap) * flatten(c.change) for c in contributions])
+        rows = _discounted(contributions, shapes)
         mean = unflatten(self.rule.combine(rows, weights), shapes)
         mean |= _by_rows(contributions, shapes, self.rule)
         return self._served(served, mean, state, target(served, contributions))
@@ -206,9 +204,7 @@ class SeparateMean:
     ) -> Aggregate:
         """The next adapter; ``state`` passes through."""
         weights = _weights(contributions)
-        for contribution in contributions:
-            check_tensors(contribution.change, shapes_of(served))
-        rows = np.stack([discount(c.gap) * flatten(c.change) for c in contributions])
+        rows = _discounted(contributions, shapes_of(served))
         mean = unflatten(weights @ rows, shapes_of(served))
         tensors = {name: served[name] + change for name, change in mean.items()}
         return Aggregate(tensors, state, relative_error(tensors, target(served, contributions)))
@@ -247,14 +243,25 @@ def target(served: Tensors, contributions: Sequence[Contribution]) -> dict[str, 
         a, b = _pair(served, module)
         terms: list[tuple[float, Factor, Doubles]] = []
         with_served_a = b.astype(np.float64)
+        # Many start from one adapter, which is looked at once.
+        served_a: dict[int, bool] = {id(a): True}
+        of_b: list[tuple[float, Floats]] = []
         for share, contribution in zip(shares, contributions, strict=True):
+            its_a = contribution.start[f"{module}.a"]
+            if id(its_a) not in served_a:
+                served_a[id(its_a)] = np.array_equal(its_a, a)
+            if served_a[id(its_a)] and f"{module}.a" not in contribution.change:
+                # All of FFA-LoRA: one term instead of one a device.
+                of_b.append((share, contribution.change[f"{module}.b"]))
+                continue
             for sign, left, right in _product_change(contribution, module):
-                if left is a or np.array_equal(
-                    left, a
-                ):  # all of FFA-LoRA: one term instead of one a device
+                if np.array_equal(left, a):
                     with_served_a += share * sign * right
                 else:
                     terms.append((share * sign, left, right))
+        if of_b:
+            each = np.array([share for share, _ in of_b])
+            with_served_a += np.tensordot(each, np.stack([change for _, change in of_b]), 1)
         wanted[module] = LowRank.sum([(1.0, a, with_served_a), *terms])
     return wanted
 
@@ -282,6 +289,38 @@ def _weights(contributions: Sequence[Contribution]) -> Doubles:
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise InvalidInput("weight", "must be a positive number for each update")
     return np.asarray(weights / weights.sum(), np.float64)
+
+
+def _discounted(contributions: Sequence[Contribution], shapes: Shapes) -> Doubles:
+    """What each changed, worth what it is, flat as ``flatten`` orders it, shape ``[contributions,
+    elements]``.
+
+    Raises:
+        InvalidInput: one changes anything but finite float32 tensors of these shapes.
+    """
+    rows = np.empty((len(contributions), elements(shapes)))
+    for row, each in zip(rows, contributions, strict=True):
+        if not _alike(each.change, shapes):
+            check_tensors(each.change, shapes)
+        at = 0
+        for name in sorted(shapes):
+            tensor = each.change[name]
+            row[at : at + tensor.size] = tensor.ravel()
+            at += tensor.size
+    if not (rows.size and max(rows.max(), -rows.min()) <= MAX_VALUE):  # false for NaN, too
+        for each in contributions:
+            check_tensors(each.change, shapes)
+    worth = np.array([discount(each.gap) for each in contributions])
+    if (worth < 1).any():
+        rows *= worth[:, None]
+    return rows
+
+
+def _alike(change: Tensors, shapes: Shapes) -> bool:
+    return change.keys() == shapes.keys() and all(
+        tensor.dtype == np.float32 and tensor.shape == shapes[name]
+        for name, tensor in change.items()
+    )
 
 
 def _pair(tensors: Tensors, module: str) -> tuple[Floats, Floats]:

@@ -266,3 +266,22 @@ def test_a_glance_sees_numbers_that_are_none(bits, value):
     found = problem_of(at.check, bytes(data))
     assert found == problem_of(decode, bytes(data), SHAPES)
     assert (found is None) == (bits == 32 and value in (0.0, -1.0))
+
+
+@given(st.lists(st.integers(0, 99), min_size=0, max_size=5), shapes, st.sampled_from([4, 8, 32]))
+@settings(max_examples=150, deadline=None)
+def test_many_updates_are_read_as_each_of_them_is(seeds, shapes, bits):
+    expected, sent = Expected.of(shapes, bits), []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        # Some rows are zeros, whose scale is.
+        update = {
+            name: (rng.standard_normal(shape) * rng.integers(0, 2)).astype(np.float32)
+            for name, shape in shapes.items()
+        }
+        sent.append(encode(update, bits, rng))
+    rows = expected.rows(sent)
+    assert rows.dtype == np.float32
+    assert rows.shape == (len(sent), sum(math.prod(shape) for shape in shapes.values()))
+    for row, data in zip(rows, sent, strict=True):
+        np.testing.assert_array_equal(row, flatten(decode(data, shapes)))

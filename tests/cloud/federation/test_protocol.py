@@ -122,6 +122,14 @@ async def test_a_round_of_three_updates_ends_in_their_mean(world: World) -> None
     assert list(world.federation.registry.channels()) == []
 
 
+async def test_a_tick_tells_that_the_next_round_may_be_over_too(world: World) -> None:
+    for value in range(7):
+        await world.commit(float(value))
+    async with world.federation.coordinator(now=lambda: world.now) as coordinator:
+        assert [await coordinator.tick() for _ in range(4)] == [True, True, False, False]
+    assert [each.counted for each in world.rounds()] == [3, 3, 0]
+
+
 async def test_what_devices_sent_is_gone_once_it_is_counted(world: World) -> None:
     for value in (1.0, 2.0, 6.0):
         await world.commit(value)

@@ -1,0 +1,115 @@
+"""What a round's updates hold, decoded and clipped together: one pass over all of them instead of
+one over each. Each is clipped once more, whatever its device says that it did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from cascade.errors import InvalidInput
+from cascade.federation import Shapes, Tensors, clip_to_norm, flatten
+from cascade.federation.expected import Expected
+from cascade.federation.payload import row_weights
+from cascade.federation.plan import RoundPlan
+from cascade.federation.tensors import Doubles, Floats
+from cloud.federation.rounds import StoredUpdate
+from cloud.federation.strategies import Contribution
+
+_TOGETHER: Final = 1 << 20
+"""Numbers that are looked at together: what they take in float64 is still in a core's cache."""
+_CLOSE: Final = 1 - 1e-9
+"""So much below the bound, the order in which squares are added makes no difference."""
+
+
+def contributions(
+    plan: RoundPlan,
+    expected: Expected,
+    updates: Sequence[StoredUpdate],
+    start: Callable[[int], Tensors],
+    *,
+    untouched: Tensors,
+    version: int,
+) -> tuple[list[Contribution], Floats]:
+    """The round's contributions, and what each changed of that which the plan trains, flat, shape
+    ``[contributions, elements]``. Updates of a plan that was changed since are left out.
+
+    Arguments:
+        expected: what the plan's updates look like.
+        start: what an update of this version of the adapter started from.
+        untouched: zeros for what an update could have changed, had the plan said so.
+        version: of the adapter that the round starts from.
+    """
+    kept = [read for each in updates if (read := _read(plan, expected, each)) is not None]
+    rows = _clipped(_rows(expected, kept), expected.shapes, plan.clip_norm)
+    named = _names(rows, expected.shapes)
+    given = [
+        Contribution(
+            start=start(each.update.adapter_version),
+            change={**untouched, **{name: block[place] for name, block in named.items()}},
+            weight=min(each.update.examples, plan.max_examples),
+            gap=max(0, version - each.update.adapter_version),
+            row_weights=each.row_weights,
+        )
+        for place, each in enumerate(kept)
+    ]
+    return given, rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An update that can be read; ``alone`` where it cannot be read with the others."""
+
+    update: StoredUpdate
+    data: bytes
+    row_weights: Mapping[str, Doubles]
+    alone: Doubles | None
+
+
+def _read(plan: RoundPlan, expected: Expected, update: StoredUpdate) -> _Read | None:
+    data = update.payload[: expected.size] if plan.rows else update.payload
+    try:
+        weights = row_weights(plan, update.payload, expected)
+        alone = None if expected.sound(data) else flatten(expected.decode(data))
+    except InvalidInput:
+        return None
+    return _Read(update, data, weights, alone)
+
+
+def _rows(expected: Expected, kept: Sequence[_Read]) -> Floats:
+    together = expected.rows([each.data for each in kept if each.alone is None])
+    if len(together) == len(kept):
+        return together
+    rows = np.empty((len(kept), together.shape[1]), np.float32)
+    rows[[each.alone is None for each in kept]] = together
+    for row, each in zip(rows, kept, strict=True):
+        if each.alone is not None:
+            row[:] = each.alone
+    return rows
+
+
+def _clipped(rows: Floats, shapes: Shapes, bound: float) -> Floats:
+    """All updates, none of them longer than ``bound``; in place."""
+    step = max(1, _TOGETHER // max(1, rows.shape[1]))
+    for first in range(0, len(rows), step):
+        block = rows[first : first + step]
+        wide = block.astype(np.float64)
+        lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+        for place in np.flatnonzero(~(lengths <= bound * _CLOSE)):
+            named = {name: each[place] for name, each in _names(block, shapes).items()}
+            block[place] = flatten(clip_to_norm(named, bound))
+    return rows
+
+
+def _names(rows: Floats, shapes: Shapes) -> Mapping[str, Floats]:
+    """Views of each tensor of all updates, shape ``[updates, *shape]``."""
+    at, found = 0, {}
+    for name in sorted(shapes):
+        size = math.prod(shapes[name])
+        found[name] = rows[:, at : at + size].reshape(len(rows), *shapes[name])
+        at += size
+    return found
