@@ -166,16 +166,18 @@ class FrozenMatrices:
 
     def _kept(self, part: Frozen) -> str:
         """A whole matrix, offset included, of constants and standard nodes alone: ONNX Runtime
-        folds that when it loads the graph, but no ``GatherBlockQuantized``."""
+        folds that when it loads the graph, but no ``GatherBlockQuantized``. What it folds stays
+        until all is folded, so there are as few large values on the way as can be."""
         nodes, last = self._nodes, self._nodes.integers(2)
         shape = (part.rows, part.columns // part.block, part.block)
         codes = reshaped(self._tensors[part.codes], f"{part.codes}.apart", shape)
         codes.data_type = TensorProto.UINT4 if part.bits == 4 else TensorProto.UINT8
-        dense = nodes.apply("Cast", nodes.also(codes).name, to=TensorProto.FLOAT)
-        dense = nodes.apply("Sub", dense, nodes.number(float(1 << (part.bits - 1))))
-        dense = nodes.apply("Mul", dense, nodes.apply("Unsqueeze", part.scale, last))
+        lowest = nodes.apply("Mul", part.scale, nodes.number(-float(1 << (part.bits - 1))))
         if part.offset:
-            dense = nodes.apply("Add", dense, nodes.apply("Unsqueeze", part.offset, last))
+            lowest = nodes.apply("Add", lowest, part.offset)
+        dense = nodes.apply("Cast", nodes.also(codes).name, to=TensorProto.FLOAT)
+        dense = nodes.apply("Mul", dense, nodes.apply("Unsqueeze", part.scale, last))
+        dense = nodes.apply("Add", dense, nodes.apply("Unsqueeze", lowest, last))
         return nodes.apply("Reshape", dense, nodes.integers(part.rows, part.columns))
 
     def times(self, x: str, piece: Piece) -> str:
