@@ -10,8 +10,8 @@ With the block's offset ``o`` (0 without minima, see ``matrices.py``)
     x W^T = x D^T + S(x) o^T        S: sums over blocks
     g W   = g D + (g o) per block
 
-Nothing here rounds activations, as the decode graph does: over the many tokens of a lesson that is
-no faster, and gradients come out as those of float32.
+Nothing here rounds activations, as the decode graph does: from about a hundred tokens on that is no
+faster (docs/training.md has figures), and gradients come out as those of float32.
 """
 
 from __future__ import annotations
