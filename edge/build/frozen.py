@@ -2,15 +2,16 @@
 
 The bytes are those that the decode graph multiplies with, found by name in its weight file. There
 they lie for products along the columns; going back needs products along the rows, and no kernel
-does that with blocks. So blocks become floats inside the graph, a piece of a matrix at a time, when
-they are needed and no longer. With the block's offset ``o`` (0 without minima, see ``matrices.py``)
+does that with blocks. So blocks become floats inside the graph: those of a few linears once, when a
+session loads it, and all others a piece of a matrix at a time, when they are needed and no longer.
+With the block's offset ``o`` (0 without minima, see ``matrices.py``)
 
     W = D + o per block             D = scale * (u - z), what GatherBlockQuantized gives
     x W^T = x D^T + S(x) o^T        S: sums over blocks
     g W   = g D + (g o) per block
 
-Nothing here rounds activations, as the decode graph does: over the many tokens of a lesson that is
-no faster, and gradients come out as those of float32.
+Nothing here rounds activations, as the decode graph does: from about a hundred tokens on that is no
+faster (docs/training.md has figures), and gradients come out as those of float32.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from onnx import TensorProto
 from edge.build.nodes import Nodes
 from edge.build.weight_file import reshaped
 
-# Floats of one piece: 16 MB, more than a linear of a small model has, far less than its head.
-_PIECE = 1 << 22
+# Floats of one piece: 4 MB, so that it is still in the cache when it is multiplied with.
+_PIECE = 1 << 20
+# Floats that a session may keep: 64 MB, the linears of four layers of a model of 135 M. To make
+# them anew takes a fifth of a step over 128 tokens, and more of a shorter one.
+_KEPT = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class FrozenMatrices:
         self._nodes = nodes
         self._tensors = tensors
         self._known: dict[str, Frozen] = {}
+        self._room = _KEPT
 
     def has(self, name: str) -> bool:
         """Whether the file holds a tensor ``name``."""
@@ -108,7 +113,7 @@ class FrozenMatrices:
     def product_back(self, gradient: str, parts: list[Frozen]) -> str:
         """g W: float32 [T, rows of all parts] -> [T, columns]."""
         nodes = self._nodes
-        pieces = [piece for part in parts for piece in self.pieces(part, after=gradient)]
+        pieces = [piece for part in parts for piece in self._back_pieces(part, gradient)]
         own = [gradient]
         if len(pieces) > 1:
             own = [f"{gradient}.piece.{i}" for i in range(len(pieces))]
@@ -149,6 +154,31 @@ class FrozenMatrices:
             if offset and count < part.rows:
                 offset = nodes.apply("Gather", offset, rows, axis=0)
             yield Piece(part, count, self._dense(part, rows), offset)
+
+    def _back_pieces(self, part: Frozen, gradient: str) -> Iterator[Piece]:
+        """The rows of a linear as floats, kept as long as there is room for them."""
+        floats = part.rows * part.columns
+        if part.bits == 32 or floats > self._room:
+            yield from self.pieces(part, after=gradient)
+            return
+        self._room -= floats
+        yield Piece(part, part.rows, self._kept(part), "")
+
+    def _kept(self, part: Frozen) -> str:
+        """A whole matrix, offset included, of constants and standard nodes alone: ONNX Runtime
+        folds that when it loads the graph, but no ``GatherBlockQuantized``. What it folds stays
+        until all is folded, so there are as few large values on the way as can be."""
+        nodes, last = self._nodes, self._nodes.integers(2)
+        shape = (part.rows, part.columns // part.block, part.block)
+        codes = reshaped(self._tensors[part.codes], f"{part.codes}.apart", shape)
+        codes.data_type = TensorProto.UINT4 if part.bits == 4 else TensorProto.UINT8
+        lowest = nodes.apply("Mul", part.scale, nodes.number(-float(1 << (part.bits - 1))))
+        if part.offset:
+            lowest = nodes.apply("Add", lowest, part.offset)
+        dense = nodes.apply("Cast", nodes.also(codes).name, to=TensorProto.FLOAT)
+        dense = nodes.apply("Mul", dense, nodes.apply("Unsqueeze", part.scale, last))
+        dense = nodes.apply("Add", dense, nodes.apply("Unsqueeze", lowest, last))
+        return nodes.apply("Reshape", dense, nodes.integers(part.rows, part.columns))
 
     def times(self, x: str, piece: Piece) -> str:
         """x W^T of some rows."""

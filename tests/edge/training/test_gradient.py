@@ -5,15 +5,22 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from gguf import GGMLQuantizationType as BlockKind
 
 from cascade.errors import BundleError
+from cascade.signing import SigningKey, TrustStore
 from edge.adapter import LoraPair
+from edge.build import build_from_gguf
+from edge.build import frozen as frozen_module
+from edge.bundle import GRADIENT_GRAPH, Bundle
 from edge.training import GradientSession, choice_lesson, text_lesson
 from edge.training import gradient as gradient_module
 from edge.trie import build_trie
 from tests.edge.build.folders import IDS
+from tests.edge.build.tiny import Tiny
 
 from .conftest import Kind
 from .reference import Reference, flat, random_pairs, relative_error
@@ -148,9 +155,39 @@ def test_the_loss_is_that_of_the_decode_graph(tiny) -> None:
     assert float(np.exp(-loss)) == pytest.approx(answer.options.probabilities[0], abs=0.05)
 
 
+def test_gradients_do_not_depend_on_which_floats_are_kept(tmp_path, monkeypatch) -> None:
+    """Of every kind of block: with minima and without, 4 and 8 bits, several in one linear."""
+    kinds = {"attn_v": BlockKind.Q8_0, "attn_output": BlockKind.Q4_0, "ffn_down": BlockKind.Q5_0}
+    gguf = Tiny(types=kinds).write(tmp_path / "tiny.gguf")
+    key, trust = SigningKey.generate(), TrustStore(tmp_path / "trust")
+    trust.pin("tests", key.public)
+    lessons = [text_lesson(PROMPT, IDS[6:10]), choice_lesson(PROMPT, build_trie(ANSWERS), 1)]
+    steps, folded = [], []
+    for room in (1 << 24, 50_000, 0):
+        monkeypatch.setattr(frozen_module, "_KEPT", room)
+        path = build_from_gguf(
+            gguf,
+            tmp_path / f"{room}",
+            name="tiny",
+            base_model="random weights",
+            licence="Apache-2.0",
+            commercial_use=True,
+            signing_key=key,
+            gradient_layers=2,
+        )
+        bundle = Bundle.open(path, trust)
+        nodes = onnx.load(bundle.file(GRADIENT_GRAPH), load_external_data=False).graph.node
+        folded.append(sum(node.op_type == "Cast" for node in nodes))
+        session = GradientSession(bundle, keep="nothing")
+        steps.append(flat(session.run(lessons, random_pairs(session)).gradients))
+    assert folded[0] > folded[1] > folded[2]
+    assert np.abs(steps[0]).max() > 1e-3
+    for step in steps[1:]:
+        np.testing.assert_allclose(step, steps[0], rtol=1e-4, atol=1e-6)
+
+
 def test_bytes_of_a_bundle_s_base_do_not_change(built, tiny, tmp_path) -> None:
     from cascade.testing import random_model
-    from edge.build import build_from_gguf
     from edge.bundle import inspect
 
     gguf = tmp_path / "tiny.gguf"
