@@ -5,6 +5,7 @@ Plain async Python over an ``Answerer``; the Ray Serve deployment around it is `
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from cloud.config import GatewayConfig
 from cloud.request_log import RequestLog
 from cloud.token_memory import TokenMemory
 
+_PICK_UP_S: Final = 0.1
 _HANDSHAKE_MS: Final = 10_000
 # A device that vanished without a word is noticed after a minute and a half.
 _PING_MS: Final = 60_000
@@ -151,6 +153,8 @@ class FrontDoor:
     async def close(self, drain_s: float) -> None:
         """Take no new calls, wait up to ``drain_s`` for those under way, then stop."""
         await self._health.enter_graceful_shutdown()
+        # gRPC cancels what has arrived and nobody has picked up; this loop may have been kept busy.
+        await asyncio.sleep(_PICK_UP_S)
         await self._server.stop(drain_s)
         if self._log is not None:
             self._log.flush()

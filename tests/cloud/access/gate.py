@@ -160,7 +160,7 @@ def open_message(text: str = "hello") -> pb.AnswerRequest:
 
 
 def call(
-    channel: grpc.aio.Channel,
+    channel: grpc.aio.Channel | grpc.Channel,
     messages: Iterable[pb.AnswerRequest] | AsyncIterator[pb.AnswerRequest] | None,
     *,
     timeout: float = 10.0,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from pathlib import Path
 
 import grpc
@@ -21,7 +23,7 @@ from cloud.errors import ConfigError
 from cloud.front_door import GatewayFiles
 from cloud.plan import plan_cluster
 from cloud.tls import TlsPaths
-from tests.cloud.access.gate import KEY, gate
+from tests.cloud.access.gate import KEY, call, gate, open_message
 from tests.cloud.access.issuer import Issuer, save
 
 GOOD = (("x-api-key", KEY),)
@@ -38,6 +40,23 @@ async def test_a_stranger_learns_nothing_about_methods(tls: TlsPaths, tmp_path: 
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await unknown(b"", timeout=5.0, metadata=metadata)
             assert refused.value.code() is code
+
+
+async def test_calls_that_nobody_has_picked_up_yet_are_answered_by_a_door_that_closes(
+    tls: TlsPaths, tmp_path: Path
+) -> None:
+    async with gate(tls, tmp_path) as gated:
+        credentials = grpc.ssl_channel_credentials(gated.ca_pem)
+        # With threads of its own: it calls while this loop is kept busy.
+        with grpc.secure_channel(gated.address, credentials) as channel:
+            warm = call(channel, iter([open_message()]))
+            assert (await asyncio.to_thread(list, warm))[-1].HasField("finish")
+            calls = [call(channel, iter([open_message()])) for _ in range(8)]
+            time.sleep(0.3)
+            closing = asyncio.create_task(gated.door.close(5.0))
+            for events in await asyncio.gather(*(asyncio.to_thread(list, each) for each in calls)):
+                assert events[-1].HasField("finish")
+            await closing
 
 
 async def test_health_is_open_and_reflection_is_not(tls: TlsPaths, tmp_path: Path) -> None:
