@@ -14,8 +14,8 @@ from typing import Final, Self
 
 import numpy as np
 
-from cascade.federation.tensors import MAX_VALUE, Floats, Shapes, elements
-from cascade.federation.update import Bits, decode, encoded_size, frame, values, values_of_many
+from cascade.federation.tensors import MAX_VALUE, Floats, Shapes, elements, places, unflatten
+from cascade.federation.update import Bits, decode, encoded_size, frame, values
 
 _MOST: Final = int(np.float32(MAX_VALUE).view(np.uint32))
 """As unsigned bits, every float32 of 0 … ``MAX_VALUE`` is at most this; negative ones, infinity and
@@ -75,11 +75,7 @@ class Expected:
         """
         if not self.sound(data):
             return decode(data, self.shapes)
-        each = zip(sorted(self.shapes), self.scales, self.codes, strict=True)
-        return {
-            name: values(data[scales], data[codes], self.shapes[name], self.bits)
-            for name, scales, codes in each
-        }
+        return unflatten(self.rows([data])[0], self.shapes)
 
     def rows(self, sent: Sequence[bytes]) -> Floats:
         """What ``decode`` gives of many at once, each flat as ``tensors.flatten`` orders it.
@@ -92,13 +88,10 @@ class Expected:
         """
         raw = np.frombuffer(b"".join(sent), np.uint8).reshape(len(sent), self.size)
         rows = np.empty((len(sent), elements(self.shapes)), np.float32)
-        each = zip(sorted(self.shapes), self.scales, self.codes, strict=True)
-        at = 0
-        for name, scales, codes in each:
-            shape = self.shapes[name]
-            into = rows[:, at : at + math.prod(shape)]
-            values_of_many(raw[:, scales], raw[:, codes], shape, self.bits, into)
-            at += math.prod(shape)
+        each = zip(places(self.shapes).items(), self.scales, self.codes, strict=True)
+        for (name, place), scales, codes in each:
+            shape, into = self.shapes[name], rows[:, place]
+            values(raw[:, scales], raw[:, codes], shape, self.bits, into)
         return rows
 
     def sound(self, data: bytes) -> bool:

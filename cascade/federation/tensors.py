@@ -115,6 +115,14 @@ def flatten(tensors: Tensors) -> Doubles:
     return np.concatenate([_wide(tensors[name]).ravel() for name in sorted(tensors)])
 
 
+def places(shapes: Shapes) -> dict[str, slice]:
+    """Where each tensor lies in what ``flatten`` gives of such tensors, in that order."""
+    found, at = {}, 0
+    for name in sorted(shapes):
+        found[name] = slice(at, at := at + math.prod(shapes[name]))
+    return found
+
+
 def unflatten(vector: NDArray[np.floating], shapes: Shapes) -> dict[str, Floats]:
     """The tensors of a flat vector.
 
@@ -123,11 +131,8 @@ def unflatten(vector: NDArray[np.floating], shapes: Shapes) -> dict[str, Floats]
     """
     if vector.shape != (elements(shapes),):
         raise InvalidInput("vector", f"has {vector.size} elements, not {elements(shapes)}")
-    ends = np.cumsum([math.prod(shapes[name]) for name in sorted(shapes)])
-    parts = np.split(vector.astype(np.float32), ends[:-1])
-    return {
-        name: part.reshape(shapes[name]) for name, part in zip(sorted(shapes), parts, strict=True)
-    }
+    values = vector.astype(np.float32)
+    return {name: values[place].reshape(shapes[name]) for name, place in places(shapes).items()}
 
 
 def _wide(tensor: Floats) -> Doubles:

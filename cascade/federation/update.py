@@ -119,27 +119,19 @@ def frame(shapes: Shapes, bits: Bits) -> list[tuple[bytes, int, int]]:
     return framed
 
 
-def values(scales: bytes, packed: bytes, shape: tuple[int, ...], bits: Bits) -> Floats:
-    """A tensor from scales and codes that are known to be good; float32 has no scales."""
-    rows, columns = _row_shape(shape)
-    if bits == 32:
-        return _from_rows(np.frombuffer(packed, "<f4").reshape(rows, columns), shape)
-    codes = _unpack(packed, rows * columns, bits, "codes").reshape(rows, columns)
-    return _from_rows(np.frombuffer(scales, "<f4")[:, None] * codes.astype(np.float32), shape)
-
-
-def values_of_many(
+def values(
     scales: NDArray[np.uint8],
     packed: NDArray[np.uint8],
     shape: tuple[int, ...],
     bits: Bits,
     into: Floats,
 ) -> None:
-    """One tensor of many updates, as ``values`` gives it of one, written flat.
+    """One tensor of many updates, from scales and codes that are known to be good; float32 has no
+    scales.
 
     Arguments:
-        scales, packed: the bytes of each update's, shape ``[updates, bytes]``; known to be good.
-        into: float32, shape ``[updates, elements]``.
+        scales, packed: the bytes of each update's, shape ``[updates, bytes]``.
+        into: float32, shape ``[updates, elements]``, written flat.
     """
     many, (rows, columns) = len(packed), _row_shape(shape)
     if _turned(shape):

@@ -4,7 +4,6 @@ one over each. Each is clipped once more, whatever its device says that it did.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +15,7 @@ from cascade.federation import Shapes, Tensors, clip_to_norm, flatten
 from cascade.federation.expected import Expected
 from cascade.federation.payload import row_weights
 from cascade.federation.plan import RoundPlan
-from cascade.federation.tensors import Doubles, Floats
+from cascade.federation.tensors import Doubles, Floats, places
 from cloud.federation.rounds import StoredUpdate
 from cloud.federation.strategies import Contribution
 
@@ -107,9 +106,7 @@ def _clipped(rows: Floats, shapes: Shapes, bound: float) -> Floats:
 
 def _names(rows: Floats, shapes: Shapes) -> Mapping[str, Floats]:
     """Views of each tensor of all updates, shape ``[updates, *shape]``."""
-    at, found = 0, {}
-    for name in sorted(shapes):
-        size = math.prod(shapes[name])
-        found[name] = rows[:, at : at + size].reshape(len(rows), *shapes[name])
-        at += size
-    return found
+    return {
+        name: rows[:, place].reshape(len(rows), *shapes[name])
+        for name, place in places(shapes).items()
+    }

@@ -22,7 +22,7 @@ import numpy as np
 
 from cascade.errors import InvalidInput
 from cascade.federation import Shapes, Tensors, check_tensors, flatten, shapes_of, unflatten
-from cascade.federation.tensors import MAX_VALUE, Doubles, Floats, elements
+from cascade.federation.tensors import MAX_VALUE, Doubles, Floats, elements, places
 from cloud.federation.low_rank import Factor, LowRank
 from cloud.federation.optimisers import FRESH, Plain, ServerOptimiser, State
 from cloud.federation.robust import MultiKrum, Rule, WeightedMean
@@ -298,15 +298,12 @@ def _discounted(contributions: Sequence[Contribution], shapes: Shapes) -> Double
     Raises:
         InvalidInput: one changes anything but finite float32 tensors of these shapes.
     """
-    rows = np.empty((len(contributions), elements(shapes)))
+    rows, where = np.empty((len(contributions), elements(shapes))), places(shapes)
     for row, each in zip(rows, contributions, strict=True):
         if not _alike(each.change, shapes):
             check_tensors(each.change, shapes)
-        at = 0
-        for name in sorted(shapes):
-            tensor = each.change[name]
-            row[at : at + tensor.size] = tensor.ravel()
-            at += tensor.size
+        for name, place in where.items():
+            row[place] = each.change[name].ravel()
     if not (rows.size and max(rows.max(), -rows.min()) <= MAX_VALUE):  # false for NaN, too
         for each in contributions:
             check_tensors(each.change, shapes)
