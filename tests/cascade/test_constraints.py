@@ -23,7 +23,7 @@ from cascade.policy import Reason, conclude, decide
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.scorer import Linear
 from cascade.signals import EMPTY_SIGNALS, OptionScores
-from tests.cascade.test_controller import SIGNALS, policy
+from tests.cascade.scripted import SIGNALS, policy
 
 FREE = Situation(cluster=True, remaining_s=10.0)
 POOR = BudgetState(0.1, 0.05, 0.01)

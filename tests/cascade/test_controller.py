@@ -3,164 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-from cascade.certificate import Certificate, Promise
-from cascade.confidence import ConfidenceModel, Feature, Platt
 from cascade.controller import Controller
-from cascade.errors import Cancelled, DeadlineExceeded, InvalidInput, RemoteError
-from cascade.events import Answer, Event, Final, Superseded, Token
-from cascade.local import CancelToken, Finish, LocalAnswer, ModelInfo, Prompt, TokenSignals
-from cascade.policy import Policy, PolicyStore, Reason
-from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
+from cascade.errors import DeadlineExceeded, InvalidInput, RemoteError
+from cascade.events import Final, Superseded, Token
+from cascade.local import CancelToken, LocalAnswer, ModelInfo
+from cascade.policy import PolicyStore, Reason
+from cascade.remote import Accepted, Chunk
 from cascade.request import Constraints, DataClass, Message, Request
-from cascade.sampling import GREEDY, Sampling
-from cascade.signals import OptionScores, ScoreBounds, ScoreMode, Signals
+from cascade.sampling import Sampling
+from cascade.signals import OptionScores, ScoreBounds
 from cascade.signing import SigningKey, TrustStore
-from cascade.task import OUT_OF_SCOPE, Task
+from cascade.task import OUT_OF_SCOPE
 from cascade.tensor import Tensor, pack
-
-INFO = ModelInfo("tiny", "ab" * 32, "cd" * 32, "ef" * 32, 2048)
-TASK = Task("mood", ("good", "bad"), "Review: {input}\nMood:", " ", "Good or bad? {input}")
-SIGNALS = Signals(*(np.array([-0.1, -0.2], np.float32) for _ in range(3)))
-FINISHED = Finished("stop", 12, 1, 1e-6, "tier1", "large", None, ("lowest_tier",), 0.01)
-
-
-@dataclass
-class ScriptedModel:
-    """A device that answers "good" with a given probability, or writes two pieces of text."""
-
-    probability: float = 0.9
-    pause_s: float = 0.0
-    problem: Exception | None = None
-    finish: Finish = "stop"
-    prompts: list[Prompt] = field(default_factory=list)
-    forms: list[tuple[Sampling, str | None, str | None]] = field(default_factory=list)
-    modes: list[ScoreMode | None] = field(default_factory=list)
-    own_mode: ScoreMode = "exact"
-    adapter_digest: str = ""
-    ended: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def info(self) -> ModelInfo:
-        return INFO
-
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        stop: tuple[str, ...] = (),
-        sampling: Sampling = GREEDY,
-        json_schema: str | None = None,
-        regex: str | None = None,
-        on_text: Callable[[str], bool | None] | None = None,
-        on_token: Callable[[TokenSignals], bool | None] | None = None,
-        cancel: CancelToken | None = None,
-    ) -> LocalAnswer:
-        self._wait(prompt, cancel)
-        self.forms.append((sampling, json_schema, regex))
-        for piece in ("a b", " c"):
-            if on_text:
-                on_text(piece)
-        return LocalAnswer("a b c", SIGNALS, None, 5, 2, 0.01, 0.02, self.finish)
-
-    def choose(
-        self,
-        prompt: Prompt,
-        options: tuple[str, ...],
-        *,
-        prior_prompt: Prompt | None = None,
-        option_prefix: str = "",
-        mode: ScoreMode | None = None,
-        cancel: CancelToken | None = None,
-    ) -> LocalAnswer:
-        self._wait(prompt, cancel)
-        p = np.array(
-            [self.probability] + [(1 - self.probability) / (len(options) - 1)] * (len(options) - 1)
-        )
-        self.modes.append(mode)
-        scores = OptionScores(
-            options, np.log(p), np.zeros(len(options)), p, mode=mode or self.own_mode
-        )
-        best = options[scores.best]
-        return LocalAnswer(
-            best, SIGNALS, scores, 5, 1, 0.01, 0.0, "stop", adapter_digest=self.adapter_digest
-        )
-
-    def _wait(self, prompt: Prompt, cancel: CancelToken | None) -> None:
-        self.prompts.append(prompt)
-        if self.problem:
-            raise self.problem
-        end = time.monotonic() + self.pause_s
-        try:
-            while time.monotonic() < end:
-                if cancel and cancel.cancelled:
-                    raise Cancelled("stopped")
-                time.sleep(0.005)
-        finally:
-            self.ended.set()
-
-
-@dataclass
-class ScriptedCluster:
-    """A cluster that sends given events, then perhaps fails."""
-
-    events: tuple[RemoteEvent, ...] = (Accepted("tier1", "large"), Chunk("bad", 1), FINISHED)
-    problem: RemoteError | None = None
-    requests: list[Request] = field(default_factory=list)
-    reports: list[DeviceReport] = field(default_factory=list)
-    deadlines: list[float] = field(default_factory=list)
-    closed_early: bool = False
-
-    async def answer(
-        self, request: Request, report: DeviceReport, *, deadline_s: float, transfer: Transfer
-    ) -> AsyncGenerator[RemoteEvent, None]:
-        self.requests.append(request)
-        self.reports.append(report)
-        self.deadlines.append(deadline_s)
-        transfer.bytes_up += 100
-        try:
-            for event in self.events:
-                yield event
-        except GeneratorExit:
-            self.closed_early = True
-            raise
-        if self.problem:
-            raise self.problem
-
-    async def close(self) -> None:
-        pass
-
-
-def policy(threshold: float | None, feature: Feature = "raw_score") -> Policy:
-    promise = Promise("selective_risk", 0.25, 0.0, 1.0, "clopper_pearson", 500, 0.1, 0.2, 0.01)
-    certificate = Certificate(
-        promises=(promise,),
-        delta=0.1,
-        n=1000,
-        n_accepted=500,
-        threshold=threshold or 0.0,
-        family="fixed_sequence",
-        starts=(0,),
-        data_digest="0" * 64,
-        grid_digest="1" * 64,
-        grid_size=10,
-    )
-    return Policy(
-        TASK,
-        INFO.base_digest,
-        "",
-        ConfidenceModel(Platt(1.0, 0.0), feature),
-        threshold,
-        certificate if threshold is not None else None,
-    )
+from tests.cascade.scripted import (
+    FINISHED,
+    INFO,
+    SIGNALS,
+    TASK,
+    ScriptedCluster,
+    ScriptedModel,
+    answer,
+    gather,
+    policy,
+    question,
+)
 
 
 @pytest.fixture
@@ -170,22 +42,6 @@ def policies(tmp_path):
     store = PolicyStore(tmp_path / "policies", trust)
     store.install(policy(0.8), key)
     return store
-
-
-def question(**changes: object) -> Request:
-    request = Request((Message("user", "what a day"),), options=("good", "bad"), task_id="mood")
-    return replace(request, **changes)
-
-
-async def gather(controller: Controller, request: Request, **kwargs: object) -> list[Event]:
-    return [event async for event in controller.run(request, **kwargs)]
-
-
-async def answer(controller: Controller, request: Request) -> Answer:
-    events = await gather(controller, request)
-    assert isinstance(events[-1], Final)
-    assert sum(isinstance(event, Final) for event in events) == 1
-    return events[-1].answer
 
 
 async def test_the_policy_fixes_how_the_options_are_scored(policies):

@@ -16,7 +16,7 @@ from cascade.draft import Drafting, DraftPiece, DraftTape, tokens_within
 from cascade.errors import InvalidInput
 from cascade.policy import Policy
 from cascade.task import free
-from tests.cascade.test_controller import policy
+from tests.cascade.scripted import policy
 
 ALL = Drafting(acceptance=0.999, write_s=1.0, read_s=1e-6)
 

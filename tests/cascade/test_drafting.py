@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cascade.checks import Checks, matches
@@ -22,7 +20,6 @@ from cascade.draft_book import DraftBook
 from cascade.egress import Egress
 from cascade.errors import InvalidInput, RemoteError
 from cascade.events import Answer, Event, Final, Superseded, Token
-from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt, TokenSignals
 from cascade.policy import Decision, PolicyStore, Reason
 from cascade.privacy import PiiSpan, Privacy
 from cascade.remote import (
@@ -36,82 +33,12 @@ from cascade.remote import (
     Verified,
 )
 from cascade.request import DataClass, Request
-from cascade.sampling import GREEDY, Sampling
-from cascade.signals import Signals
-from tests.cascade.test_controller import FINISHED, INFO
+from tests.cascade.scripted import FINISHED, WORDS, Writer
 from tests.cascade.test_stopping import RULE, TALK, question, shelf
 
-WORDS = 10
 FIRED = RULE.checkpoints[0].tokens
 # Whatever is written is worth sending, and a token within ten seconds worth waiting for.
 EAGER = Drafting(acceptance=0.999, write_s=10.0, read_s=1e-6)
-
-
-@dataclass(frozen=True)
-class Step:
-    token: int
-    logprob: float
-    entropy: float = 1.0
-    margin: float = 0.5
-
-
-@dataclass
-class Writer:
-    """A device that writes ten words, each after a pause, and counts its decodes.
-
-    Arguments:
-        may_go_on: waited for behind the word at which the rule stops it.
-    """
-
-    logprob: float = -2.0
-    pause_s: float = 0.01
-    begun: int = 0
-    ended: int = 0
-    words: int = 0
-    may_go_on: threading.Event | None = None
-
-    @property
-    def info(self) -> ModelInfo:
-        return INFO
-
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        stop: tuple[str, ...] = (),
-        sampling: Sampling = GREEDY,
-        json_schema: str | None = None,
-        regex: str | None = None,
-        on_text: Callable[[str], bool | None] | None = None,
-        on_token: Callable[[TokenSignals], bool | None] | None = None,
-        cancel: CancelToken | None = None,
-    ) -> LocalAnswer:
-        self.begun += 1
-        words: list[str] = []
-        finish = "stop"
-        for word in range(WORDS):
-            time.sleep(self.pause_s)
-            if self.may_go_on is not None and word == FIRED:
-                assert self.may_go_on.wait(30)
-            if cancel and cancel.cancelled:
-                finish = "cancelled"
-                break
-            words.append(f"w{word} ")
-            self.words += 1
-            stopped = on_token(Step(100 + word, self.logprob)) if on_token else False
-            if on_text:
-                on_text(words[-1])
-            if stopped:
-                finish = "callback"
-                break
-        self.ended += 1
-        values = np.full(len(words), self.logprob, np.float32)
-        signals = Signals(values, -values, np.full(len(words), 0.5, np.float32))
-        return LocalAnswer("".join(words), signals, None, 5, len(words), 0.01, 0.02, finish)
-
-    def choose(self, *args: object, **kwargs: object) -> LocalAnswer:
-        raise AssertionError("nobody asks for a closed set here")
 
 
 @dataclass
@@ -193,7 +120,7 @@ def whole(draft: DraftTape | None) -> bool:
 async def test_an_answer_that_is_not_kept_is_proposed_as_it_is(tmp_path: Path) -> None:
     """Without a rule to stop it the whole of it is there when it escalates."""
     policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
-    writer, cluster = Writer(), Scorer()
+    writer, cluster = Writer(pause_s=0.01), Scorer()
     answer = await answered(Controller(writer, cluster, policies), question())
     assert (answer.source, answer.text) == ("tier1", "better")
     assert cluster.tokens == list(range(100, 100 + WORDS))
@@ -208,7 +135,7 @@ async def test_a_hopeless_answer_is_written_on_as_a_draft_while_that_is_worth_it
     policies: PolicyStore,
 ) -> None:
     cluster = Scorer()
-    writer = Writer(may_go_on=cluster.begun)
+    writer = Writer(pause_s=0.01, wait_at=FIRED, may_go_on=cluster.begun)
     answer = await answered(Controller(writer, cluster, policies), question())
     assert answer.reasons[0] == Reason.STOPPED_EARLY
     assert (answer.source, answer.text) == ("tier1", "better")
@@ -219,7 +146,7 @@ async def test_a_hopeless_answer_is_written_on_as_a_draft_while_that_is_worth_it
     assert (answer.draft_tokens, answer.draft_kept) == (WORDS, WORDS // 2)
     assert answer.local_tokens == WORDS
     assert answer.local_tokens_saved is None
-    assert (writer.begun, writer.ended) == (1, 1)
+    assert (writer.decodes, writer.ended) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +159,7 @@ async def test_a_hopeless_answer_is_written_on_as_a_draft_while_that_is_worth_it
 async def test_it_is_stopped_where_a_draft_is_not_worth_the_wait(
     tmp_path: Path, drafting: Drafting
 ) -> None:
-    writer, cluster = Writer(), Scorer()
+    writer, cluster = Writer(pause_s=0.01), Scorer()
     policies = shelf(tmp_path, replace(TALK, drafting=drafting))
     answer = await answered(Controller(writer, cluster, policies), question())
     assert writer.words == FIRED
@@ -244,16 +171,16 @@ async def test_it_is_stopped_where_a_draft_is_not_worth_the_wait(
 
 async def test_a_tier_that_does_not_wait_ends_the_draft(policies: PolicyStore) -> None:
     cluster = Scorer(waits=False)
-    writer = Writer(may_go_on=cluster.accepted)
+    writer = Writer(pause_s=0.01, wait_at=FIRED, may_go_on=cluster.accepted)
     answer = await answered(Controller(writer, cluster, policies), question())
     assert answer.source == "tier1"
     assert (answer.draft_tokens, answer.draft_kept) == (0, None)
     assert answer.local_tokens == writer.words == FIRED + 1
-    assert (writer.begun, writer.ended) == (1, 1)
+    assert (writer.decodes, writer.ended) == (1, 1)
 
 
 async def test_a_request_says_off_whatever_the_policy_says(policies: PolicyStore) -> None:
-    writer, cluster = Writer(), Scorer()
+    writer, cluster = Writer(pause_s=0.01), Scorer()
     request = replace(question(), drafting=Drafting("off"))
     answer = await answered(Controller(writer, cluster, policies), request)
     assert cluster.drafts == [None]
@@ -263,13 +190,13 @@ async def test_a_request_says_off_whatever_the_policy_says(policies: PolicyStore
 
 async def test_without_a_word_about_it_nothing_is_proposed(tmp_path: Path) -> None:
     cluster = Scorer()
-    await answered(Controller(Writer(), cluster, shelf(tmp_path, TALK)), question())
-    await answered(Controller(Writer(), cluster), replace(question(), task_id=""))
+    await answered(Controller(Writer(pause_s=0.01), cluster, shelf(tmp_path, TALK)), question())
+    await answered(Controller(Writer(pause_s=0.01), cluster), replace(question(), task_id=""))
     assert cluster.drafts == [None, None]
 
 
 async def test_a_request_that_may_not_leave_proposes_nothing(policies: PolicyStore) -> None:
-    writer, cluster = Writer(), Scorer()
+    writer, cluster = Writer(pause_s=0.01), Scorer()
     request = question(data_class=DataClass.NEVER_LEAVE)
     answer = await answered(Controller(writer, cluster, policies), request)
     assert (answer.source, cluster.drafts, answer.bytes_up) == ("device", [], 0)
@@ -279,7 +206,9 @@ async def test_an_answer_that_failed_a_check_is_not_proposed(tmp_path: Path) -> 
     policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
     cluster, checks = Scorer(), Checks({"digits": matches("[0-9]+")})
     request = replace(question(), checks=("digits",))
-    answer = await answered(Controller(Writer(), cluster, policies, checks=checks), request)
+    answer = await answered(
+        Controller(Writer(pause_s=0.01), cluster, policies, checks=checks), request
+    )
     assert "veto:digits" in answer.reasons
     assert cluster.drafts == [None]
 
@@ -294,7 +223,7 @@ class Nothing:
 async def test_what_is_looked_into_first_is_not_sent_while_it_is_written(
     policies: PolicyStore,
 ) -> None:
-    writer, cluster = Writer(), Scorer()
+    writer, cluster = Writer(pause_s=0.01), Scorer()
     egress = Egress(privacy=Privacy(Nothing()))
     await answered(Controller(writer, cluster, policies, egress=egress), question())
     assert writer.words == FIRED
@@ -306,7 +235,7 @@ async def test_what_is_looked_into_first_is_not_sent_while_it_is_written(
 async def test_a_failed_call_leaves_the_whole_answer_of_the_device(
     policies: PolicyStore, show: str
 ) -> None:
-    writer, cluster = Writer(), Scorer(problem=RemoteError("UNAVAILABLE", "gone"))
+    writer, cluster = Writer(pause_s=0.01), Scorer(problem=RemoteError("UNAVAILABLE", "gone"))
     events = await events_of(Controller(writer, cluster, policies), question(), show)
     last = events[-1]
     assert isinstance(last, Final)
@@ -323,7 +252,7 @@ async def test_a_failed_call_leaves_the_whole_answer_of_the_device(
             case Superseded():
                 shown = ""
     assert shown == text
-    assert (writer.begun, writer.ended) == (1, 1)
+    assert (writer.decodes, writer.ended) == (1, 1)
 
 
 async def test_leaving_while_a_draft_is_written_ends_the_decode(policies: PolicyStore) -> None:
@@ -335,7 +264,7 @@ async def test_leaving_while_a_draft_is_written_ends_the_decode(policies: Policy
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert (writer.begun, writer.ended) == (1, 1)
+    assert (writer.decodes, writer.ended) == (1, 1)
     (draft,) = cluster.drafts
     assert draft is not None
     assert draft.ended
@@ -358,7 +287,7 @@ async def test_a_deadline_in_the_middle_of_a_draft_gives_what_there_is(
     result = await answered(Controller(writer, cluster, policies), question(deadline_s=0.7))
     assert (result.source, result.remote_status) == ("device", "DEADLINE_EXCEEDED")
     assert result.text.startswith("w0 w1 w2 ")
-    assert writer.begun == writer.ended
+    assert writer.decodes == writer.ended
 
 
 async def test_a_device_learns_that_a_tier_keeps_nothing_and_stops_sending(tmp_path: Path) -> None:
@@ -374,7 +303,7 @@ async def test_a_device_learns_that_a_tier_keeps_nothing_and_stops_sending(tmp_p
     for _ in range(12):
         cluster = Scorer(share=0.0, finished=slow)
         controller = Controller(
-            Writer(pause_s=0.0), cluster, policies, egress=Egress(drafts=book, cluster="c")
+            Writer(), cluster, policies, egress=Egress(drafts=book, cluster="c")
         )
         sent.append((await answered(controller, question())).draft_tokens)
     assert sent[0] == WORDS
@@ -383,9 +312,7 @@ async def test_a_device_learns_that_a_tier_keeps_nothing_and_stops_sending(tmp_p
     assert cluster.drafts == [None]
     now_s[0] += 7 * 24 * 3600.0
     again = Scorer(finished=slow)
-    controller = Controller(
-        Writer(pause_s=0.0), again, policies, egress=Egress(drafts=book, cluster="c")
-    )
+    controller = Controller(Writer(), again, policies, egress=Egress(drafts=book, cluster="c"))
     assert (await answered(controller, question())).draft_tokens == WORDS
 
 
@@ -421,7 +348,7 @@ async def test_a_token_that_nobody_asked_for_is_not_held_against_a_draft(
     policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
     book = DraftBook()
     cluster = Scorer(finished=finished)  # keeps five of ten
-    controller = Controller(Writer(pause_s=0.0), cluster, policies, egress=Egress(drafts=book))
+    controller = Controller(Writer(), cluster, policies, egress=Egress(drafts=book))
     answer = await answered(controller, question())
     assert (answer.draft_tokens, answer.draft_kept) == (10, 5)
     even = Drafting(acceptance=0.5)
@@ -435,7 +362,7 @@ async def test_a_draft_that_no_tier_judged_teaches_nothing(
 ) -> None:
     policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
     book, cluster = DraftBook(), Scorer(waits=False, problem=problem)
-    controller = Controller(Writer(pause_s=0.0), cluster, policies, egress=Egress(drafts=book))
+    controller = Controller(Writer(), cluster, policies, egress=Egress(drafts=book))
     await answered(controller, question())
     assert book.learned("", EAGER, None) == EAGER
 
@@ -467,9 +394,7 @@ async def test_a_decision_that_sends_a_draft_is_told_with_what_was_kept(
 ) -> None:
     policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
     told = Told(cluster)
-    answer = await answered(
-        Controller(Writer(pause_s=0.0), cluster, policies, on_decision=told), question()
-    )
+    answer = await answered(Controller(Writer(), cluster, policies, on_decision=told), question())
     (record,) = told.records
     assert (record.draft_tokens, record.draft_kept) == (sent, kept)
     assert (answer.draft_tokens, answer.draft_kept) == (sent, kept)
@@ -480,7 +405,7 @@ async def test_a_decision_that_sends_a_draft_is_told_with_what_was_kept(
 async def test_a_decision_without_a_draft_is_told_before_the_call(tmp_path: Path) -> None:
     cluster = Scorer()
     told = Told(cluster)
-    controller = Controller(Writer(pause_s=0.0), cluster, shelf(tmp_path, TALK), on_decision=told)
+    controller = Controller(Writer(), cluster, shelf(tmp_path, TALK), on_decision=told)
     await answered(controller, question())
     assert told.answered == [False]
     assert (told.records[0].draft_tokens, told.records[0].draft_kept) == (0, None)
@@ -490,7 +415,7 @@ async def test_a_decision_is_told_of_once_also_where_the_reader_leaves(tmp_path:
     policies = shelf(tmp_path, replace(TALK, early_stop=None, drafting=EAGER))
     cluster = Scorer()
     told = Told(cluster)
-    controller = Controller(Writer(pause_s=0.0), cluster, policies, on_decision=told)
+    controller = Controller(Writer(), cluster, policies, on_decision=told)
     async with aclosing(controller.run(question())) as events:
         async for event in events:
             if isinstance(event, Token):

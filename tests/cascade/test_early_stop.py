@@ -32,7 +32,7 @@ from cascade.early_stop import (
 )
 from cascade.errors import InfeasibleTarget, InvalidInput
 from tests.cascade.records.drawn import header
-from tests.cascade.test_controller import policy
+from tests.cascade.scripted import policy
 
 PLAIN = SHAPES[0]
 ALPHA, LOST, DELTA = 0.2, 0.05, 0.1

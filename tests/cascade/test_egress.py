@@ -23,7 +23,7 @@ from cascade.privacy import PiiSpan, Privacy
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Constraints, Message, Request
 from cascade.signing import SigningKey, TrustStore
-from tests.cascade.test_controller import (
+from tests.cascade.scripted import (
     FINISHED,
     ScriptedCluster,
     ScriptedModel,

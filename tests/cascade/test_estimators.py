@@ -272,7 +272,7 @@ def test_a_device_that_cannot_measure_what_a_model_needs_escalates_without_a_con
     from cascade.policy import Policy, Reason, decide
     from cascade.signals import EMPTY_SIGNALS
     from cascade.task import free
-    from tests.cascade.test_controller import SIGNALS, policy
+    from tests.cascade.scripted import SIGNALS, policy
 
     model = fit_estimator(*rows(300))
     judge = replace(policy(0.01), task=free("talk"), confidence=model)

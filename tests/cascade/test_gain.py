@@ -19,7 +19,7 @@ from cascade.metrics import auroc, deferral_curve
 from cascade.policy import Policy, Reason, decide
 from cascade.rows import Bools
 from cascade.signals import OptionScores
-from tests.cascade.test_controller import SIGNALS, policy
+from tests.cascade.scripted import SIGNALS, policy
 
 NAMES = ("raw_score", "first_entropy")
 

@@ -13,7 +13,7 @@ from cascade.policy import Policy, PolicyStore
 from cascade.score_reference import ScoreReference
 from cascade.signing import SigningKey, TrustStore
 from cascade.wire.status import status_of
-from tests.cascade.test_controller import INFO, policy
+from tests.cascade.scripted import INFO, policy
 
 
 @pytest.fixture

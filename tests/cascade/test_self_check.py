@@ -32,8 +32,8 @@ from cascade.signing import SigningKey, TrustStore
 from cascade.task import free
 from cascade.testing import TinyBundle
 from edge import OnnxModel
-from tests.cascade.test_controller import INFO, SIGNALS, ScriptedCluster, policy, question
-from tests.cascade.test_controller import answer as answered_by
+from tests.cascade.scripted import INFO, SIGNALS, ScriptedCluster, policy, question
+from tests.cascade.scripted import answer as answered_by
 
 
 @dataclass

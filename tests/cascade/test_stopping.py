@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,91 +20,27 @@ from cascade.egress import Egress
 from cascade.errors import InvalidInput, RemoteError
 from cascade.events import Answer, Event, Final, Superseded, Token
 from cascade.gain import GainModel
-from cascade.local import CancelToken, LocalAnswer, ModelInfo, Prompt, TokenSignals
 from cascade.monitor import Monitor
 from cascade.policy import Policy, PolicyStore, Reason
 from cascade.records.outcome import kept
 from cascade.remote import Accepted, Chunk
 from cascade.request import Constraints, DataClass, Message, Request
-from cascade.sampling import GREEDY, Sampling
 from cascade.score_reference import ScoreReference
-from cascade.signals import Signals
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import free
 from cascade.testing import TinyBundle
 from edge import OnnxModel
-from tests.cascade.test_controller import (
+from tests.cascade.scripted import (
     FINISHED,
     INFO,
     ScriptedCluster,
     ScriptedModel,
+    Writer,
     answer,
     gather,
     policy,
 )
-from tests.cascade.test_controller import question as closed_question
-
-
-@dataclass(frozen=True)
-class Step:
-    logprob: float
-    entropy: float
-    margin: float
-
-
-@dataclass
-class Writer:
-    """A device that writes ten words, as sure of each as it is told to be."""
-
-    logprob: float = -2.0
-    decodes: int = 0
-    ended: int = 0
-    prompts: list[Prompt] = field(default_factory=list)
-    slow_from: int = 99
-    slow_word: int = 0
-
-    @property
-    def info(self) -> ModelInfo:
-        return INFO
-
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int,
-        stop: tuple[str, ...] = (),
-        sampling: Sampling = GREEDY,
-        json_schema: str | None = None,
-        regex: str | None = None,
-        on_text: Callable[[str], bool | None] | None = None,
-        on_token: Callable[[TokenSignals], bool | None] | None = None,
-        cancel: CancelToken | None = None,
-    ) -> LocalAnswer:
-        self.decodes += 1
-        words: list[str] = []
-        finish = "stop"
-        for word in range(10):
-            slow = self.decodes >= self.slow_from and word >= self.slow_word
-            while slow and not (cancel and cancel.cancelled):
-                time.sleep(0.005)
-            if cancel and cancel.cancelled:
-                finish = "cancelled"
-                break
-            words.append(f"w{word} ")
-            stopped = on_token(Step(self.logprob, 1.0, 0.5)) if on_token else False
-            if on_text:
-                on_text(words[-1])
-            if stopped:
-                finish = "callback"
-                break
-        self.ended += 1
-        values = np.full(len(words), self.logprob, np.float32)
-        signals = Signals(values, -values, np.full(len(words), 0.5, np.float32))
-        return LocalAnswer("".join(words), signals, None, 5, len(words), 0.01, 0.02, finish)
-
-    def choose(self, *args: object, **kwargs: object) -> LocalAnswer:
-        raise AssertionError("nobody asks for a closed set here")
-
+from tests.cascade.scripted import question as closed_question
 
 RULE = EarlyStop(
     0.5,

@@ -49,7 +49,7 @@ from cloud.registry import Needs, Registry
 from cloud.routing import Router
 from cloud.tier import TierMessage
 from edge import Device
-from tests.cascade.test_controller import policy
+from tests.cascade.scripted import policy
 from tests.ports import free_port
 
 MOODS = ("good", "bad")

@@ -19,7 +19,7 @@ from cascade.remote import Accepted, Chunk, RemoteEvent
 from cascade.request import Constraints, DataClass, Message
 from cascade.score_reference import ScoreReference
 from cascade.signing import SigningKey, TrustStore
-from tests.cascade.test_controller import (
+from tests.cascade.scripted import (
     FINISHED,
     ScriptedCluster,
     ScriptedModel,
