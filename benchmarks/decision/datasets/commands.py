@@ -68,6 +68,8 @@ _THINGS: Final = {
     "scene": ("movie night", "sunrise", "dinner party"),
     "button": ("doorbell", "reset button"),
     "script": ("morning routine", "bedtime"),
+    "todo": ("errands", "packing", "birthday"),
+    "lawn_mower": ("back garden", "robot"),
 }
 _ANY_THING: Final = "switch"
 _WORDS: Final = {
@@ -76,6 +78,10 @@ _WORDS: Final = {
     "timer_name": ("pizza", "laundry", "tea", "homework", "workout"),
     "timer_command": ("close the blinds", "turn off the radio", "lock the front door"),
     "zone": ("school", "work", "the gym"),
+    "shopping_list_item": ("oat milk", "two lemons", "washing powder", "rice", "candles"),
+    "todo_list_item": ("call the dentist", "socks", "water the plants", "passport", "pay the rent"),
+    "message": ("dinner is ready", "we leave in ten minutes", "the parcel is here"),
+    "search_query": ("Nina Simone", "the morning news", "Moon River", "some quiet jazz"),
 }
 
 
@@ -100,8 +106,8 @@ def sentences(content: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def all_sentences(content: Mapping[str, Any]) -> Iterator[Row]:
-    """The same of all intents, by their own names; templates with words that we have none for,
-    such as the names of scenes, are left out."""
+    """The same of all intents, by their own names; templates with words that we have none for are
+    left out."""
     return _drawn(content, {name: name for name in content["intents"]}, leave_out=True)
 
 

@@ -1,10 +1,10 @@
 """The tasks of the loop: rows, wording, who teaches, and what is promised.
 
-Commands: sentences of all intents of Home Assistant's templates that have at least four templates,
-so that each part of the data can have some of each; at most four sentences of a template, for
-sentences of one are nearly the same and would count as many in a certificate. The user corrects
-what was wrong. Beside them devices are asked questions of NQ-open (Kwiatkowski et al. 2019), which
-are none of the task's.
+Commands: sentences of all 42 intents of Home Assistant's templates; at most four of a template, for
+sentences of one are nearly the same and would count as many in a certificate. Templates are drawn
+for the parts, so that an intent of one or two is not in all of them. The user corrects what was
+wrong. Beside them devices are asked questions of NQ-open (Kwiatkowski et al. 2019), which are none
+of the task's.
 
 Sentiment: sentences of four domains (``cascade.cli.demo.data``), as the demo puts them. A larger
 model teaches, through the gateway; its answers were recorded once (``data/README.md``), and what
@@ -38,7 +38,7 @@ from cloud.fleet import FleetRow
 from cloud.fleet.plan import Bounded
 
 _DATA: Final = Path(__file__).parents[1] / "data"
-_TEMPLATES, _OF_TEMPLATE, _OF_INTENT = 4, 4, 320
+_OF_TEMPLATE, _OF_INTENT = 4, 320
 _TEACHERS: Final = {"tier1": "0.5B", "tier2": "1.5B"}
 Arm = Literal["head", "lora", "head, not certified anew"]
 _OUTSIDE: Final = "none of these"
@@ -91,8 +91,7 @@ def commands() -> LoopTask:
             of_template[intent][template].setdefault(text_key(text), text)
     rows = []
     for intent, templates in sorted(of_template.items()):
-        if len(templates) >= _TEMPLATES:
-            rows += list(_in_turn(_named(intent), templates))
+        rows += list(_in_turn(_named(intent), templates))
     inside = len(rows)
     rows += [
         FleetRow(f"nq/{place}", question, "", document=f"nq/{place}")
