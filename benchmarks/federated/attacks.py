@@ -52,7 +52,7 @@ _SHARES: Final = (0.1, 0.2, 0.3)
 _DEVICES, _RANK, _RATE = 20, 8, 0.3
 _BITS: Final[Bits] = 8
 _HONEST, _ATTACKED = 15, 10
-_MOST_WORSE, _DELTA = 0.02, 0.05
+_MOST_WORSE, _DELTA = 0.02, 0.01  # the gate's defaults
 _HELD_OUT: Final = 2000
 _TARGET: Final = 0
 
@@ -160,7 +160,7 @@ def _lies(run: Run) -> Iterator[Row]:
                 f"attackers {', '.join(f'{s:.0%}' for s in shares)}, seeds {seeds}, of "
                 f"{', '.join(LIES)}; made-up task, "
                 + (
-                    f"gate at {100 * _MOST_WORSE:g} points on {_HELD_OUT} rows"
+                    f"gate at {100 * _MOST_WORSE:g} points, δ = {_DELTA:g}, on {_HELD_OUT} rows"
                     if gated
                     else "no gate"
                 )

@@ -31,7 +31,8 @@ class TaskGate(StrictModel):
         max_tokens: of a free answer.
         most_worse: by how much the candidate's accuracy may be below that of the adapters that it
             is compared with, in (0, 1). The candidate must show that it is less.
-        delta: tolerated probability that a candidate which is worse by ``most_worse`` passes.
+        delta: tolerated probability that a candidate which is worse by ``most_worse`` passes. Small,
+            because whoever lies may try again in every round.
         most_brier_rise, most_ece_rise: by how much the errors of its confidence may be higher.
         most_escape: by how much a smaller share of what is out of scope may be escalated.
         risk: the largest share of wrong answers among those that a device keeps.
@@ -47,7 +48,7 @@ class TaskGate(StrictModel):
     grader: str = Field(default="choice", min_length=1)
     max_tokens: int = Field(default=64, ge=1, le=100_000)
     most_worse: float = Field(default=0.02, gt=0, lt=1)
-    delta: float = Field(default=0.05, gt=0, lt=0.5)
+    delta: float = Field(default=0.01, gt=0, lt=0.5)
     most_brier_rise: float = Field(default=0.02, ge=0, le=1)
     most_ece_rise: float = Field(default=0.05, ge=0, le=1)
     most_escape: float = Field(default=0.03, ge=0, le=1)

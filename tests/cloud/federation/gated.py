@@ -61,7 +61,7 @@ class Gated:
         (folder / "task.json").write_text(json.dumps(TASK.to_json()))
         model = OnnxModel(tiny.bundle)
         for seed, (name, rows) in enumerate(
-            {"held_out": 240, "develop": 120, "certify": 160, "out_of_scope": 60}.items()
+            {"held_out": 480, "develop": 120, "certify": 160, "out_of_scope": 60}.items()
         ):
             write_rows(
                 folder / f"{name}.jsonl",

@@ -302,7 +302,7 @@ def test_the_check_of_a_configuration_says_what_can_never_work(gated, tmp_path) 
     base = gated.tiny.bundle.manifest.base_digest
     assert list(gate_problems(gated.config, gated.registry, base)) == []
     told = "\n".join(explained(gated.config))
-    assert "not worse by 2 points on 240 rows (133 are the fewest" in told
+    assert "not worse by 2 points on 480 rows (266 are the fewest" in told
     assert "120 + 160 rows" in told
     (foreign,) = gate_problems(gated.config, gated.registry, "c" * 64)
     assert "another base" in foreign
