@@ -80,6 +80,8 @@ class FleetPlan:
         delta: tolerated probability that a certified threshold does not hold that, in (0, 1).
         most_worse: a candidate whose accuracy on the develop part is worse by more than this is
             rejected, ≥ 0.
+        most_less_kept: and so is one whose policy keeps a share of the certify part that is smaller
+            by more than this, ≥ 0; not without ``recertify``.
         rank: of the adapter, ≥ 1.
         level, least: see ``edge.training.worth_sending``.
         epochs: times that a device sees each of its examples at most, ≥ 1.
@@ -104,6 +106,7 @@ class FleetPlan:
     alpha: float = 0.1
     delta: float = 0.1
     most_worse: float = 0.02
+    most_less_kept: float = 0.02
     rank: int = 8
     level: float = 0.5
     least: int = 1
@@ -161,6 +164,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "goal": (1, 100_000),
     "minimum": (1, 100_000),
     "most_worse": (0, 1),
+    "most_less_kept": (0, 1),
     "rank": (1, 256),
     "level": (1e-6, 0.5),
     "least": (1, 100_000),

@@ -186,16 +186,16 @@ def _fitted(scores: Floats, right: Bools) -> ConfidenceModel:
 
 
 class FleetGate:
-    """Lets a candidate through unless its accuracy on the develop part is worse than that of the
-    adapter that its round started from, or no policy can be certified for it though one was before.
+    """Lets a candidate through unless it is worse than the adapter that its round started from: in
+    its accuracy on the develop part, or in what the policy certified for it keeps.
 
     Arguments:
-        most_worse: by how much it may be.
+        plan: by how much it may be.
         judged: a round's adapters, by digest.
     """
 
-    def __init__(self, most_worse: float, judged: Judged) -> None:
-        self._most_worse = most_worse
+    def __init__(self, plan: FleetPlan, judged: Judged) -> None:
+        self._plan = plan
         self._judged = judged
 
     async def judge(self, candidate: Round) -> tuple[Verdict, str]:
@@ -204,11 +204,16 @@ class FleetGate:
             return "rejected", "it has no candidate"
         after = await asyncio.to_thread(self._judged, candidate.candidate_digest)
         before = await asyncio.to_thread(self._judged, candidate.adapter_digest)
-        change = after.develop_accuracy - before.develop_accuracy
+        plan, change = self._plan, after.develop_accuracy - before.develop_accuracy
         if after.policy.threshold is None and before.policy.threshold is not None:
             return "rejected", "no policy could be certified for it"
         said = f"accuracy of the develop part {change:+.3f}"
-        return ("rejected" if change < -self._most_worse else "approved"), said
+        worse = change < -plan.most_worse
+        if plan.recertify:
+            less = before.coverage - after.coverage
+            said += f", kept of the certify part {-less:+.3f}"
+            worse = worse or less > plan.most_less_kept
+        return ("rejected" if worse else "approved"), said
 
 
 Judged = Callable[[str], Standing]

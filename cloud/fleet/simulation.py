@@ -79,7 +79,7 @@ class FleetSimulation:
             plan,
             bundle,
             starting_weights(bundle, plan, task, rows.starting, trunk),
-            gate=lambda cluster: FleetGate(plan.most_worse, self._standing),
+            gate=lambda cluster: FleetGate(plan, self._standing),
             now=lambda: self._wall_s,
         )
         setting = Setting(plan, task, folder, self._cluster.profile, self._cluster.trust)

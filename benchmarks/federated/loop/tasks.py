@@ -139,7 +139,7 @@ def sentiment(teacher: str) -> LoopTask:
         task=TASK,
         rows=rows,
         starting=32,
-        per_round=20,
+        per_round=40,
         most=None,
         target="excess",
         alpha=0.05,

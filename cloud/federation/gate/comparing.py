@@ -211,25 +211,38 @@ def canaries(failed: tuple[str, ...], asked: int, *, most_failed: float) -> Find
 
 
 def certified(
-    kept: float | None, why: str, other: float | None, task: str, against: str
+    kept: float | None,
+    why: str,
+    other: float | None,
+    *,
+    most_less_kept: float,
+    task: str,
+    against: str,
 ) -> Finding:
-    """A policy can be certified wherever one can be for the other adapter: a candidate must not
-    take away what devices may answer. Where neither has one, all of the task escalates, as before.
+    """A policy can be certified wherever one can be for the other adapter, and keeps about as much
+    as that one's: a candidate must not take away what devices may answer. Where neither has one,
+    all of the task escalates, as before.
 
     Arguments:
         kept, other: shares of the certify rows that each policy keeps; ``None`` without a
             certificate.
         why: of the candidate's refusal.
+        most_less_kept: by how much ``kept`` may be below ``other``.
     """
-    passed = kept is not None or other is None
+    bound = 0.0 if other is None else other - most_less_kept
+    passed = other is None if kept is None else kept >= bound - _NOTHING
     if kept is not None:
         reason = f"{kept:.1%} of the certify rows are kept"
+        if other is not None:
+            reason += f", {other:.1%} before"
+        if not passed:
+            reason += f"; {_points(most_less_kept)} less are allowed"
     elif other is None:
         reason = f"no policy, as before, so all of it escalates: {why}"
     else:
         reason = f"no policy can be certified: {why}"
     return Finding(
-        "certificate", task, against, kept or 0.0, other, kept or 0.0, 0.0, passed, reason
+        "certificate", task, against, kept or 0.0, other, kept or 0.0, bound, passed, reason
     )
 
 

@@ -31,11 +31,12 @@ class TaskGate(StrictModel):
         max_tokens: of a free answer.
         most_worse: by how much the candidate's accuracy may be below that of the adapters that it
             is compared with, in (0, 1). The candidate must show that it is less.
-        delta: tolerated probability that a candidate which is worse by ``most_worse`` passes. Small,
-            because whoever lies may try again in every round.
+        delta: tolerated probability that a candidate which is worse by ``most_worse`` passes;
+            small, for whoever lies may try again in every round.
         most_brier_rise, most_ece_rise: by how much the errors of its confidence may be higher.
         most_escape: by how much a smaller share of what is out of scope may be escalated.
         risk: the largest share of wrong answers among those that a device keeps.
+        most_less_kept: by how much a smaller share of the certify rows its policy may keep.
         certify_delta: tolerated probability that the policy does not hold ``risk``.
         calibrator: of the raw score.
     """
@@ -53,6 +54,7 @@ class TaskGate(StrictModel):
     most_ece_rise: float = Field(default=0.05, ge=0, le=1)
     most_escape: float = Field(default=0.03, ge=0, le=1)
     risk: float = Field(default=0.05, gt=0, lt=1)
+    most_less_kept: float = Field(default=0.02, ge=0, le=1)
     certify_delta: float = Field(default=0.05, gt=0, lt=0.5)
     calibrator: Literal["platt", "isotonic"] = "platt"
 

@@ -223,7 +223,12 @@ def _compared(rows: TaskRows, mine: _Standing, theirs: _Standing, against: str) 
             against=against,
         ),
         comparing.certified(
-            mine.kept, refusal.reason if refusal else "", theirs.kept, task, against
+            mine.kept,
+            refusal.reason if refusal else "",
+            theirs.kept,
+            most_less_kept=gate.most_less_kept,
+            task=task,
+            against=against,
         ),
     ]
     if mine.out_of_scope is not None and theirs.out_of_scope is not None:

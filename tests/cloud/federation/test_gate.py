@@ -135,9 +135,21 @@ def test_what_a_policy_needs_and_cannot_have_is_a_reason(gated) -> None:
     found = examine(examination)
     assert said(found)["certificate"]
     assert Policy.from_bytes(found.policies[0]).threshold is None, "all of it escalates"
-    taken = comparing.certified(None, "too few labels", 0.4, "colours", "first")
-    assert not taken.passed
-    assert "too few labels" in taken.reason
+
+
+def test_what_devices_answer_today_is_not_taken_away() -> None:
+    def found(kept: float | None, other: float | None) -> comparing.Finding:
+        return comparing.certified(
+            kept, "too few labels", other, most_less_kept=0.02, task="t", against="first"
+        )
+
+    assert not found(None, 0.4).passed
+    assert "too few labels" in found(None, 0.4).reason
+    assert found(None, None).passed
+    assert found(0.1, None).passed
+    assert found(0.38, 0.4).passed
+    assert not found(0.379, 0.4).passed
+    assert "37.9% of the certify rows are kept, 40.0% before" in found(0.379, 0.4).reason
 
 
 def test_accuracy_is_shown_not_assumed() -> None:

@@ -1,0 +1,64 @@
+"""A fleet's gate turns away what would make its devices worse, or escalate more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cascade.confidence import ConfidenceModel, Platt
+from cloud.federation.rounds import Round
+from cloud.fleet import FleetPlan
+from cloud.fleet.referee import FleetGate, Standing
+from cloud.fleet.served import ServedPolicy
+
+ROUND = Round(
+    number=1,
+    state="waiting",
+    base_digest="b",
+    adapter_digest="before",
+    adapter_version=1,
+    plan="{}",
+    opened_at=0.0,
+    closes_at=None,
+    closed_at=None,
+    claim=None,
+    claimed_until=None,
+    counted=5,
+    candidate_digest="after",
+    candidate_version=2,
+    aggregation_error=None,
+    note="",
+)
+SURE = ServedPolicy(ConfidenceModel(Platt(1.0, 0.0)), 0.8)
+BEFORE = Standing(SURE, 0.8, 0.8, 0.5, 0.5, 50, 2, 50, 0.02, None, 0.9, None)
+PLAN = FleetPlan(devices=2, rounds=1, most_worse=0.01, most_less_kept=0.03)
+
+
+async def verdict(after: Standing, plan: FleetPlan = PLAN) -> str:
+    return (await FleetGate(plan, {"before": BEFORE, "after": after}.__getitem__).judge(ROUND))[0]
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (BEFORE, "approved"),
+        (replace(BEFORE, develop_accuracy=0.795, coverage=0.48), "approved"),
+        (replace(BEFORE, develop_accuracy=0.78), "rejected"),
+        (replace(BEFORE, coverage=0.46, develop_accuracy=0.9), "rejected"),
+        (replace(BEFORE, policy=ServedPolicy(SURE.confidence, None), coverage=0.5), "rejected"),
+    ],
+    ids=["as before", "a little worse", "less often right", "keeps less", "nothing certified"],
+)
+async def test_a_candidate_must_not_be_worse(after: Standing, said: str) -> None:
+    assert await verdict(after) == said
+
+
+async def test_what_is_not_certified_anew_is_not_compared_by_what_it_keeps() -> None:
+    less = replace(BEFORE, coverage=0.2)
+    assert await verdict(less, replace(PLAN, recertify=False)) == "approved"
+
+
+async def test_a_round_without_a_candidate_is_rejected() -> None:
+    gate = FleetGate(PLAN, {}.__getitem__)
+    assert (await gate.judge(replace(ROUND, candidate_digest=None)))[0] == "rejected"
