@@ -110,6 +110,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verb.add_argument("--trim", type=float, metavar="SHARE", help="of trimmed_mean, each end (0.1)")
     verb.add_argument("--tolerate", type=int, metavar="N", help="hostile devices for krum (1)")
     verb.add_argument(
+        "--masked",
+        action="store_true",
+        help="sum updates under masks: the cluster learns no device's own (secure aggregation); "
+        "for ffa, mean and sync",
+    )
+    verb.add_argument(
+        "--mask-threshold",
+        type=int,
+        metavar="N",
+        help="devices that must stay until a sum is unmasked (more than half, and at least 3)",
+    )
+    verb.add_argument(
         "--server", choices=("plain", "momentum", "adam"), default="plain", help="optimiser (plain)"
     )
     verb.add_argument("--server-rate", type=float, metavar="RATE", help="of its step")
@@ -235,6 +247,10 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         raise InvalidInput("--private", "needs --strategy ffa and --rule mean")
     if args.private is not None and args.mode == "async":
         raise InvalidInput("--private", "needs --mode sync")
+    if args.masked:
+        _check_masked(args)
+    elif args.mask_threshold is not None:
+        raise InvalidInput("--mask-threshold", "is for --masked rounds; add that, or leave it out")
     try:
         training = PlanConfig(trained=trained, seed=args.seed, **_chosen(args, _TRAINING))
         aggregation = AggregationConfig(
@@ -264,11 +280,34 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         target=args.target,
         dropout=args.dropout,
         attackers=Attackers() if args.byzantine is None else Attackers.of(args.byzantine),
+        masked=args.masked,
+        mask_threshold=args.mask_threshold,
         mode="synchronous" if args.mode == "sync" else "asynchronous",
         training=training,
         aggregation=aggregation,
         **_chosen(args, _FLEET),
     )
+
+
+def _check_masked(args: argparse.Namespace) -> None:
+    for option, value, wanted in (
+        ("--strategy", args.strategy, "ffa"),
+        ("--rule", args.rule, "mean"),
+        ("--mode", args.mode, "sync"),
+    ):
+        if value != wanted:
+            raise InvalidInput(
+                "--masked",
+                f"needs {option} {wanted}, not {value}: the cluster has no more than the sum",
+            )
+    if args.bits is not None:
+        raise InvalidInput("--bits", "is of updates in the clear; leave it out with --masked")
+    if (args.byzantine or "").endswith(":nan"):
+        raise InvalidInput(
+            "--byzantine",
+            "nan cannot be sent under masks, which are on integers; take another kind, or leave "
+            "--masked out",
+        )
 
 
 def _chosen(args: argparse.Namespace, options: tuple[tuple[str, type, str], ...]) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from cascade.wire import ClientProfile, KeyRing, OpenRequest, new_key
 from cloud.federation.adapters import Adapters, parts_of
 from cloud.federation.config import FederationConfig
 from cloud.federation.coordinator import Coordinator
-from cloud.federation.database import Database
+from cloud.federation.database import Database, Transaction
 from cloud.federation.desk import Desk
+from cloud.federation.phases import Standing, standing
 from cloud.federation.refusals import counters
-from cloud.federation.rounds import Round, in_state, latest, recent
+from cloud.federation.rounds import Round, collecting, in_state, latest, recent
 from cloud.federation.seams import Gate
 from cloud.fleet.device import seeded_key
 from cloud.fleet.plan import FleetPlan
@@ -124,6 +125,15 @@ class FleetCluster:
             return 1
         return found.number if found.state == "collecting" else found.number + 1
 
+    def masking(self, number: int) -> Standing | None:
+        """Where the coordinator's round of this number is, while it collects under masks."""
+
+        def look(tx: Transaction) -> Standing | None:
+            current = collecting(tx)
+            return standing(tx, number) if current and current.number == number else None
+
+        return self._database.do_now(look)
+
     def aggregated(self) -> int:
         """Rounds of which something was published."""
         return sum(
@@ -155,6 +165,7 @@ def federation_config(plan: FleetPlan, folder: Path, start: str) -> FederationCo
         checkins_per_s=1_000_000,
         max_payload_bytes=16_000_000,
         plan=plan.training,
+        secure_aggregation=plan.masks,
         aggregation=plan.aggregation,
     )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,8 +18,9 @@ from cascade.request import Message
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
 from cascade.wire import ClientProfile
-from cloud.fleet.hostile import Connection, HostileConnection, HostileTrainer
-from cloud.fleet.plan import FleetPlan
+from cloud.fleet.connection import Absence, Connection
+from cloud.fleet.hostile import HostileConnection, HostileTrainer
+from cloud.fleet.plan import LEAST_MASKED, FleetPlan
 from cloud.fleet.rows import FleetRow
 from cloud.fleet.served import Probabilities, ServedPolicy, raw_scores
 from edge.bundle import Bundle
@@ -29,9 +30,6 @@ from edge.federation.example_trainer import Opened
 from edge.federation.head_trainer import Measure
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import TrainingLimits
-
-Absence = Literal["none", "off", "cut_off"]
-"""``off``: does nothing in this round. ``cut_off``: loses its connection before it sends."""
 
 _RESTING: Final = Conditions("unmetered", charging=True, idle=True)
 _STEPS: Final = 3
@@ -54,9 +52,11 @@ class TurnResult:
 
     Arguments:
         seen, escalated: rows.
-        outcome: of its step; ``off`` where it took none.
+        outcome: of its last step; ``off`` where it took none.
         note: why.
-        bytes_up, bytes_down: payloads of updates, and adapters that were fetched.
+        lost: how the device was lost to the round; ``none`` where it was not.
+        bytes_up, bytes_down: payloads of updates and, under masks, of messages, each as often as it
+            was sent; and adapters that were fetched.
         examples: in its store afterwards.
     """
 
@@ -65,6 +65,7 @@ class TurnResult:
     escalated: int
     outcome: str
     note: str
+    lost: Absence
     bytes_up: int
     bytes_down: int
     examples: int
@@ -152,6 +153,8 @@ class SimulatedDevice:
                 plan.training.max_steps,
                 upload_bytes=1 << 30,
                 clip_norm=plan.training.clip_norm,
+                cohort=LEAST_MASKED,
+                masked_only=plan.masked,
             ),
             trust=TrustStore(setting.trust),
             allowance=allowance,
@@ -177,7 +180,7 @@ class SimulatedDevice:
         escalated = self._answer(rows, probabilities, policy)
         outcome, note, before = "off", "", self._fetched()
         up = self._connection.bytes_up
-        self._connection.broken = absence == "cut_off"
+        self._connection.absent(absence)
         if absence != "off":
             # An update that is left from the round before goes first; then there is this one.
             for _ in range(_STEPS):
@@ -193,9 +196,25 @@ class SimulatedDevice:
             escalated,
             outcome,
             note,
+            self._connection.lost,
             self._connection.bytes_up - up,
             self._fetched() - before,
             len(self._store.examples()),
+        )
+
+    async def go_on(self, before: TurnResult) -> TurnResult:
+        """Take the next step of a round under masks, and add it to what was done before in it."""
+        up = self._connection.bytes_up
+        done = await self._participant.step()
+        if done.outcome == "waiting":
+            self._clock.wall_s += done.wait_s + 1
+            done = await self._participant.step()
+        return replace(
+            before,
+            outcome=done.outcome,
+            note=done.note,
+            lost=self._connection.lost,
+            bytes_up=before.bytes_up + self._connection.bytes_up - up,
         )
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What reaches the cluster from a simulated device: its connection, which may break, and may lie.
+"""What a hostile device sends to the cluster.
 
 A hostile device runs the honest code up to the moment of sending, so that what it signs is signed
 with an enrolled key under a lease of its own. Only what is sent, or learned from, differs.
@@ -15,46 +15,26 @@ import numpy as np
 
 from cascade.errors import RemoteError
 from cascade.federation import (
-    Tensors,
     UpdateStatement,
     clip_to_norm,
     decode,
     encode,
+    encoded_size,
     shapes_of,
     sign_update,
 )
+from cascade.federation.payload import to_mask
 from cascade.federation.plan import RoundPlan
+from cascade.federation.tensors import elements
 from cascade.federation.terms import CheckIn, CheckInReply, Committed, Lease, UploadHeader
 from cascade.files import sha256_bytes
 from cascade.signing import SigningKey
-from cascade.wire import ClientProfile, GrpcFederation
+from cascade.wire import ClientProfile
+from cloud.fleet.connection import Connection
 from cloud.fleet.plan import AttackKind
 from edge.federation import NoGain, StartingPoint, Trained, Trainer
 
 _TIMES: Final = 10.0
-
-
-class Connection(GrpcFederation):
-    """A device's connection.
-
-    Attributes:
-        broken: the next upload finds no connection.
-        bytes_up: of payloads that were sent to the end.
-    """
-
-    def __init__(self, profile: ClientProfile) -> None:
-        super().__init__(profile, deadline_s=120.0)
-        self.broken = False
-        self.bytes_up = 0
-
-    async def upload(
-        self, header: UploadHeader, payload: bytes, *, quiet_s: float = 120.0
-    ) -> Committed:
-        """See ``GrpcFederation``."""
-        if self.broken:
-            raise RemoteError("UNAVAILABLE", "the connection was lost before the upload")
-        self.bytes_up += len(payload) - header.offset
-        return await super().upload(header, payload, quiet_s=quiet_s)
 
 
 class HostileConnection(Connection):
@@ -69,7 +49,7 @@ class HostileConnection(Connection):
         self._kind = kind
         self._key = key
         self._lease: Lease | None = None
-        self.sent: Tensors = {}
+        self.sent: Trained | None = None
         """What the honest code wants to send; set by ``HostileTrainer``."""
 
     async def check_in(self, check_in: CheckIn) -> CheckInReply:
@@ -82,9 +62,10 @@ class HostileConnection(Connection):
         self, header: UploadHeader, payload: bytes, *, quiet_s: float = 120.0
     ) -> Committed:
         """See ``GrpcFederation``."""
-        if self.broken or self._lease is None:
+        if self._lease is None or self.sent is None:
             return await super().upload(header, payload, quiet_s=quiet_s)
-        header, payload = self._changed(header, payload, RoundPlan.from_bytes(self._lease.plan))
+        plan = RoundPlan.from_bytes(self._lease.plan)
+        header, payload = self._changed(header, payload, plan, self.sent)
         committed = await super().upload(header, payload, quiet_s=quiet_s)
         if self._kind == "replay":
             with suppress(RemoteError):
@@ -92,37 +73,43 @@ class HostileConnection(Connection):
         return committed
 
     def _changed(
-        self, header: UploadHeader, payload: bytes, plan: RoundPlan
+        self, header: UploadHeader, payload: bytes, plan: RoundPlan, sent: Trained
     ) -> tuple[UploadHeader, bytes]:
-        shapes = shapes_of(self.sent)
+        shapes = shapes_of(sent.change)
         rng = np.random.default_rng(0)
+        size = len(payload) if plan.masked else encoded_size(shapes, plan.bits)
+        payload, counts = payload[:size], payload[size:]
         match self._kind:
             case "sign-flip" | "scale":
                 times = -_TIMES if self._kind == "sign-flip" else _TIMES
+                if plan.masked is not None:
+                    return self._signed(header, _more(payload, plan, sent, times - 1))
                 change = decode(payload, shapes)
                 scaled = {name: each * np.float32(times) for name, each in change.items()}
-                return self._signed(header, encode(scaled, plan.bits, rng))
+                return self._signed(header, encode(scaled, plan.bits, rng) + counts)
             case "nan":
                 name = min(shapes)
                 # Behind the file's head and the head of the first tensor is a scale, or a value.
                 at = 8 + 2 + len(name.encode()) + 4 * len(shapes[name])
                 broken = payload[:at] + struct.pack("<f", float("nan")) + payload[at + 4 :]
-                return self._signed(header, broken)
+                return self._signed(header, broken + counts)
             case "rank-bomb":
+                if plan.masked is not None:
+                    return self._signed(header, payload + payload)
                 doubled = {
-                    name: np.concatenate([each, each], int(each.shape[0] > each.shape[1]))
+                    name: np.concatenate([each, each], int(np.argmin(each.shape)))
                     for name, each in decode(payload, shapes).items()
                 }
-                return self._signed(header, encode(doubled, plan.bits, rng))
+                return self._signed(header, encode(doubled, plan.bits, rng) + counts)
             case "wrong-base":
-                return self._signed(replace(header, base_digest="0" * 64), payload)
+                return self._signed(replace(header, base_digest="0" * 64), payload + counts)
             case "stale":
                 older = max(1, header.adapter_version - 1)
                 # Of the first version there is no older one: it claims one that will be.
                 version = older if older != header.adapter_version else older + 1
-                return replace(header, adapter_version=version), payload
+                return replace(header, adapter_version=version), payload + counts
             case "label-flip" | "replay":
-                return header, payload
+                return header, payload + counts
 
     def _signed(self, header: UploadHeader, payload: bytes) -> tuple[UploadHeader, bytes]:
         lease = self._lease
@@ -137,6 +124,22 @@ class HostileConnection(Connection):
             signature=sign_update(self._key, statement),
         )
         return changed, payload
+
+
+def _more(payload: bytes, plan: RoundPlan, sent: Trained, times: float) -> bytes:
+    """A masked update with so many times more of what is behind the masks: who knows its own update
+    need not know the masks to add to it. What the rows of a head count stays."""
+    assert plan.masked is not None
+    change = clip_to_norm(sent.change, plan.clip_norm)
+    shapes, counts = shapes_of(change), sent.row_counts
+    if plan.rows and not counts.size:
+        counts = np.zeros(plan.head_rows(shapes), np.int64)
+    fixed = plan.masked.fixed(plan.clip_norm)
+    vector = to_mask(plan, change, counts)
+    vector[elements(shapes) :] = 0.0
+    more = fixed.integers(fixed.encode(vector, np.random.default_rng(0))) * int(times)
+    words = fixed.from_bytes(payload, vector.size) + more.astype(fixed.dtype)
+    return fixed.to_bytes(words)
 
 
 class HostileTrainer:
@@ -164,5 +167,5 @@ class HostileTrainer:
                 for name in sorted(shapes)
             }
             trained = Trained(clip_to_norm(drawn, plan.clip_norm), plan.max_examples)
-        self._connection.sent = trained.change
+        self._connection.sent = trained
         return trained

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from cascade.request import Message
 from cascade.signing import TrustStore
 from cascade.task import Task
+from cloud.fleet.connection import Absence
 from cloud.fleet.device import (
-    Absence,
     FleetClock,
     Setting,
     SimulatedDevice,
@@ -97,6 +97,11 @@ class Host:
             done.append(self._loop.run_until_complete(work))
         return done
 
+    def go_on(self, before: TurnResult, wall_s: float) -> TurnResult:
+        """Let a device take its next step in a round under masks; see ``SimulatedDevice``."""
+        self._clock.wall_s = wall_s
+        return self._loop.run_until_complete(self._device(before.device).go_on(before))
+
     def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
         """Of the task's options, for each row."""
         if weights.head is not None:
@@ -155,6 +160,10 @@ class Hosts(Protocol):
         """Turns of different devices, as they end: those of one host in order."""
         ...
 
+    def go_on(self, before: Sequence[TurnResult], wall_s: float) -> list[TurnResult]:
+        """The next steps of these devices in a round under masks, in the order given."""
+        ...
+
     def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
         """Of the task's options, for each row."""
         ...
@@ -180,6 +189,10 @@ class InProcess:
             yield from self._thread.submit(
                 self._host.turns, [turn], weights, policy, wall_s
             ).result()
+
+    def go_on(self, before: Sequence[TurnResult], wall_s: float) -> list[TurnResult]:
+        """See ``Hosts``."""
+        return [self._thread.submit(self._host.go_on, each, wall_s).result() for each in before]
 
     def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
         """See ``Hosts``."""
@@ -245,6 +258,13 @@ class RayActors:
         while waiting:
             done, waiting = self._ray.wait(waiting)
             yield from self._ray.get(done[0])
+
+    def go_on(self, before: Sequence[TurnResult], wall_s: float) -> list[TurnResult]:
+        """See ``Hosts``."""
+        size = len(self._actors)
+        work = [self._actors[each.device % size].go_on.remote(each, wall_s) for each in before]
+        found: list[TurnResult] = self._ray.get(work)
+        return found
 
     def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
         """See ``Hosts``."""

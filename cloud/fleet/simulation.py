@@ -18,7 +18,8 @@ import numpy as np
 from cascade.task import Task
 from cloud.federation.privacy import NoisedRounds, epsilon, usual_delta
 from cloud.fleet.cluster import DAY_S, FleetCluster
-from cloud.fleet.device import Absence, Setting, TurnResult
+from cloud.fleet.connection import Absence
+from cloud.fleet.device import Setting, TurnResult
 from cloud.fleet.figures import FleetResult, RoundFigures, figures
 from cloud.fleet.hosts import BundleAt, Hosts, InProcess, RayActors, RaySession, Turn
 from cloud.fleet.plan import FleetPlan
@@ -29,6 +30,14 @@ from edge.bundle import Bundle
 
 _BEGINS_S: Final = 1_800_000_000.0
 """Wall time of a simulation's first day, whenever it is run."""
+
+
+_LOST: Final[tuple[Absence, ...]] = ("off", "cut_off")
+_LOST_UNDER_MASKS: Final[tuple[Absence, ...]] = ("off", "after_keys", "cut_off", "after_update")
+_RESTS_S: Final = 600.0
+"""For which the fleet is left alone after it: the longest time that a device was told to wait."""
+_COMES_BACK_S: Final = 60.0
+"""Between two steps of a device in a round under masks; half of the time that a phase waits."""
 
 
 class Watcher(Protocol):
@@ -138,9 +147,12 @@ class FleetSimulation:
     def _round(self, number: int) -> RoundFigures:
         began, counted = time.perf_counter(), self._cluster.counters()
         first = self._cluster.next_round()
+        ends_s = self._wall_s + DAY_S
         turns = self._turns(number)
+        if self._plan.masked:
+            turns = self._unmask(first, turns)
         self._watch("judge", number, 0, 0)
-        self._wall_s += DAY_S
+        self._wall_s = max(ends_s, self._wall_s)
         self._cluster.tick()
         ended = self._cluster.rounds_since(first)
         served = self._cluster.served()
@@ -174,6 +186,20 @@ class FleetSimulation:
                 self._cluster.tick()
         return sorted(done, key=lambda turn: turn.device)
 
+    def _unmask(self, coordinated: int, turns: list[TurnResult]) -> list[TurnResult]:
+        """Let devices come back until the coordinator's round has its sum, or is abandoned."""
+        while (at := self._cluster.masking(coordinated)) is not None:
+            if at.phase == "keys":  # whoever was to train today has
+                self._wall_s = at.closes_at
+            else:
+                self._wall_s += _COMES_BACK_S
+            self._cluster.tick()
+            there = [turn for turn in turns if turn.outcome == "masking"]
+            after = {each.device: each for each in self._hosts.go_on(there, self._wall_s + 60.0)}
+            turns = [after.get(turn.device, turn) for turn in turns]
+        self._wall_s += _RESTS_S
+        return turns
+
     def _taken(self, turns: list[Turn], number: int, before: list[TurnResult]) -> list[TurnResult]:
         served = self._cluster.served()[1]
         policy, weights = self._standing(served).policy, self._cluster.weights(served)
@@ -202,10 +228,11 @@ class FleetSimulation:
 
 
 def _absence(plan: FleetPlan, rng: np.random.Generator) -> Absence:
-    drawn, off = rng.random(2)
+    drawn, how = rng.random(2)
     if drawn >= plan.dropout:
         return "none"
-    return "off" if off < 0.5 else "cut_off"
+    kinds = _LOST_UNDER_MASKS if plan.masked else _LOST
+    return kinds[int(how * len(kinds))]
 
 
 def _since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
