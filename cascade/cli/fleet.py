@@ -25,7 +25,7 @@ _HELP: Final = """\
 Run many devices and one coordinator on this machine: the product's own code, over real sockets, in
 simulated time. Devices see rows, escalate what they are unsure of, learn from it, and send small
 signed updates; each round's adapter is judged, and its threshold certified anew. Writes fleet.json,
-fleet.png and fleet.html. Ctrl-C ends it, and what was done is written.
+fleet.png and fleet.html. Ctrl-C ends it, and what was done is written; --resume goes on.
 
 DATA is sentiment (four domains), or a JSONL file with prompt and answer, and where wanted group,
 document, teacher (what the cluster would answer) and out_of_scope: true in place of an answer."""
@@ -151,6 +151,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="a new folder for all of it"
     )
     verb.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the same run, which was ended in OUT, from its last whole round; begin it "
+        "where there is none",
+    )
+    verb.add_argument(
         "--learner",
         choices=("lora", "head"),
         default="lora",
@@ -182,8 +188,13 @@ def _simulate(args: argparse.Namespace) -> int:
         raise InvalidInput("--processes", "must be at least 0")
     plan = _plan(args)
     out: Path = args.out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidInput("--out", f"{args.out} is there already; name a new folder")
+    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    held = (out / "run.json").is_file()
+    if taken and not (args.resume and held):
+        how = (
+            "name a new folder, or go on with its run by --resume" if held else "name a new folder"
+        )
+        raise InvalidInput("--out", f"{args.out} is there already; {how}")
     task, rows, said = _data(args)
     path = bundle_path(args.bundle)
     bundle = Bundle.open(path, TrustStore(home.trust_dir()))
@@ -208,6 +219,7 @@ def _simulate(args: argparse.Namespace) -> int:
         processes=args.processes,
         data=said,
         watch=told.watch,
+        resume=args.resume,
     )
     interrupted = False
     try:
@@ -217,7 +229,10 @@ def _simulate(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         interrupted = True
         told.abandon()
-        print(f"\nended; what was done is in {args.out}", file=sys.stderr)
+        print(
+            f"\nended; what was done is in {args.out}, and --resume goes on from there",
+            file=sys.stderr,
+        )
     finally:
         simulation.close()
     result = simulation.result()

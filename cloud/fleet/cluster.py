@@ -22,6 +22,7 @@ from cloud.federation.phases import Standing, standing
 from cloud.federation.refusals import counters
 from cloud.federation.rounds import Round, collecting, in_state, latest, recent
 from cloud.federation.seams import Gate
+from cloud.fleet.checkpoint import STORE
 from cloud.fleet.device import seeded_key
 from cloud.fleet.plan import FleetPlan
 from cloud.fleet.served import Weights
@@ -42,7 +43,7 @@ class FleetCluster:
 
     Arguments:
         folder: of the simulation.
-        start: what the first round starts from.
+        start: what the first round starts from, or its digest where it is in the registry.
         gate: made of this cluster.
         now: the simulation's clock.
     """
@@ -52,7 +53,7 @@ class FleetCluster:
         folder: Path,
         plan: FleetPlan,
         bundle: Bundle,
-        start: Weights,
+        start: Weights | str,
         *,
         gate: Callable[[FleetCluster], Gate],
         now: Callable[[], float],
@@ -62,16 +63,18 @@ class FleetCluster:
         trust = TrustStore(self.trust)
         trust.pin("fleet", publisher.public)
         self._registry = Registry(str(folder / "registry"))
-        path = write_adapter(
-            folder / "start",
-            start.pairs,
-            name="start",
-            base_digest=bundle.manifest.base_digest,
-            signing_key=publisher,
-            head=start.head,
-        )
-        self._start = self._registry.publish(path, trust).artifact.digest
-        self._config = federation_config(plan, folder, self._start)
+        if not isinstance(start, str):
+            path = write_adapter(
+                folder / "start",
+                start.pairs,
+                name="start",
+                base_digest=bundle.manifest.base_digest,
+                signing_key=publisher,
+                head=start.head,
+            )
+            start = self._registry.publish(path, trust).artifact.digest
+        self.start = start
+        self._config = federation_config(plan, folder, start)
         self._database = Database(self._config.store_url)
         self._adapters = Adapters(self._registry, publisher)
         self._coordinator = Coordinator(
@@ -101,7 +104,7 @@ class FleetCluster:
         """Version and digest of the adapter that devices start from."""
         approved = self._database.do_now(lambda tx: in_state(tx, "approved"))
         if not approved or approved[-1].candidate_digest is None:
-            return 1, self._start
+            return 1, self.start
         return approved[-1].candidate_version or 0, approved[-1].candidate_digest
 
     def weights(self, digest: str) -> Weights:
@@ -153,7 +156,7 @@ def federation_config(plan: FleetPlan, folder: Path, start: str) -> FederationCo
     synchronous = plan.mode == "synchronous"
     return FederationConfig(
         adapter=start,
-        store=str(folder / "rounds.sqlite3"),
+        store=str(folder / STORE),
         mode=plan.mode,
         goal=plan.updates,
         minimum=plan.fewest,

@@ -4,16 +4,18 @@ ones have, on a clock that the simulation turns."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cascade.clock import Reading
 from cascade.conditions import Conditions, FixedConditions
+from cascade.files import write_whole
 from cascade.request import Message
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
@@ -33,6 +35,7 @@ from edge.training.policy import TrainingLimits
 
 _RESTING: Final = Conditions("unmetered", charging=True, idle=True)
 _STEPS: Final = 3
+_ADDRESS: Final = "fleet:1"
 
 
 class FleetClock:
@@ -142,10 +145,12 @@ class SimulatedDevice:
         if self.hostile:
             lying = HostileConnection(setting.profile, plan.attackers.kind, key)
             self._connection = lying
-            trainer = HostileTrainer(learner, lying, [plan.seed, 4, number])
-        rounding = np.random.default_rng([plan.seed, 3, number])
+            trainer = self._lying = HostileTrainer(learner, lying, [plan.seed, 4, number])
+        self._rounding = np.random.default_rng([plan.seed, 3, number])
+        self._lying: HostileTrainer | None = None
         self._participant = Participant(
-            setting.profile,
+            # What it keeps goes by the address, which is another one when a run goes on.
+            replace(setting.profile, address=_ADDRESS),
             bundle.manifest.base_digest,
             trainer,
             limits=Limits(
@@ -162,8 +167,11 @@ class SimulatedDevice:
             clock=clock,
             root=root / "federation",
             connect=lambda _: self._connection,
-            rounding=lambda: rounding,
+            rounding=lambda: self._rounding,
         )
+        self._memory = root / "memory.json"
+        if self._memory.is_file():
+            self._recall(json.loads(self._memory.read_bytes()))
 
     async def turn(
         self,
@@ -216,6 +224,18 @@ class SimulatedDevice:
             lost=self._connection.lost,
             bytes_up=before.bytes_up + self._connection.bytes_up - up,
         )
+
+    def remember(self) -> None:
+        """Write what a real device need not keep, for the run to go on from here."""
+        kept = {"rounding": self._rounding.bit_generator.state}
+        if self._lying is not None:
+            kept["lying"] = self._lying.memory(unsent=self._participant.unsent)
+        write_whole(self._memory, json.dumps(kept).encode())
+
+    def _recall(self, kept: Mapping[str, Any]) -> None:
+        self._rounding.bit_generator.state = kept["rounding"]
+        if self._lying is not None:
+            self._lying.recall(kept["lying"])
 
     async def close(self) -> None:
         """Close what is open."""

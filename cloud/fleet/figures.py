@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from cloud.fleet.device import TurnResult
 from cloud.fleet.referee import Standing
@@ -70,6 +71,16 @@ class RoundFigures:
     epsilon: float | None
     delta: float | None
     seconds: float
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what ``asdict`` and JSON have made of one.
+
+        Raises:
+            TypeError, KeyError: it is not one of this version's.
+        """
+        risk = value["risk"]
+        return cls(**{**value, "risk": None if risk is None else tuple(risk)})
 
     @property
     def bytes_up_each(self) -> float | None:

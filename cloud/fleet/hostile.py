@@ -7,9 +7,10 @@ with an enrolled key under a lease of its own. Only what is sent, or learned fro
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from cascade.federation import (
 from cascade.federation.payload import to_mask
 from cascade.federation.plan import RoundPlan
 from cascade.federation.tensors import elements
-from cascade.federation.terms import CheckIn, CheckInReply, Committed, Lease, UploadHeader
+from cascade.federation.terms import CheckIn, CheckInReply, Committed, UploadHeader
 from cascade.files import sha256_bytes
 from cascade.signing import SigningKey
 from cascade.wire import ClientProfile
@@ -48,23 +49,25 @@ class HostileConnection(Connection):
         super().__init__(profile)
         self._kind = kind
         self._key = key
-        self._lease: Lease | None = None
+        self.leased: tuple[int, bytes] | None = None
+        """Round and plan of its last lease."""
         self.sent: Trained | None = None
         """What the honest code wants to send; set by ``HostileTrainer``."""
 
     async def check_in(self, check_in: CheckIn) -> CheckInReply:
         """See ``GrpcFederation``."""
         reply = await super().check_in(check_in)
-        self._lease = reply.lease or self._lease
+        if reply.lease is not None:
+            self.leased = reply.lease.round, reply.lease.plan
         return reply
 
     async def upload(
         self, header: UploadHeader, payload: bytes, *, quiet_s: float = 120.0
     ) -> Committed:
         """See ``GrpcFederation``."""
-        if self._lease is None or self.sent is None:
+        if self.leased is None or self.sent is None:
             return await super().upload(header, payload, quiet_s=quiet_s)
-        plan = RoundPlan.from_bytes(self._lease.plan)
+        plan = RoundPlan.from_bytes(self.leased[1])
         header, payload = self._changed(header, payload, plan, self.sent)
         committed = await super().upload(header, payload, quiet_s=quiet_s)
         if self._kind == "replay":
@@ -112,10 +115,9 @@ class HostileConnection(Connection):
                 return header, payload + counts
 
     def _signed(self, header: UploadHeader, payload: bytes) -> tuple[UploadHeader, bytes]:
-        lease = self._lease
-        assert lease is not None
+        assert self.leased is not None
         digest = sha256_bytes(payload)
-        statement = UpdateStatement(header.lease_id, lease.round, header.base_digest, digest)
+        statement = UpdateStatement(header.lease_id, self.leased[0], header.base_digest, digest)
         changed = replace(
             header,
             payload_bytes=len(payload),
@@ -169,3 +171,29 @@ class HostileTrainer:
             trained = Trained(clip_to_norm(drawn, plan.clip_norm), plan.max_examples)
         self._connection.sent = trained
         return trained
+
+    def memory(self, *, unsent: bool) -> dict[str, Any]:
+        """What another process needs in order to lie on, as JSON.
+
+        Arguments:
+            unsent: whether an update waits to be sent.
+        """
+        kept: dict[str, Any] = {"drawn": self._rng.bit_generator.state}
+        if unsent and self._connection.sent is not None and self._connection.leased is not None:
+            sent, (number, plan) = self._connection.sent, self._connection.leased
+            kept["lease"] = [number, plan.decode()]
+            kept["change"] = {name: each.tolist() for name, each in sent.change.items()}
+            kept["examples"], kept["row_counts"] = sent.examples, sent.row_counts.tolist()
+        return kept
+
+    def recall(self, kept: Mapping[str, Any]) -> None:
+        """Go on from what ``memory`` gave."""
+        self._rng.bit_generator.state = kept["drawn"]
+        if "lease" in kept:
+            number, plan = kept["lease"]
+            self._connection.leased = number, plan.encode()
+            self._connection.sent = Trained(
+                {name: np.array(each, np.float32) for name, each in kept["change"].items()},
+                kept["examples"],
+                np.array(kept["row_counts"], np.int64),
+            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from cascade.request import Message
 from cascade.signing import TrustStore
 from cascade.task import Task
+from cloud.fleet.checkpoint import running
 from cloud.fleet.connection import Absence
 from cloud.fleet.device import (
     FleetClock,
@@ -77,6 +79,7 @@ class Host:
         self._devices: dict[int, SimulatedDevice] = {}
         self._lessons: dict[str, Lesson] = {}
         self._loop = asyncio.new_event_loop()
+        self._lock = running(setting.folder)
 
     def turns(
         self, turns: Sequence[Turn], weights: Weights, policy: ServedPolicy, wall_s: float
@@ -126,6 +129,12 @@ class Host:
         for device in self._devices.values():
             self._loop.run_until_complete(device.close())
         self._loop.close()
+        os.close(self._lock)
+
+    def remember(self) -> None:
+        """Have all devices write what they need in order to go on."""
+        for device in self._devices.values():
+            device.remember()
 
     def _device(self, number: int) -> SimulatedDevice:
         if number not in self._devices:
@@ -168,6 +177,10 @@ class Hosts(Protocol):
         """Of the task's options, for each row."""
         ...
 
+    def remember(self) -> None:
+        """Have all devices write what they need in order to go on."""
+        ...
+
     def close(self) -> None:
         """End all of them."""
         ...
@@ -201,6 +214,10 @@ class InProcess:
             for piece in _pieces(rows)
             for found in self._thread.submit(self._host.probabilities, piece, weights).result()
         ]
+
+    def remember(self) -> None:
+        """See ``Hosts``."""
+        self._thread.submit(self._host.remember).result()
 
     def close(self) -> None:
         """See ``Hosts``."""
@@ -274,6 +291,10 @@ class RayActors:
             for place, piece in enumerate(_pieces(rows))
         ]
         return [found for piece in self._ray.get(work) for found in piece]
+
+    def remember(self) -> None:
+        """See ``Hosts``."""
+        self._ray.get([each.remember.remote() for each in self._actors])
 
     def close(self) -> None:
         """See ``Hosts``."""
