@@ -191,10 +191,8 @@ def _simulate(args: argparse.Namespace) -> int:
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     held = (out / "run.json").is_file()
     if taken and not (args.resume and held):
-        how = (
-            "name a new folder, or go on with its run by --resume" if held else "name a new folder"
-        )
-        raise InvalidInput("--out", f"{args.out} is there already; {how}")
+        how = ", or go on with its run by --resume" if held else ""
+        raise InvalidInput("--out", f"{args.out} is there already; name a new folder{how}")
     task, rows, said = _data(args)
     path = bundle_path(args.bundle)
     bundle = Bundle.open(path, TrustStore(home.trust_dir()))

@@ -114,9 +114,9 @@ class Referee:
         if digest not in self._known:
             found = self._judged(weights)
             self._known[digest] = found
-            if not self._plan.recertify and self._first is None:
-                if found.policy.threshold is not None:
-                    self._first, self.first = found.policy, digest
+            stays = not self._plan.recertify and self._first is None
+            if stays and found.policy.threshold is not None:
+                self._first, self.first = found.policy, digest
         return self._known[digest]
 
     def _judged(self, weights: Weights) -> Standing:
