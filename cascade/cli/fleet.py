@@ -25,7 +25,7 @@ _HELP: Final = """\
 Run many devices and one coordinator on this machine: the product's own code, over real sockets, in
 simulated time. Devices see rows, escalate what they are unsure of, learn from it, and send small
 signed updates; each round's adapter is judged, and its threshold certified anew. Writes fleet.json,
-fleet.png and fleet.html. Ctrl-C ends it, and what was done is written.
+fleet.png and fleet.html. Ctrl-C ends it, and what was done is written; --resume goes on.
 
 DATA is sentiment (four domains), or a JSONL file with prompt and answer, and where wanted group,
 document, teacher (what the cluster would answer) and out_of_scope: true in place of an answer."""
@@ -111,6 +111,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verb.add_argument("--trim", type=float, metavar="SHARE", help="of trimmed_mean, each end (0.1)")
     verb.add_argument("--tolerate", type=int, metavar="N", help="hostile devices for krum (1)")
     verb.add_argument(
+        "--masked",
+        action="store_true",
+        help="sum updates under masks: the cluster learns no device's own (secure aggregation); "
+        "for ffa, mean and sync",
+    )
+    verb.add_argument(
+        "--mask-threshold",
+        type=int,
+        metavar="N",
+        help="devices that must stay until a sum is unmasked (more than half, and at least 3)",
+    )
+    verb.add_argument(
         "--server", choices=("plain", "momentum", "adam"), default="plain", help="optimiser (plain)"
     )
     verb.add_argument("--server-rate", type=float, metavar="RATE", help="of its step")
@@ -138,6 +150,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="a new folder for all of it"
+    )
+    verb.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the same run, which was ended in OUT, from its last whole round; begin it "
+        "where there is none",
     )
     verb.add_argument(
         "--learner",
@@ -171,8 +189,11 @@ def _simulate(args: argparse.Namespace) -> int:
         raise InvalidInput("--processes", "must be at least 0")
     plan = _plan(args)
     out: Path = args.out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidInput("--out", f"{args.out} is there already; name a new folder")
+    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    held = (out / "run.json").is_file()
+    if taken and not (args.resume and held):
+        how = ", or go on with its run by --resume" if held else ""
+        raise InvalidInput("--out", f"{args.out} is there already; name a new folder{how}")
     task, rows, said = _data(args)
     path = bundle_path(args.bundle)
     bundle = Bundle.open(path, TrustStore(home.trust_dir()))
@@ -197,6 +218,7 @@ def _simulate(args: argparse.Namespace) -> int:
         processes=args.processes,
         data=said,
         watch=told.watch,
+        resume=args.resume,
     )
     interrupted = False
     try:
@@ -206,7 +228,10 @@ def _simulate(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         interrupted = True
         told.abandon()
-        print(f"\nended; what was done is in {args.out}", file=sys.stderr)
+        print(
+            f"\nended; what was done is in {args.out}, and --resume goes on from there",
+            file=sys.stderr,
+        )
     finally:
         simulation.close()
     result = simulation.result()
@@ -236,6 +261,10 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         raise InvalidInput("--private", "needs --strategy ffa and --rule mean")
     if args.private is not None and args.mode == "async":
         raise InvalidInput("--private", "needs --mode sync")
+    if args.masked:
+        _check_masked(args)
+    elif args.mask_threshold is not None:
+        raise InvalidInput("--mask-threshold", "is for --masked rounds; add that, or leave it out")
     try:
         training = PlanConfig(trained=trained, seed=args.seed, **_chosen(args, _TRAINING))
         aggregation = AggregationConfig(
@@ -265,11 +294,34 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         target=args.target,
         dropout=args.dropout,
         attackers=Attackers() if args.byzantine is None else Attackers.of(args.byzantine),
+        masked=args.masked,
+        mask_threshold=args.mask_threshold,
         mode="synchronous" if args.mode == "sync" else "asynchronous",
         training=training,
         aggregation=aggregation,
         **_chosen(args, _FLEET),
     )
+
+
+def _check_masked(args: argparse.Namespace) -> None:
+    for option, value, wanted in (
+        ("--strategy", args.strategy, "ffa"),
+        ("--rule", args.rule, "mean"),
+        ("--mode", args.mode, "sync"),
+    ):
+        if value != wanted:
+            raise InvalidInput(
+                "--masked",
+                f"needs {option} {wanted}, not {value}: the cluster has no more than the sum",
+            )
+    if args.bits is not None:
+        raise InvalidInput("--bits", "is of updates in the clear; leave it out with --masked")
+    if (args.byzantine or "").endswith(":nan"):
+        raise InvalidInput(
+            "--byzantine",
+            "nan cannot be sent under masks, which are on integers; take another kind, or leave "
+            "--masked out",
+        )
 
 
 def _chosen(args: argparse.Namespace, options: tuple[tuple[str, type, str], ...]) -> dict[str, Any]:

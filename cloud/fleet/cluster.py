@@ -16,11 +16,13 @@ from cascade.wire import ClientProfile, KeyRing, OpenRequest, new_key
 from cloud.federation.adapters import Adapters, parts_of
 from cloud.federation.config import FederationConfig
 from cloud.federation.coordinator import Coordinator
-from cloud.federation.database import Database
+from cloud.federation.database import Database, Transaction
 from cloud.federation.desk import Desk
+from cloud.federation.phases import Standing, standing
 from cloud.federation.refusals import counters
-from cloud.federation.rounds import Round, in_state, latest, recent
+from cloud.federation.rounds import Round, collecting, in_state, latest, recent
 from cloud.federation.seams import Gate
+from cloud.fleet.checkpoint import STORE
 from cloud.fleet.device import seeded_key
 from cloud.fleet.plan import FleetPlan
 from cloud.fleet.served import Weights
@@ -41,7 +43,7 @@ class FleetCluster:
 
     Arguments:
         folder: of the simulation.
-        start: what the first round starts from.
+        start: what the first round starts from, or its digest where it is in the registry.
         gate: made of this cluster.
         now: the simulation's clock.
     """
@@ -51,7 +53,7 @@ class FleetCluster:
         folder: Path,
         plan: FleetPlan,
         bundle: Bundle,
-        start: Weights,
+        start: Weights | str,
         *,
         gate: Callable[[FleetCluster], Gate],
         now: Callable[[], float],
@@ -61,16 +63,18 @@ class FleetCluster:
         trust = TrustStore(self.trust)
         trust.pin("fleet", publisher.public)
         self._registry = Registry(str(folder / "registry"))
-        path = write_adapter(
-            folder / "start",
-            start.pairs,
-            name="start",
-            base_digest=bundle.manifest.base_digest,
-            signing_key=publisher,
-            head=start.head,
-        )
-        self._start = self._registry.publish(path, trust).artifact.digest
-        self._config = federation_config(plan, folder, self._start)
+        if not isinstance(start, str):
+            path = write_adapter(
+                folder / "start",
+                start.pairs,
+                name="start",
+                base_digest=bundle.manifest.base_digest,
+                signing_key=publisher,
+                head=start.head,
+            )
+            start = self._registry.publish(path, trust).artifact.digest
+        self.start = start
+        self._config = federation_config(plan, folder, start)
         self._database = Database(self._config.store_url)
         self._adapters = Adapters(self._registry, publisher)
         self._coordinator = Coordinator(
@@ -100,7 +104,7 @@ class FleetCluster:
         """Version and digest of the adapter that devices start from."""
         approved = self._database.do_now(lambda tx: in_state(tx, "approved"))
         if not approved or approved[-1].candidate_digest is None:
-            return 1, self._start
+            return 1, self.start
         return approved[-1].candidate_version or 0, approved[-1].candidate_digest
 
     def weights(self, digest: str) -> Weights:
@@ -124,6 +128,15 @@ class FleetCluster:
             return 1
         return found.number if found.state == "collecting" else found.number + 1
 
+    def masking(self, number: int) -> Standing | None:
+        """Where the coordinator's round of this number is, while it collects under masks."""
+
+        def look(tx: Transaction) -> Standing | None:
+            current = collecting(tx)
+            return standing(tx, number) if current and current.number == number else None
+
+        return self._database.do_now(look)
+
     def aggregated(self) -> int:
         """Rounds of which something was published."""
         return sum(
@@ -143,7 +156,7 @@ def federation_config(plan: FleetPlan, folder: Path, start: str) -> FederationCo
     synchronous = plan.mode == "synchronous"
     return FederationConfig(
         adapter=start,
-        store=str(folder / "rounds.sqlite3"),
+        store=str(folder / STORE),
         mode=plan.mode,
         goal=plan.updates,
         minimum=plan.fewest,
@@ -155,6 +168,7 @@ def federation_config(plan: FleetPlan, folder: Path, start: str) -> FederationCo
         checkins_per_s=1_000_000,
         max_payload_bytes=16_000_000,
         plan=plan.training,
+        secure_aggregation=plan.masks,
         aggregation=plan.aggregation,
     )
 

@@ -4,22 +4,25 @@ ones have, on a clock that the simulation turns."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cascade.clock import Reading
 from cascade.conditions import Conditions, FixedConditions
+from cascade.files import write_whole
 from cascade.request import Message
 from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
 from cascade.wire import ClientProfile
-from cloud.fleet.hostile import Connection, HostileConnection, HostileTrainer
-from cloud.fleet.plan import FleetPlan
+from cloud.fleet.connection import Absence, Connection
+from cloud.fleet.hostile import HostileConnection, HostileTrainer
+from cloud.fleet.plan import LEAST_MASKED, FleetPlan
 from cloud.fleet.rows import FleetRow
 from cloud.fleet.served import Probabilities, ServedPolicy, raw_scores
 from edge.bundle import Bundle
@@ -30,11 +33,9 @@ from edge.federation.head_trainer import Measure
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import TrainingLimits
 
-Absence = Literal["none", "off", "cut_off"]
-"""``off``: does nothing in this round. ``cut_off``: loses its connection before it sends."""
-
 _RESTING: Final = Conditions("unmetered", charging=True, idle=True)
 _STEPS: Final = 3
+_ADDRESS: Final = "fleet:1"
 
 
 class FleetClock:
@@ -54,9 +55,11 @@ class TurnResult:
 
     Arguments:
         seen, escalated: rows.
-        outcome: of its step; ``off`` where it took none.
+        outcome: of its last step; ``off`` where it took none.
         note: why.
-        bytes_up, bytes_down: payloads of updates, and adapters that were fetched.
+        lost: how the device was lost to the round; ``none`` where it was not.
+        bytes_up, bytes_down: payloads of updates and, under masks, of messages, each as often as it
+            was sent; and adapters that were fetched.
         examples: in its store afterwards.
     """
 
@@ -65,6 +68,7 @@ class TurnResult:
     escalated: int
     outcome: str
     note: str
+    lost: Absence
     bytes_up: int
     bytes_down: int
     examples: int
@@ -141,10 +145,12 @@ class SimulatedDevice:
         if self.hostile:
             lying = HostileConnection(setting.profile, plan.attackers.kind, key)
             self._connection = lying
-            trainer = HostileTrainer(learner, lying, [plan.seed, 4, number])
-        rounding = np.random.default_rng([plan.seed, 3, number])
+            trainer = self._lying = HostileTrainer(learner, lying, [plan.seed, 4, number])
+        self._rounding = np.random.default_rng([plan.seed, 3, number])
+        self._lying: HostileTrainer | None = None
         self._participant = Participant(
-            setting.profile,
+            # What it keeps goes by the address, which is another one when a run goes on.
+            replace(setting.profile, address=_ADDRESS),
             bundle.manifest.base_digest,
             trainer,
             limits=Limits(
@@ -152,6 +158,8 @@ class SimulatedDevice:
                 plan.training.max_steps,
                 upload_bytes=1 << 30,
                 clip_norm=plan.training.clip_norm,
+                cohort=LEAST_MASKED,
+                masked_only=plan.masked,
             ),
             trust=TrustStore(setting.trust),
             allowance=allowance,
@@ -159,8 +167,11 @@ class SimulatedDevice:
             clock=clock,
             root=root / "federation",
             connect=lambda _: self._connection,
-            rounding=lambda: rounding,
+            rounding=lambda: self._rounding,
         )
+        self._memory = root / "memory.json"
+        if self._memory.is_file():
+            self._recall(json.loads(self._memory.read_bytes()))
 
     async def turn(
         self,
@@ -177,7 +188,7 @@ class SimulatedDevice:
         escalated = self._answer(rows, probabilities, policy)
         outcome, note, before = "off", "", self._fetched()
         up = self._connection.bytes_up
-        self._connection.broken = absence == "cut_off"
+        self._connection.absent(absence)
         if absence != "off":
             # An update that is left from the round before goes first; then there is this one.
             for _ in range(_STEPS):
@@ -193,10 +204,38 @@ class SimulatedDevice:
             escalated,
             outcome,
             note,
+            self._connection.lost,
             self._connection.bytes_up - up,
             self._fetched() - before,
             len(self._store.examples()),
         )
+
+    async def go_on(self, before: TurnResult) -> TurnResult:
+        """Take the next step of a round under masks, and add it to what was done before in it."""
+        up = self._connection.bytes_up
+        done = await self._participant.step()
+        if done.outcome == "waiting":
+            self._clock.wall_s += done.wait_s + 1
+            done = await self._participant.step()
+        return replace(
+            before,
+            outcome=done.outcome,
+            note=done.note,
+            lost=self._connection.lost,
+            bytes_up=before.bytes_up + self._connection.bytes_up - up,
+        )
+
+    def remember(self) -> None:
+        """Write what a real device need not keep, for the run to go on from here."""
+        kept = {"rounding": self._rounding.bit_generator.state}
+        if self._lying is not None:
+            kept["lying"] = self._lying.memory(unsent=self._participant.unsent)
+        write_whole(self._memory, json.dumps(kept).encode())
+
+    def _recall(self, kept: Mapping[str, Any]) -> None:
+        self._rounding.bit_generator.state = kept["rounding"]
+        if self._lying is not None:
+            self._lying.recall(kept["lying"])
 
     async def close(self) -> None:
         """Close what is open."""

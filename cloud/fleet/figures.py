@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from cloud.fleet.device import TurnResult
 from cloud.fleet.referee import Standing
@@ -32,8 +33,10 @@ class RoundFigures:
         live: share of what devices saw in the round that they escalated.
         examples: in all stores together.
         outcomes: of the devices' steps, by name.
+        lost: devices that were lost to the round, by how; see ``cloud.fleet.connection.Absence``.
         updates: that the coordinator took in the round.
-        bytes_up, bytes_down: of all devices in the round: payloads of updates, and adapters.
+        bytes_up, bytes_down: of all devices in the round: payloads of updates, and of the messages
+            that masks take; and adapters.
         refused: updates by the reason for which they did not count.
         aggregation_error: relative, of the last round that was aggregated; see
             ``cloud.federation.strategies``.
@@ -59,6 +62,7 @@ class RoundFigures:
     live: float | None
     examples: int
     outcomes: Mapping[str, int]
+    lost: Mapping[str, int]
     updates: int
     bytes_up: int
     bytes_down: int
@@ -67,6 +71,16 @@ class RoundFigures:
     epsilon: float | None
     delta: float | None
     seconds: float
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what ``asdict`` and JSON have made of one.
+
+        Raises:
+            TypeError, KeyError: it is not one of this version's.
+        """
+        risk = value["risk"]
+        return cls(**{**value, "risk": None if risk is None else tuple(risk)})
 
     @property
     def bytes_up_each(self) -> float | None:
@@ -139,6 +153,7 @@ def figures(
         live=sum(turn.escalated for turn in turns) / seen if seen else None,
         examples=sum(turn.examples for turn in turns),
         outcomes=dict(sorted(Counter(turn.outcome for turn in turns).items())),
+        lost=dict(sorted(Counter(turn.lost for turn in turns if turn.lost != "none").items())),
         updates=counts.get("committed", 0),
         bytes_up=sum(turn.bytes_up for turn in turns),
         bytes_down=sum(turn.bytes_down for turn in turns),

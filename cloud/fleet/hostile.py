@@ -1,4 +1,4 @@
-"""What reaches the cluster from a simulated device: its connection, which may break, and may lie.
+"""What a hostile device sends to the cluster.
 
 A hostile device runs the honest code up to the moment of sending, so that what it signs is signed
 with an enrolled key under a lease of its own. Only what is sent, or learned from, differs.
@@ -7,54 +7,35 @@ with an enrolled key under a lease of its own. Only what is sent, or learned fro
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from cascade.errors import RemoteError
 from cascade.federation import (
-    Tensors,
     UpdateStatement,
     clip_to_norm,
     decode,
     encode,
+    encoded_size,
     shapes_of,
     sign_update,
 )
+from cascade.federation.payload import to_mask
 from cascade.federation.plan import RoundPlan
-from cascade.federation.terms import CheckIn, CheckInReply, Committed, Lease, UploadHeader
+from cascade.federation.tensors import elements
+from cascade.federation.terms import CheckIn, CheckInReply, Committed, UploadHeader
 from cascade.files import sha256_bytes
 from cascade.signing import SigningKey
-from cascade.wire import ClientProfile, GrpcFederation
+from cascade.wire import ClientProfile
+from cloud.fleet.connection import Connection
 from cloud.fleet.plan import AttackKind
 from edge.federation import NoGain, StartingPoint, Trained, Trainer
 
 _TIMES: Final = 10.0
-
-
-class Connection(GrpcFederation):
-    """A device's connection.
-
-    Attributes:
-        broken: the next upload finds no connection.
-        bytes_up: of payloads that were sent to the end.
-    """
-
-    def __init__(self, profile: ClientProfile) -> None:
-        super().__init__(profile, deadline_s=120.0)
-        self.broken = False
-        self.bytes_up = 0
-
-    async def upload(
-        self, header: UploadHeader, payload: bytes, *, quiet_s: float = 120.0
-    ) -> Committed:
-        """See ``GrpcFederation``."""
-        if self.broken:
-            raise RemoteError("UNAVAILABLE", "the connection was lost before the upload")
-        self.bytes_up += len(payload) - header.offset
-        return await super().upload(header, payload, quiet_s=quiet_s)
 
 
 class HostileConnection(Connection):
@@ -68,23 +49,26 @@ class HostileConnection(Connection):
         super().__init__(profile)
         self._kind = kind
         self._key = key
-        self._lease: Lease | None = None
-        self.sent: Tensors = {}
+        self.leased: tuple[int, bytes] | None = None
+        """Round and plan of its last lease."""
+        self.sent: Trained | None = None
         """What the honest code wants to send; set by ``HostileTrainer``."""
 
     async def check_in(self, check_in: CheckIn) -> CheckInReply:
         """See ``GrpcFederation``."""
         reply = await super().check_in(check_in)
-        self._lease = reply.lease or self._lease
+        if reply.lease is not None:
+            self.leased = reply.lease.round, reply.lease.plan
         return reply
 
     async def upload(
         self, header: UploadHeader, payload: bytes, *, quiet_s: float = 120.0
     ) -> Committed:
         """See ``GrpcFederation``."""
-        if self.broken or self._lease is None:
+        if self.leased is None or self.sent is None:
             return await super().upload(header, payload, quiet_s=quiet_s)
-        header, payload = self._changed(header, payload, RoundPlan.from_bytes(self._lease.plan))
+        plan = RoundPlan.from_bytes(self.leased[1])
+        header, payload = self._changed(header, payload, plan, self.sent)
         committed = await super().upload(header, payload, quiet_s=quiet_s)
         if self._kind == "replay":
             with suppress(RemoteError):
@@ -92,43 +76,48 @@ class HostileConnection(Connection):
         return committed
 
     def _changed(
-        self, header: UploadHeader, payload: bytes, plan: RoundPlan
+        self, header: UploadHeader, payload: bytes, plan: RoundPlan, sent: Trained
     ) -> tuple[UploadHeader, bytes]:
-        shapes = shapes_of(self.sent)
+        shapes = shapes_of(sent.change)
         rng = np.random.default_rng(0)
+        size = len(payload) if plan.masked else encoded_size(shapes, plan.bits)
+        payload, counts = payload[:size], payload[size:]
         match self._kind:
             case "sign-flip" | "scale":
                 times = -_TIMES if self._kind == "sign-flip" else _TIMES
+                if plan.masked is not None:
+                    return self._signed(header, _more(payload, plan, sent, times - 1))
                 change = decode(payload, shapes)
                 scaled = {name: each * np.float32(times) for name, each in change.items()}
-                return self._signed(header, encode(scaled, plan.bits, rng))
+                return self._signed(header, encode(scaled, plan.bits, rng) + counts)
             case "nan":
                 name = min(shapes)
                 # Behind the file's head and the head of the first tensor is a scale, or a value.
                 at = 8 + 2 + len(name.encode()) + 4 * len(shapes[name])
                 broken = payload[:at] + struct.pack("<f", float("nan")) + payload[at + 4 :]
-                return self._signed(header, broken)
+                return self._signed(header, broken + counts)
             case "rank-bomb":
+                if plan.masked is not None:
+                    return self._signed(header, payload + payload)
                 doubled = {
-                    name: np.concatenate([each, each], int(each.shape[0] > each.shape[1]))
+                    name: np.concatenate([each, each], int(np.argmin(each.shape)))
                     for name, each in decode(payload, shapes).items()
                 }
-                return self._signed(header, encode(doubled, plan.bits, rng))
+                return self._signed(header, encode(doubled, plan.bits, rng) + counts)
             case "wrong-base":
-                return self._signed(replace(header, base_digest="0" * 64), payload)
+                return self._signed(replace(header, base_digest="0" * 64), payload + counts)
             case "stale":
                 older = max(1, header.adapter_version - 1)
                 # Of the first version there is no older one: it claims one that will be.
                 version = older if older != header.adapter_version else older + 1
-                return replace(header, adapter_version=version), payload
+                return replace(header, adapter_version=version), payload + counts
             case "label-flip" | "replay":
-                return header, payload
+                return header, payload + counts
 
     def _signed(self, header: UploadHeader, payload: bytes) -> tuple[UploadHeader, bytes]:
-        lease = self._lease
-        assert lease is not None
+        assert self.leased is not None
         digest = sha256_bytes(payload)
-        statement = UpdateStatement(header.lease_id, lease.round, header.base_digest, digest)
+        statement = UpdateStatement(header.lease_id, self.leased[0], header.base_digest, digest)
         changed = replace(
             header,
             payload_bytes=len(payload),
@@ -137,6 +126,22 @@ class HostileConnection(Connection):
             signature=sign_update(self._key, statement),
         )
         return changed, payload
+
+
+def _more(payload: bytes, plan: RoundPlan, sent: Trained, times: float) -> bytes:
+    """A masked update with so many times more of what is behind the masks: who knows its own update
+    need not know the masks to add to it. What the rows of a head count stays."""
+    assert plan.masked is not None
+    change = clip_to_norm(sent.change, plan.clip_norm)
+    shapes, counts = shapes_of(change), sent.row_counts
+    if plan.rows and not counts.size:
+        counts = np.zeros(plan.head_rows(shapes), np.int64)
+    fixed = plan.masked.fixed(plan.clip_norm)
+    vector = to_mask(plan, change, counts)
+    vector[elements(shapes) :] = 0.0
+    more = fixed.integers(fixed.encode(vector, np.random.default_rng(0))) * int(times)
+    words = fixed.from_bytes(payload, vector.size) + more.astype(fixed.dtype)
+    return fixed.to_bytes(words)
 
 
 class HostileTrainer:
@@ -164,5 +169,31 @@ class HostileTrainer:
                 for name in sorted(shapes)
             }
             trained = Trained(clip_to_norm(drawn, plan.clip_norm), plan.max_examples)
-        self._connection.sent = trained.change
+        self._connection.sent = trained
         return trained
+
+    def memory(self, *, unsent: bool) -> dict[str, Any]:
+        """What another process needs in order to lie on, as JSON.
+
+        Arguments:
+            unsent: whether an update waits to be sent.
+        """
+        kept: dict[str, Any] = {"drawn": self._rng.bit_generator.state}
+        if unsent and self._connection.sent is not None and self._connection.leased is not None:
+            sent, (number, plan) = self._connection.sent, self._connection.leased
+            kept["lease"] = [number, plan.decode()]
+            kept["change"] = {name: each.tolist() for name, each in sent.change.items()}
+            kept["examples"], kept["row_counts"] = sent.examples, sent.row_counts.tolist()
+        return kept
+
+    def recall(self, kept: Mapping[str, Any]) -> None:
+        """Go on from what ``memory`` gave."""
+        self._rng.bit_generator.state = kept["drawn"]
+        if "lease" in kept:
+            number, plan = kept["lease"]
+            self._connection.leased = number, plan.encode()
+            self._connection.sent = Trained(
+                {name: np.array(each, np.float32) for name, each in kept["change"].items()},
+                kept["examples"],
+                np.array(kept["row_counts"], np.int64),
+            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 from cascade.request import Message
 from cascade.signing import TrustStore
 from cascade.task import Task
+from cloud.fleet.checkpoint import running
+from cloud.fleet.connection import Absence
 from cloud.fleet.device import (
-    Absence,
     FleetClock,
     Setting,
     SimulatedDevice,
@@ -77,6 +79,7 @@ class Host:
         self._devices: dict[int, SimulatedDevice] = {}
         self._lessons: dict[str, Lesson] = {}
         self._loop = asyncio.new_event_loop()
+        self._lock = running(setting.folder)
 
     def turns(
         self, turns: Sequence[Turn], weights: Weights, policy: ServedPolicy, wall_s: float
@@ -96,6 +99,11 @@ class Host:
             )
             done.append(self._loop.run_until_complete(work))
         return done
+
+    def go_on(self, before: TurnResult, wall_s: float) -> TurnResult:
+        """Let a device take its next step in a round under masks; see ``SimulatedDevice``."""
+        self._clock.wall_s = wall_s
+        return self._loop.run_until_complete(self._device(before.device).go_on(before))
 
     def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
         """Of the task's options, for each row."""
@@ -121,6 +129,12 @@ class Host:
         for device in self._devices.values():
             self._loop.run_until_complete(device.close())
         self._loop.close()
+        os.close(self._lock)
+
+    def remember(self) -> None:
+        """Have all devices write what they need in order to go on."""
+        for device in self._devices.values():
+            device.remember()
 
     def _device(self, number: int) -> SimulatedDevice:
         if number not in self._devices:
@@ -155,8 +169,16 @@ class Hosts(Protocol):
         """Turns of different devices, as they end: those of one host in order."""
         ...
 
+    def go_on(self, before: Sequence[TurnResult], wall_s: float) -> list[TurnResult]:
+        """The next steps of these devices in a round under masks, in the order given."""
+        ...
+
     def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
         """Of the task's options, for each row."""
+        ...
+
+    def remember(self) -> None:
+        """Have all devices write what they need in order to go on."""
         ...
 
     def close(self) -> None:
@@ -181,6 +203,10 @@ class InProcess:
                 self._host.turns, [turn], weights, policy, wall_s
             ).result()
 
+    def go_on(self, before: Sequence[TurnResult], wall_s: float) -> list[TurnResult]:
+        """See ``Hosts``."""
+        return [self._thread.submit(self._host.go_on, each, wall_s).result() for each in before]
+
     def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
         """See ``Hosts``."""
         return [
@@ -188,6 +214,10 @@ class InProcess:
             for piece in _pieces(rows)
             for found in self._thread.submit(self._host.probabilities, piece, weights).result()
         ]
+
+    def remember(self) -> None:
+        """See ``Hosts``."""
+        self._thread.submit(self._host.remember).result()
 
     def close(self) -> None:
         """See ``Hosts``."""
@@ -246,6 +276,13 @@ class RayActors:
             done, waiting = self._ray.wait(waiting)
             yield from self._ray.get(done[0])
 
+    def go_on(self, before: Sequence[TurnResult], wall_s: float) -> list[TurnResult]:
+        """See ``Hosts``."""
+        size = len(self._actors)
+        work = [self._actors[each.device % size].go_on.remote(each, wall_s) for each in before]
+        found: list[TurnResult] = self._ray.get(work)
+        return found
+
     def probabilities(self, rows: Sequence[FleetRow], weights: Weights) -> list[Probabilities]:
         """See ``Hosts``."""
         given, size = self._ray.put(weights), len(self._actors)
@@ -254,6 +291,10 @@ class RayActors:
             for place, piece in enumerate(_pieces(rows))
         ]
         return [found for piece in self._ray.get(work) for found in piece]
+
+    def remember(self) -> None:
+        """See ``Hosts``."""
+        self._ray.get([each.remember.remote() for each in self._actors])
 
     def close(self) -> None:
         """See ``Hosts``."""

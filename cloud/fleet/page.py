@@ -50,6 +50,7 @@ COLUMNS: Final[tuple[tuple[str, Callable[[RoundFigures], str]], ...]] = (
     ("ECE", lambda each: f"{each.ece:.3f}"),
     ("out of scope", lambda each: _share(each.out_of_scope)),
     ("updates", lambda each: str(each.updates) if each.round else "–"),
+    ("lost", lambda each: str(sum(each.lost.values())) if each.round else "–"),
     ("KB up, each", lambda each: _kilobytes(each.bytes_up_each)),
     ("KB down", lambda each: _kilobytes(each.bytes_down) if each.round else "–"),
     ("error", lambda each: _number(each.aggregation_error)),
@@ -120,12 +121,22 @@ def summary(result: FleetResult) -> str:
     promise = f"at most {alpha} wrong among the answers kept"
     if plan["target"] == "excess":
         promise = f"at most {alpha} of all answers wrong that the teacher had right"
+    masked = ""
+    if plan["masked"]:
+        verdicts = [each.verdict for each in result.rounds]
+        lost = sum(sum(each.lost.values()) for each in result.rounds)
+        masked = (
+            " Updates were summed under masks: the cluster learned sums of at least "
+            f"{plan['mask_threshold']} devices, and no device's own update; {lost} times a device "
+            f"was lost to a round, and {verdicts.count('abandoned')} of {last.round} rounds were "
+            "abandoned."
+        )
     how = "thresholds certified for" if plan["recertify"] else "the first threshold certified for"
     return (
         f"{plan['devices']} devices, {last.round} rounds: {percent(first.escalation)} of the test "
         f"rows were escalated before the first, {percent(last.escalation)} after the last, at "
         f"{how} {promise}. The device alone was right on {percent(first.accuracy)}, then on "
-        f"{percent(last.accuracy)}.{kept}"
+        f"{percent(last.accuracy)}.{masked}{kept}"
     )
 
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Final, Literal, Self, get_args
 
 from cascade.errors import InvalidInput
-from cloud.federation.config import AggregationConfig, PlanConfig
+from cascade.federation.masking.messages import MAX_COHORT
+from cloud.federation.config import AggregationConfig, PlanConfig, SecureAggregationConfig
 from cloud.fleet.rows import Partition
 
 AttackKind = Literal[
@@ -17,7 +18,12 @@ AttackKind = Literal[
 """``sign-flip``: ten times the update, backwards. ``scale``: ten times the update. ``label-flip``:
 learns wrong answers. ``nan``, ``wrong-base``, ``rank-bomb`` (twice the rank), ``stale`` (says that
 it started from an older version): updates that must be refused. ``replay``: sends its update twice.
+
+Under masks nobody sees ``sign-flip`` and ``scale``, nor can clip them; there is no ``nan``, for
+what is masked are integers.
 """
+LEAST_MASKED: Final = 3
+"""Devices, fewer than which no simulated device is summed with: the default of real ones."""
 Learner = Literal["lora", "head"]
 Bounded = Literal["risk", "excess"]
 
@@ -62,11 +68,15 @@ class FleetPlan:
         partition: which device sees which rows.
         per_round: rows that a device sees in a round, ≥ 1.
         dropout: probability with which a device drops out of a round, in [0, 1): it is off, or it
-            trains and loses its connection before the update is sent; either is as likely.
+            trains and loses its connection before the update is sent; either is as likely. Under
+            masks it may also be lost after its keys, or after its update, each as likely.
         attackers: hostile devices.
         mode: of the coordinator.
         goal: updates that end an asynchronous round; by default half of the devices.
         minimum: fewer updates are not aggregated; by default a quarter of the devices.
+        masked: updates are summed under masks, and the cluster learns no more than the sum.
+        mask_threshold: devices that must stay until a sum is unmasked; by default the minimum, or
+            just above half of the devices, or 3, whichever is more.
         learner: what is trained: ``lora``, or a linear ``head`` on frozen features.
         starting: labelled rows, of the fleet's part, that the first adapter is trained on, as many
             of each answer as of another; ≥ 0. A head needs some.
@@ -99,6 +109,8 @@ class FleetPlan:
     mode: Literal["synchronous", "asynchronous"] = "synchronous"
     goal: int | None = None
     minimum: int | None = None
+    masked: bool = False
+    mask_threshold: int | None = None
     learner: Learner = "lora"
     starting: int = 0
     recertify: bool = True
@@ -123,6 +135,41 @@ class FleetPlan:
             raise InvalidInput("alpha", "and delta must lie between 0 and 1")
         if self.learner == "head" and not self.starting:
             raise InvalidInput("starting", "must be at least 1: a head starts from some labels")
+        if self.masked:
+            self._check_masks()
+        elif self.mask_threshold is not None:
+            raise InvalidInput("mask_threshold", "is for masked rounds")
+
+    def _check_masks(self) -> None:
+        how = self.aggregation.rule, self.training.trained, self.mode
+        if how != ("mean", "b", "synchronous"):
+            raise InvalidInput(
+                "masked",
+                "needs the rule mean, trained b and synchronous mode: of anything else the sum of "
+                "the updates is not enough",
+            )
+        if self.attackers.share and self.attackers.kind == "nan":
+            raise InvalidInput("attackers", "cannot send nan under masks: they are on integers")
+        if not LEAST_MASKED <= self.devices <= MAX_COHORT:
+            raise InvalidInput("devices", f"must be {LEAST_MASKED} to {MAX_COHORT} under masks")
+        fewest, given = self._least_threshold, self.mask_threshold
+        if given is not None and not fewest <= given <= self.devices:
+            raise InvalidInput(
+                "mask_threshold",
+                f"must be {fewest} to {self.devices}: more than half of the devices, no less than "
+                f"the minimum and {LEAST_MASKED}",
+            )
+
+    @property
+    def masks(self) -> SecureAggregationConfig | None:
+        """Of the coordinator's rounds; ``None`` for rounds in the clear."""
+        if not self.masked:
+            return None
+        return SecureAggregationConfig(threshold=self.mask_threshold or self._least_threshold)
+
+    @property
+    def _least_threshold(self) -> int:
+        return max(LEAST_MASKED, self.fewest, self.devices // 2 + 1)
 
     @property
     def updates(self) -> int:
@@ -148,7 +195,9 @@ class FleetPlan:
             for name, each in asdict(self).items()
             if name not in ("training", "aggregation")
         }
+        masks = self.masks
         return value | {
+            "mask_threshold": None if masks is None else masks.threshold,
             "training": self.training.model_dump(mode="json"),
             "aggregation": self.aggregation.model_dump(mode="json"),
         }
@@ -163,6 +212,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "dropout": (0, 0.999),
     "goal": (1, 100_000),
     "minimum": (1, 100_000),
+    "mask_threshold": (2, 100_000),
     "most_worse": (0, 1),
     "most_less_kept": (0, 1),
     "rank": (1, 256),

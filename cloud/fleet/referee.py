@@ -106,11 +106,17 @@ class Referee:
         self._hosts, self._plan, self._task, self._parts = hosts, plan, task, parts
         self._known: dict[str, Standing] = {}
         self._first: ServedPolicy | None = None
+        self.first: str | None = None
+        """Digest of the adapter whose policy stays, where none is certified anew."""
 
     def standing(self, digest: str, weights: Weights) -> Standing:
         """How the adapter of this digest does."""
         if digest not in self._known:
-            self._known[digest] = self._judged(weights)
+            found = self._judged(weights)
+            self._known[digest] = found
+            stays = not self._plan.recertify and self._first is None
+            if stays and found.policy.threshold is not None:
+                self._first, self.first = found.policy, digest
         return self._known[digest]
 
     def _judged(self, weights: Weights) -> Standing:
@@ -124,8 +130,6 @@ class Referee:
             self._answers(parts.out_of_scope, weights),
         )
         policy = self._first or self._certified(develop, certify)
-        if not self._plan.recertify and policy.threshold is not None:
-            self._first = policy
         kept = policy.keeps(test.scores)
         bad = kept & ~test.right
         counted = int(kept.sum())

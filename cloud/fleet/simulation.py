@@ -7,6 +7,7 @@ and who drops out or lies. All of it follows from the seed.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,8 +18,10 @@ import numpy as np
 
 from cascade.task import Task
 from cloud.federation.privacy import NoisedRounds, epsilon, usual_delta
+from cloud.fleet.checkpoint import Checkpoint, Checkpoints, identity, running
 from cloud.fleet.cluster import DAY_S, FleetCluster
-from cloud.fleet.device import Absence, Setting, TurnResult
+from cloud.fleet.connection import Absence
+from cloud.fleet.device import Setting, TurnResult
 from cloud.fleet.figures import FleetResult, RoundFigures, figures
 from cloud.fleet.hosts import BundleAt, Hosts, InProcess, RayActors, RaySession, Turn
 from cloud.fleet.plan import FleetPlan
@@ -29,6 +32,14 @@ from edge.bundle import Bundle
 
 _BEGINS_S: Final = 1_800_000_000.0
 """Wall time of a simulation's first day, whenever it is run."""
+
+
+_LOST: Final[tuple[Absence, ...]] = ("off", "cut_off")
+_LOST_UNDER_MASKS: Final[tuple[Absence, ...]] = ("off", "after_keys", "cut_off", "after_update")
+_RESTS_S: Final = 600.0
+"""For which the fleet is left alone after it: the longest time that a device was told to wait."""
+_COMES_BACK_S: Final = 60.0
+"""Between two steps of a device in a round under masks; half of the time that a phase waits."""
 
 
 class Watcher(Protocol):
@@ -52,6 +63,12 @@ class FleetSimulation:
         trunk: folder of activations, which runs on the same bundle may share.
         processes: Ray actors that host the devices; 0 has them in this process, without Ray.
         data: what the rows are, for people.
+        resume: go on from the last whole round of this very run, which was ended in ``folder``;
+            begin it where there is none.
+
+    Raises:
+        InvalidInput: there is a run in ``folder`` that is not to be resumed, or is another one.
+        CascadeError: another process runs there.
     """
 
     def __init__(
@@ -67,18 +84,35 @@ class FleetSimulation:
         processes: int = 0,
         data: str = "",
         watch: Watcher = lambda stage, round_number, done, total: None,
+        resume: bool = False,
     ) -> None:
         self._plan, self._task, self._rows, self._data = plan, task, rows, data
         self._bundle, self._watch = bundle, watch
         self._owned = plan.partition.share_out(rows.fleet, plan.devices, plan.seed)
-        self._wall_s = _BEGINS_S
-        self._done: list[RoundFigures] = []
+        self._lock = running(folder, first=True)
+        try:
+            what = identity(plan, task, rows, bundle.manifest.base_digest)
+            self._checkpoints = Checkpoints(folder, what)
+            kept = self._checkpoints.begin(resume=resume)
+            self._open(folder, at, trunk, processes, kept)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _open(
+        self, folder: Path, at: BundleAt, trunk: Path, processes: int, kept: Checkpoint | None
+    ) -> None:
+        plan, task, bundle, rows = self._plan, self._task, self._bundle, self._rows
+        self._wall_s = _BEGINS_S if kept is None else kept.wall_s
+        self._done: list[RoundFigures] = [] if kept is None else list(kept.rounds)
         session = RaySession(processes) if processes else None
         self._cluster = FleetCluster(
             folder,
             plan,
             bundle,
-            starting_weights(bundle, plan, task, rows.starting, trunk),
+            starting_weights(bundle, plan, task, rows.starting, trunk)
+            if kept is None
+            else kept.start,
             gate=lambda cluster: FleetGate(plan, self._standing),
             now=lambda: self._wall_s,
         )
@@ -95,17 +129,21 @@ class FleetSimulation:
                 session.close()
             raise
         self._referee = Referee(self._hosts, plan, task, rows)
+        if kept is not None and kept.first is not None:
+            self._standing(kept.first)
 
     def run(self) -> Iterator[RoundFigures]:
-        """All rounds; number 0 first. May be left after any of them."""
-        self._cluster.tick()
-        began = time.perf_counter()
-        self._watch("judge", 0, 0, 0)
-        served = self._cluster.served()
-        standing = self._standing(served[1])
-        seconds = time.perf_counter() - began
-        yield self._noted(figures(0, standing, served=served, seconds=seconds))
-        for number in range(1, self._plan.rounds + 1):
+        """All rounds that are still to be done; of a new run, number 0 first. May be left after any
+        of them."""
+        if not self._done:
+            self._cluster.tick()
+            began = time.perf_counter()
+            self._watch("judge", 0, 0, 0)
+            served = self._cluster.served()
+            standing = self._standing(served[1])
+            seconds = time.perf_counter() - began
+            yield self._noted(figures(0, standing, served=served, seconds=seconds))
+        for number in range(len(self._done), self._plan.rounds + 1):
             yield self._noted(self._round(number))
 
     def result(self) -> FleetResult:
@@ -130,17 +168,25 @@ class FleetSimulation:
             self._hosts.close()
         finally:
             self._cluster.close()
+            os.close(self._lock)
 
     def _noted(self, found: RoundFigures) -> RoundFigures:
         self._done.append(found)
+        self._hosts.remember()
+        self._checkpoints.keep(
+            Checkpoint(self._wall_s, self._cluster.start, self._referee.first, tuple(self._done))
+        )
         return found
 
     def _round(self, number: int) -> RoundFigures:
         began, counted = time.perf_counter(), self._cluster.counters()
         first = self._cluster.next_round()
+        ends_s = self._wall_s + DAY_S
         turns = self._turns(number)
+        if self._plan.masked:
+            turns = self._unmask(first, turns)
         self._watch("judge", number, 0, 0)
-        self._wall_s += DAY_S
+        self._wall_s = max(ends_s, self._wall_s)
         self._cluster.tick()
         ended = self._cluster.rounds_since(first)
         served = self._cluster.served()
@@ -174,6 +220,20 @@ class FleetSimulation:
                 self._cluster.tick()
         return sorted(done, key=lambda turn: turn.device)
 
+    def _unmask(self, coordinated: int, turns: list[TurnResult]) -> list[TurnResult]:
+        """Let devices come back until the coordinator's round has its sum, or is abandoned."""
+        while (at := self._cluster.masking(coordinated)) is not None:
+            if at.phase == "keys":  # whoever was to train today has
+                self._wall_s = at.closes_at
+            else:
+                self._wall_s += _COMES_BACK_S
+            self._cluster.tick()
+            there = [turn for turn in turns if turn.outcome == "masking"]
+            after = {each.device: each for each in self._hosts.go_on(there, self._wall_s + 60.0)}
+            turns = [after.get(turn.device, turn) for turn in turns]
+        self._wall_s += _RESTS_S
+        return turns
+
     def _taken(self, turns: list[Turn], number: int, before: list[TurnResult]) -> list[TurnResult]:
         served = self._cluster.served()[1]
         policy, weights = self._standing(served).policy, self._cluster.weights(served)
@@ -202,10 +262,11 @@ class FleetSimulation:
 
 
 def _absence(plan: FleetPlan, rng: np.random.Generator) -> Absence:
-    drawn, off = rng.random(2)
+    drawn, how = rng.random(2)
     if drawn >= plan.dropout:
         return "none"
-    return "off" if off < 0.5 else "cut_off"
+    kinds = _LOST_UNDER_MASKS if plan.masked else _LOST
+    return kinds[int(how * len(kinds))]
 
 
 def _since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:

@@ -187,10 +187,11 @@ def _kept(
 ) -> list[_Point]:
     task, arm, seed, ground = of
     learner: Learner = "lora" if arm == "lora" else "head"
+    plan = arms.plan_of(task, learner, seed).to_json()
     known = json.dumps(
         [
             arm,
-            arms.plan_of(task, learner, seed).to_json(),
+            {name: each for name, each in plan.items() if each is not None},  # what is off
             task.task.to_json(),
             {name: each.to_json() for name, each in task.wordings.items()},
             [repr(row) for row in task.rows],
