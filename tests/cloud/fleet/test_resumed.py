@@ -66,6 +66,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_figures(
     plan: FleetPlan, tiny: TinyBundle, tmp_path: Path
 ) -> None:
     whole = test_heads.simulated(plan, tiny, tmp_path / "whole")
+
     def kill(stage: str, round_number: int, done: int, total: int) -> None:
         if round_number == 2 and done == 3:
             raise Killed  # three devices have learned in a round that is not whole
