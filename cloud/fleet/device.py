@@ -142,12 +142,12 @@ class SimulatedDevice:
         )
         self._connection: Connection = Connection(setting.profile)
         trainer: Trainer = learner
+        self._lying: HostileTrainer | None = None
         if self.hostile:
             lying = HostileConnection(setting.profile, plan.attackers.kind, key)
             self._connection = lying
             trainer = self._lying = HostileTrainer(learner, lying, [plan.seed, 4, number])
         self._rounding = np.random.default_rng([plan.seed, 3, number])
-        self._lying: HostileTrainer | None = None
         self._participant = Participant(
             # What it keeps goes by the address, which is another one when a run goes on.
             replace(setting.profile, address=_ADDRESS),
