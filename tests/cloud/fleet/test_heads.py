@@ -13,7 +13,15 @@ from cascade.errors import InvalidInput
 from cascade.task import Task
 from cascade.testing import TinyBundle
 from cloud.federation.config import PlanConfig
-from cloud.fleet import BundleAt, FleetPlan, FleetResult, FleetRow, FleetSimulation, parts
+from cloud.fleet import (
+    Attackers,
+    BundleAt,
+    FleetPlan,
+    FleetResult,
+    FleetRow,
+    FleetSimulation,
+    parts,
+)
 from cloud.fleet.served import ServedPolicy, raw_scores
 
 OPTIONS = ("red", "green", "blue", "none of these")
@@ -126,3 +134,16 @@ def test_every_part_has_some_of_each_answer() -> None:
     assert [sum(row.answer == each for row in made.starting) for each in ("red", "")] == [2, 2]
     ids = [row.id for name in ("fleet", "starting", "out_of_scope") for row in getattr(made, name)]
     assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [("sign-flip", {}), ("nan", {"not_finite": 1}), ("rank-bomb", {"wrong_shape": 1})],
+)
+def test_a_liar_lies_of_heads_too(
+    kind: str, refused: dict[str, int], tiny: TinyBundle, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, rounds=1, attackers=Attackers.of(f"0.34:{kind}"))
+    last = simulated(plan, tiny, tmp_path / "fleet").rounds[1]
+    assert last.refused == refused
+    assert last.updates == last.outcomes["sent"]

@@ -59,7 +59,8 @@ def opened(
 
 @pytest.mark.parametrize(
     "plan",
-    [replace(PLAN, masked=True), replace(PLAN, mode="asynchronous", goal=2)],
+    # Of seed 49 the liar is cut off in the first round, and lies in the second of what it kept.
+    [replace(PLAN, masked=True), replace(PLAN, mode="asynchronous", goal=2, seed=49)],
     ids=["masked", "asynchronous"],
 )
 def test_a_run_that_was_ended_goes_on_to_the_same_figures(
