@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from cascade.signing import SigningKey, TrustStore
 from edge.adapter import LoraPair
 from edge.build import build_from_gguf
 from edge.build import frozen as frozen_module
-from edge.bundle import GRADIENT_GRAPH, Bundle
+from edge.bundle import GRADIENT_GRAPH, TRUNK_GRAPH, Bundle
 from edge.training import GradientSession, choice_lesson, text_lesson
 from edge.training import gradient as gradient_module
 from edge.trie import build_trie
@@ -28,6 +29,8 @@ from .reference import Reference, flat, random_pairs, relative_error
 PROMPT, EMPTY = IDS[:6], IDS[:2]
 # The second answer is the beginning of the first.
 ANSWERS = [[5, 6, 7], [5, 6], [5, 9], [11]]
+# Its tree has branches of more than one token.
+BUSHY = [[5, 6, 7], [5, 9, 8], [11, 6, 4], [11, 9, 3], [12, 5]]
 
 
 def scores(reference: Reference, prompt: list[int]) -> torch.Tensor:
@@ -120,6 +123,76 @@ def test_a_loss_does_not_depend_on_what_shares_its_run(built) -> None:
     assert together.losses == pytest.approx([each.loss for each in alone], rel=1e-5)
     mean = sum(flat(each.gradients) for each in alone) / 3
     assert np.allclose(flat(together.gradients), mean, rtol=1e-3, atol=1e-6)
+
+
+def test_a_tree_is_read_as_each_of_its_paths_is(built) -> None:
+    bundle, _ = built(Kind("llama", "int8", 4, tied=True))
+    session = GradientSession(bundle, keep="nothing")
+    own = random_pairs(session)
+    trie = build_trie(BUSHY)
+    expected = []
+    for answer in BUSHY:
+        loss = session.run([text_lesson(PROMPT, answer)], own).loss
+        before = session.run([text_lesson(EMPTY, answer)], own).loss
+        expected.append(len(answer) * (before - loss))
+    (found,) = session.probabilities([choice_lesson(PROMPT, trie, 0, prior=EMPTY)], own)
+    weights = np.exp(np.array(expected) - max(expected))
+    np.testing.assert_allclose(found, weights / weights.sum(), rtol=1e-3)
+
+
+def test_a_device_chooses_with_the_probabilities_that_are_learned(tmp_path) -> None:
+    """Answers of several tokens, of which the second and later ones differ."""
+    from cascade.request import Message
+    from cascade.testing import random_model
+    from edge.model import OnnxModel
+    from edge.training import LessonMaker, TrainingExample
+
+    random_model.write_random_model(tmp_path / "t.gguf", seed=0, family="llama", context_tokens=512)
+    key = SigningKey.generate()
+    trust = TrustStore(tmp_path / "trust")
+    trust.pin("test", key.public)
+    made = build_from_gguf(
+        tmp_path / "t.gguf",
+        tmp_path / "bundle",
+        name="tiny",
+        base_model="random weights, seed 0",
+        licence="Apache-2.0",
+        commercial_use=True,
+        signing_key=key,
+        accuracy_level=0,
+        gradient_layers=1,
+    )
+    bundle = Bundle.open(made, trust)
+    options = ("start timer", "start fan", "stop timer now", "stop fan now", "lights")
+    maker = LessonMaker(bundle)
+    task = maker.task_of(options)
+    example = TrainingExample((Message("user", "red water"),), options[0], options)
+    (found,) = GradientSession(bundle, keep="nothing").probabilities([maker.lesson(example)], {})
+    answer = OnnxModel(bundle).choose(
+        task.for_device("red water"),
+        options,
+        prior_prompt=task.prior_prompt(),
+        option_prefix=task.option_prefix,
+    )
+    assert answer.options is not None
+    np.testing.assert_allclose(found, answer.options.probabilities, rtol=2e-3)
+
+
+def test_a_trunk_that_misreads_trees_is_refused(built, tmp_path) -> None:
+    bundle, _ = built(Kind("llama", "int8", 4, tied=True))
+    folder = tmp_path / "old"
+    shutil.copytree(bundle.path, folder)
+    graph = onnx.load(folder / TRUNK_GRAPH, load_external_data=False)
+    for node in graph.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            node.input[3] = node.input[4] = ""
+    kept = [given for given in graph.graph.input if given.name != "past"]
+    del graph.graph.input[:]
+    graph.graph.input.extend(kept)
+    onnx.save(graph, folder / TRUNK_GRAPH)
+    session = GradientSession(dataclasses.replace(bundle, path=folder), keep="nothing")
+    with pytest.raises(BundleError, match="build the bundle again"):
+        session.run([text_lesson(PROMPT, IDS[6:8])], {})
 
 
 def test_runs_are_cut_where_they_get_long(built, monkeypatch) -> None:
