@@ -41,15 +41,10 @@ class Pack:
                 answer += len(lesson.closed_set.answers)
         return losses
 
-    def probabilities(self, answer_logprobs: Floats) -> list[Floats]:
-        """Of each lesson with a closed set, its answers' probabilities, from the output [O]."""
-        found, answer = [], 0
-        for lesson in self.lessons:
-            if lesson.closed_set is not None:
-                end = answer + len(lesson.closed_set.answers)
-                found.append(np.exp(answer_logprobs[answer:end]))
-                answer = end
-        return found
+    def answers(self, answer_logprobs: Floats) -> list[Floats]:
+        """The output [O] by lessons with a closed set: log probabilities of each one's answers."""
+        sizes = [len(each.closed_set.answers) for each in self.lessons if each.closed_set]
+        return np.split(answer_logprobs, np.cumsum(sizes)[:-1])
 
 
 def pack(lessons: Sequence[Lesson], shares: Sequence[float]) -> Pack:
