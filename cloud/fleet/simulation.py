@@ -51,6 +51,7 @@ class FleetSimulation:
         rows: parts that share nothing.
         trunk: folder of activations, which runs on the same bundle may share.
         processes: Ray actors that host the devices; 0 has them in this process, without Ray.
+        threads: of one run of a graph in this process; an actor has one.
         data: what the rows are, for people.
     """
 
@@ -65,6 +66,7 @@ class FleetSimulation:
         rows: Parts,
         trunk: Path,
         processes: int = 0,
+        threads: int = 1,
         data: str = "",
         watch: Watcher = lambda stage, round_number, done, total: None,
     ) -> None:
@@ -85,7 +87,7 @@ class FleetSimulation:
         setting = Setting(plan, task, folder, self._cluster.profile, self._cluster.trust)
         try:
             self._hosts: Hosts = (
-                InProcess(setting, at, trunk)
+                InProcess(setting, at, trunk, threads)
                 if session is None
                 else RayActors(session, setting, at, trunk)
             )

@@ -135,6 +135,9 @@ class GradientSession:
 
         Returns:
             Of each lesson float32 [answers], in the order of its answers; the sum is 1.
+
+        Raises:
+            InvalidInput: a lesson is of no closed set.
         """
         parts = [by_segment(lesson) for lesson in lessons]
         each_once = {part.digest: part for of_lesson in parts for part in of_lesson}

@@ -11,12 +11,12 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as BlockKind
 
-from cascade.errors import BundleError
+from cascade.errors import BundleError, InvalidInput
 from cascade.signing import SigningKey, TrustStore
 from edge.adapter import LoraPair
 from edge.build import build_from_gguf
 from edge.build import frozen as frozen_module
-from edge.bundle import GRADIENT_GRAPH, TRUNK_GRAPH, Bundle
+from edge.bundle import GRADIENT_GRAPH, SCORES_GRAPH, TRUNK_GRAPH, Bundle
 from edge.training import GradientSession, choice_lesson, text_lesson
 from edge.training import gradient as gradient_module
 from edge.trie import build_trie
@@ -176,6 +176,28 @@ def test_a_device_chooses_with_the_probabilities_that_are_learned(tmp_path) -> N
     )
     assert answer.options is not None
     np.testing.assert_allclose(found, answer.options.probabilities, rtol=2e-3)
+
+
+def test_a_bundle_without_the_graph_of_scores_gives_the_same(built) -> None:
+    bundle, _ = built(Kind("qwen2", "int4", 2, tied=True))
+    files = {name: e for name, e in bundle.manifest.files.items() if name != SCORES_GRAPH}
+    assert len(files) + 1 == len(bundle.manifest.files)
+    older = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, files=files))
+    lessons = [
+        choice_lesson(IDS[place : place + 4], build_trie(ANSWERS), 1, prior=EMPTY)
+        for place in range(3)
+    ]
+    pairs = random_pairs(GradientSession(bundle))
+    found, expected = (GradientSession(b).probabilities(lessons, pairs) for b in (bundle, older))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    losses = GradientSession(bundle).run(lessons, pairs).losses
+    np.testing.assert_allclose([-np.log(each[1]) for each in found], losses, rtol=1e-3)
+
+
+def test_text_has_no_answers_to_score(built) -> None:
+    bundle, _ = built(Kind("qwen2", "int4", 2, tied=True))
+    with pytest.raises(InvalidInput, match="lesson: is of no closed set"):
+        GradientSession(bundle).probabilities([text_lesson(PROMPT, IDS[6:8])], {})
 
 
 def test_a_trunk_that_misreads_trees_is_refused(built, tmp_path) -> None:
