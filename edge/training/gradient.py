@@ -24,8 +24,8 @@ from edge.training.softmax import log_softmax
 from edge.training.trunk import Activations, Keep, Trunk
 
 PACK_TOKENS = 256
-"""Tokens of one run at most, unless a single lesson has more: bounds the memory, whatever the size
-of a batch."""
+"""Tokens of one run at most, beside those that its lessons share, unless a single lesson has more:
+bounds the memory, whatever the size of a batch."""
 
 _SLOT = re.compile(r"layers\.(\d+)\.")
 
@@ -180,7 +180,7 @@ class GradientSession:
         """Outputs of the gradient graph, all of them, or of another one."""
         graph = graph or self._session
         hidden = np.concatenate([self.activations.get(segment) for segment in packed.segments])
-        given = {"hidden": hidden, **packed.inputs, **adapter}
+        given = {"hidden": hidden[packed.taken], **packed.inputs, **adapter}
         wanted = list(names) or [output.name for output in graph.get_outputs()]
         taken = {value.name: given[value.name] for value in graph.get_inputs()}
         return dict(zip(wanted, graph.run(wanted, taken), strict=True))

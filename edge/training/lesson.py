@@ -29,8 +29,8 @@ class Segment:
 
     Arguments:
         ids: one or more token ids.
-        parents: of each token the index of the one before it, smaller than its own; −1 for the
-            first.
+        parents: of each token the index of the one before it, smaller than its own; −1 for one
+            that is the first.
     """
 
     ids: tuple[int, ...]
