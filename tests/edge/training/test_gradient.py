@@ -19,6 +19,7 @@ from edge.build import frozen as frozen_module
 from edge.bundle import GRADIENT_GRAPH, SCORES_GRAPH, TRUNK_GRAPH, Bundle
 from edge.training import GradientSession, choice_lesson, text_lesson
 from edge.training import gradient as gradient_module
+from edge.training.packing import in_packs, pack
 from edge.trie import build_trie
 from tests.edge.build.folders import IDS
 from tests.edge.build.tiny import Tiny
@@ -227,6 +228,25 @@ def test_runs_are_cut_where_they_get_long(built, monkeypatch) -> None:
     cut = session.run(lessons, pairs)
     assert cut.losses == pytest.approx(whole.losses, rel=1e-5)
     assert np.allclose(flat(cut.gradients), flat(whole.gradients), rtol=1e-3, atol=1e-6)
+
+
+def test_what_lessons_begin_with_is_in_a_run_once(built) -> None:
+    bundle, _ = built(Kind("llama", "int8", 4, tied=True))
+    trie = build_trie(BUSHY)  # three inner nodes behind the root
+    prior = IDS[:8]
+    lessons = [choice_lesson([*prior, 20 + i], trie, i, prior=prior) for i in range(5)]
+    session = GradientSession(bundle)
+    pairs = random_pairs(session)
+    packed = pack(lessons, [1.0] * 5)
+    assert len(packed.taken) == len(prior) + len(trie.inner) - 1 + 5 * len(trie.inner)
+    # Room for what the first lesson shares with each other one is not counted.
+    own = len(trie.inner)
+    assert [len(each) for each in in_packs(lessons, 3 * own)] == [3, 2]
+    together = session.run(lessons, pairs)
+    alone = [session.run([lesson], pairs) for lesson in lessons]
+    assert together.losses == pytest.approx([each.loss for each in alone], rel=1e-5)
+    mean = sum(flat(each.gradients) for each in alone) / 5
+    assert np.allclose(flat(together.gradients), mean, rtol=1e-3, atol=1e-6)
 
 
 def test_the_loss_is_that_of_the_decode_graph(tiny) -> None:
