@@ -58,7 +58,7 @@ class LoopTask:
         partition: which device sees what.
         lora: how LoRA is asked, where it is not as a head is: it needs no examples in its prompt,
             which it would have to read again in every step.
-        lora_steps: that a device takes in a round at most; one over 27 answers takes three times as
+        lora_steps: that a device takes in a round at most; one over 27 answers takes four times as
             long as one over two.
         wordings: how the base model is asked, for set-ups that learn nothing.
         asked_at: the seeds at which it is; scoring 27 answers takes a while.
