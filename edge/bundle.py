@@ -24,6 +24,9 @@ TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
 FILES = (DECODE_GRAPH, DECODE_WEIGHTS, TOKENIZER, CHAT_TEMPLATE)
 GRADIENT_GRAPH, TRUNK_GRAPH = "gradient.onnx", "trunk.onnx"
 """What trains adapters; a bundle may lack both."""
+SCORES_GRAPH = "scores.onnx"
+"""The gradient graph without its way back, which scores answers in less time; a bundle may lack
+it."""
 HIDDEN_PREFIX = "hidden."
 """Begins the name of the decode graph's output of hidden states; what follows is how many layers
 are below. A graph may lack it."""

@@ -10,6 +10,7 @@ the examples takes is a row of its own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,9 @@ from edge.training.learners import Candidate, Measuring, activate, best, head_ca
 from edge.training.trainer import kept_aside
 
 _LABELS, _QUICK_LABELS = (50, 100, 400), (50, 100)
-_TEST, _QUICK_TEST = 480, 200
+_TEST, _QUICK_TEST = {"sentiment": 480, "commands": 240}, 100
+"""A command is scored against fifteen answers behind a long prompt, under each adapter anew."""
+_THREADS = os.cpu_count() or 1
 _PLAN = TrainingPlan(val_share=0.2, max_tokens=1024)
 """The defaults, but for the share kept aside, for a tenth of 50 labels tells nothing, and for the
 length, because the commands have an example of each intent in their prompt."""
@@ -61,14 +64,14 @@ def rows(subject: Subject, run: Run) -> Iterator[Row]:
     bundle = Bundle.open(subject.bundle, TrustStore(subject.trust))
     keep = Path(subject.folder.name) / "measured"
     for each in (_sentiment(), _commands()):
-        test = each.test[: _QUICK_TEST if run.quick else _TEST]
-        yield from _of_set(run, bundle, each, test, keep)
+        most = _QUICK_TEST if run.quick else _TEST[each.name]
+        yield from _of_set(run, bundle, each, each.test[:most], keep)
 
 
 def _of_set(
     run: Run, bundle: Bundle, of: _Set, test: Sequence[TrainingExample], keep: Path
 ) -> Iterator[Row]:
-    model = OnnxModel(bundle)
+    model = OnnxModel(bundle, threads=_THREADS)
     measuring = Measuring(model, of.task, keep=keep)
     run.say(f"{of.name}: reading {len(test)} test examples")
     base_test = measuring.data(test)
@@ -99,7 +102,7 @@ def _of_set(
         spent["head"] = measure(head).cpu_s
 
         run.say(f"{of.name}: {count} labels, LoRA")
-        session, _ = open_training(bundle, None)
+        session, _ = open_training(bundle, None, threads=_THREADS, keep=keep)
         trainer = Trainer(session, lessons, _PLAN)
         for _ in trainer.read():
             pass
@@ -138,7 +141,7 @@ def _of_set(
                     f"learners: {of.name}, {count} labels, CPU of {_NAMES[name]}",
                     Estimate(spent[name], 1),
                     "s",
-                    "training alone, one thread of onnxruntime",
+                    f"training alone, {_THREADS} threads of onnxruntime",
                 )
 
 
@@ -172,7 +175,7 @@ def _accuracy(scores: NDArray[np.float64], data: HeadData) -> Estimate:
 def _sentiment() -> _Set:
     sentences = load_sentences(pull(SENTENCES)).sentences
     most = largest_sizes(sentences)
-    parts = split(sentences, Sizes(most.develop, 1000, min(_TEST, most.test)))
+    parts = split(sentences, Sizes(most.develop, 1000, min(_TEST["sentiment"], most.test)))
     develop, test = (
         [_example(row.text, row.label, TASK) for row in part]
         for part in (parts.develop, parts.test)

@@ -62,6 +62,7 @@ class FleetSimulation:
         rows: parts that share nothing.
         trunk: folder of activations, which runs on the same bundle may share.
         processes: Ray actors that host the devices; 0 has them in this process, without Ray.
+        threads: of one run of a graph in this process; an actor has one.
         data: what the rows are, for people.
         resume: go on from the last whole round of this very run, which was ended in ``folder``;
             begin it where there is none.
@@ -82,6 +83,7 @@ class FleetSimulation:
         rows: Parts,
         trunk: Path,
         processes: int = 0,
+        threads: int = 1,
         data: str = "",
         watch: Watcher = lambda stage, round_number, done, total: None,
         resume: bool = False,
@@ -119,7 +121,7 @@ class FleetSimulation:
         setting = Setting(plan, task, folder, self._cluster.profile, self._cluster.trust)
         try:
             self._hosts: Hosts = (
-                InProcess(setting, at, trunk)
+                InProcess(setting, at, trunk, threads)
                 if session is None
                 else RayActors(session, setting, at, trunk)
             )

@@ -15,7 +15,7 @@ from edge.build.assembly import Contents, Label, Progress, assemble
 from edge.build.checkpoint import Source
 from edge.build.folder import folder_source
 from edge.build.gguf_checkpoint import gguf_source
-from edge.build.gradient import write_gradient
+from edge.build.gradient import write_gradient, write_scores
 from edge.build.graph import adapter_slots, write_decoder
 from edge.build.matrices import AccuracyLevel
 from edge.build.quantise import Quantisation
@@ -26,6 +26,7 @@ from edge.bundle import (
     DECODE_GRAPH,
     DECODE_WEIGHTS,
     GRADIENT_GRAPH,
+    SCORES_GRAPH,
     TOKENIZER,
     TRUNK_GRAPH,
 )
@@ -165,6 +166,7 @@ def _fill(
     if trained:
         graphs[TRUNK_GRAPH] = cut_trunk(graph, decoder, trained)
         graphs[GRADIENT_GRAPH] = write_gradient(decoder, weights, trained)
+        graphs[SCORES_GRAPH] = write_scores(decoder, weights, trained)
     for name, each in graphs.items():
         (folder / name).write_bytes(each.SerializeToString(deterministic=True))
     return Contents(
@@ -178,7 +180,7 @@ def _fill(
         stop_token_ids=source.stop_token_ids,
         adapter_slots=adapter_slots(decoder),
         graph="fused",
-        more_files=(TRUNK_GRAPH, GRADIENT_GRAPH) if trained else (),
+        more_files=(TRUNK_GRAPH, GRADIENT_GRAPH, SCORES_GRAPH) if trained else (),
     )
 
 

@@ -18,9 +18,10 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 from edge.build.architecture import Decoder
 from edge.build.frozen import Frozen, FrozenMatrices
 from edge.build.graph import IR_VERSION, OPSET, adapter_inputs, adapter_slots, value
-from edge.build.loss import add_loss
+from edge.build.loss import add_loss, add_scores
 from edge.build.nodes import CONTRIB, Nodes
 from edge.build.weight_file import WeightFile
+from edge.bundle import AdapterSlot
 
 
 def write_gradient(decoder: Decoder, weights: WeightFile, layers: int) -> ModelProto:
@@ -32,8 +33,39 @@ def write_gradient(decoder: Decoder, weights: WeightFile, layers: int) -> ModelP
     """
     nodes = Nodes(weights)
     _GradientGraph(decoder, nodes, FrozenMatrices(nodes, weights.tensors), layers).build()
-    slots = adapter_slots(decoder)[-4 * layers :]
+    real = TensorProto.FLOAT
+    outputs = [
+        value("loss", real),
+        value("target_logprobs", real, "P"),
+        value("answer_logprobs", real, "O"),
+        *(
+            helper.make_tensor_value_info(f"gradient.{each.name}", real, _shape(each))
+            for each in adapter_inputs(_slots(decoder, layers))
+        ),
+    ]
+    return _model("gradient", decoder, nodes, layers, outputs)
+
+
+def write_scores(decoder: Decoder, weights: WeightFile, layers: int) -> ModelProto:
+    """Of that graph what ``answer_logprobs`` needs: nothing of the way back. Inputs are the same
+    but for the weights of targets and answers. See ``write_gradient``."""
+    nodes = Nodes(weights)
+    frozen = FrozenMatrices(nodes, weights.tensors)
+    _GradientGraph(decoder, nodes, frozen, layers).build(back=False)
+    outputs = [value("answer_logprobs", TensorProto.FLOAT, "O")]
+    return _model("scores", decoder, nodes, layers, outputs)
+
+
+def _slots(decoder: Decoder, layers: int) -> tuple[AdapterSlot, ...]:
+    return adapter_slots(decoder)[-4 * layers :]
+
+
+def _model(
+    name: str, decoder: Decoder, nodes: Nodes, layers: int, outputs: list[ValueInfoProto]
+) -> ModelProto:
+    """A graph of ``nodes``, with those of the inputs that they use."""
     integer, real = TensorProto.INT64, TensorProto.FLOAT
+    used = {name for node in nodes.nodes for name in node.input}
     inputs = [
         value("hidden", real, "T", decoder.hidden),
         value("positions", integer, 1, "T"),
@@ -47,19 +79,11 @@ def write_gradient(decoder: Decoder, weights: WeightFile, layers: int) -> ModelP
         value("answer_ends", real, "O", "E"),
         value("answer_groups", real, "G", "O"),
         value("answer_weights", real, "O"),
-        *adapter_inputs(slots),
+        *adapter_inputs(_slots(decoder, layers)),
     ]
-    outputs = [
-        value("loss", real),
-        value("target_logprobs", real, "P"),
-        value("answer_logprobs", real, "O"),
-        *(
-            helper.make_tensor_value_info(f"gradient.{each.name}", real, _shape(each))
-            for each in adapter_inputs(slots)
-        ),
-    ]
+    inputs = [given for given in inputs if given.name in used]
     return helper.make_model(
-        helper.make_graph(nodes.nodes, "gradient", inputs, outputs, nodes.initializers()),
+        helper.make_graph(nodes.nodes, name, inputs, outputs, nodes.initializers()),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
         ir_version=IR_VERSION,
         producer_name="edge-cloud-cascade",
@@ -122,7 +146,7 @@ class _GradientGraph:
         self._kv_width = decoder.kv_heads * decoder.head_dim
         self._biases: dict[str, str] = {}
 
-    def build(self) -> None:
+    def build(self, *, back: bool = True) -> None:
         nodes, frozen, hidden = self._nodes, self._frozen, self._decoder.hidden
         cosine, sine = frozen.floats("rotary.cosine"), frozen.floats("rotary.sine")
         self._there, self._back = (cosine, sine), (cosine, nodes.apply("Neg", sine))
@@ -133,6 +157,9 @@ class _GradientGraph:
             layers.append(memory)
         x, norm = self._norm(residual, "output_norm")
         (head,) = frozen.linear("head", hidden) or frozen.linear("embedding", hidden)
+        if not back:
+            add_scores(nodes, frozen, x, head)
+            return
         gradient = self._norm_back(add_loss(nodes, frozen, x, head), norm)
         for layer, memory in zip(reversed(self._layers), reversed(layers), strict=True):
             gradient = self._layer_back(gradient, memory, first=layer == self._layers[0])

@@ -37,11 +37,7 @@ def add_loss(nodes: Nodes, frozen: FrozenMatrices, x: str, head: Frozen) -> str:
     """
     column = nodes.integers(1)
     log_total, mean = _over_vocabulary(nodes, frozen, x, head)
-    own = frozen.rows(head, "target_ids")
-    behind = nodes.apply("Gather", x, "target_rows", axis=0)
-    logits = nodes.apply("ReduceSum", nodes.apply("Mul", own, behind), column, keepdims=0)
-    totals = nodes.apply("Gather", log_total, "target_rows", axis=0)
-    nodes.add("Sub", [logits, totals], ["target_logprobs"])
+    own = _target_logprobs(nodes, frozen, x, head, log_total)
     counted = nodes.apply("Unsqueeze", _answer_loss(nodes, "target_logprobs"), column)
     # Of a target that counts c, c (mean − own row).
     towards = nodes.apply("Gather", mean, "target_rows", axis=0)
@@ -51,46 +47,78 @@ def add_loss(nodes: Nodes, frozen: FrozenMatrices, x: str, head: Frozen) -> str:
     return nodes.apply("ScatterND", none, rows, towards, reduction="add")
 
 
-def _over_vocabulary(nodes: Nodes, frozen: FrozenMatrices, x: str, head: Frozen) -> tuple[str, str]:
-    """log Σ exp of the logits [R], and the mean of the head's rows by softmax [R, hidden]."""
+def add_scores(nodes: Nodes, frozen: FrozenMatrices, x: str, head: Frozen) -> None:
+    """Adds the output ``answer_logprobs`` alone; see ``add_loss``."""
+    log_total, _ = _over_vocabulary(nodes, frozen, x, head, mean=False)
+    _target_logprobs(nodes, frozen, x, head, log_total)
+    _answer_logprobs(nodes, "target_logprobs")
+
+
+def _target_logprobs(
+    nodes: Nodes, frozen: FrozenMatrices, x: str, head: Frozen, log_total: str
+) -> str:
+    """The output ``target_logprobs``; returns the head's rows of the targets, [P, hidden]."""
+    own = frozen.rows(head, "target_ids")
+    behind = nodes.apply("Gather", x, "target_rows", axis=0)
+    logits = nodes.apply(
+        "ReduceSum", nodes.apply("Mul", own, behind), nodes.integers(1), keepdims=0
+    )
+    totals = nodes.apply("Gather", log_total, "target_rows", axis=0)
+    nodes.add("Sub", [logits, totals], ["target_logprobs"])
+    return own
+
+
+def _over_vocabulary(
+    nodes: Nodes, frozen: FrozenMatrices, x: str, head: Frozen, *, mean: bool = True
+) -> tuple[str, str]:
+    """log Σ exp of the logits [R], and the mean of the head's rows by softmax [R, hidden], which
+    takes as long; "" where it is not wanted."""
     column = nodes.integers(1)
     tops: list[str] = []
     sums: list[str] = []
     means: list[str] = []
-    for piece in frozen.pieces(head, after=x, in_turn=means):
+    for piece in frozen.pieces(head, after=x, in_turn=means if mean else sums):
         z = frozen.times(x, piece)
         tops.append(nodes.apply("ReduceMax", z, column))
         e = nodes.apply("Exp", nodes.apply("Sub", z, tops[-1]))
         sums.append(nodes.apply("ReduceSum", e, column))
-        means.append(frozen.back(e, piece))
+        if mean:
+            means.append(frozen.back(e, piece))
     top = tops[0] if len(tops) == 1 else nodes.apply("Max", *tops)
-    total, mean = "", ""
-    for own_top, own_sum, own_mean in zip(tops, sums, means, strict=True):
-        share = nodes.apply("Exp", nodes.apply("Sub", own_top, top))
-        part, towards = (nodes.apply("Mul", each, share) for each in (own_sum, own_mean))
-        total = nodes.apply("Add", total, part) if total else part
-        mean = nodes.apply("Add", mean, towards) if mean else towards
-    log_total = nodes.apply("Add", nodes.apply("Log", total), top)
-    return nodes.apply("Squeeze", log_total, column), nodes.apply("Div", mean, total)
+    shares = [nodes.apply("Exp", nodes.apply("Sub", own_top, top)) for own_top in tops]
+
+    def together(parts: list[str]) -> str:
+        total = ""
+        for part, share in zip(parts, shares, strict=True):
+            scaled = nodes.apply("Mul", part, share)
+            total = nodes.apply("Add", total, scaled) if total else scaled
+        return total
+
+    total = together(sums)
+    log_total = nodes.apply("Squeeze", nodes.apply("Add", nodes.apply("Log", total), top), column)
+    return log_total, nodes.apply("Div", together(means), total) if mean else ""
 
 
-def _answer_loss(nodes: Nodes, targets: str) -> str:
-    """The outputs ``loss`` and ``answer_logprobs``; returns −d loss / d ``targets``, [P]."""
+def _times(nodes: Nodes, matrix: str, vector: str, *, across: bool = False) -> str:
+    """Matrix or its transpose by a vector."""
     column = nodes.integers(1)
+    product = nodes.apply(
+        "Gemm", matrix, nodes.apply("Unsqueeze", vector, column), transA=int(across)
+    )
+    return nodes.apply("Squeeze", product, column)
 
-    def times(matrix: str, vector: str, *, across: bool = False) -> str:
-        """Matrix or its transpose by a vector."""
-        wide = nodes.apply("Unsqueeze", vector, column)
-        product = nodes.apply("Gemm", matrix, wide, transA=int(across))
-        return nodes.apply("Squeeze", product, column)
 
+def _answer_logprobs(nodes: Nodes, targets: str) -> tuple[str, str]:
+    """The output ``answer_logprobs``; returns the targets' probabilities [P], and what is left for
+    the end of each answer that is the beginning of another [E]."""
+    column = nodes.integers(1)
     likely = nodes.apply("Exp", targets)
-    rest = nodes.apply("Sub", nodes.number(1.0), times("end_targets", likely))
+    rest = nodes.apply("Sub", nodes.number(1.0), _times(nodes, "end_targets", likely))
     rest = nodes.apply("Max", rest, nodes.number(_LEAST_END))
     scores = nodes.apply(
         "Add",
-        times("answer_targets", targets),
-        times("answer_ends", nodes.apply("Log", rest)),
+        _times(nodes, "answer_targets", targets),
+        _times(nodes, "answer_ends", nodes.apply("Log", rest)),
     )
     # Log of the sum over the own group: [G, O] with the other groups' answers out of the way.
     outside = nodes.apply("Sub", nodes.number(1.0), "answer_groups")
@@ -99,8 +127,18 @@ def _answer_loss(nodes: Nodes, targets: str) -> str:
     top = nodes.apply("ReduceMax", grid, column)
     total = nodes.apply("ReduceSum", nodes.apply("Exp", nodes.apply("Sub", grid, top)), column)
     log_total = nodes.apply("Squeeze", nodes.apply("Add", nodes.apply("Log", total), top), column)
-    own_total = times("answer_groups", log_total, across=True)
+    own_total = _times(nodes, "answer_groups", log_total, across=True)
     nodes.add("Sub", [scores, own_total], ["answer_logprobs"])
+    return likely, rest
+
+
+def _answer_loss(nodes: Nodes, targets: str) -> str:
+    """The outputs ``loss`` and ``answer_logprobs``; returns −d loss / d ``targets``, [P]."""
+
+    def times(matrix: str, vector: str, *, across: bool = False) -> str:
+        return _times(nodes, matrix, vector, across=across)
+
+    likely, rest = _answer_logprobs(nodes, targets)
     weight = times("answer_groups", times("answer_groups", "answer_weights"), across=True)
     # −d loss / d score: the right answer's weight, minus what its group's goes by softmax.
     chance = nodes.apply("Mul", nodes.apply("Exp", "answer_logprobs"), weight)

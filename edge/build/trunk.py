@@ -1,5 +1,10 @@
 """The decode graph up to the first layer that is trained: what enters it does not depend on what is
-learned, so that it is computed once for each example and kept."""
+learned, so that it is computed once for each example and kept.
+
+Of sequences without a past, onnxruntime's attention rotates every token by its place in the row and
+not by its position id, which are not the same in a tree. So there is a past: one for all layers, of
+a token that the bias hides.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +13,18 @@ from onnx import ModelProto, TensorProto, helper
 from edge.build.architecture import Decoder
 from edge.build.graph import residual_name, value
 
-_PAST = (3, 4)  # of GroupQueryAttention's inputs
+PAST = "past"
+_PAST_PLACES = (3, 4)  # of GroupQueryAttention's inputs
 
 
 def cut_trunk(decode: ModelProto, decoder: Decoder, layers: int) -> ModelProto:
-    """The part of ``decode`` before its last ``layers`` layers, without a past.
+    """The part of ``decode`` before its last ``layers`` layers.
 
     Activations are float32 between its matrices, whatever ``decode`` makes of them: over the many
     tokens of an example that costs no more, and learning gets what the weights say.
 
-    Reads whole sequences: ``seqlens_k``, ``total_sequence_length``, ``position_ids`` and
-    ``attention_bias`` are those of the decode graph. Gives ``hidden``, float32 [T, hidden].
+    Inputs are those of the decode graph, but that all layers have the same ``past``, float32
+    [1, kv_heads, P, head_dim], as keys and values. Gives ``hidden``, float32 [T, hidden].
     """
     first = decoder.layers - layers
     wanted = _entering(decode, first, decoder.layers)
@@ -29,8 +35,8 @@ def cut_trunk(decode: ModelProto, decoder: Decoder, layers: int) -> ModelProto:
         own = type(node)()
         own.CopyFrom(node)
         if own.op_type == "GroupQueryAttention":
-            for place in _PAST:
-                own.input[place] = ""
+            for place in _PAST_PLACES:
+                own.input[place] = PAST
         for attribute in own.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 0
@@ -42,7 +48,10 @@ def cut_trunk(decode: ModelProto, decoder: Decoder, layers: int) -> ModelProto:
         helper.make_graph(
             nodes,
             "trunk",
-            [given for given in decode.graph.input if given.name in needed],
+            [
+                *(given for given in decode.graph.input if given.name in needed),
+                value(PAST, TensorProto.FLOAT, 1, decoder.kv_heads, "P", decoder.head_dim),
+            ],
             [value("hidden", TensorProto.FLOAT, "T", decoder.hidden)],
             [tensor for tensor in decode.graph.initializer if tensor.name in needed],
         ),

@@ -10,20 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnxruntime as ort
 
 from cascade.errors import BundleError
 from edge.adapter import LoraPair
 from edge.adapter import pack as pack_slot
-from edge.bundle import GRADIENT_GRAPH, TRUNK_GRAPH, AdapterSlot, Bundle, Manifest
+from edge.bundle import GRADIENT_GRAPH, SCORES_GRAPH, TRUNK_GRAPH, AdapterSlot, Bundle, Manifest
 from edge.session import open_session
 from edge.slots import slot_inputs
-from edge.training.lesson import Floats, Lesson
+from edge.training.lesson import Floats, Lesson, by_segment
 from edge.training.packing import Pack, in_packs, pack
+from edge.training.softmax import log_softmax
 from edge.training.trunk import Activations, Keep, Trunk
 
 PACK_TOKENS = 256
-"""Tokens of one run at most, unless a single lesson has more: bounds the memory, whatever the size
-of a batch."""
+"""Tokens of one run at most, beside those that its lessons share, unless a single lesson has more:
+bounds the memory, whatever the size of a batch."""
 
 _SLOT = re.compile(r"layers\.(\d+)\.")
 
@@ -67,7 +69,9 @@ class GradientSession:
     ) -> None:
         check_trains(bundle.manifest)
         self.manifest = bundle.manifest
+        self._bundle, self._threads = bundle, threads
         self._session = open_session(bundle.file(GRADIENT_GRAPH), threads=threads)
+        self._scorer: ort.InferenceSession | None = None
         given = {value.name for value in self._session.get_inputs()}
         self.slots = tuple(slot for slot in bundle.manifest.adapter_slots if slot.input_a in given)
         """Where adapters are trained, those of the first trained layer first."""
@@ -131,12 +135,30 @@ class GradientSession:
 
         Returns:
             Of each lesson float32 [answers], in the order of its answers; the sum is 1.
+
+        Raises:
+            InvalidInput: a lesson is of no closed set.
         """
+        parts = [by_segment(lesson) for lesson in lessons]
+        each_once = {part.digest: part for of_lesson in parts for part in of_lesson}
+        scores = dict(zip(each_once, self._scores(list(each_once.values()), pairs), strict=True))
+        found: list[Floats] = []
+        for of_lesson in parts:
+            total = np.sum([scores[part.digest] for part in of_lesson], axis=0)
+            found.append(np.exp(log_softmax(total[None])[0]).astype(np.float32))
+        return found
+
+    def _scores(self, lessons: Sequence[Lesson], pairs: Mapping[str, LoraPair]) -> list[Floats]:
+        """Log probabilities of the answers of each closed set."""
+        if self._scorer is None and SCORES_GRAPH in self.manifest.files:
+            self._scorer = open_session(self._bundle.file(SCORES_GRAPH), threads=self._threads)
+        graph = self._scorer or self._session  # older bundles have the latter alone
         adapter = self._adapter(pairs)
         found: list[Floats] = []
         for group in in_packs(lessons, PACK_TOKENS):
             packed = pack(group, [0.0] * len(group))
-            found += packed.probabilities(self._run(packed, adapter)["answer_logprobs"])
+            values = self._run(packed, adapter, graph, ["answer_logprobs"])
+            found += packed.answers(values["answer_logprobs"])
         return found
 
     def _adapter(self, pairs: Mapping[str, LoraPair]) -> dict[str, Floats]:
@@ -148,11 +170,20 @@ class GradientSession:
             if name in names
         }
 
-    def _run(self, packed: Pack, adapter: Mapping[str, Floats]) -> dict[str, Floats]:
+    def _run(
+        self,
+        packed: Pack,
+        adapter: Mapping[str, Floats],
+        graph: ort.InferenceSession | None = None,
+        names: Sequence[str] = (),
+    ) -> dict[str, Floats]:
+        """Outputs of the gradient graph, all of them, or of another one."""
+        graph = graph or self._session
         hidden = np.concatenate([self.activations.get(segment) for segment in packed.segments])
-        names = [output.name for output in self._session.get_outputs()]
-        values = self._session.run(names, {"hidden": hidden, **packed.inputs, **adapter})
-        return dict(zip(names, values, strict=True))
+        given = {"hidden": hidden[packed.taken], **packed.inputs, **adapter}
+        wanted = list(names) or [output.name for output in graph.get_outputs()]
+        taken = {value.name: given[value.name] for value in graph.get_inputs()}
+        return dict(zip(wanted, graph.run(wanted, taken), strict=True))
 
 
 _OTHER_INPUTS = 12

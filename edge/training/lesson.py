@@ -9,8 +9,8 @@ worded is the caller's business.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -29,8 +29,8 @@ class Segment:
 
     Arguments:
         ids: one or more token ids.
-        parents: of each token the index of the one before it, smaller than its own; −1 for the
-            first.
+        parents: of each token the index of the one before it, smaller than its own; −1 for one
+            that is the first.
     """
 
     ids: tuple[int, ...]
@@ -171,6 +171,39 @@ def choice_lesson(
         right, tuple(map(tuple, answers)), tuple(map(tuple, ends)), tuple(continued)
     )
     return Lesson(tuple(segments), tuple(targets), closed_set, weight)
+
+
+def by_segment(lesson: Lesson) -> tuple[Lesson, ...]:
+    """A closed set's lesson as one of each segment, of which the prior's is the same for all
+    inputs. The log probabilities of its answers are the sums of theirs, up to a constant.
+
+    Raises:
+        InvalidInput: it is of no closed set.
+    """
+    whole = lesson.closed_set
+    if whole is None:
+        raise InvalidInput("lesson", "is of no closed set")
+    parts = []
+    for number, segment in enumerate(lesson.segments):
+        own = [i for i, target in enumerate(lesson.targets) if target.segment == number]
+        targets = {before: now for now, before in enumerate(own)}
+        going_on = [i for i, each in enumerate(whole.continued) if each[0] in targets]
+        ends = {before: now for now, before in enumerate(going_on)}
+        part = ClosedSet(
+            whole.right,
+            tuple(_those(each, targets) for each in whole.answers),
+            tuple(_those(each, ends) for each in whole.ends),
+            tuple(tuple(targets[i] for i in whole.continued[end]) for end in going_on),
+        )
+        alone = tuple(replace(lesson.targets[i], segment=0) for i in own)
+        parts.append(Lesson((segment,), alone, part, lesson.weight))
+    return tuple(parts)
+
+
+def _those(
+    signs: tuple[tuple[int, float], ...], places: Mapping[int, int]
+) -> tuple[tuple[int, float], ...]:
+    return tuple((places[i], sign) for i, sign in signs if i in places)
 
 
 def _chain(ids: tuple[int, ...]) -> Segment:

@@ -1,6 +1,7 @@
 """Several lessons as one run of the gradient graph: its inputs but for activations and adapter.
 
-Segments lie behind each other and do not see each other, so that nothing is padded. Losses of
+All segments are one forest: tokens with the same way to them are one token, so what lessons begin
+with, the wording of a task and its examples above all, is there once. Nothing is padded. Losses of
 single lessons are told apart again from the graph's outputs.
 """
 
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.training.lesson import Floats, Lesson, Segment
+from edge.training.lesson import Floats, Integers, Lesson, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +22,13 @@ class Pack:
 
     Arguments:
         segments: each once, in the order in which their activations are to be stacked.
+        taken: int64 [T], which rows of that stack the run takes.
         inputs: of the graph, by name.
     """
 
     lessons: tuple[Lesson, ...]
     segments: tuple[Segment, ...]
+    taken: Integers
     inputs: dict[str, NDArray[np.generic]]
 
     def losses(self, target_logprobs: Floats, answer_logprobs: Floats) -> list[float]:
@@ -41,15 +44,10 @@ class Pack:
                 answer += len(lesson.closed_set.answers)
         return losses
 
-    def probabilities(self, answer_logprobs: Floats) -> list[Floats]:
-        """Of each lesson with a closed set, its answers' probabilities, from the output [O]."""
-        found, answer = [], 0
-        for lesson in self.lessons:
-            if lesson.closed_set is not None:
-                end = answer + len(lesson.closed_set.answers)
-                found.append(np.exp(answer_logprobs[answer:end]))
-                answer = end
-        return found
+    def answers(self, answer_logprobs: Floats) -> list[Floats]:
+        """The output [O] by lessons with a closed set: log probabilities of each one's answers."""
+        sizes = [len(each.closed_set.answers) for each in self.lessons if each.closed_set]
+        return np.split(answer_logprobs, np.cumsum(sizes)[:-1])
 
 
 def pack(lessons: Sequence[Lesson], shares: Sequence[float]) -> Pack:
@@ -58,22 +56,16 @@ def pack(lessons: Sequence[Lesson], shares: Sequence[float]) -> Pack:
     Arguments:
         shares: what each lesson's loss counts in the sum.
     """
-    starts: dict[str, int] = {}
-    segments: list[Segment] = []
-    size = 0
-    for segment in (segment for lesson in lessons for segment in lesson.segments):
-        if segment.digest not in starts:
-            starts[segment.digest] = size
-            segments.append(segment)
-            size += len(segment)
-    bias = np.full((size, size), -np.inf, np.float32)
-    for segment in segments:
-        start = starts[segment.digest]
-        end = start + len(segment)
-        bias[start:end, start:end] = segment.bias()
+    forest = _Forest()
+    places_of = {
+        segment.digest: forest.add(segment) for lesson in lessons for segment in lesson.segments
+    }
+    segments = {segment.digest: segment for lesson in lessons for segment in lesson.segments}
+    _, taken = np.unique(np.concatenate(list(places_of.values())), return_index=True)
+    whole = forest.whole()
     places = np.array(
         [
-            starts[lesson.segments[target.segment].digest] + target.at
+            places_of[lesson.segments[target.segment].digest][target.at]
             for lesson in lessons
             for target in lesson.targets
         ],
@@ -81,8 +73,8 @@ def pack(lessons: Sequence[Lesson], shares: Sequence[float]) -> Pack:
     )
     rows, target_rows = np.unique(places, return_inverse=True)
     inputs: dict[str, NDArray[np.generic]] = {
-        "positions": np.concatenate([segment.positions for segment in segments])[None],
-        "attention_bias": bias,
+        "positions": whole.positions[None],
+        "attention_bias": whole.bias(),
         "logit_rows": rows,
         "target_rows": target_rows.astype(np.int64),
         "target_ids": np.array(
@@ -99,22 +91,54 @@ def pack(lessons: Sequence[Lesson], shares: Sequence[float]) -> Pack:
             ]
         ),
     }
-    return Pack(tuple(lessons), tuple(segments), inputs | _closed_sets(lessons, shares))
+    inputs |= _closed_sets(lessons, shares)
+    return Pack(tuple(lessons), tuple(segments.values()), taken.astype(np.int64), inputs)
 
 
 def in_packs(lessons: Sequence[Lesson], most_tokens: int) -> Iterator[list[Lesson]]:
-    """Runs of neighbouring lessons with at most so many tokens; a longer lesson has its own."""
+    """Runs of neighbouring lessons with at most so many tokens, beside those that a lesson has in
+    common with the first of its run; a longer lesson has its own."""
     held: list[Lesson] = []
-    seen: dict[str, int] = {}
+    forest, first = _Forest(), 0
     for lesson in lessons:
-        new = {segment.digest: len(segment) for segment in lesson.segments}
-        if held and sum((seen | new).values()) > most_tokens:
+        shared = sum(place < first for place in forest.places(lesson))
+        if held and len(forest) - shared > most_tokens:
             yield held
-            held, seen = [], {}
+            held, forest = [], _Forest()
+            forest.places(lesson)
+        if not held:
+            first = len(forest)
         held.append(lesson)
-        seen |= new
     if held:
         yield held
+
+
+class _Forest:
+    """Tokens of segments, of which those with the same way to them are one."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, segment: Segment) -> list[int]:
+        """Where each token of a segment is."""
+        places: list[int] = []
+        for token, parent in zip(segment.ids, segment.parents, strict=True):
+            key = (places[parent] if parent >= 0 else -1, token)
+            places.append(self._known.setdefault(key, len(self._known)))
+        return places
+
+    def places(self, lesson: Lesson) -> set[int]:
+        """Where the tokens of a lesson are."""
+        return {place for segment in lesson.segments for place in self.add(segment)}
+
+    def whole(self) -> Segment:
+        """All tokens."""
+        return Segment(
+            tuple(token for _, token in self._known), tuple(parent for parent, _ in self._known)
+        )
 
 
 def _closed_sets(

@@ -11,17 +11,22 @@ import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from cascade.errors import BundleError
 from cascade.files import write_whole
 from edge.bundle import TRUNK_GRAPH, Bundle
 from edge.session import open_session
 from edge.slots import slot_inputs
 from edge.training.lesson import Floats, Segment
+
+# A token before all others that nobody sees: see edge.build.trunk.
+_PAST: Final = "past"
+_BEFORE: Final = ((0, 0), (1, 0))
 
 
 class Trunk:
@@ -39,20 +44,31 @@ class Trunk:
         self._inputs = slot_inputs(bundle.manifest, adapter)
 
     def hidden(self, segment: Segment) -> Floats:
-        """float32 [T, hidden]."""
+        """float32 [T, hidden].
+
+        Raises:
+            BundleError: the bundle's trunk was built before it could read trees.
+        """
         if self._session is None:
             self._session = open_session(self._bundle.file(TRUNK_GRAPH), threads=self._threads)
+        shapes = {wanted.name: wanted.shape for wanted in self._session.get_inputs()}
+        if _PAST not in shapes:
+            raise BundleError(
+                f"{TRUNK_GRAPH}: is of a version that misread the answers of closed sets; build "
+                "the bundle again with: cascade bundle build --force"
+            )
         size = len(segment)
+        _, heads, _, width = shapes[_PAST]
         given: dict[str, NDArray[np.generic]] = {
             "input_ids": np.array([segment.ids], np.int64),
-            "seqlens_k": np.array([size - 1], np.int32),
-            "total_sequence_length": np.array(size, np.int32),
+            "seqlens_k": np.array([size], np.int32),
+            "total_sequence_length": np.array(size + 1, np.int32),
             "position_ids": segment.positions[None],
-            "attention_bias": segment.bias()[None, None],
+            "attention_bias": np.pad(segment.bias(), _BEFORE, constant_values=-np.inf)[None, None],
+            _PAST: np.zeros((1, heads, 1, width), np.float32),
             **self._inputs,
         }
-        names = [wanted.name for wanted in self._session.get_inputs()]
-        hidden: Floats = self._session.run(["hidden"], {name: given[name] for name in names})[0]
+        hidden: Floats = self._session.run(["hidden"], {name: given[name] for name in shapes})[0]
         return hidden
 
     @property

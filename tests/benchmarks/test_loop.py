@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,12 @@ def test_an_arm_that_is_not_certified_anew_says_so_in_its_plan() -> None:
     assert plan_of(TASK, "head", 0).recertify
     assert not plan_of(TASK, "head", 0, recertify=False).recertify
     assert plan_of(TASK, "lora", 0).learner == "lora"
+
+
+def test_a_task_says_how_many_steps_of_lora_a_device_takes() -> None:
+    task = dataclasses.replace(TASK, lora_steps=7)
+    assert plan_of(task, "lora", 0).training.max_steps == 7
+    assert plan_of(task, "head", 0).training == plan_of(TASK, "head", 0).training
 
 
 def test_banking_is_left_out_where_its_data_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ ROUNDS: Final = 6
 
 _TRAINING: Final = {
     "head": PlanConfig(clip_norm=20.0),
-    "lora": PlanConfig(layers=4, learning_rate=0.05, batch=8, max_steps=20, clip_norm=20.0),
+    "lora": PlanConfig(layers=4, learning_rate=0.05, batch=8, clip_norm=20.0),
 }
 """Heads are sent as they are fitted; 20 bounds an odd one. LoRA: see ``docs/loop.md`` for what was
 tried."""
@@ -71,7 +72,9 @@ def plan_of(of: LoopTask, learner: Learner, seed: int, *, recertify: bool = True
         most_worse=0.01,
         target=of.target,
         alpha=of.alpha,
-        training=_TRAINING[learner].model_copy(update={"seed": seed}),
+        training=_TRAINING[learner].model_copy(
+            update={"seed": seed} | ({"max_steps": of.lora_steps} if learner == "lora" else {})
+        ),
     )
 
 
@@ -102,6 +105,7 @@ def simulated(
         ground.at,
         rows=parts_of(of, seed),
         trunk=ground.trunk.absolute(),
+        threads=os.cpu_count() or 1,
     )
     found = []
     try:

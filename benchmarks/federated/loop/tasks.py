@@ -58,6 +58,8 @@ class LoopTask:
         partition: which device sees what.
         lora: how LoRA is asked, where it is not as a head is: it needs no examples in its prompt,
             which it would have to read again in every step.
+        lora_steps: that a device takes in a round at most; one over 27 answers takes four times as
+            long as one over two.
         wordings: how the base model is asked, for set-ups that learn nothing.
         asked_at: the seeds at which it is; scoring 27 answers takes a while.
         arms: that are run.
@@ -75,6 +77,7 @@ class LoopTask:
     wordings: Mapping[str, Task]
     arms: tuple[Arm, ...]
     lora: Task | None = None
+    lora_steps: int = 20
     asked_at: tuple[int, ...] = (0, 1, 2)
 
 
@@ -111,7 +114,8 @@ def commands() -> LoopTask:
         partition="dirichlet:0.3",
         wordings={"plain": task},
         asked_at=(0,),
-        arms=("head", "head, not certified anew"),
+        arms=("head", "head, not certified anew", "lora"),
+        lora_steps=10,
     )
 
 
@@ -145,8 +149,7 @@ def sentiment(teacher: str) -> LoopTask:
         alpha=0.05,
         partition="by-group",
         wordings={"two examples": TASK, "plain": replace(TASK, examples=())},
-        # LoRA takes as long as all other arms together: under one teacher.
-        arms=("head", "head, not certified anew", *(("lora",) if teacher == "tier1" else ())),
+        arms=("head", "head, not certified anew", "lora"),
         lora=replace(TASK, examples=()),
     )
 

@@ -95,7 +95,7 @@ def without_gradient(tiny, tmp_path_factory) -> Bundle:
     files = {
         name: entry
         for name, entry in tiny.bundle.manifest.files.items()
-        if name not in ("gradient.onnx", "trunk.onnx")
+        if name not in ("gradient.onnx", "scores.onnx", "trunk.onnx")
     }
     manifest = dataclasses.replace(tiny.bundle.manifest, files=files)
     return dataclasses.replace(tiny.bundle, manifest=manifest)

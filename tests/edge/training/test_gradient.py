@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import onnx
@@ -10,14 +11,15 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as BlockKind
 
-from cascade.errors import BundleError
+from cascade.errors import BundleError, InvalidInput
 from cascade.signing import SigningKey, TrustStore
 from edge.adapter import LoraPair
 from edge.build import build_from_gguf
 from edge.build import frozen as frozen_module
-from edge.bundle import GRADIENT_GRAPH, Bundle
+from edge.bundle import GRADIENT_GRAPH, SCORES_GRAPH, TRUNK_GRAPH, Bundle
 from edge.training import GradientSession, choice_lesson, text_lesson
 from edge.training import gradient as gradient_module
+from edge.training.packing import in_packs, pack
 from edge.trie import build_trie
 from tests.edge.build.folders import IDS
 from tests.edge.build.tiny import Tiny
@@ -28,6 +30,8 @@ from .reference import Reference, flat, random_pairs, relative_error
 PROMPT, EMPTY = IDS[:6], IDS[:2]
 # The second answer is the beginning of the first.
 ANSWERS = [[5, 6, 7], [5, 6], [5, 9], [11]]
+# Its tree has branches of more than one token.
+BUSHY = [[5, 6, 7], [5, 9, 8], [11, 6, 4], [11, 9, 3], [12, 5]]
 
 
 def scores(reference: Reference, prompt: list[int]) -> torch.Tensor:
@@ -122,6 +126,98 @@ def test_a_loss_does_not_depend_on_what_shares_its_run(built) -> None:
     assert np.allclose(flat(together.gradients), mean, rtol=1e-3, atol=1e-6)
 
 
+def test_a_tree_is_read_as_each_of_its_paths_is(built) -> None:
+    bundle, _ = built(Kind("llama", "int8", 4, tied=True))
+    session = GradientSession(bundle, keep="nothing")
+    own = random_pairs(session)
+    trie = build_trie(BUSHY)
+    expected = []
+    for answer in BUSHY:
+        loss = session.run([text_lesson(PROMPT, answer)], own).loss
+        before = session.run([text_lesson(EMPTY, answer)], own).loss
+        expected.append(len(answer) * (before - loss))
+    (found,) = session.probabilities([choice_lesson(PROMPT, trie, 0, prior=EMPTY)], own)
+    weights = np.exp(np.array(expected) - max(expected))
+    np.testing.assert_allclose(found, weights / weights.sum(), rtol=1e-3)
+
+
+def test_a_device_chooses_with_the_probabilities_that_are_learned(tmp_path) -> None:
+    """Answers of several tokens, of which the second and later ones differ."""
+    from cascade.request import Message
+    from cascade.testing import random_model
+    from edge.model import OnnxModel
+    from edge.training import LessonMaker, TrainingExample
+
+    random_model.write_random_model(tmp_path / "t.gguf", seed=0, family="llama", context_tokens=512)
+    key = SigningKey.generate()
+    trust = TrustStore(tmp_path / "trust")
+    trust.pin("test", key.public)
+    made = build_from_gguf(
+        tmp_path / "t.gguf",
+        tmp_path / "bundle",
+        name="tiny",
+        base_model="random weights, seed 0",
+        licence="Apache-2.0",
+        commercial_use=True,
+        signing_key=key,
+        accuracy_level=0,
+        gradient_layers=1,
+    )
+    bundle = Bundle.open(made, trust)
+    options = ("start timer", "start fan", "stop timer now", "stop fan now", "lights")
+    maker = LessonMaker(bundle)
+    task = maker.task_of(options)
+    example = TrainingExample((Message("user", "red water"),), options[0], options)
+    (found,) = GradientSession(bundle, keep="nothing").probabilities([maker.lesson(example)], {})
+    answer = OnnxModel(bundle).choose(
+        task.for_device("red water"),
+        options,
+        prior_prompt=task.prior_prompt(),
+        option_prefix=task.option_prefix,
+    )
+    assert answer.options is not None
+    np.testing.assert_allclose(found, answer.options.probabilities, rtol=2e-3)
+
+
+def test_a_bundle_without_the_graph_of_scores_gives_the_same(built) -> None:
+    bundle, _ = built(Kind("qwen2", "int4", 2, tied=True))
+    files = {name: e for name, e in bundle.manifest.files.items() if name != SCORES_GRAPH}
+    assert len(files) + 1 == len(bundle.manifest.files)
+    older = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, files=files))
+    lessons = [
+        choice_lesson(IDS[place : place + 4], build_trie(ANSWERS), 1, prior=EMPTY)
+        for place in range(3)
+    ]
+    pairs = random_pairs(GradientSession(bundle))
+    found, expected = (GradientSession(b).probabilities(lessons, pairs) for b in (bundle, older))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    losses = GradientSession(bundle).run(lessons, pairs).losses
+    np.testing.assert_allclose([-np.log(each[1]) for each in found], losses, rtol=1e-3)
+
+
+def test_text_has_no_answers_to_score(built) -> None:
+    bundle, _ = built(Kind("qwen2", "int4", 2, tied=True))
+    with pytest.raises(InvalidInput, match="lesson: is of no closed set"):
+        GradientSession(bundle).probabilities([text_lesson(PROMPT, IDS[6:8])], {})
+
+
+def test_a_trunk_that_misreads_trees_is_refused(built, tmp_path) -> None:
+    bundle, _ = built(Kind("llama", "int8", 4, tied=True))
+    folder = tmp_path / "old"
+    shutil.copytree(bundle.path, folder)
+    graph = onnx.load(folder / TRUNK_GRAPH, load_external_data=False)
+    for node in graph.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            node.input[3] = node.input[4] = ""
+    kept = [given for given in graph.graph.input if given.name != "past"]
+    del graph.graph.input[:]
+    graph.graph.input.extend(kept)
+    onnx.save(graph, folder / TRUNK_GRAPH)
+    session = GradientSession(dataclasses.replace(bundle, path=folder), keep="nothing")
+    with pytest.raises(BundleError, match="build the bundle again"):
+        session.run([text_lesson(PROMPT, IDS[6:8])], {})
+
+
 def test_runs_are_cut_where_they_get_long(built, monkeypatch) -> None:
     bundle, _ = built(Kind("llama", "int8", 4, tied=True))
     session = GradientSession(bundle)
@@ -132,6 +228,25 @@ def test_runs_are_cut_where_they_get_long(built, monkeypatch) -> None:
     cut = session.run(lessons, pairs)
     assert cut.losses == pytest.approx(whole.losses, rel=1e-5)
     assert np.allclose(flat(cut.gradients), flat(whole.gradients), rtol=1e-3, atol=1e-6)
+
+
+def test_what_lessons_begin_with_is_in_a_run_once(built) -> None:
+    bundle, _ = built(Kind("llama", "int8", 4, tied=True))
+    trie = build_trie(BUSHY)  # three inner nodes behind the root
+    prior = IDS[:8]
+    lessons = [choice_lesson([*prior, 20 + i], trie, i, prior=prior) for i in range(5)]
+    session = GradientSession(bundle)
+    pairs = random_pairs(session)
+    packed = pack(lessons, [1.0] * 5)
+    assert len(packed.taken) == len(prior) + len(trie.inner) - 1 + 5 * len(trie.inner)
+    # Room for what the first lesson shares with each other one is not counted.
+    own = len(trie.inner)
+    assert [len(each) for each in in_packs(lessons, 3 * own)] == [3, 2]
+    together = session.run(lessons, pairs)
+    alone = [session.run([lesson], pairs) for lesson in lessons]
+    assert together.losses == pytest.approx([each.loss for each in alone], rel=1e-5)
+    mean = sum(flat(each.gradients) for each in alone) / 5
+    assert np.allclose(flat(together.gradients), mean, rtol=1e-3, atol=1e-6)
 
 
 def test_the_loss_is_that_of_the_decode_graph(tiny) -> None:
