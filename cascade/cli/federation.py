@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from cloud.federation.rounds import Round
 
 _VARIABLE: Final = "CASCADE_FEDERATION_STORE"
+_SPENT: Final = """\
+Devices keep what they run, and none trains. To go on, raise federation.aggregation.most_epsilon (or
+noise_multiplier, which slows what is spent) and start the cluster with it again."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +77,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 def _rounds(args: argparse.Namespace) -> int:
     with loading():
         from cloud.federation.account import account
+        from cloud.federation.budget import standing_still
         from cloud.federation.refusals import counters
         from cloud.federation.rounds import recent
     database = _store(args)
@@ -81,12 +85,15 @@ def _rounds(args: argparse.Namespace) -> int:
         found = database.do_now(lambda tx: recent(tx, max(1, args.most)))
         counts = database.do_now(counters)
         history = database.do_now(account)
+        spent = database.do_now(standing_still)
     finally:
         database.close()
     privacy = _privacy(history)
     if args.json:
         told = [dataclasses.asdict(each) for each in found]
-        print(json.dumps({"rounds": told, "counters": counts, "privacy": privacy}))
+        print(
+            json.dumps({"rounds": told, "counters": counts, "privacy": privacy, "no_round": spent})
+        )
         return 0
     if not found:
         print("no round yet")
@@ -94,6 +101,8 @@ def _rounds(args: argparse.Namespace) -> int:
         print(_line(each))
     if privacy is not None:
         print("\n" + _privacy_line(privacy))
+    if spent is not None:
+        print(f"no further round: {spent}\n{_SPENT}")
     if counts:
         print("\n" + " · ".join(f"{name} {value}" for name, value in counts.items()))
     return 0

@@ -9,6 +9,7 @@ later noise makes up for it: such rounds are counted apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cascade.errors import CascadeError
 from cloud.federation.database import Transaction
@@ -67,6 +68,12 @@ def cost(history: Account, multiplier: float | None, delta: float) -> Cost | Non
     if multiplier is None:
         return None
     try:
-        return cost_of_next(history.noised, NoisedRounds(1, multiplier), delta)
+        return _cost(history.noised, multiplier, delta)
     except CascadeError:
         return None
+
+
+@lru_cache(maxsize=16)
+def _cost(noised: tuple[NoisedRounds, ...], multiplier: float, delta: float) -> Cost:
+    """Kept, because a coordinator that may open no round asks twice a second."""
+    return cost_of_next(noised, NoisedRounds(1, multiplier), delta)
