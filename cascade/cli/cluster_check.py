@@ -147,6 +147,7 @@ def _rounds(plan: FederationPlan) -> list[str]:
         *([f"masks    {plan.masks}"] if plan.masks else []),
         *([f"privacy  {plan.privacy}"] if plan.privacy else []),
         *(f"{'gate' if not place else '':<8} {line}" for place, line in enumerate(plan.gate)),
+        f"rollout  {plan.rollout}",
     ]
 
 

@@ -156,7 +156,10 @@ class FederationConfig(StrictModel):
     @classmethod
     def _digest(cls, digest: str) -> str:
         if not _SHA256.fullmatch(digest):
-            raise ValueError("must be an adapter's digest: 64 lower-case hex digits")
+            raise ValueError(
+                "must be an adapter's digest: 64 lower-case hex digits, which `cascade registry "
+                "list --full` shows"
+            )
         return digest
 
     @field_validator("retry_s")

@@ -13,6 +13,7 @@ from cloud.federation.budget import MOST_ROUNDS, rounds_within
 from cloud.federation.config import FederationConfig
 from cloud.federation.gate.planned import explained, gate_problems
 from cloud.federation.privacy import NoisedRounds, epsilon
+from cloud.federation.rollout.config import RolloutConfig
 from cloud.registry import Registry
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class FederationPlan:
         masks: what holds where updates are summed under masks, for people; empty for none.
         privacy: what rounds with noise cost, for people; empty without noise.
         gate: who lets candidates through, for people.
+        rollout: how approved adapters reach devices, for people.
         problems: what keeps them from starting, a line each.
     """
 
@@ -51,6 +53,7 @@ class FederationPlan:
     gate: tuple[str, ...]
     masks: str = ""
     privacy: str = ""
+    rollout: str = ""
     problems: tuple[str, ...] = ()
 
 
@@ -103,6 +106,7 @@ def plan_federation(config: ClusterConfig) -> FederationPlan | None:
         gate=explained(federation.gate),
         masks=_masks(plan),
         privacy=privacy,
+        rollout=_rollout(federation.rollout, Registry(registry), base),
         problems=tuple(problems),
     )
 
@@ -149,6 +153,25 @@ def _aggregation(config: FederationConfig) -> str:
     strategy = "FFA-LoRA" if config.plan.trained == "b" else "mean of products"
     step = "" if how.optimiser == "plain" else f", {how.optimiser} on the server"
     return f"{strategy} by {how.rule.replace('_', ' ')}{step}"
+
+
+def _rollout(config: RolloutConfig | None, registry: Registry, base: str | None) -> str:
+    if config is None:
+        return "none: what is approved reaches devices by `cascade registry publish`"
+    try:
+        served = any(
+            registry.artifact(digest).artifact.base_digest == base
+            for variant in registry.channel(config.channel).variants
+            for digest in variant.stable[:1]
+        )
+    except (CascadeError, OSError):
+        served = False
+    nothing = "" if served or base is None else "; it serves no bundle of this base yet"
+    return (
+        f"on the channel {config.channel}, {config.percent} % first; to all when "
+        f"{config.minimum_devices} devices or more have reported for {config.minimum_s:g} s and "
+        f"nothing is worse than its bound, back after {config.most_s:g} s{nothing}"
+    )
 
 
 def _without_password(url: str) -> str:

@@ -30,7 +30,7 @@ from cloud.federation.config import FederationConfig, PlanConfig
 from cloud.federation.rollout.config import BoundsConfig, RolloutConfig
 from cloud.registry import Needs
 from edge import Device, Renewal, set_up
-from edge.federation import AdapterCounts, Participant, StartingPoint, Step, Trained
+from edge.federation import AdapterCounts, Limits, Participant, StartingPoint, Step, Trained
 from tests.cloud.federation.gated import OPTIONS, Gated, words
 from tests.ports import free_port
 
@@ -71,7 +71,7 @@ class Walker:
 
         async def step() -> Step:
             base = start_base(self.home)
-            device = Participant(self.profile, base, trained, trust=TrustStore(self.home / "trust"))
+            device = Participant(self.profile, base, trained, limits=Limits(clip_norm=1000.0))
             try:
                 return await device.step()
             finally:
@@ -157,7 +157,7 @@ def cluster(gated: Gated) -> Iterator[ClientProfile]:
         minimum=DEVICES,
         min_separation_s=0.0,
         retry_s=(0.0, 0.1),
-        plan=PlanConfig(layers=100, bits=8, clip_norm=10.0),
+        plan=PlanConfig(layers=100, bits=8, clip_norm=1000.0),
         gate=gated.config,
         rollout=RolloutConfig(
             percent=99, minimum_devices=DEVICES, minimum_s=0.0, delta=0.4, bounds=BOUNDS
