@@ -337,7 +337,7 @@ def test_the_command_takes_part(
         told = capsys.readouterr()
         assert json.loads(told.out)["outcome"] == "sent"
         # What takes minutes with a real model is not silent.
-        for stage in ("read examples for LoRA: 4", "train LoRA", "compare with the parent"):
+        for stage in ("read examples for LoRA: 60", "train LoRA", "compare with the parent"):
             assert stage in told.err
         words.remove("--json")
         (home.home() / "federation").rename(

@@ -49,6 +49,7 @@ class Walker:
 
     home: Path
     profile: ClientProfile
+    base: str
     patch: pytest.MonkeyPatch
 
     @contextmanager
@@ -70,8 +71,7 @@ class Walker:
             return Trained(change, examples=10)
 
         async def step() -> Step:
-            base = start_base(self.home)
-            device = Participant(self.profile, base, trained, limits=Limits(clip_norm=1000.0))
+            device = Participant(self.profile, self.base, trained, limits=Limits(clip_norm=1000.0))
             try:
                 return await device.step()
             finally:
@@ -88,8 +88,8 @@ class Walker:
             info = running[0].info
             return "" if info is None else info.adapter_digest
 
-        async def report(counts: AdapterCounts, base: str) -> None:
-            participant = Participant(self.profile, base, _never)
+        async def report(counts: AdapterCounts) -> None:
+            participant = Participant(self.profile, self.base, _never)
             try:
                 assert await participant.report(counts)
             finally:
@@ -102,17 +102,12 @@ class Walker:
             for text in words(7, REQUESTS):
                 device.choose(text, OPTIONS, task="colours", constraints=HERE)
             assert device.info is not None
-            asyncio.run(report(counts, device.info.base_digest))
+            asyncio.run(report(counts))
             return device.info.adapter_digest, renewal
 
 
 def _never(plan: RoundPlan, start: StartingPoint) -> Trained:
     raise AssertionError("it only reports")
-
-
-def start_base(home: Path) -> str:
-    (bundle,) = (home / "bundles").iterdir()
-    return str(json.loads((bundle / "manifest.json").read_bytes())["base_digest"])
 
 
 @pytest.fixture
@@ -194,7 +189,8 @@ def test_from_devices_to_devices_and_back(
             time.sleep(0.3)
         return told
 
-    devices = [Walker(gated.folder / f"device-{n}", cluster, patch) for n in range(DEVICES)]
+    base = gated.tiny.bundle.manifest.base_digest
+    devices = [Walker(gated.folder / f"device-{n}", cluster, base, patch) for n in range(DEVICES)]
     for device in devices:
         trust = TrustStore(device.home / "trust")
         trust.pin("tiny", gated.tiny.key.public)
