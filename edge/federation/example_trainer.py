@@ -141,8 +141,8 @@ class ExampleTrainer:
         chosen = curate(self._store.examples(), self._store.consent(), self._rules)
         learn = _newest(chosen.learn, plan.max_examples)
         aside = _newest(chosen.held_out, plan.max_examples)
-        if why := self._too_little(len(learn), len(aside)):
-            raise NoGain(why)
+        if lack := self._too_little(len(learn), len(aside)):
+            raise NoGain(lack)
         made: list[Trained] = []
         why: list[str] = []
         given = _Round(plan, start, learn, aside, allowed, began)
