@@ -98,7 +98,9 @@ async def test_a_budget_stops_rounds_and_a_restart_does_not_forget_it(
 
     async def a_round(coordinator: Coordinator) -> None:
         await coordinator.tick()
-        for device in devices:
+        for place, device in enumerate(devices):
+            assert main(["federation", "rounds", *store]) == 0
+            assert f"  {place} updates so far" in capsys.readouterr().out
             data = payload(1.0)
             await device.service.upload(device.header(await device.lease(), data), data)
         await coordinator.tick()
