@@ -62,6 +62,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--parent", type=Path, metavar="DIR", help="adapter to go on from")
     train.add_argument("--name", help="of the adapter (default: the folder's)")
     train.add_argument(
+        "--version",
+        type=int,
+        metavar="N",
+        help="above what a channel serves (parent's + 1, else 1)",
+    )
+    train.add_argument(
         "--licence", default="Apache-2.0", metavar="SPDX", help="of the adapter (Apache-2.0)"
     )
     train.add_argument("--key", type=Path, metavar="FILE", help="publisher's signing key")
@@ -134,6 +140,7 @@ def _train(args: argparse.Namespace) -> int:
     examples = read_examples(args.data, task)
     trust = TrustStore(home.trust_dir())
     parent = Adapter.open(args.parent, trust) if args.parent else None
+    _version(args.version, parent)
     maker = LessonMaker(bundle, task)
     lessons = _lessons(maker, examples, args.data.name)
     learned = learn(
@@ -190,10 +197,18 @@ def _publish(
         name=args.name or args.out.name,
         base_digest=bundle.manifest.base_digest,
         signing_key=signing_key(args.key),
-        version=1 if parent is None else parent.manifest.version + 1,
+        version=_version(args.version, parent),
         parent="" if parent is None else parent.digest,
         licence=args.licence,
     )
+
+
+def _version(given: int | None, parent: Adapter | None) -> int:
+    """The adapter's: devices and channels go to higher ones only."""
+    least = 1 if parent is None else parent.manifest.version + 1
+    if given is not None and given < least:
+        raise InvalidInput("--version", f"{given} is below {least}")
+    return least if given is None else given
 
 
 def _eval(args: argparse.Namespace) -> int:

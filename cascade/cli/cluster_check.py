@@ -145,7 +145,9 @@ def _rounds(plan: FederationPlan) -> list[str]:
         f"         from {plan.adapter} · trains {plan.trains}{size}",
         f"         {plan.aggregation} · next from what is {plan.start_from} · kept in {plan.store}",
         *([f"masks    {plan.masks}"] if plan.masks else []),
+        *([f"privacy  {plan.privacy}"] if plan.privacy else []),
         *(f"{'gate' if not place else '':<8} {line}" for place, line in enumerate(plan.gate)),
+        f"rollout  {plan.rollout}",
     ]
 
 

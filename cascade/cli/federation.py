@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from cloud.federation.rounds import Round
 
 _VARIABLE: Final = "CASCADE_FEDERATION_STORE"
+_SPENT: Final = """\
+Devices keep what they run, and none trains. To go on, raise federation.aggregation.most_epsilon (or
+noise_multiplier, which slows what is spent) and start the cluster with it again."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -74,26 +77,32 @@ def _common(parser: argparse.ArgumentParser) -> None:
 def _rounds(args: argparse.Namespace) -> int:
     with loading():
         from cloud.federation.account import account
+        from cloud.federation.budget import standing_still
         from cloud.federation.refusals import counters
-        from cloud.federation.rounds import recent
+        from cloud.federation.rounds import recent, uncounted
     database = _store(args)
     try:
         found = database.do_now(lambda tx: recent(tx, max(1, args.most)))
         counts = database.do_now(counters)
         history = database.do_now(account)
+        spent = database.do_now(standing_still)
+        come = database.do_now(uncounted)
     finally:
         database.close()
     privacy = _privacy(history)
     if args.json:
         told = [dataclasses.asdict(each) for each in found]
-        print(json.dumps({"rounds": told, "counters": counts, "privacy": privacy}))
+        value = {"rounds": told, "counters": counts, "privacy": privacy}
+        print(json.dumps({**value, "no_round": spent, "uncounted": come}))
         return 0
     if not found:
         print("no round yet")
     for each in found:
-        print(_line(each))
+        print(_line(each, come))
     if privacy is not None:
         print("\n" + _privacy_line(privacy))
+    if spent is not None:
+        print(f"no further round: {spent}\n{_SPENT}")
     if counts:
         print("\n" + " · ".join(f"{name} {value}" for name, value in counts.items()))
     return 0
@@ -282,14 +291,13 @@ def _print(found: Round, args: argparse.Namespace) -> None:
         print(line)
 
 
-def _line(found: Round) -> str:
-    candidate = ""
+def _line(found: Round, come: int) -> str:
+    candidate, updates = "", f"{found.counted:>5} updates"
+    if found.state == "collecting":
+        updates = f"{come:>5} updates so far"
     if found.candidate_digest is not None:
         candidate = f"  → {found.candidate_digest[:12]}… version {found.candidate_version}"
-    return (
-        f"{found.number:>5}  {found.state:<11}  {_time(found.opened_at)}  "
-        f"{found.counted:>5} updates{candidate}"
-    )
+    return f"{found.number:>5}  {found.state:<11}  {_time(found.opened_at)}  {updates}{candidate}"
 
 
 def _told(found: Round) -> Iterator[str]:

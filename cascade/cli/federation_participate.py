@@ -14,6 +14,7 @@ from cascade import home
 from cascade.cli.adapters import task_of
 from cascade.cli.interrupt import loading, terminable
 from cascade.cli.learning import add_store_options, cipher
+from cascade.cli.progress import ProgressLine
 from cascade.conditions import Conditions, LinuxConditions
 from cascade.signing import TrustStore
 
@@ -28,6 +29,23 @@ text leaves the device. By default it trains only while the device is known to b
 on an unmetered connection; an app knows these, the command line is told by --idle, --charging and
 --unmetered. Ctrl-C ends it; nothing that was committed is lost."""
 _HELD: Final = ("not_ready", "spent")
+_WORDS: Final = {
+    "not_idle": "the device is in use, as far as is known (--idle)",
+    "not_charging": "it is on battery, as far as is known (--charging)",
+    "not_unmetered": "its connection is metered, as far as is known (--unmetered)",
+    "too_hot": "it is too warm",
+    "time_spent": "it has trained as long today as it may (--seconds-per-day)",
+    "steps_spent": "it has taken as many steps today as it may",
+    "energy_spent": "it has used as much energy today as it may",
+    "too_soon": "its last round was too short a time ago (--separation-s)",
+    "week_full": "it took part as often in seven days as it may (--per-week)",
+    "already_training": "another process of this device trains",
+    "no_round": "no round takes devices now",
+    "cohort_full": "the round has all the devices that it wants",
+    "other_base": "the rounds are for another bundle",
+    "budget_spent": "the fleet's privacy budget is used up",
+}
+"""What devices and clusters call their reasons, for people."""
 
 
 def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
@@ -56,6 +74,9 @@ def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
     verb.add_argument(
         "--seconds-per-day", type=float, metavar="S", help="of training at most (600)"
     )
+    verb.add_argument(
+        "--separation-s", type=float, metavar="S", help="between two rounds at least (21600: 6 h)"
+    )
     verb.add_argument("--per-week", type=int, metavar="N", help="rounds in seven days at most (7)")
     verb.add_argument("--json", action="store_true", help="print one JSON object a step")
     add_store_options(verb)
@@ -76,13 +97,15 @@ def _participate(args: argparse.Namespace) -> int:
     check_trains(bundle.manifest)
     given = {
         name: value
-        for name in ("seconds_per_day", "per_week")
+        for name in ("seconds_per_day", "separation_s", "per_week")
         if (value := getattr(args, name)) is not None
     }
     allowance = TrainingAllowance(TrainingLimits(**given), _Told(args))
     profile = ClientProfile.load(args.profile)
     with ExampleStore(args.examples, cipher=cipher(args)) as store:
-        trainer = ExampleTrainer(bundle, store, allowance, task=task_of(args, bundle))
+        progress = _Progress()
+        task = task_of(args, bundle)
+        trainer = ExampleTrainer(bundle, store, allowance, task=task, watch=progress.watch)
         participant = Participant(
             profile,
             bundle.manifest.base_digest,
@@ -90,18 +113,20 @@ def _participate(args: argparse.Namespace) -> int:
             trust=trust,
             allowance=allowance,
             examples=trainer.examples,
+            ready=trainer.ready,
             limits=Limits(masked_only=args.masked_only),
         )
-        asyncio.run(_run(participant, args))
+        asyncio.run(_run(participant, args, progress))
     return 0
 
 
-async def _run(participant: Participant, args: argparse.Namespace) -> None:
+async def _run(participant: Participant, args: argparse.Namespace, progress: _Progress) -> None:
     with terminable():
         try:
             masking = False
             while True:
                 done = await participant.step()
+                progress.end()
                 _tell(done, args)
                 # Under masks the others count on it: leaving now would be dropping out.
                 masking = done.outcome == "masking" or (masking and done.outcome == "waiting")
@@ -116,11 +141,45 @@ def _tell(done: Step, args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(dataclasses.asdict(done)), flush=True)
         return
-    why = done.note
+    why = ", ".join(_WORDS.get(word, word) for word in done.note.split(", "))
+    if done.outcome == "not_needed" and done.note == "too_soon":
+        why = "the cluster wants it less often"
     if done.outcome in _HELD and not why:
         why = "the device is in use, on battery, metered, or has trained enough"
-    wait = f" · again in {done.wait_s:.0f} s" if done.wait_s else ""
+    wait = f" · again in {_duration(done.wait_s)}" if done.wait_s else ""
     print(f"{done.outcome.replace('_', ' ')}{f': {why}' if why else ''}{wait}", flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class _Progress:
+    """A line for each thing that training does; told from the thread that trains."""
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._line: ProgressLine | None = None
+
+    def watch(self, what: str, done: int, total: int) -> None:
+        """See ``ExampleTrainer``."""
+        if what != self._what or self._line is None:
+            self.end()
+            unit = "steps" if what.startswith("train") else "examples"
+            self._what, self._line = what, ProgressLine(what, total, unit)
+            if not done:
+                self._line.note(f"{total} {unit}")
+        if done:
+            self._line.update(done)
+
+    def end(self) -> None:
+        """End the line that is there, if one is."""
+        if self._line is not None:
+            self._line.done()
+        self._what, self._line = "", None
 
 
 class _Told:

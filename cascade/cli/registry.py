@@ -51,6 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _changes(rollback)
     rollback.set_defaults(run=_rollback)
     listed = actions.add_parser("list", help="show channels and artifacts")
+    listed.add_argument(
+        "--full", action="store_true", help="whole digests, as a cluster's configuration names them"
+    )
     listed.add_argument("--json", action="store_true", help="print one JSON object")
     _where(listed)
     listed.set_defaults(run=_list)
@@ -159,12 +162,12 @@ def _list(args: argparse.Namespace) -> int:
         print(f"nothing is published at {registry.url}; begin with: cascade registry publish")
         return NotFound.exit_code
     for channel in channels:
-        for line in _channel_lines(registry, channel):
+        for line in _channel_lines(registry, channel, full=args.full):
             print(line)
     named = {digest for channel in channels for digest in channel.named}
     for each in artifacts:
         if each.artifact.digest not in named:
-            print(f"unused   {_called(each)}")
+            print(f"unused   {_called(each, full=args.full)}")
     return 0
 
 
@@ -218,14 +221,15 @@ def _told(
         print(f"left out {_called(registry.artifact(digest))}: it does not fit any longer")
 
 
-def _channel_lines(registry: Registry, channel: Channel) -> list[str]:
+def _channel_lines(registry: Registry, channel: Channel, *, full: bool = False) -> list[str]:
     lines = []
     for variant in channel.variants:
         lines.append(f"channel  {channel.name} · revision {channel.revision}{_for(variant)}")
         for word, release in (("stable", variant.stable), ("canary", variant.canary)):
             share = f"{variant.percent} %" if word == "canary" else ""
             for digest in release:
-                lines.append(f"  {word:<6} {share:<4} {_called(registry.artifact(digest))}")
+                called = _called(registry.artifact(digest), full=full)
+                lines.append(f"  {word:<6} {share:<4} {called}")
         if variant.earlier:
             lines.append(f"  {len(variant.earlier)} earlier releases to go back to")
     return lines
@@ -239,14 +243,15 @@ def _for(variant: Variant) -> str:
     return f" · for {', '.join(words)}" if words else ""
 
 
-def _called(each: Published) -> str:
+def _called(each: Published, *, full: bool = False) -> str:
     item = each.artifact
     version = f" version {item.version}" if item.kind == "adapter" else ""
     size = sum(size for _, size in each.files.values())
     shown = f" · {size / 1e6:.1f} MB" if size else ""
     licence = f" · {each.licence}" if each.licence else ""
+    digest = item.digest if full else item.digest[:12]
     return (
-        f"{item.kind:<7} {each.name}{version} · {item.digest[:12]}{shown}{licence} · "
+        f"{item.kind:<7} {each.name}{version} · {digest}{shown}{licence} · "
         f"signed by {each.publisher}"
     )
 

@@ -51,7 +51,11 @@ def _setup(args: argparse.Namespace) -> int:
         if key not in trust.keys().values():
             trust.pin(f"{_PUBLISHER}-{key.key_id[:8]}", key)
     if not trust.keys():
-        raise InvalidInput("publisher", "is missing: no publisher is trusted on this device yet")
+        raise InvalidInput(
+            "publisher",
+            "is missing: no publisher is trusted on this device yet; who runs `cascade registry "
+            "publish` has the file as trust/local.pub under CASCADE_HOME",
+        )
     lines: dict[str, ProgressLine] = {}
 
     def on_bytes(name: str, done: int, size: int) -> None:

@@ -15,7 +15,7 @@ PAYLOAD_LIMIT_BYTES: Final = 1 << 30
 CHUNK_LIMIT_BYTES: Final = 1 << 20
 """No chunk of an upload is longer."""
 
-NoLease = Literal["no_round", "cohort_full", "too_soon", "other_base"]
+NoLease = Literal["no_round", "cohort_full", "too_soon", "other_base", "budget_spent"]
 Phase = Literal["advertise_keys", "share_keys", "survivors", "unmask"]
 
 

@@ -53,6 +53,7 @@ _NO_LEASE: Final[dict[NoLease, pb.NoLeaseReason]] = {
     "cohort_full": pb.NO_LEASE_REASON_COHORT_FULL,
     "too_soon": pb.NO_LEASE_REASON_TOO_SOON,
     "other_base": pb.NO_LEASE_REASON_OTHER_BASE,
+    "budget_spent": pb.NO_LEASE_REASON_BUDGET_SPENT,
 }
 _ABORTS: Final[dict[AbortReason, pb.AbortReason]] = {
     AbortReason.UNSAID: pb.ABORT_REASON_UNSPECIFIED,

@@ -9,10 +9,11 @@ later noise makes up for it: such rounds are counted apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cascade.errors import CascadeError
 from cloud.federation.database import Transaction
-from cloud.federation.privacy import Cost, NoisedRounds, cost_of_next, epsilon
+from cloud.federation.privacy import Cost, NoisedRounds, epsilon
 
 _PUBLISHED = "('waiting', 'approved', 'rejected')"
 
@@ -40,7 +41,7 @@ class Account:
         """ε before and after one more round like the last."""
         if self.multiplier is None or self.delta is None:
             return None
-        return cost_of_next(self.noised, NoisedRounds(1, self.multiplier), self.delta)
+        return _cost(self.noised, self.multiplier, self.delta)
 
 
 def account(tx: Transaction) -> Account:
@@ -67,6 +68,17 @@ def cost(history: Account, multiplier: float | None, delta: float) -> Cost | Non
     if multiplier is None:
         return None
     try:
-        return cost_of_next(history.noised, NoisedRounds(1, multiplier), delta)
+        return _cost(history.noised, multiplier, delta)
     except CascadeError:
         return None
+
+
+@lru_cache(maxsize=16)
+def _cost(noised: tuple[NoisedRounds, ...], multiplier: float, delta: float) -> Cost:
+    """Kept, because a coordinator that may open no round asks twice a second."""
+    before = tuple(each for each in noised if each.noise_multiplier != multiplier)
+    alike = sum(each.rounds for each in noised if each.noise_multiplier == multiplier)
+    # Rounds alike as one entry: composed one by one, the last digits differ, and a budget that is
+    # good for N rounds by `rounds_within` would stop before the last of them.
+    after = epsilon((*before, NoisedRounds(alike + 1, multiplier)), delta)
+    return Cost(epsilon(noised, delta), after, delta)

@@ -59,6 +59,7 @@ class AggregationConfig(StrictModel):
             noise of this many clip norms, and is divided by the goal; see
             ``cloud.federation.privacy`` for what that promises.
         delta: at which ε is told; below one in the number of devices.
+        most_epsilon: no round is opened after which the fleet's ε would be more; ``None`` for any.
     """
 
     rule: Literal["mean", "trimmed_mean", "median", "krum"] = "mean"
@@ -68,6 +69,7 @@ class AggregationConfig(StrictModel):
     rate: float | None = Field(default=None, gt=0, lt=math.inf)
     noise_multiplier: float | None = Field(default=None, gt=0, lt=math.inf)
     delta: float = Field(default=1e-5, gt=0, lt=1)
+    most_epsilon: float | None = Field(default=None, gt=0, lt=math.inf)
 
 
 class SecureAggregationConfig(StrictModel):
@@ -154,7 +156,10 @@ class FederationConfig(StrictModel):
     @classmethod
     def _digest(cls, digest: str) -> str:
         if not _SHA256.fullmatch(digest):
-            raise ValueError("must be an adapter's digest: 64 lower-case hex digits")
+            raise ValueError(
+                "must be an adapter's digest: 64 lower-case hex digits, which `cascade registry "
+                "list --full` shows"
+            )
         return digest
 
     @field_validator("retry_s")
@@ -179,6 +184,11 @@ class FederationConfig(StrictModel):
             raise ValueError(
                 "aggregation.noise_multiplier needs rule: mean, plan.trained: b and mode: "
                 "synchronous; only there is it known what one device can change"
+            )
+        if how.most_epsilon is not None and how.noise_multiplier is None:
+            raise ValueError(
+                "aggregation.most_epsilon needs aggregation.noise_multiplier: without noise there "
+                "is no ε to be kept"
             )
         if how.rule == "krum" and self.minimum < 2 * how.byzantine + 3:
             raise ValueError(f"krum needs a minimum of {2 * how.byzantine + 3} updates")

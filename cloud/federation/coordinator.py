@@ -28,7 +28,7 @@ from cascade.federation import (
 from cascade.federation.masked_plan import MaskedPlan
 from cascade.federation.payload import masked_elements, means_of_sum
 from cascade.federation.plan import RoundPlan
-from cloud.federation import leases, masked_rounds, rounds
+from cloud.federation import budget, leases, masked_rounds, rounds
 from cloud.federation.account import Account, account, cost
 from cloud.federation.adapters import Adapters, StartingAdapter
 from cloud.federation.chosen import chosen_strategy, read_state, write_state
@@ -309,7 +309,13 @@ class Coordinator:
             return
         begins = renewed
 
-        noise = await self._noise_now(await self._database.do(account))
+        history = await self._database.do(account)
+        noise = await self._noise_now(history)
+        after = None if noise.cost is None else noise.cost.after
+        why = budget.exceeded(after, config.aggregation.most_epsilon)
+        if why is not None:
+            await self._stand_still(why)
+            return
         if noise.cost is not None:
             _log.info(
                 "ε is %.3g, and %.3g after the next round, at δ %g",
@@ -319,6 +325,9 @@ class Coordinator:
             )
 
         def opened(tx: Transaction) -> Round | None:
+            if account(tx) != history:  # another coordinator's round has ended: its ε is not in it
+                return None
+            budget.note(tx, None)
             fresh = rounds.open_round(
                 tx,
                 first.manifest.base_digest,
@@ -335,6 +344,15 @@ class Coordinator:
         fresh = await self._database.do(opened)
         if fresh is not None:
             _log.info("round %d is open", fresh.number)
+
+    async def _stand_still(self, why: str) -> None:
+        def noted(tx: Transaction) -> bool:
+            known = budget.standing_still(tx)
+            budget.note(tx, why)
+            return known != why
+
+        if await self._database.do(noted):
+            _log.warning("no round is opened: %s", why)
 
     async def _noise_now(self, history: Account) -> Noise:
         """What a round has of noise by the configuration, and what it makes of ε."""

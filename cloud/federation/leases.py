@@ -16,7 +16,7 @@ from cascade.federation.terms import (
     Receipt,
     UploadHeader,
 )
-from cloud.federation import phases
+from cloud.federation import budget, phases
 from cloud.federation.config import FederationConfig
 from cloud.federation.database import Row, Transaction
 from cloud.federation.refusals import Reason, Refused, count, count_all
@@ -139,6 +139,8 @@ def check_in(
         discard(tx, lease.lease_id)
         count(tx, "expired")
     if current is None:
+        if budget.standing_still(tx) is not None:
+            return NotNow("budget_spent", _HOUR_S)
         return NotNow("no_round")
     if asked.base_digest != current.base_digest:
         return NotNow("other_base")

@@ -9,8 +9,11 @@ from cascade.errors import CascadeError, ClusterError
 from cascade.federation.plan import RoundPlan
 from cascade.signing import SigningKey
 from cloud.federation.adapters import Adapters
+from cloud.federation.budget import MOST_ROUNDS, rounds_within
 from cloud.federation.config import FederationConfig
 from cloud.federation.gate.planned import explained, gate_problems
+from cloud.federation.privacy import NoisedRounds, epsilon
+from cloud.federation.rollout.config import RolloutConfig
 from cloud.registry import Registry
 
 if TYPE_CHECKING:
@@ -30,7 +33,9 @@ class FederationPlan:
         leases: at one time, or in a synchronous round.
         store: where rounds are kept, without a password.
         masks: what holds where updates are summed under masks, for people; empty for none.
+        privacy: what rounds with noise cost, for people; empty without noise.
         gate: who lets candidates through, for people.
+        rollout: how approved adapters reach devices, for people.
         problems: what keeps them from starting, a line each.
     """
 
@@ -47,6 +52,8 @@ class FederationPlan:
     store: str
     gate: tuple[str, ...]
     masks: str = ""
+    privacy: str = ""
+    rollout: str = ""
     problems: tuple[str, ...] = ()
 
 
@@ -78,6 +85,11 @@ def plan_federation(config: ClusterConfig) -> FederationPlan | None:
             SigningKey.load(federation.signing_key)
         except (CascadeError, OSError) as problem:
             problems.append(f"federation.signing_key: {problem}")
+    privacy = ""
+    try:
+        privacy = _privacy(federation)
+    except CascadeError as problem:
+        problems.append(f"federation.aggregation: {problem}")
     what = "B of" if plan.trained == "b" else "A and B of"
     return FederationPlan(
         mode=federation.mode,
@@ -93,6 +105,8 @@ def plan_federation(config: ClusterConfig) -> FederationPlan | None:
         store=_without_password(federation.store_url),
         gate=explained(federation.gate),
         masks=_masks(plan),
+        privacy=privacy,
+        rollout=_rollout(federation.rollout, Registry(registry), base),
         problems=tuple(problems),
     )
 
@@ -116,11 +130,48 @@ def _masks(plan: RoundPlan) -> str:
     )
 
 
+def _privacy(config: FederationConfig) -> str:
+    """Raises ``CascadeError`` where there is a budget that cannot be kept, or that is spent."""
+    how = config.aggregation
+    if how.noise_multiplier is None:
+        return ""
+    noise = f"δ {how.delta:g} · noise {how.noise_multiplier:g}"
+    if how.most_epsilon is None:
+        return f"any number of rounds, whatever ε they come to · {noise}"
+    number = rounds_within(how.most_epsilon, how.noise_multiplier, how.delta)
+    if not number:
+        first = epsilon([NoisedRounds(1, how.noise_multiplier)], how.delta)
+        raise ClusterError(
+            f"most_epsilon {how.most_epsilon:g} allows no round: the first one makes ε {first:.3g}"
+        )
+    more = " or more" if number == MOST_ROUNDS else ""
+    return f"{number}{more} rounds in all, until ε {how.most_epsilon:g} · {noise}"
+
+
 def _aggregation(config: FederationConfig) -> str:
     how = config.aggregation
     strategy = "FFA-LoRA" if config.plan.trained == "b" else "mean of products"
     step = "" if how.optimiser == "plain" else f", {how.optimiser} on the server"
     return f"{strategy} by {how.rule.replace('_', ' ')}{step}"
+
+
+def _rollout(config: RolloutConfig | None, registry: Registry, base: str | None) -> str:
+    if config is None:
+        return "none: what is approved reaches devices by `cascade registry publish`"
+    try:
+        served = any(
+            registry.artifact(digest).artifact.base_digest == base
+            for variant in registry.channel(config.channel).variants
+            for digest in variant.stable[:1]
+        )
+    except (CascadeError, OSError):
+        served = False
+    nothing = "" if served or base is None else "; it serves no bundle of this base yet"
+    return (
+        f"on the channel {config.channel}, {config.percent} % first; to all when "
+        f"{config.minimum_devices} devices or more have reported for {config.minimum_s:g} s and "
+        f"nothing is worse than its bound, back after {config.most_s:g} s{nothing}"
+    )
 
 
 def _without_password(url: str) -> str:

@@ -150,6 +150,12 @@ def recent(tx: Transaction, most: int) -> list[Round]:
     return [_round(row) for row in rows]
 
 
+def uncounted(tx: Transaction) -> int:
+    """Updates that have come and are in no round yet: those of the round that collects."""
+    row = tx.one("SELECT COUNT(*) FROM updates WHERE counted_in IS NULL")
+    return 0 if row is None else int(row[0])
+
+
 def head_version(tx: Transaction) -> int:
     """Version of the adapter that devices start from now; 0 before the first round."""
     row = tx.one("SELECT adapter_version FROM rounds ORDER BY number DESC LIMIT 1")

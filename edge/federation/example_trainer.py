@@ -77,6 +77,7 @@ class ExampleTrainer:
         measure: what a head sees of examples under an adapter; by default read by a decoder that
             is loaded for it.
         clock: measures the plan's seconds.
+        watch: told what is done now and how far it is: a few words, how many, of how many.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class ExampleTrainer:
         open_session: Callable[[Adapter], Opened] | None = None,
         measure: Callable[[Adapter], Measure] | None = None,
         clock: Clock | None = None,
+        watch: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> None:
         self._maker = LessonMaker(bundle, task)
         self._store = store
@@ -103,6 +105,7 @@ class ExampleTrainer:
         self._open = open_session or (lambda adapter: open_training(bundle, adapter))
         self._measure = measure or measuring(bundle)
         self._clock = clock or SystemClock()
+        self._watch = watch
 
     def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
         """Train; see ``edge.federation.Trainer``.
@@ -120,16 +123,26 @@ class ExampleTrainer:
         """How many examples there are to learn from: a ``Participant``'s ``examples``."""
         return len(curate(self._store.examples(), self._store.consent(), self._rules).learn)
 
+    def ready(self) -> str:
+        """Why there is too little to learn from, in a line; "" where there is enough: a
+        ``Participant``'s ``ready``."""
+        chosen = curate(self._store.examples(), self._store.consent(), self._rules)
+        return self._too_little(len(chosen.learn), len(chosen.held_out))
+
+    def _too_little(self, learn: int, aside: int) -> str:
+        if learn and aside >= self._least:
+            return ""
+        return (
+            f"{learn} examples to learn from and {aside} kept aside; it needs 1 and {self._least}"
+        )
+
     def _trained(self, plan: RoundPlan, start: StartingPoint, allowed: TrainingSession) -> Trained:
         began = self._clock.read()
         chosen = curate(self._store.examples(), self._store.consent(), self._rules)
         learn = _newest(chosen.learn, plan.max_examples)
         aside = _newest(chosen.held_out, plan.max_examples)
-        if not learn or len(aside) < self._least:
-            raise NoGain(
-                f"{len(learn)} examples to learn from and {len(aside)} kept aside; it needs 1 and "
-                f"{self._least}"
-            )
+        if lack := self._too_little(len(learn), len(aside)):
+            raise NoGain(lack)
         made: list[Trained] = []
         why: list[str] = []
         given = _Round(plan, start, learn, aside, allowed, began)
@@ -151,6 +164,7 @@ class ExampleTrainer:
         head = of.start.adapter.head
         if head is None:
             raise NoGain("")
+        self._watch("read examples for the head", 0, len(of.learn) + len(of.aside))
         measure = self._measure(of.start.adapter)
         data, held_out = head_data(head, of.learn, measure), head_data(head, of.aside, measure)
         if data is None or held_out is None or len(set(data.labels.tolist())) < 2:
@@ -172,6 +186,7 @@ class ExampleTrainer:
         learn, aside = self._lessons(of.learn), self._lessons(of.aside)
         if not learn or not aside:
             raise NoGain("all examples are longer than the model reads")
+        self._watch("read examples for LoRA", 0, len(learn) + len(aside))
         session, _ = self._open(start.adapter)
         training = self._plan(plan, start, learn, allowed)
         before = dict(start.adapter.pairs)
@@ -185,10 +200,12 @@ class ExampleTrainer:
         while passed_s(of.began, self._clock.read()) + judging_s < plan.max_seconds:
             if allowed.stop() or next(run, None) is None:
                 break
+            self._watch("train LoRA", trainer.done_steps, training.max_steps)
         run.close()
         if not allowed.permission.allowed and not set(allowed.reasons) <= _BUDGETS:
             raise CascadeError(f"stopped after {trainer.done_steps} steps: {_said(allowed)}")
         after = trainer.result()
+        self._watch("compare with the parent", 0, len(aside))
         after_losses = self._losses(session, aside, {**before, **after})
         self._judge("LoRA", parent_losses, after_losses, training.seed)
         shapes = {

@@ -103,6 +103,8 @@ class Participant:
         allowance: whether this device may train now, and for how long; the coordinator is told the
             conditions that it goes by. ``None`` leaves all to ``limits``, and tells of none.
         examples: how many it could learn from.
+        ready: why training cannot begin on what there is, in a line; "" where it can. Asked before
+            a lease is: a round that is joined counts against the allowance, whatever comes of it.
         attestation: of the platform, where the coordinator asks for one.
         clock: see ``cascade.clock``.
         root: where this device keeps its key and its state; by default under ``CASCADE_HOME``.
@@ -121,6 +123,7 @@ class Participant:
         trust: TrustStore | None = None,
         allowance: TrainingAllowance | None = None,
         examples: Callable[[], int] = lambda: 0,
+        ready: Callable[[], str] = lambda: "",
         attestation: Attestation | None = None,
         clock: Clock | None = None,
         root: Path | None = None,
@@ -137,6 +140,7 @@ class Participant:
         self._trust = trust or TrustStore(trust_dir())
         self._allowance = allowance
         self._examples = examples
+        self._ready = ready
         self._attestation = attestation
         self._clock = clock or SystemClock()
         self._random = random.Random(secrets.randbits(64))
@@ -230,6 +234,8 @@ class Participant:
             if not permission.allowed:
                 wait_s = max(permission.retry_s, _UNSAID_WAIT_S)
                 return Step("not_ready", wait_s, ", ".join(permission.reasons))
+        if why := await asyncio.to_thread(self._ready):
+            return Step("not_ready", _UNSAID_WAIT_S, why)
         state = await self._enrolled(replace(state, usage=usage))
         lease, state, done = await self._lease(state)
         if lease is None:

@@ -14,6 +14,7 @@ class NoLeaseReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NO_LEASE_REASON_COHORT_FULL: _ClassVar[NoLeaseReason]
     NO_LEASE_REASON_TOO_SOON: _ClassVar[NoLeaseReason]
     NO_LEASE_REASON_OTHER_BASE: _ClassVar[NoLeaseReason]
+    NO_LEASE_REASON_BUDGET_SPENT: _ClassVar[NoLeaseReason]
 
 class AbortReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -36,6 +37,7 @@ NO_LEASE_REASON_NO_ROUND: NoLeaseReason
 NO_LEASE_REASON_COHORT_FULL: NoLeaseReason
 NO_LEASE_REASON_TOO_SOON: NoLeaseReason
 NO_LEASE_REASON_OTHER_BASE: NoLeaseReason
+NO_LEASE_REASON_BUDGET_SPENT: NoLeaseReason
 ABORT_REASON_UNSPECIFIED: AbortReason
 ABORT_REASON_OVER_BUDGET: AbortReason
 ABORT_REASON_CONDITIONS: AbortReason

@@ -153,7 +153,10 @@ class GateConfig(StrictModel):
     @classmethod
     def _digest(cls, digest: str) -> str:
         if not _SHA256.fullmatch(digest):
-            raise ValueError("must be a bundle's digest: 64 lower-case hex digits")
+            raise ValueError(
+                "must be a bundle's digest: 64 lower-case hex digits, which `cascade registry list "
+                "--full` shows"
+            )
         return digest
 
     def anchored(self, folder: Path) -> Self:

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from cascade.cli import main
+from cloud.config import parse_config
 from cloud.federation import rounds
-from cloud.federation.config import AggregationConfig, PlanConfig
+from cloud.federation.budget import rounds_within
+from cloud.federation.config import AggregationConfig, FederationConfig, PlanConfig
+from cloud.federation.coordinator import Coordinator
+from cloud.federation.planned import FederationPlan, plan_federation
 from cloud.federation.privacy import NoisedRounds, epsilon
 from cloud.federation.refusals import counters
 from tests.cloud.federation.federated import BareDevice, Federation, payload
@@ -80,6 +84,102 @@ async def test_it_is_known_before_a_round_and_after_it(
     assert f"ε {after(1):.3g} spent, {after(2):.3g} after one more · δ 0.0001" in shown("rounds")
 
 
+async def test_a_budget_stops_rounds_and_a_restart_does_not_forget_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exactly as many rounds are opened and counted as it is good for."""
+    federation = noised(tmp_path)
+    kept = federation.config
+    store = ["--store", kept.store_url]
+
+    def allow(most: float) -> None:
+        how = kept.aggregation.model_copy(update={"most_epsilon": most})
+        federation.config = kept.model_copy(update={"aggregation": how})
+
+    async def a_round(coordinator: Coordinator) -> None:
+        await coordinator.tick()
+        for place, device in enumerate(devices):
+            assert main(["federation", "rounds", *store]) == 0
+            assert f"  {place} updates so far" in capsys.readouterr().out
+            data = payload(1.0)
+            await device.service.upload(device.header(await device.lease(), data), data)
+        await coordinator.tick()
+
+    allow((after(2) + after(3)) / 2)
+    async with federation.gateway() as port:
+        devices = [BareDevice(federation.profile(port)) for _ in range(2)]
+        for device in devices:
+            await device.enrol()
+        async with federation.coordinator() as coordinator:
+            await a_round(coordinator)
+        async with federation.coordinator() as coordinator:  # started again
+            await a_round(coordinator)
+        for _ in range(2):
+            async with federation.coordinator() as coordinator:
+                await coordinator.tick()
+                await coordinator.tick()
+        reply = await devices[0].check_in()
+        assert (reply.lease, reply.no_lease) == (None, "budget_spent")
+        assert reply.retry.earliest_s >= 3600.0, "nobody has to ask every minute"
+        assert main(["federation", "rounds", *store, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [(each["state"], each["counted"]) for each in told["rounds"]] == [
+            ("approved", 2)
+        ] * 2
+        assert "most_epsilon is" in told["no_round"]
+        assert main(["federation", "rounds", *store]) == 0
+        shown = capsys.readouterr().out
+        assert f"no further round: one more round would make ε {after(3):.3g}" in shown
+        assert "raise federation.aggregation.most_epsilon" in shown
+        allow(after(3))
+        async with federation.coordinator() as coordinator:
+            await a_round(coordinator)
+            await coordinator.tick()
+        assert (await devices[0].check_in()).no_lease == "budget_spent"
+        for device in devices:
+            await device.close()
+    database = federation.database()
+    try:
+        assert [each.state for each in database.do_now(lambda tx: rounds.recent(tx, 9))] == [
+            "approved"
+        ] * 3
+    finally:
+        database.close()
+
+
+def test_a_budget_is_good_for_as_many_rounds_as_its_account_says() -> None:
+    for number in (1, 2, 5, 12):
+        assert rounds_within(after(number), NOISE, DELTA) == number
+    assert rounds_within(0.9 * after(1), NOISE, DELTA) == 0
+
+
+def test_what_a_budget_allows_is_said_before_anything_starts(tmp_path: Path) -> None:
+    federation = noised(tmp_path)
+
+    def planned(most: float | None) -> FederationPlan:
+        how = federation.config.aggregation.model_copy(update={"most_epsilon": most})
+        text = "tiers: [{name: a, model: a/m.gguf}]"
+        config = parse_config(text, "cluster.yaml")
+        rounds_of = federation.config.model_copy(update={"aggregation": how})
+        gateway = config.gateway.model_copy(update={"registry": federation.registry.url})
+        found = plan_federation(
+            config.model_copy(update={"federation": rounds_of, "gateway": gateway})
+        )
+        assert found is not None
+        return found
+
+    assert planned(None).privacy.startswith("any number of rounds")
+    assert planned(after(5)).privacy.startswith("5 rounds in all, until ε")
+    assert planned(after(5)).problems == ()
+    (problem,) = planned(0.1).problems
+    assert "allows no round: the first one makes ε" in problem
+
+
+def test_a_budget_needs_noise() -> None:
+    with pytest.raises(ValueError, match=r"most_epsilon needs aggregation\.noise_multiplier"):
+        FederationConfig(adapter="a" * 64, aggregation=AggregationConfig(most_epsilon=1.0))
+
+
 async def test_rounds_without_noise_are_told_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,7 +217,6 @@ async def test_rounds_are_told_to_prometheus(tmp_path: Path) -> None:
     from prometheus_client import generate_latest
 
     from cascade.errors import RemoteError
-    from cloud.config import parse_config
     from cloud.observer import Observer
 
     federation = noised(tmp_path)

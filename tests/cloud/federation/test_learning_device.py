@@ -21,6 +21,7 @@ from cascade.federation.plan import RoundPlan
 from cascade.request import Message
 from cascade.signing import SigningKey, TrustStore
 from cascade.testing import TinyBundle
+from cascade.wire import ClientProfile
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import FederationConfig, PlanConfig
 from cloud.federation.coordinator import Coordinator
@@ -32,7 +33,7 @@ from cloud.registry import Delivery, Registry
 from edge import Adapter
 from edge.adapter import LoraPair, write_adapter
 from edge.examples import Example, ExampleStore, Source
-from edge.federation import ExampleTrainer, NoGain, Participant, StartingPoint
+from edge.federation import ExampleTrainer, NoGain, Participant, StartingPoint, Step
 from edge.training import LessonMaker, drawn_a, example_of, open_training
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import TrainingLimits
@@ -331,6 +332,53 @@ def test_the_command_takes_part(
         cluster.profile.save(tmp_path / "profile.json")
         assert main(words) == 0
         assert json.loads(capsys.readouterr().out)["outcome"] == "not_ready"
-        assert main([*words, "--idle", "--charging", "--unmetered"]) == 0
-        assert json.loads(capsys.readouterr().out)["outcome"] == "sent"
+        resting = ["--idle", "--charging", "--unmetered"]
+        assert main([*words, *resting]) == 0
+        told = capsys.readouterr()
+        assert json.loads(told.out)["outcome"] == "sent"
+        # What takes minutes with a real model is not silent.
+        for stage in ("read examples for LoRA: 60", "train LoRA", "compare with the parent"):
+            assert stage in told.err
+        words.remove("--json")
+        (home.home() / "federation").rename(
+            tmp_path / "before"
+        )  # no coordinator's word to wait for
+        assert main([*words, *resting]) == 0
+        assert "its last round was too short a time ago (--separation-s)" in (
+            said := capsys.readouterr().out
+        )
+        assert "again in 6 h 0 min" in said or "again in 5 h" in said
     assert a_round.database.do_now(counters)["committed"] == 1
+
+
+def test_too_few_examples_cost_no_round(
+    a_round: Round, learner: Learner, pinned: Callable[[], TrustStore], tmp_path: Path
+) -> None:
+    """A round that is joined counts for hours; one that could come to nothing is not joined."""
+    trust = pinned()
+    store = ExampleStore(tmp_path / "few.sqlite3")
+    store.grant()
+    allowance = learner.allowance(FixedConditions(RESTING), TrainingLimits())
+    trainer = ExampleTrainer(learner.tiny.bundle, store, allowance)
+
+    async def step(profile: ClientProfile) -> Step:
+        await a_round.tick()
+        device = Participant(
+            profile,
+            learner.tiny.bundle.manifest.base_digest,
+            trainer,
+            trust=trust,
+            allowance=allowance,
+            ready=trainer.ready,
+        )
+        try:
+            return await device.step()
+        finally:
+            await device.close()
+
+    with testing.cluster(artifacts=Delivery(a_round.registry), federation=a_round.desk) as cluster:
+        done = asyncio.run(step(cluster.profile))
+    assert done.outcome == "not_ready"
+    assert done.note == "0 examples to learn from and 0 kept aside; it needs 1 and 1"
+    assert "leased" not in a_round.database.do_now(counters)
+    assert allowance.may_train(participate=True).allowed

@@ -59,6 +59,9 @@ def test_several_artifacts_are_one_change_in_whatever_order(home, tmp_path, caps
     shown = capsys.readouterr().out
     assert "channel  stable · revision 1" in shown
     assert "policy  mood" in shown
+    assert tiny.bundle.digest not in shown
+    assert main(["registry", "list", "--full"]) == 0
+    assert tiny.bundle.digest in capsys.readouterr().out, "as configurations name it"
 
 
 def test_an_empty_registry_says_how_to_begin(home, capsys) -> None:

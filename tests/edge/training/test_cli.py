@@ -98,6 +98,16 @@ def test_an_adapter_goes_on_as_the_next_version(data, bundle, tmp_path, capsys) 
     assert "choose_accuracy" in capsys.readouterr().out
 
 
+def test_a_version_above_what_a_channel_serves_can_be_asked_for(
+    colours, bundle, tmp_path, capsys
+) -> None:
+    given = ["adapters", "train", str(colours), "--bundle", bundle, "--head"]
+    assert main([*given, "--out", str(tmp_path / "a"), "--version", "0"]) == InvalidInput.exit_code
+    assert "--version: 0 is below 1" in capsys.readouterr().err
+    assert main([*given, "--out", str(tmp_path / "a"), "--version", "7"]) == 0
+    assert Adapter.open(tmp_path / "a", TrustStore(home.trust_dir())).manifest.version == 7
+
+
 def test_ctrl_c_keeps_what_was_learned(data, bundle, tmp_path, monkeypatch, capsys) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(data, bundle, whole) == 0
