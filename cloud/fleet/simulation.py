@@ -96,13 +96,20 @@ class FleetSimulation:
             what = identity(plan, task, rows, bundle.manifest.base_digest)
             self._checkpoints = Checkpoints(folder, what)
             kept = self._checkpoints.begin(resume=resume)
-            self._open(folder, at, trunk, processes, kept)
+            self._open(folder, at, trunk, processes=processes, threads=threads, kept=kept)
         except BaseException:
             os.close(self._lock)
             raise
 
     def _open(
-        self, folder: Path, at: BundleAt, trunk: Path, processes: int, kept: Checkpoint | None
+        self,
+        folder: Path,
+        at: BundleAt,
+        trunk: Path,
+        *,
+        processes: int,
+        threads: int,
+        kept: Checkpoint | None,
     ) -> None:
         plan, task, bundle, rows = self._plan, self._task, self._bundle, self._rows
         self._wall_s = _BEGINS_S if kept is None else kept.wall_s
