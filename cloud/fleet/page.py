@@ -123,13 +123,12 @@ def summary(result: FleetResult) -> str:
         promise = f"at most {alpha} of all answers wrong that the teacher had right"
     masked = ""
     if plan["masked"]:
-        verdicts = [each.verdict for each in result.rounds]
+        abandoned = sum(each.verdict == "abandoned" for each in result.rounds)
         lost = sum(sum(each.lost.values()) for each in result.rounds)
         masked = (
-            " Updates were summed under masks: the cluster learned sums of at least "
-            f"{plan['mask_threshold']} devices, and no device's own update; {lost} times a device "
-            f"was lost to a round, and {verdicts.count('abandoned')} of {last.round} rounds were "
-            "abandoned."
+            f" Updates were summed under masks, those of at least {plan['mask_threshold']} devices:"
+            f" the cluster learned no device's own; {lost} times a device was lost to a round, and "
+            f"{abandoned} of {last.round} rounds were abandoned."
         )
     how = "thresholds certified for" if plan["recertify"] else "the first threshold certified for"
     return (
