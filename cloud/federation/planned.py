@@ -169,8 +169,8 @@ def _rollout(config: RolloutConfig | None, registry: Registry, base: str | None)
     nothing = "" if served or base is None else "; it serves no bundle of this base yet"
     return (
         f"on the channel {config.channel}, {config.percent} % first; to all when "
-        f"{config.minimum_devices} devices or more have reported for {config.minimum_s:g} s and "
-        f"nothing is worse than its bound, back after {config.most_s:g} s{nothing}"
+        f"{config.minimum_devices} devices or more have reported for {config.minimum_s:,.0f} s and "
+        f"nothing is worse than its bound, back after {config.most_s:,.0f} s{nothing}"
     )
 
 

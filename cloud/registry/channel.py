@@ -247,7 +247,7 @@ def joined(release: tuple[Artifact, ...], artifact: Artifact) -> Release:
             raise InvalidInput(
                 "adapter",
                 f"has version {artifact.version}, and the channel serves {adapter.version}; "
-                "train it with --version or from that parent, or roll the channel back",
+                "raise it (train with --version or --parent), or roll the channel back",
             )
         adapter = artifact
     if adapter is not None and adapter.base_digest != bundle.base_digest:

@@ -16,6 +16,7 @@ from cloud.federation.coordinator import Coordinator
 from cloud.federation.planned import FederationPlan, plan_federation
 from cloud.federation.privacy import NoisedRounds, epsilon
 from cloud.federation.refusals import counters
+from cloud.federation.rollout.config import RolloutConfig
 from tests.cloud.federation.federated import BareDevice, Federation, payload
 
 NOISE, DELTA = 2.0, 1e-4
@@ -173,6 +174,26 @@ def test_what_a_budget_allows_is_said_before_anything_starts(tmp_path: Path) -> 
     assert planned(after(5)).problems == ()
     (problem,) = planned(0.1).problems
     assert "allows no round: the first one makes ε" in problem
+
+
+def test_where_approved_adapters_will_go_is_said_before_anything_starts(tmp_path: Path) -> None:
+    federation = noised(tmp_path)
+    config = parse_config("tiers: [{name: a, model: a/m.gguf}]", "cluster.yaml")
+    gateway = config.gateway.model_copy(update={"registry": federation.registry.url})
+
+    def planned(rollout: RolloutConfig | None) -> str:
+        with_it = federation.config.model_copy(update={"rollout": rollout})
+        found = plan_federation(
+            config.model_copy(update={"federation": with_it, "gateway": gateway})
+        )
+        assert found is not None
+        return found.rollout
+
+    assert planned(None).startswith("none: what is approved reaches devices by `cascade registry")
+    told = planned(RolloutConfig(percent=7, minimum_s=7200.0))
+    assert told.startswith("on the channel stable, 7 % first; to all when 20 devices or more")
+    assert "7,200 s" in told
+    assert told.endswith("it serves no bundle of this base yet")
 
 
 def test_a_budget_needs_noise() -> None:

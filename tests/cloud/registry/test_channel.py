@@ -79,7 +79,10 @@ def test_a_bundle_of_another_base_drops_all_that_was_for_the_old_one() -> None:
     [
         (policy("p", base=OTHER), "policy: is for the base bbbbbbbbbbbb…, and the channel serves"),
         (policy("p", active="zz"), r"policy: is for the adapter zz, and .* serves a1; tune it"),
-        (adapter("a0", 1), "adapter: has version 1, and the channel serves 1; raise it"),
+        (
+            adapter("a0", 1),
+            "adapter: has version 1, and the channel serves 1; raise it .train with --version",
+        ),
         (adapter("a0", 9, OTHER), "adapter: is for the base bbbbbbbbbbbb…"),
     ],
 )
