@@ -198,6 +198,9 @@ def _examine(examination: Examination) -> bytes | str:
         return examine(examination).to_bytes()
     except (CascadeError, OSError) as problem:
         return str(problem)
+    except Exception as problem:
+        _log.exception("the examination crashed")
+        return f"crashed: {type(problem).__name__}: {problem}"
 
 
 class _Failed:

@@ -24,10 +24,9 @@ from cascade.records.journal import Journal
 from cascade.records.run import Plan, run
 from cascade.signing import TrustStore
 from cascade.task import Task
-from cloud.federation.adapters import StartingAdapter
+from cloud.federation.adapters import StartingAdapter, parts_of
 from cloud.registry import Registry
 from edge import Adapter, Bundle, OnnxModel
-from edge.adapter import LoraPair
 from edge.bundle import MANIFEST, SIGNATURE
 
 
@@ -132,13 +131,8 @@ class Subject:
 
 def loadable(adapter: StartingAdapter) -> Adapter:
     """An adapter of the registry, whose signature was checked when it was published."""
-    modules = sorted({name.rpartition(".")[0] for name in adapter.tensors})
-    tensors = adapter.tensors
-    return Adapter(
-        adapter.manifest,
-        adapter.digest,
-        {name: LoraPair(tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in modules},
-    )
+    pairs, head = parts_of(adapter.tensors, adapter.manifest.head)
+    return Adapter(adapter.manifest, adapter.digest, pairs, head)
 
 
 def _check(plan: Plan, items: Sequence[Item]) -> None:

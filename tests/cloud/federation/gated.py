@@ -19,6 +19,7 @@ from cloud.federation.gate.evaluation import Examination
 from cloud.registry import Registry
 from edge import OnnxModel
 from edge.adapter import LoraPair, write_adapter
+from edge.head import Head, HeadSpec
 
 OPTIONS = ("red", "green", "blue")
 TASK = Task("colours", OPTIONS, "Text: {input}\nLabel:", " ", "{input}", prior_correction=False)
@@ -89,6 +90,30 @@ class Gated:
             for name, tensor in ((f"{module}.b", pair.b),)
         }
         return adapters.publish(start, changed, version=version, name=f"round-{version}")
+
+    def head(self, weight: float, *, version: int = 2) -> str:
+        """Publish an adapter that is a head alone, which adds nothing (0) or noise to the model's
+        own scores; its digest."""
+        model = OnnxModel(self.tiny.bundle)
+        width = len(model.features(TASK, "a"))
+        draw = np.random.default_rng(7).normal(size=(len(OPTIONS), width))
+        head = Head(
+            HeadSpec(TASK, model.hidden_layer, lm_weight=1.0),
+            (weight * draw).astype(np.float32),
+            np.zeros(len(OPTIONS), np.float32),
+            np.zeros(width, np.float32),
+            np.ones(width, np.float32),
+        )
+        path = write_adapter(
+            self.folder / f"head-{version}",
+            {},
+            name="head",
+            base_digest=self.tiny.bundle.manifest.base_digest,
+            signing_key=self.key,
+            version=version,
+            head=head,
+        )
+        return self.registry.publish(path, TrustStore(self.folder / "trust")).artifact.digest
 
     def examination(self, candidate: str) -> Examination:
         return Examination(

@@ -66,6 +66,15 @@ def test_an_adapter_that_answers_otherwise_is_rejected_with_the_number(gated) ->
     assert "worse by" in found.why
 
 
+def test_a_head_is_examined_as_devices_would_run_it(gated) -> None:
+    found = examine(gated.examination(gated.head(0.0)))
+    assert found.passed, found.why
+    (data,) = found.policies
+    assert Policy.from_bytes(data).threshold is not None
+    worse = examine(gated.examination(gated.head(5.0, version=3)))
+    assert not said(worse)["accuracy"], worse.why
+
+
 def test_rows_are_asked_once_however_often_an_adapter_is_examined(gated, monkeypatch) -> None:
     candidate = gated.candidate(1e-4)
     before = examine(gated.examination(candidate))
