@@ -18,6 +18,7 @@ GROUPS = {
     "learners": learners.rows,
     "attacks": attacks.rows,
     "loop": loop.rows,
+    "lora": loop.lora_rows,
 }
 
 if __name__ == "__main__":

@@ -231,7 +231,8 @@ def _channel_lines(registry: Registry, channel: Channel, *, full: bool = False) 
                 called = _called(registry.artifact(digest), full=full)
                 lines.append(f"  {word:<6} {share:<4} {called}")
         if variant.earlier:
-            lines.append(f"  {len(variant.earlier)} earlier releases to go back to")
+            earlier = len(variant.earlier)
+            lines.append(f"  {earlier} earlier release{'s' * (earlier > 1)} to go back to")
     return lines
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -87,6 +87,11 @@ class _Answers:
         return selective_risk(self.right, alpha=plan.alpha)
 
 
+_AT_ONCE: Final = 100
+"""Rows between two words about how far it is; reading one for the first time takes a tenth of a
+second."""
+
+
 class Answering(Protocol):
     """What computes answers: ``cloud.fleet.hosts.Hosts``, for one."""
 
@@ -100,10 +105,20 @@ class Referee:
 
     Arguments:
         hosts: compute the answers.
+        watch: told how many of the rows of an adapter have been answered, of how many.
     """
 
-    def __init__(self, hosts: Answering, plan: FleetPlan, task: Task, parts: Parts) -> None:
+    def __init__(
+        self,
+        hosts: Answering,
+        plan: FleetPlan,
+        task: Task,
+        parts: Parts,
+        *,
+        watch: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
         self._hosts, self._plan, self._task, self._parts = hosts, plan, task, parts
+        self._watch = watch
         self._known: dict[str, Standing] = {}
         self._first: ServedPolicy | None = None
         self.first: str | None = None
@@ -121,14 +136,12 @@ class Referee:
 
     def _judged(self, weights: Weights) -> Standing:
         parts = self._parts
-        develop, certify = (
-            self._answers(parts.develop, weights),
-            self._answers(parts.certify, weights),
-        )
-        test, outside = (
-            self._answers(parts.test, weights),
-            self._answers(parts.out_of_scope, weights),
-        )
+        all_rows = (parts.develop, parts.certify, parts.test, parts.out_of_scope)
+        total = sum(map(len, all_rows))
+        found: list[_Answers] = []
+        for rows in all_rows:
+            found.append(self._answers(rows, weights, sum(len(f.scores) for f in found), total))
+        develop, certify, test, outside = found
         policy = self._first or self._certified(develop, certify)
         kept = policy.keeps(test.scores)
         bad = kept & ~test.right
@@ -170,8 +183,13 @@ class Referee:
             return ServedPolicy(confidence, None)  # nothing can be promised: everything escalates
         return ServedPolicy(confidence, found.threshold)
 
-    def _answers(self, rows: Sequence[FleetRow], weights: Weights) -> _Answers:
-        found = self._hosts.probabilities(rows, weights) if rows else []
+    def _answers(
+        self, rows: Sequence[FleetRow], weights: Weights, before: int, total: int
+    ) -> _Answers:
+        found: list[Probabilities] = []
+        for start in range(0, len(rows), _AT_ONCE):
+            self._watch(before + start, total)
+            found += self._hosts.probabilities(rows[start : start + _AT_ONCE], weights)
         options = self._task.options
         best = [options[int(each.argmax())] for each in found]
         return _Answers(

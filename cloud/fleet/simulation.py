@@ -48,7 +48,7 @@ class Watcher(Protocol):
     def __call__(
         self, stage: Literal["judge", "devices"], round_number: int, done: int, total: int
     ) -> None:
-        """``done`` of ``total`` devices have had their turn; ``judge`` tells no numbers."""
+        """``done`` of ``total`` devices have had their turn; of ``judge``, rows were answered."""
         ...
 
 
@@ -137,7 +137,14 @@ class FleetSimulation:
             if session is not None:
                 session.close()
             raise
-        self._referee = Referee(self._hosts, plan, task, rows)
+        self._judging = 0
+        self._referee = Referee(
+            self._hosts,
+            plan,
+            task,
+            rows,
+            watch=lambda done, total: self._watch("judge", self._judging, done, total),
+        )
         if kept is not None and kept.first is not None:
             self._standing(kept.first)
 
@@ -147,7 +154,6 @@ class FleetSimulation:
         if not self._done:
             self._cluster.tick()
             began = time.perf_counter()
-            self._watch("judge", 0, 0, 0)
             served = self._cluster.served()
             standing = self._standing(served[1])
             seconds = time.perf_counter() - began
@@ -194,7 +200,7 @@ class FleetSimulation:
         turns = self._turns(number)
         if self._plan.masked:
             turns = self._unmask(first, turns)
-        self._watch("judge", number, 0, 0)
+        self._judging = number
         self._wall_s = max(ends_s, self._wall_s)
         self._cluster.tick()
         ended = self._cluster.rounds_since(first)

@@ -28,7 +28,6 @@ TASK = LoopTask(
     alpha=0.05,
     partition="iid",
     wordings={},
-    arms=("head",),
 )
 BEFORE = _Point(0.8, 0.5, (0.03, 0.01, 0.07), 0.9, None, 1.0)
 AFTER = replace(BEFORE, escalated=0.3, accuracy=0.8, out_of_scope=0.96)
@@ -58,7 +57,7 @@ def test_what_was_found_is_kept_for_the_same_run_alone(tmp_path: Path) -> None:
         class manifest:
             base_digest = "b" * 64
 
-    ground = type("Ground", (), {"bundle": Bundle})()
+    ground = type("Ground", (), {"bundle": Bundle, "found": tmp_path})()
     calls = []
 
     def work() -> list[_Point]:
@@ -66,7 +65,7 @@ def test_what_was_found_is_kept_for_the_same_run_alone(tmp_path: Path) -> None:
         return [BEFORE, replace(AFTER, risk=None)]
 
     def kept(task: LoopTask, seed: int) -> list[_Point]:
-        return figures._kept(RUN, tmp_path, (task, "head", seed, ground), work)  # type: ignore[arg-type]
+        return figures._kept(RUN, (task, "head", seed, ground), work)  # type: ignore[arg-type]
 
     assert kept(TASK, 0) == kept(TASK, 0)
     assert len(calls) == 1

@@ -44,18 +44,20 @@ class Ground:
         at: bundle and keys.
         trunk: what the bundle shows of inputs, shared by all runs.
         scratch: for the folders of simulations, removed behind each.
+        found: what runs came to.
     """
 
     bundle: Bundle
     at: BundleAt
     trunk: Path
     scratch: Path
+    found: Path
 
     @classmethod
     def of(cls, at: BundleAt, folder: Path) -> Ground:
         """In a folder that may be there from an earlier run."""
         bundle = Bundle.open(at.path, TrustStore(at.trust))
-        return cls(bundle, at, folder / "trunk", folder / "runs")
+        return cls(bundle, at, folder / "trunk", folder / "runs", folder / "found")
 
 
 def plan_of(of: LoopTask, learner: Learner, seed: int, *, recertify: bool = True) -> FleetPlan:

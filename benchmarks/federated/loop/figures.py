@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -43,50 +42,72 @@ class _Point:
 
 
 def rows(subject: Subject, run: Run) -> Iterator[Row]:
-    """All arms of all tasks, seed by seed."""
-    folder = cache_dir() / "loop"
-    ground = Ground.of(BundleAt(subject.bundle, subject.trust), folder)
+    """All arms but LoRA of all tasks, seed by seed."""
+    ground = _ground(subject)
     given = [tasks.commands(), tasks.sentiment("tier1"), tasks.sentiment("tier2")]
     banking = tasks.banking77()
     for task in given[:1] if run.quick else [*given, *([banking] if banking else [])]:
-        yield from _of_task(run, task, ground, folder / "found")
+        yield from _heads(run, task, ground)
     if banking is None:
         why = "CASCADE_EVAL_DATA names no folder with banking77/train.csv"
         yield run.row("loop: banking77", None, "%", why)
 
 
-def _of_task(run: Run, of: LoopTask, ground: Ground, keep: Path) -> Iterator[Row]:
+def lora_rows(subject: Subject, run: Run) -> Iterator[Row]:
+    """LoRA, which takes longer than all others together, from the quickest task on."""
+    ground = _ground(subject)
+    for task in (tasks.sentiment("tier1"), tasks.sentiment("tier2"), tasks.commands()):
+        yield from _lora(run, task, ground)
+
+
+def _ground(subject: Subject) -> Ground:
+    return Ground.of(BundleAt(subject.bundle, subject.trust), cache_dir() / "loop")
+
+
+def _heads(run: Run, of: LoopTask, ground: Ground) -> Iterator[Row]:
     for seed in _SEEDS[:1] if run.quick else _SEEDS:
         first: dict[str, float] = {}
-        for name, wording in of.wordings.items() if seed in of.asked_at else ():
-            what = f"asked, {name}"
-            points = _kept(
-                run,
-                keep,
-                (of, what, seed, ground),
-                lambda w=wording, s=seed: [_point(arms.asked(of, w, s, ground))],  # type: ignore[misc]
-            )
+        for what, points in _asked(run, of, seed, ground):
             first[what] = points[0].escalated
             yield from _rows(run, of, what, seed, points)
-        for arm in of.arms:
-            points = _kept(
-                run,
-                keep,
-                (of, arm, seed, ground),
-                lambda a=arm, s=seed: _simulated(of, a, s, ground, run),  # type: ignore[misc]
-            )
-            if arm != "head, not certified anew":
-                first[arm] = points[0].escalated
-            yield from _rows(run, of, arm, seed, points)
-            if arm != "head, not certified anew":
-                yield _fall(run, f"loop: {of.name}, {arm}, seed {seed}", points, first)
+        points = _fleet(run, of, "head", seed, ground)
+        first["head"] = points[0].escalated
+        yield from _rows(run, of, "head", seed, points)
+        yield _fall(run, f"loop: {of.name}, head, seed {seed}", points, first)
+        arm: Arm = "head, not certified anew"
+        yield from _rows(run, of, arm, seed, _fleet(run, of, arm, seed, ground))
         alone = _kept(
             run,
-            keep,
             (of, "head, alone", seed, ground),
             lambda s=seed: _alone(of, s, ground),  # type: ignore[misc]
         )
         yield from _rows(run, of, "head, alone", seed, alone)
+
+
+def _lora(run: Run, of: LoopTask, ground: Ground) -> Iterator[Row]:
+    for seed in _SEEDS[:1] if run.quick else _SEEDS:
+        first = {what: points[0].escalated for what, points in _asked(run, of, seed, ground)}
+        points = _fleet(run, of, "lora", seed, ground)
+        first["lora"] = points[0].escalated
+        yield from _rows(run, of, "lora", seed, points)
+        yield _fall(run, f"loop: {of.name}, lora, seed {seed}", points, first)
+
+
+def _asked(run: Run, of: LoopTask, seed: int, ground: Ground) -> Iterator[tuple[str, list[_Point]]]:
+    for name, wording in of.wordings.items() if seed in of.asked_at else ():
+        what = f"asked, {name}"
+        yield (
+            what,
+            _kept(
+                run,
+                (of, what, seed, ground),
+                lambda w=wording: [_point(arms.asked(of, w, seed, ground))],  # type: ignore[misc]
+            ),
+        )
+
+
+def _fleet(run: Run, of: LoopTask, arm: Arm, seed: int, ground: Ground) -> list[_Point]:
+    return _kept(run, (of, arm, seed, ground), lambda: _simulated(of, arm, seed, ground, run))
 
 
 def _rows(run: Run, of: LoopTask, arm: str, seed: int, points: Sequence[_Point]) -> Iterator[Row]:
@@ -181,7 +202,6 @@ def _mean(points: Sequence[_Point]) -> _Point:
 
 def _kept(
     run: Run,
-    keep: Path,
     of: tuple[LoopTask, str, int, Ground],
     work: Callable[[], list[_Point]],
 ) -> list[_Point]:
@@ -199,7 +219,7 @@ def _kept(
         ],
         sort_keys=True,
     )
-    path = keep / f"{hashlib.sha256(known.encode()).hexdigest()}.json"
+    path = ground.found / f"{hashlib.sha256(known.encode()).hexdigest()}.json"
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):

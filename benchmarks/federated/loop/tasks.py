@@ -62,7 +62,6 @@ class LoopTask:
             long as one over two.
         wordings: how the base model is asked, for set-ups that learn nothing.
         asked_at: the seeds at which it is; scoring 27 answers takes a while.
-        arms: that are run.
     """
 
     name: str
@@ -75,7 +74,6 @@ class LoopTask:
     alpha: float
     partition: str
     wordings: Mapping[str, Task]
-    arms: tuple[Arm, ...]
     lora: Task | None = None
     lora_steps: int = 20
     asked_at: tuple[int, ...] = (0, 1, 2)
@@ -114,7 +112,6 @@ def commands() -> LoopTask:
         partition="dirichlet:0.3",
         wordings={"plain": task},
         asked_at=(0,),
-        arms=("head", "head, not certified anew", "lora"),
         lora_steps=10,
     )
 
@@ -149,7 +146,6 @@ def sentiment(teacher: str) -> LoopTask:
         alpha=0.05,
         partition="by-group",
         wordings={"two examples": TASK, "plain": replace(TASK, examples=())},
-        arms=("head", "head, not certified anew", "lora"),
         lora=replace(TASK, examples=()),
     )
 
@@ -180,7 +176,6 @@ def banking77() -> LoopTask | None:
         alpha=0.05,
         partition="dirichlet:0.3",
         wordings={},
-        arms=("head", "head, not certified anew"),
     )
 
 
