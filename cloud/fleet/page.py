@@ -127,8 +127,8 @@ def summary(result: FleetResult) -> str:
         lost = sum(sum(each.lost.values()) for each in result.rounds)
         masked = (
             f" Updates were summed under masks, those of at least {plan['mask_threshold']} devices:"
-            f" the cluster learned no device's own; {lost} times a device was lost to a round, and "
-            f"{abandoned} of {last.round} rounds were abandoned."
+            f" the cluster learned no device's own; devices lost to a round: {lost}; "
+            f"rounds abandoned: {abandoned} of {last.round}."
         )
     how = "thresholds certified for" if plan["recertify"] else "the first threshold certified for"
     return (

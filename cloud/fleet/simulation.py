@@ -195,12 +195,12 @@ class FleetSimulation:
 
     def _round(self, number: int) -> RoundFigures:
         began, counted = time.perf_counter(), self._cluster.counters()
+        self._judging = number
         first = self._cluster.next_round()
         ends_s = self._wall_s + DAY_S
         turns = self._turns(number)
         if self._plan.masked:
             turns = self._unmask(first, turns)
-        self._judging = number
         self._wall_s = max(ends_s, self._wall_s)
         self._cluster.tick()
         ended = self._cluster.rounds_since(first)
