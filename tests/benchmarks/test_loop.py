@@ -46,10 +46,13 @@ def test_a_fleet_is_told_round_by_round() -> None:
 
 
 def test_the_fall_is_measured_from_the_best_that_did_not_learn() -> None:
-    row = figures._fall(RUN, "x", [BEFORE, AFTER], {"head": 0.8, "asked, plain": 0.5})
+    start = {"head": 0.8, "asked, plain": 0.5}
+    row = figures._fall(RUN, (TASK, "head", 0), [BEFORE, AFTER], start)
     assert row.value == pytest.approx(0.6)
     assert row.reached is False
     assert "asked, plain" in row.how
+    only_seen = replace(TASK, evaluation=True)
+    assert figures._fall(RUN, (only_seen, "head", 0), [BEFORE, AFTER], start).reach is None
 
 
 def test_what_was_found_is_kept_for_the_same_run_alone(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def _heads(run: Run, of: LoopTask, ground: Ground) -> Iterator[Row]:
         points = _fleet(run, of, "head", seed, ground)
         first["head"] = points[0].escalated
         yield from _rows(run, of, "head", seed, points)
-        yield _fall(run, f"loop: {of.name}, head, seed {seed}", points, first)
+        yield _fall(run, (of, "head", seed), points, first)
         arm: Arm = "head, not certified anew"
         yield from _rows(run, of, arm, seed, _fleet(run, of, arm, seed, ground))
         alone = _kept(
@@ -87,10 +87,11 @@ def _heads(run: Run, of: LoopTask, ground: Ground) -> Iterator[Row]:
 def _lora(run: Run, of: LoopTask, ground: Ground) -> Iterator[Row]:
     for seed in _SEEDS[:1] if run.quick else _SEEDS:
         first = {what: points[0].escalated for what, points in _asked(run, of, seed, ground)}
+        first["head"] = _fleet(run, of, "head", seed, ground)[0].escalated
         points = _fleet(run, of, "lora", seed, ground)
         first["lora"] = points[0].escalated
         yield from _rows(run, of, "lora", seed, points)
-        yield _fall(run, f"loop: {of.name}, lora, seed {seed}", points, first)
+        yield _fall(run, (of, "lora", seed), points, first)
 
 
 def _asked(run: Run, of: LoopTask, seed: int, ground: Ground) -> Iterator[tuple[str, list[_Point]]]:
@@ -153,14 +154,20 @@ def _rows(run: Run, of: LoopTask, arm: str, seed: int, points: Sequence[_Point])
         )
 
 
-def _fall(run: Run, name: str, points: Sequence[_Point], first: dict[str, float]) -> Row:
+def _fall(
+    run: Run,
+    fleet: tuple[LoopTask, Arm, int],
+    points: Sequence[_Point],
+    first: dict[str, float],
+) -> Row:
+    of, arm, seed = fleet
     best = min(first, key=lambda name: first[name])
     return run.row(
-        f"{name}: escalated after over before",
+        f"loop: {of.name}, {arm}, seed {seed}: escalated after over before",
         Estimate(points[-1].escalated / first[best] if first[best] else 1.0, 1),
         "×",
         f"before: {best}, the least of the set-ups without learning, {100 * first[best]:.1f} %",
-        reach=0.5,
+        reach=None if of.evaluation else 0.5,
     )
 
 

@@ -61,6 +61,7 @@ class LoopTask:
         lora_steps: that a device takes in a round at most; one over 27 answers takes four times as
             long as one over two.
         wordings: how the base model is asked, for set-ups that learn nothing.
+        evaluation: it is only looked at; nothing was to be reached on it.
         asked_at: the seeds at which it is; scoring 27 answers takes a while.
     """
 
@@ -76,6 +77,7 @@ class LoopTask:
     wordings: Mapping[str, Task]
     lora: Task | None = None
     lora_steps: int = 20
+    evaluation: bool = False
     asked_at: tuple[int, ...] = (0, 1, 2)
 
 
@@ -176,6 +178,7 @@ def banking77() -> LoopTask | None:
         alpha=0.05,
         partition="dirichlet:0.3",
         wordings={},
+        evaluation=True,
     )
 
 
