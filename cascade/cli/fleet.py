@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -366,16 +365,12 @@ def _write(out: Path, result: FleetResult) -> None:
     write_whole(out / "fleet.json", (json.dumps(result.to_json(), indent=1) + "\n").encode())
 
 
-_NOTE_S: Final = 2.0
-
-
 class _Progress:
     """A line for each round."""
 
     def __init__(self, rounds: int) -> None:
         self._rounds = rounds
         self._line: ProgressLine | None = None
-        self._noted_at = 0.0
 
     def watch(
         self, stage: Literal["judge", "devices"], round_number: int, done: int, total: int
@@ -384,16 +379,10 @@ class _Progress:
         if self._line is None:
             self._line = ProgressLine(f"round {round_number} of {self._rounds}", total, "devices")
         if stage == "judge":
-            self._judged(self._line, f"judging, {done:,} of {total:,} rows", first=not done)
+            self._line.note(f"judging, {done:,} of {total:,} rows", again=done > 0)
         else:
             self._line.resize(total)
             self._line.update(done)
-
-    def _judged(self, line: ProgressLine, said: str, *, first: bool) -> None:
-        now = time.monotonic()
-        if first or now - self._noted_at > _NOTE_S:
-            self._noted_at = now
-            line.note(said)
 
     def round(self, found: RoundFigures) -> None:
         """End a round's line."""

@@ -31,14 +31,19 @@ class ProgressLine:
 
     def update(self, done: int, note: str = "") -> None:
         """Say how far it is; more often than useful is fine."""
-        now = time.perf_counter()
-        if now - self._said_at < (0.1 if self._moving else _QUIET_S):
+        if not self._due():
             return
-        self._said_at = now
+        self._said_at = time.perf_counter()
         self._say(f"{self._name}: {self._amount(done)}{f' · {note}' if note else ''}", end="")
 
-    def note(self, text: str) -> None:
-        """Say what is being done where there is nothing to count."""
+    def note(self, text: str, *, again: bool = False) -> None:
+        """Say what is being done where there is nothing to count.
+
+        Arguments:
+            again: it was said before how far it was; more often than useful is fine.
+        """
+        if again and not self._due():
+            return
         self._said_at = time.perf_counter()
         self._say(f"{self._name}: {text}", end="" if self._moving else "\n")
 
@@ -56,6 +61,9 @@ class ProgressLine:
         """End a moving line without a verdict, before an error is printed."""
         if self._moving and self._width:
             print(file=sys.stderr, flush=True)
+
+    def _due(self) -> bool:
+        return time.perf_counter() - self._said_at >= (0.1 if self._moving else _QUIET_S)
 
     def _amount(self, done: int) -> str:
         if self._unit == "B":

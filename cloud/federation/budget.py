@@ -31,13 +31,14 @@ def exceeded(after: float | None, most: float | None) -> str | None:
     return f"one more round would make ε {after:.3g}, and most_epsilon is {most:g}"
 
 
-def note(tx: Transaction, why: str | None) -> None:
-    """Keep why no round is opened, or that nothing stands in the way."""
+def note(tx: Transaction, why: str | None) -> bool:
+    """Keep why no round is opened, or that nothing stands in the way; whether that is news."""
     if why == standing_still(tx):
-        return
+        return False
     tx.run("DELETE FROM facts WHERE name = ?", _FACT)
     if why is not None:
         tx.run("INSERT INTO facts VALUES (?, ?)", _FACT, why)
+    return True
 
 
 def standing_still(tx: Transaction) -> str | None:

@@ -346,12 +346,7 @@ class Coordinator:
             _log.info("round %d is open", fresh.number)
 
     async def _stand_still(self, why: str) -> None:
-        def noted(tx: Transaction) -> bool:
-            known = budget.standing_still(tx)
-            budget.note(tx, why)
-            return known != why
-
-        if await self._database.do(noted):
+        if await self._database.do(lambda tx: budget.note(tx, why)):
             _log.warning("no round is opened: %s", why)
 
     async def _noise_now(self, history: Account) -> Noise:

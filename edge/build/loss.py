@@ -135,17 +135,16 @@ def _answer_logprobs(nodes: Nodes, targets: str) -> tuple[str, str]:
 def _answer_loss(nodes: Nodes, targets: str) -> str:
     """The outputs ``loss`` and ``answer_logprobs``; returns −d loss / d ``targets``, [P]."""
 
-    def times(matrix: str, vector: str, *, across: bool = False) -> str:
-        return _times(nodes, matrix, vector, across=across)
-
     likely, rest = _answer_logprobs(nodes, targets)
-    weight = times("answer_groups", times("answer_groups", "answer_weights"), across=True)
+    weight = _times(
+        nodes, "answer_groups", _times(nodes, "answer_groups", "answer_weights"), across=True
+    )
     # −d loss / d score: the right answer's weight, minus what its group's goes by softmax.
     chance = nodes.apply("Mul", nodes.apply("Exp", "answer_logprobs"), weight)
     pull = nodes.apply("Sub", "answer_weights", chance)
-    ends = nodes.apply("Div", times("answer_ends", pull, across=True), rest)
-    through_ends = nodes.apply("Mul", times("end_targets", ends, across=True), likely)
-    counted = nodes.apply("Sub", times("answer_targets", pull, across=True), through_ends)
+    ends = nodes.apply("Div", _times(nodes, "answer_ends", pull, across=True), rest)
+    through_ends = nodes.apply("Mul", _times(nodes, "end_targets", ends, across=True), likely)
+    counted = nodes.apply("Sub", _times(nodes, "answer_targets", pull, across=True), through_ends)
     tokens = nodes.apply("ReduceSum", nodes.apply("Mul", "target_weights", targets), keepdims=0)
     answers = nodes.apply(
         "ReduceSum", nodes.apply("Mul", "answer_weights", "answer_logprobs"), keepdims=0

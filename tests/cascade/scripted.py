@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -15,11 +16,12 @@ from cascade.controller import Controller
 from cascade.errors import Cancelled, RemoteError
 from cascade.events import Answer, Event, Final
 from cascade.local import CancelToken, Finish, LocalAnswer, ModelInfo, Prompt, TokenSignals
-from cascade.policy import Policy
+from cascade.policy import Policy, PolicyStore
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Message, Request
 from cascade.sampling import GREEDY, Sampling
 from cascade.signals import OptionScores, ScoreMode, Signals
+from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
 
 INFO = ModelInfo("tiny", "ab" * 32, "cd" * 32, "ef" * 32, 2048)
@@ -234,6 +236,15 @@ def policy(threshold: float | None, feature: Feature = "raw_score") -> Policy:
         threshold,
         certificate if threshold is not None else None,
     )
+
+
+def shelf(folder: Path, *installed: Policy) -> PolicyStore:
+    key, trust = SigningKey.generate(), TrustStore(folder / "trust")
+    trust.pin("me", key.public)
+    store = PolicyStore(folder / "policies", trust)
+    for each in installed:
+        store.install(each, key)
+    return store
 
 
 def question(**changes: object) -> Request:

@@ -13,12 +13,11 @@ from cascade.controller import Controller
 from cascade.errors import DeadlineExceeded, InvalidInput, RemoteError
 from cascade.events import Final, Superseded, Token
 from cascade.local import CancelToken, LocalAnswer, ModelInfo
-from cascade.policy import PolicyStore, Reason
+from cascade.policy import Reason
 from cascade.remote import Accepted, Chunk
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.sampling import Sampling
 from cascade.signals import OptionScores, ScoreBounds
-from cascade.signing import SigningKey, TrustStore
 from cascade.task import OUT_OF_SCOPE
 from cascade.tensor import Tensor, pack
 from tests.cascade.scripted import (
@@ -32,16 +31,13 @@ from tests.cascade.scripted import (
     gather,
     policy,
     question,
+    shelf,
 )
 
 
 @pytest.fixture
 def policies(tmp_path):
-    key, trust = SigningKey.generate(), TrustStore(tmp_path / "trust")
-    trust.pin("me", key.public)
-    store = PolicyStore(tmp_path / "policies", trust)
-    store.install(policy(0.8), key)
-    return store
+    return shelf(tmp_path, policy(0.8))
 
 
 async def test_the_policy_fixes_how_the_options_are_scored(policies):
@@ -52,10 +48,7 @@ async def test_the_policy_fixes_how_the_options_are_scored(policies):
 
 
 async def test_a_policy_fitted_to_searched_scores_judges_those(tmp_path):
-    key, trust = SigningKey.generate(), TrustStore(tmp_path / "trust")
-    trust.pin("me", key.public)
-    store = PolicyStore(tmp_path / "policies", trust)
-    store.install(policy(0.8, "search_bound"), key)
+    store = shelf(tmp_path, policy(0.8, "search_bound"))
     model = ScriptedModel(0.9)
     result = await answer(Controller(model, None, store), question())
     assert model.modes == ["search"]
@@ -107,10 +100,7 @@ async def test_a_confident_answer_stays_on_the_device(policies):
 
 
 async def test_an_answer_that_says_out_of_scope_escalates_however_sure_it_is(tmp_path):
-    key, trust = SigningKey.generate(), TrustStore(tmp_path / "trust")
-    trust.pin("me", key.public)
-    store = PolicyStore(tmp_path / "policies", trust)
-    store.install(replace(policy(0.8), task=replace(TASK, outside="good")), key)
+    store = shelf(tmp_path, replace(policy(0.8), task=replace(TASK, outside="good")))
     cluster, told = ScriptedCluster(), []
     controller = Controller(ScriptedModel(0.99), cluster, store, on_decision=told.append)
     result = await answer(controller, question())
@@ -391,10 +381,7 @@ async def test_a_wrong_tensor_is_refused_and_not_sent():
 
 
 async def test_an_infeasible_target_escalates_everything(tmp_path):
-    key, trust = SigningKey.generate(), TrustStore(tmp_path / "trust")
-    trust.pin("me", key.public)
-    store = PolicyStore(tmp_path / "policies", trust)
-    store.install(policy(None), key)
+    store = shelf(tmp_path, policy(None))
     result = await answer(Controller(ScriptedModel(0.99), ScriptedCluster(), store), question())
     assert result.reasons[0] == Reason.TARGET_INFEASIBLE
     assert result.source == "tier1"

@@ -33,8 +33,8 @@ from cascade.remote import (
     Verified,
 )
 from cascade.request import DataClass, Request
-from tests.cascade.scripted import FINISHED, WORDS, Writer
-from tests.cascade.test_stopping import RULE, TALK, question, shelf
+from tests.cascade.scripted import FINISHED, WORDS, Writer, shelf
+from tests.cascade.test_stopping import RULE, TALK, question
 
 FIRED = RULE.checkpoints[0].tokens
 # Whatever is written is worth sending, and a token within ten seconds worth waiting for.

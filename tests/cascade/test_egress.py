@@ -18,11 +18,10 @@ from cascade.egress import Egress
 from cascade.errors import InvalidInput, RemoteError
 from cascade.events import Final
 from cascade.latency import LatencyBook
-from cascade.policy import PolicyStore, Reason
+from cascade.policy import Reason
 from cascade.privacy import PiiSpan, Privacy
 from cascade.remote import Accepted, Chunk, DeviceReport, Finished, RemoteEvent, Transfer
 from cascade.request import Constraints, Message, Request
-from cascade.signing import SigningKey, TrustStore
 from tests.cascade.scripted import (
     FINISHED,
     ScriptedCluster,
@@ -31,16 +30,13 @@ from tests.cascade.scripted import (
     gather,
     policy,
     question,
+    shelf,
 )
 
 
 @pytest.fixture
 def policies(tmp_path):
-    key, trust = SigningKey.generate(), TrustStore(tmp_path / "trust")
-    trust.pin("me", key.public)
-    store = PolicyStore(tmp_path / "policies", trust)
-    store.install(policy(0.8), key)
-    return store
+    return shelf(tmp_path, policy(0.8))
 
 
 def ledger(tmp_path, **limits: float) -> BudgetLedger:

@@ -26,7 +26,6 @@ from cascade.records.outcome import kept
 from cascade.remote import Accepted, Chunk
 from cascade.request import Constraints, DataClass, Message, Request
 from cascade.score_reference import ScoreReference
-from cascade.signing import SigningKey, TrustStore
 from cascade.task import free
 from cascade.testing import TinyBundle
 from edge import OnnxModel
@@ -39,6 +38,7 @@ from tests.cascade.scripted import (
     answer,
     gather,
     policy,
+    shelf,
 )
 from tests.cascade.scripted import question as closed_question
 
@@ -55,15 +55,6 @@ RULE = EarlyStop(
 
 TALK = replace(policy(0.5), task=free("talk"), early_stop=RULE)
 GONE = RemoteError("UNAVAILABLE", "gone")
-
-
-def shelf(tmp_path, *installed: Policy) -> PolicyStore:
-    key, trust = SigningKey.generate(), TrustStore(tmp_path / "trust")
-    trust.pin("me", key.public)
-    store = PolicyStore(tmp_path / "policies", trust)
-    for each in installed:
-        store.install(each, key)
-    return store
 
 
 @pytest.fixture
