@@ -27,6 +27,9 @@ GRADIENT_GRAPH, TRUNK_GRAPH = "gradient.onnx", "trunk.onnx"
 SCORES_GRAPH = "scores.onnx"
 """The gradient graph without its way back, which scores answers in less time; a bundle may lack
 it."""
+COARSE_GRAPH = "coarse.onnx"
+"""Makes whole numbers of the trunk's matrices when it is loaded; a bundle may lack it, and then its
+trunk multiplies floats."""
 HIDDEN_PREFIX = "hidden."
 """Begins the name of the decode graph's output of hidden states; what follows is how many layers
 are below. A graph may lack it."""

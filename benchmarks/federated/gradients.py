@@ -124,7 +124,7 @@ def _cost(run: Run, peer: Child, sides: dict[str, Child]) -> Iterator[Row]:
                 ratio(cpu(samples[name]), cpu(samples["torch"])),
                 "",
                 how,
-                reach=0.8 if tokens >= 128 else None,
+                reach=0.8 if name == "ours" and tokens >= 128 else None,
                 peer=f"torch {package_version('torch')}, float32",
             )
 

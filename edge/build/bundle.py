@@ -13,6 +13,7 @@ from cascade.errors import InvalidInput
 from cascade.signing import SigningKey
 from edge.build.assembly import Contents, Label, Progress, assemble
 from edge.build.checkpoint import Source
+from edge.build.coarse import coarse_matrices, with_coarse, write_coarse
 from edge.build.folder import folder_source
 from edge.build.gguf_checkpoint import gguf_source
 from edge.build.gradient import write_gradient, write_scores
@@ -23,6 +24,7 @@ from edge.build.trunk import cut_trunk
 from edge.build.weight_file import WeightFile
 from edge.bundle import (
     CHAT_TEMPLATE,
+    COARSE_GRAPH,
     DECODE_GRAPH,
     DECODE_WEIGHTS,
     GRADIENT_GRAPH,
@@ -62,7 +64,8 @@ def build_from_gguf(
         quantise: ``"lossless"`` keeps the file's blocks; ``"fp32"`` is a reference without them.
         context: longest sequence in tokens, if shorter than what the model was made for.
         chat_template: Jinja text to use instead of the file's own.
-        accuracy_level: 4 for devices (int8 activations), 0 for an exact reference (float32).
+        accuracy_level: 4 for devices (int8 activations, in the trunk that training reads, too), 0
+            for an exact reference (float32).
         gradient_layers: how many layers, counted from the last, a device can train adapters for; 0
             leaves the graphs for that out, None takes ``GRADIENT_LAYERS`` or all that there are.
         overwrite: replace ``out`` if it exists; it stays whole until the new bundle is finished.
@@ -164,7 +167,10 @@ def _fill(
     trained = trainable(gradient_layers, decoder.layers)
     graphs = {DECODE_GRAPH: graph}
     if trained:
-        graphs[TRUNK_GRAPH] = cut_trunk(graph, decoder, trained)
+        coarse = coarse_matrices(decoder, weights, trained) if accuracy_level else []
+        if coarse:
+            graphs[COARSE_GRAPH] = write_coarse(weights, coarse)
+        graphs[TRUNK_GRAPH] = cut_trunk(with_coarse(graph, coarse), decoder, trained)
         graphs[GRADIENT_GRAPH] = write_gradient(decoder, weights, trained)
         graphs[SCORES_GRAPH] = write_scores(decoder, weights, trained)
     for name, each in graphs.items():
@@ -180,7 +186,7 @@ def _fill(
         stop_token_ids=source.stop_token_ids,
         adapter_slots=adapter_slots(decoder),
         graph="fused",
-        more_files=(TRUNK_GRAPH, GRADIENT_GRAPH, SCORES_GRAPH) if trained else (),
+        more_files=tuple(name for name in graphs if name != DECODE_GRAPH),
     )
 
 

@@ -20,8 +20,8 @@ _PAST_PLACES = (3, 4)  # of GroupQueryAttention's inputs
 def cut_trunk(decode: ModelProto, decoder: Decoder, layers: int) -> ModelProto:
     """The part of ``decode`` before its last ``layers`` layers.
 
-    Activations are float32 between its matrices, whatever ``decode`` makes of them: over the many
-    tokens of an example that costs no more, and learning gets what the weights say.
+    No activations are rounded by blocks, as ``decode`` does it for a single token: over the many
+    tokens of an example that costs as much as floats. What is cheaper there is ``coarse.py``.
 
     Inputs are those of the decode graph, but that all layers have the same ``past``, float32
     [1, kv_heads, P, head_dim], as keys and values. Gives ``hidden``, float32 [T, hidden].

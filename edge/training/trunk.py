@@ -2,7 +2,7 @@
 
 They depend on the base and, where an adapter reaches below the trained layers, on that adapter, but
 on nothing that is being learned. Halves on disk: their rounding is far below that of the 8-bit
-activations that the trunk computes with.
+products that the trunk computes with.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cascade.errors import BundleError
 from cascade.files import write_whole
-from edge.bundle import TRUNK_GRAPH, Bundle
+from edge.bundle import COARSE_GRAPH, TRUNK_GRAPH, Bundle
 from edge.session import open_session
 from edge.slots import slot_inputs
 from edge.training.lesson import Floats, Segment
@@ -50,7 +50,9 @@ class Trunk:
             BundleError: the bundle's trunk was built before it could read trees.
         """
         if self._session is None:
-            self._session = open_session(self._bundle.file(TRUNK_GRAPH), threads=self._threads)
+            self._session = open_session(
+                self._bundle.file(TRUNK_GRAPH), threads=self._threads, weights=self._coarse()
+            )
         shapes = {wanted.name: wanted.shape for wanted in self._session.get_inputs()}
         if _PAST not in shapes:
             raise BundleError(
@@ -71,13 +73,27 @@ class Trunk:
         hidden: Floats = self._session.run(["hidden"], {name: given[name] for name in shapes})[0]
         return hidden
 
+    def _coarse(self) -> dict[str, ort.OrtValue]:
+        """Matrices that the trunk multiplies in whole numbers (``edge.build.coarse``), if any."""
+        if COARSE_GRAPH not in self._bundle.manifest.files:
+            return {}
+        maker = open_session(self._bundle.file(COARSE_GRAPH), threads=self._threads)
+        names = [output.name for output in maker.get_outputs()]
+        made = maker.run(names, {"first": np.array(0)})
+        return {
+            name: ort.OrtValue.ortvalue_from_numpy(values)
+            for name, values in zip(names, made, strict=True)
+        }
+
     @property
     def digest(self) -> str:
         """Hex sha256 of all that activations depend on, beside the segment: base, cut, adapter."""
         manifest = self._bundle.manifest
         state = hashlib.sha256(manifest.base_digest.encode())
-        # The graph says where it ends; it does not know the weights that it reads.
-        state.update(manifest.files[TRUNK_GRAPH].sha256.encode())
+        # The graphs say where it ends and how it rounds; they do not know the weights they read.
+        for graph in (TRUNK_GRAPH, COARSE_GRAPH):
+            if graph in manifest.files:
+                state.update(manifest.files[graph].sha256.encode())
         for name, values in sorted(self._inputs.items()):
             if values.size:
                 state.update(name.encode() + values.tobytes())
