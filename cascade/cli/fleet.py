@@ -134,6 +134,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NOISE",
         help="add noise of so many clip norms, and account for ε (1)",
     )
+    verb.add_argument(
+        "--most-epsilon",
+        type=float,
+        metavar="E",
+        help="with --private: open no round after which ε would be more",
+    )
     for name, kind, text in (*_FLEET, *_TRAINING):
         verb.add_argument(f"--{name}", type=kind, metavar="N", help=text)
     verb.add_argument("--seed", type=int, default=0, metavar="S", help="of everything drawn (0)")
@@ -236,6 +242,7 @@ def _simulate(args: argparse.Namespace) -> int:
         simulation.close()
     result = simulation.result()
     if result.rounds:
+        _write(out, result)
         write_whole(out / "fleet.png", png(result))
         write_whole(out / "fleet.html", html_page(result).encode())
         if args.json:
@@ -261,6 +268,8 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         raise InvalidInput("--private", "needs --strategy ffa and --rule mean")
     if args.private is not None and args.mode == "async":
         raise InvalidInput("--private", "needs --mode sync")
+    if args.most_epsilon is not None and args.private is None:
+        raise InvalidInput("--most-epsilon", "is for --private fleets; add that, or leave it out")
     if args.masked:
         _check_masked(args)
     elif args.mask_threshold is not None:
@@ -277,6 +286,7 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
                     ("trim", args.trim),
                     ("byzantine", args.tolerate),
                     ("rate", args.server_rate),
+                    ("most_epsilon", args.most_epsilon),
                 )
                 if value is not None
             },

@@ -13,12 +13,15 @@ from cascade.errors import RemoteError
 from cascade.remote import RemoteEvent
 from cascade.signing import TrustStore
 from cascade.wire import ClientProfile, KeyRing, OpenRequest, new_key
+from cloud.federation.account import account
 from cloud.federation.adapters import Adapters, parts_of
+from cloud.federation.budget import standing_still
 from cloud.federation.config import FederationConfig
 from cloud.federation.coordinator import Coordinator
 from cloud.federation.database import Database, Transaction
 from cloud.federation.desk import Desk
 from cloud.federation.phases import Standing, standing
+from cloud.federation.privacy import epsilon, usual_delta
 from cloud.federation.refusals import counters
 from cloud.federation.rounds import Round, collecting, in_state, latest, recent
 from cloud.federation.seams import Gate
@@ -137,12 +140,16 @@ class FleetCluster:
 
         return self._database.do_now(look)
 
-    def aggregated(self) -> int:
-        """Rounds of which something was published."""
-        return sum(
-            each.candidate_digest is not None
-            for each in self._database.do_now(lambda tx: recent(tx, 100_000))
-        )
+    def cost(self) -> tuple[float, float] | None:
+        """ε of all rounds so far, and its δ; ``None`` where no noise is added."""
+        how = self._config.aggregation
+        if how.noise_multiplier is None:
+            return None
+        return epsilon(self._database.do_now(account).noised, how.delta), how.delta
+
+    def ended(self) -> str:
+        """Why the coordinator opens no further round; empty where it does."""
+        return self._database.do_now(standing_still) or ""
 
     def close(self) -> None:
         """Stop taking calls, and close the store."""
@@ -169,7 +176,7 @@ def federation_config(plan: FleetPlan, folder: Path, start: str) -> FederationCo
         max_payload_bytes=16_000_000,
         plan=plan.training,
         secure_aggregation=plan.masks,
-        aggregation=plan.aggregation,
+        aggregation=plan.aggregation.model_copy(update={"delta": usual_delta(plan.devices)}),
     )
 
 

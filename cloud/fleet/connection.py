@@ -25,7 +25,9 @@ class Connection(GrpcFederation):
 
     Attributes:
         lost: how it was, in this round; ``none`` as long as nothing was to be sent since.
-        bytes_up: of payloads that were sent to the end, and of messages under masks.
+        bytes_up: of payloads that were sent to the end, and of messages under masks. What is said
+            again, because the others have not come yet, counts once a round: how often that is
+            depends on who comes first.
     """
 
     def __init__(self, profile: ClientProfile) -> None:
@@ -34,10 +36,12 @@ class Connection(GrpcFederation):
         self.bytes_up = 0
         self._absence: Absence = "none"
         self._joined = False
+        self._said: set[tuple[str, Phase]] = set()
 
     def absent(self, absence: Absence) -> None:
         """How it is lost in the round that begins."""
         self._absence, self._joined = absence, False
+        self._said.clear()
         self.lost = "off" if absence == "off" else "none"
 
     async def upload(
@@ -54,7 +58,10 @@ class Connection(GrpcFederation):
         # What is left of an earlier round is still told.
         if self._joined and message.phase in _SILENT.get(self._absence, ()):
             raise self._gone(f"the phase {message.phase}")
-        self.bytes_up += len(message.payload)
+        said = message.lease_id, message.phase
+        if said not in self._said:
+            self._said.add(said)
+            self.bytes_up += len(message.payload)
         reply = await super().exchange(message)
         self._joined = self._joined or message.phase == "advertise_keys"
         return reply

@@ -58,8 +58,8 @@ class TurnResult:
         outcome: of its last step; ``off`` where it took none.
         note: why.
         lost: how the device was lost to the round; ``none`` where it was not.
-        bytes_up, bytes_down: payloads of updates and, under masks, of messages, each as often as it
-            was sent; and adapters that were fetched.
+        bytes_up, bytes_down: payloads of updates and, under masks, of messages, see
+            ``Connection``; and adapters that were fetched.
         examples: in its store afterwards.
     """
 

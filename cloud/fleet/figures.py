@@ -99,6 +99,7 @@ class FleetResult:
         parts: rows of each part.
         rounds: number 0 first.
         complete: whether all rounds of the plan were done.
+        ended: why the coordinator opened no further round before they were; else empty.
     """
 
     plan: Mapping[str, object]
@@ -107,6 +108,7 @@ class FleetResult:
     parts: Mapping[str, int]
     rounds: Sequence[RoundFigures]
     complete: bool
+    ended: str
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""

@@ -117,6 +117,8 @@ def summary(result: FleetResult) -> str:
     first, last = result.rounds[0], result.rounds[-1]
     plan = result.plan
     kept = "" if result.complete else " The run was ended early."
+    if result.ended:
+        kept = f" No further round was opened: {result.ended}."
     alpha = percent(cast(float, plan["alpha"]), 0)
     promise = f"at most {alpha} wrong among the answers kept"
     if plan["target"] == "excess":

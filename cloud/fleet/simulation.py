@@ -17,7 +17,6 @@ from typing import Final, Literal, Protocol
 import numpy as np
 
 from cascade.task import Task
-from cloud.federation.privacy import NoisedRounds, epsilon, usual_delta
 from cloud.fleet.checkpoint import Checkpoint, Checkpoints, identity, running
 from cloud.fleet.cluster import DAY_S, FleetCluster
 from cloud.fleet.connection import Absence
@@ -90,6 +89,7 @@ class FleetSimulation:
     ) -> None:
         self._plan, self._task, self._rows, self._data = plan, task, rows, data
         self._bundle, self._watch = bundle, watch
+        self._ended = ""
         self._owned = plan.partition.share_out(rows.fleet, plan.devices, plan.seed)
         self._lock = running(folder, first=True)
         try:
@@ -150,7 +150,7 @@ class FleetSimulation:
 
     def run(self) -> Iterator[RoundFigures]:
         """All rounds that are still to be done; of a new run, number 0 first. May be left after any
-        of them."""
+        of them. Ends before its last round where a budget of ε allows no further one."""
         if not self._done:
             self._cluster.tick()
             began = time.perf_counter()
@@ -159,6 +159,9 @@ class FleetSimulation:
             seconds = time.perf_counter() - began
             yield self._noted(figures(0, standing, served=served, seconds=seconds))
         for number in range(len(self._done), self._plan.rounds + 1):
+            self._ended = self._cluster.ended()
+            if self._ended:
+                return
             yield self._noted(self._round(number))
 
     def result(self) -> FleetResult:
@@ -175,6 +178,7 @@ class FleetSimulation:
             },
             rounds=tuple(self._done),
             complete=len(self._done) == self._plan.rounds + 1,
+            ended=self._ended,
         )
 
     def close(self) -> None:
@@ -216,7 +220,7 @@ class FleetSimulation:
             turns=turns,
             counted=_since(counted, self._cluster.counters()),
             aggregation_error=errors[-1] if errors else None,
-            cost=self._cost(),
+            cost=self._cluster.cost(),
             seconds=time.perf_counter() - began,
         )
 
@@ -265,15 +269,6 @@ class FleetSimulation:
 
     def _standing(self, digest: str) -> Standing:
         return self._referee.standing(digest, self._cluster.weights(digest))
-
-    def _cost(self) -> tuple[float, float] | None:
-        noise = self._plan.aggregation.noise_multiplier
-        if noise is None:
-            return None
-        delta, rounds = usual_delta(self._plan.devices), self._cluster.aggregated()
-        # Devices come when they like: every round counts in full.
-        spent = [NoisedRounds(rounds, noise)] if rounds else []
-        return epsilon(spent, delta), delta
 
 
 def _absence(plan: FleetPlan, rng: np.random.Generator) -> Absence:

@@ -110,6 +110,20 @@ def test_an_interrupt_keeps_what_was_done(words: list[str], tmp_path: Path) -> N
     assert "The run was ended early." in out
 
 
+def test_a_budget_of_epsilon_ends_the_run(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*words, "--processes", "0", "--rounds", "3", "--most-epsilon", "0.01"]
+    assert main(command) == InvalidInput("most-epsilon", "").exit_code
+    assert "is for --private fleets; add that, or leave it out" in capsys.readouterr().err
+    assert main([*command, "--private", "0.5"]) == 0
+    told = capsys.readouterr().out
+    assert "No further round was opened: one more round would make ε" in told
+    kept = json.loads((tmp_path / "out" / "fleet.json").read_text())
+    assert len(kept["rounds"]) == 1
+    assert kept["ended"].endswith("and most_epsilon is 0.01")
+
+
 @pytest.mark.parametrize("text", ["dirichlet:0", "dirichlet", "by_group", "dirichlet:-1"])
 def test_a_partition_that_there_is_not_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="is none of dirichlet:ALPHA"):

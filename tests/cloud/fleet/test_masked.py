@@ -140,6 +140,23 @@ def test_noise_goes_on_the_sum(tiny: TinyBundle, tmp_path: Path) -> None:
     assert last.updates == 5
 
 
+def test_noise_goes_on_a_sum_of_lora(tiny: TinyBundle, tmp_path: Path) -> None:
+    """As much as was asked for: of one clip norm on the sum, on each of its numbers."""
+    plan = replace(test_simulation.PLAN, rounds=1, masked=True, most_worse=1.0, devices=4)
+    moved = {}
+    for name, noise in (("bare", None), ("noised", 1.0)):
+        how = replace(plan, aggregation=AggregationConfig(noise_multiplier=noise))
+        found = test_simulation.simulated(how, tiny, tmp_path / name).rounds
+        assert found[1].verdict == "approved"
+        start, last = (adapter(tmp_path / name, each.adapter) for each in found)
+        moved[name] = flatten({n: last[n] - start[n] for n in last if n.endswith(".b")})
+    assert found[1].epsilon is not None
+    assert found[1].epsilon > 0
+    # The sum with noise is divided by the goal; the bare one by those that took part.
+    added = moved["noised"] - moved["bare"] * found[1].updates / 4
+    assert np.std(added) == pytest.approx(plan.training.clip_norm / 4, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

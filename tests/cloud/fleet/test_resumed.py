@@ -119,13 +119,8 @@ def test_two_runs_do_not_share_a_folder(
     os.close(held)
 
 
-@pytest.mark.processes
-def test_the_command_goes_on_after_kill_9(
-    words: list[str],  # noqa: F811
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    command = [*words, *HEADS]
+def killed_after_a_round(command: list[str], figures: Path) -> None:
+    """Run it, and kill it once a round is whole."""
     running = subprocess.Popen(
         [sys.executable, "-m", "cascade.cli", *command],
         cwd=ROOT,
@@ -133,7 +128,6 @@ def test_the_command_goes_on_after_kill_9(
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    figures = tmp_path / "out" / "fleet.json"
     end = time.monotonic() + 240
     while not (figures.is_file() and len(json.loads(figures.read_text())["rounds"]) > 1):
         assert time.monotonic() < end
@@ -141,6 +135,41 @@ def test_the_command_goes_on_after_kill_9(
         time.sleep(0.02)
     running.kill()
     running.wait()
+
+
+@pytest.mark.processes
+def test_masked_devices_in_actors_go_on_after_kill_9(
+    words: list[str],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    masked = ("--masked", "--devices", "4", "--dropout", "0.3", "--processes", "2")
+    command = [*words, *HEADS, *masked]
+    killed_after_a_round(command, out / "fleet.json")
+    subprocess.run(
+        [sys.executable, "-m", "cascade.cli", *command, "--resume"],
+        cwd=ROOT,
+        env={**os.environ, "CASCADE_HOME": str(home.home())},
+        check=True,
+        capture_output=True,
+    )
+    resumed = json.loads((out / "fleet.json").read_text())
+    command[command.index("--out") + 1] = str(tmp_path / "whole")
+    assert main([*command, "--processes", "0"]) == 0
+    whole = json.loads((tmp_path / "whole" / "fleet.json").read_text())
+    for each in (*resumed["rounds"], *whole["rounds"]):
+        del each["seconds"]
+    assert resumed == whole
+
+
+@pytest.mark.processes
+def test_the_command_goes_on_after_kill_9(
+    words: list[str],  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = [*words, *HEADS]
+    killed_after_a_round(command, tmp_path / "out" / "fleet.json")
     assert main(command) == InvalidInput("out", "is there").exit_code
     assert "or go on with its run by --resume" in capsys.readouterr().err
     assert main([*command, "--seed", "1", "--resume"]) == InvalidInput("resume", "").exit_code

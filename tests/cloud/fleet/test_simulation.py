@@ -11,6 +11,7 @@ import pytest
 from cascade.task import Task, generic
 from cascade.testing import TinyBundle
 from cloud.federation.config import AggregationConfig, PlanConfig
+from cloud.federation.privacy import NoisedRounds, epsilon, usual_delta
 from cloud.fleet import (
     Attackers,
     BundleAt,
@@ -21,6 +22,7 @@ from cloud.fleet import (
     Partition,
     parts,
 )
+from cloud.fleet.page import summary
 
 OPTIONS = ("red", "green", "blue")
 WORDS = ("house", "river", "light")
@@ -148,6 +150,25 @@ def test_noise_is_accounted_for(tiny: TinyBundle, tmp_path: Path) -> None:
     assert spent[2] is not None
     assert 0 < spent[1] < spent[2]
     assert result.rounds[1].delta == pytest.approx(3**-1.1)
+
+
+def test_a_budget_ends_a_fleet_that_would_spend_more(tiny: TinyBundle, tmp_path: Path) -> None:
+    def spent(rounds: int) -> float:
+        return epsilon([NoisedRounds(rounds, 0.7)], usual_delta(PLAN.devices))
+
+    how = AggregationConfig(noise_multiplier=0.7, most_epsilon=(spent(2) + spent(3)) / 2)
+    plan = replace(PLAN, rounds=4, aggregation=how, most_worse=1.0)
+    result = simulated(plan, tiny, tmp_path / "fleet")
+    assert [each.round for each in result.rounds] == [0, 1, 2]
+    assert result.rounds[-1].epsilon == pytest.approx(spent(2))
+    assert result.rounds[-1].verdict == "approved"
+    assert not result.complete
+    assert result.ended.startswith(f"one more round would make ε {spent(3):.3g}")
+    assert f"No further round was opened: {result.ended}." in summary(result)
+    none = replace(
+        plan, aggregation=AggregationConfig(noise_multiplier=0.7, most_epsilon=spent(1) / 2)
+    )
+    assert [each.round for each in simulated(none, tiny, tmp_path / "none").rounds] == [0]
 
 
 @pytest.mark.parametrize("kind", ["dirichlet:0.3", "by-group", "iid"])
