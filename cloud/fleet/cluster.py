@@ -21,7 +21,7 @@ from cloud.federation.coordinator import Coordinator
 from cloud.federation.database import Database, Transaction
 from cloud.federation.desk import Desk
 from cloud.federation.phases import Standing, standing
-from cloud.federation.privacy import epsilon, usual_delta
+from cloud.federation.privacy import usual_delta
 from cloud.federation.refusals import counters
 from cloud.federation.rounds import Round, collecting, in_state, latest, recent
 from cloud.federation.seams import Gate
@@ -142,10 +142,9 @@ class FleetCluster:
 
     def cost(self) -> tuple[float, float] | None:
         """ε of all rounds so far, and its δ; ``None`` where no noise is added."""
-        how = self._config.aggregation
-        if how.noise_multiplier is None:
-            return None
-        return epsilon(self._database.do_now(account).noised, how.delta), how.delta
+        history = self._database.do_now(account)
+        spent = history.spent()
+        return None if spent is None or history.delta is None else (spent, history.delta)
 
     def ended(self) -> str:
         """Why the coordinator opens no further round; empty where it does."""

@@ -25,7 +25,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 
 from edge.build.architecture import Decoder
 from edge.build.frozen import FrozenMatrices
-from edge.build.graph import IR_VERSION, OPSET, value
+from edge.build.graph import value
 from edge.build.nodes import CONTRIB, Nodes
 from edge.build.weight_file import Array, WeightFile
 from edge.bundle import COARSE_GRAPH
@@ -133,18 +133,7 @@ def write_coarse(weights: WeightFile, matrices: list[Coarse]) -> ModelProto:
         nodes.add("Reshape", [scale, nodes.integers(-1)], [matrix.scale])
         outputs.append(value(matrix.codes, TensorProto.INT8, matrix.columns, matrix.rows))
         outputs.append(value(matrix.scale, TensorProto.FLOAT, matrix.rows))
-    return helper.make_model(
-        helper.make_graph(
-            nodes.nodes,
-            "coarse",
-            [value("first", TensorProto.INT64)],
-            outputs,
-            nodes.initializers(),
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
-        ir_version=IR_VERSION,
-        producer_name="edge-cloud-cascade",
-    )
+    return nodes.model("coarse", [value("first", TensorProto.INT64)], outputs)
 
 
 def hadamard() -> Array:

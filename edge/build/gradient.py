@@ -17,9 +17,9 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from edge.build.architecture import Decoder
 from edge.build.frozen import Frozen, FrozenMatrices
-from edge.build.graph import IR_VERSION, OPSET, adapter_inputs, adapter_slots, value
+from edge.build.graph import adapter_inputs, adapter_slots, value
 from edge.build.loss import add_loss, add_scores
-from edge.build.nodes import CONTRIB, Nodes
+from edge.build.nodes import Nodes
 from edge.build.weight_file import WeightFile
 from edge.bundle import AdapterSlot
 
@@ -82,12 +82,7 @@ def _model(
         *adapter_inputs(_slots(decoder, layers)),
     ]
     inputs = [given for given in inputs if given.name in used]
-    return helper.make_model(
-        helper.make_graph(nodes.nodes, name, inputs, outputs, nodes.initializers()),
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
-        ir_version=IR_VERSION,
-        producer_name="edge-cloud-cascade",
-    )
+    return nodes.model(name, inputs, outputs)
 
 
 def _shape(tensor: ValueInfoProto) -> list[int | str]:

@@ -18,11 +18,9 @@ from edge.build.architecture import Decoder
 from edge.build.blocks import Floats
 from edge.build.checkpoint import Checkpoint
 from edge.build.matrices import AccuracyLevel, Matrices, Matrix
-from edge.build.nodes import CONTRIB, Nodes
+from edge.build.nodes import Nodes
 from edge.build.weight_file import WeightFile
 from edge.bundle import HIDDEN_PREFIX, AdapterSlot
-
-OPSET, IR_VERSION = 21, 10
 
 
 def write_decoder(
@@ -56,12 +54,7 @@ def write_decoder(
         value(hidden, TensorProto.FLOAT, "T", decoder.hidden),
         *_buffers("present", decoder),
     ]
-    return helper.make_model(
-        helper.make_graph(nodes.nodes, "decoder", inputs, outputs, nodes.initializers()),
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
-        ir_version=IR_VERSION,
-        producer_name="edge-cloud-cascade",
-    )
+    return nodes.model("decoder", inputs, outputs)
 
 
 def hidden_layer(layers: int) -> int:

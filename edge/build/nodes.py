@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from edge.build.blocks import Scales
 from edge.build.weight_file import Array, WeightFile
@@ -18,6 +18,7 @@ from edge.build.weight_file import Array, WeightFile
 Attribute: TypeAlias = int | float | str | list[int]
 
 CONTRIB = "com.microsoft"
+_OPSET, _IR_VERSION = 21, 10
 _CONTRIB_OPS = frozenset(
     {
         "GatherBlockQuantized",
@@ -69,6 +70,17 @@ class Nodes:
         """Those that some node reads."""
         read = {name for node in self.nodes for name in node.input}
         return [tensor for tensor in self._initializers if tensor.name in read]
+
+    def model(
+        self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+    ) -> ModelProto:
+        """The graph of all nodes."""
+        return helper.make_model(
+            helper.make_graph(self.nodes, name, inputs, outputs, self.initializers()),
+            opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)],
+            ir_version=_IR_VERSION,
+            producer_name="edge-cloud-cascade",
+        )
 
     def integers(self, *values: int) -> str:
         """A constant int64 [len(values)], kept inside the graph."""

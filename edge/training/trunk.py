@@ -50,9 +50,7 @@ class Trunk:
             BundleError: the bundle's trunk was built before it could read trees.
         """
         if self._session is None:
-            self._session = open_session(
-                self._bundle.file(TRUNK_GRAPH), threads=self._threads, weights=self._coarse()
-            )
+            self._session = self._opened()
         shapes = {wanted.name: wanted.shape for wanted in self._session.get_inputs()}
         if _PAST not in shapes:
             raise BundleError(
@@ -73,17 +71,12 @@ class Trunk:
         hidden: Floats = self._session.run(["hidden"], {name: given[name] for name in shapes})[0]
         return hidden
 
-    def _coarse(self) -> dict[str, ort.OrtValue]:
-        """Matrices that the trunk multiplies in whole numbers (``edge.build.coarse``), if any."""
-        if COARSE_GRAPH not in self._bundle.manifest.files:
-            return {}
-        maker = open_session(self._bundle.file(COARSE_GRAPH), threads=self._threads)
-        names = [output.name for output in maker.get_outputs()]
-        made = maker.run(names, {"first": np.array(0)})
-        return {
-            name: ort.OrtValue.ortvalue_from_numpy(values)
-            for name, values in zip(names, made, strict=True)
-        }
+    def _opened(self) -> ort.InferenceSession:
+        """The session copies the matrices that it is given: they do not outlive this call."""
+        coarse = {}
+        if COARSE_GRAPH in self._bundle.manifest.files:
+            coarse = coarse_weights(self._bundle.file(COARSE_GRAPH), threads=self._threads)
+        return open_session(self._bundle.file(TRUNK_GRAPH), threads=self._threads, weights=coarse)
 
     @property
     def digest(self) -> str:
@@ -102,6 +95,22 @@ class Trunk:
     def close(self) -> None:
         """Free the graph; it is loaded again when it is needed."""
         self._session = None
+
+
+def coarse_weights(graph: Path, *, threads: int) -> dict[str, ort.OrtValue]:
+    """Matrices that a trunk multiplies in whole numbers (``edge.build.coarse``), by name.
+
+    Arguments:
+        graph: the bundle's, that makes them of its weights.
+        threads: see ``open_session``.
+    """
+    maker = open_session(graph, threads=threads)
+    names = [output.name for output in maker.get_outputs()]
+    made = maker.run(names, {"first": np.array(0)})
+    return {
+        name: ort.OrtValue.ortvalue_from_numpy(values)
+        for name, values in zip(names, made, strict=True)
+    }
 
 
 Keep: TypeAlias = Path | Literal["memory", "nothing"]

@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from cascade.signing import SigningKey, TrustStore
 from edge.build import build_from_folder, coarse
 from edge.build.architecture import Decoder
 from edge.build.blocks import BlockWeights
-from edge.build.graph import IR_VERSION, OPSET, value
+from edge.build.graph import value
 from edge.build.matrices import Matrices
-from edge.build.nodes import CONTRIB, Nodes
+from edge.build.nodes import Nodes
 from edge.build.quantise import quantise
 from edge.build.weight_file import WeightFile
 from edge.bundle import COARSE_GRAPH, DECODE_WEIGHTS, Bundle
+from edge.session import open_session
 from edge.training import GradientSession, text_lesson
+from edge.training.trunk import coarse_weights
 from tests.edge.training.reference import flat, random_pairs
 
 from .folders import IDS, save_model
@@ -68,31 +70,19 @@ def coarse_product(
         found = coarse.coarse_matrices(DECODER, weights, 1)
         assert sum(each.rows for each in found) == sum(part.rows for part in parts)
         rows = sum(part.rows for part in parts)
-        decode = helper.make_model(
-            helper.make_graph(
-                nodes.nodes,
-                "one",
-                [value("x", TensorProto.FLOAT, "T", COLUMNS)],
-                [value("y", TensorProto.FLOAT, "T", rows)],
-                nodes.initializers(),
-            ),
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
-            ir_version=IR_VERSION,
+        decode = nodes.model(
+            "one",
+            [value("x", TensorProto.FLOAT, "T", COLUMNS)],
+            [value("y", TensorProto.FLOAT, "T", rows)],
         )
         made = coarse.with_coarse(decode, found)
         maker = coarse.write_coarse(weights, found)
     assert not [node for node in made.graph.node if node.op_type == "MatMulNBits"]
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
     for name, graph in (("one.onnx", made), (COARSE_GRAPH, maker)):
         (folder / name).write_bytes(graph.SerializeToString())
-    session = ort.InferenceSession(str(folder / COARSE_GRAPH), options)
-    names = [output.name for output in session.get_outputs()]
-    values = session.run(names, {"first": np.array(0)})
-    options.add_external_initializers(names, [ort.OrtValue.ortvalue_from_numpy(v) for v in values])
-    product: np.ndarray = ort.InferenceSession(str(folder / "one.onnx"), options).run(
-        None, {"x": x}
-    )[0]
+    weights_of = coarse_weights(folder / COARSE_GRAPH, threads=1)
+    session = open_session(folder / "one.onnx", threads=1, weights=weights_of)
+    product: np.ndarray = session.run(None, {"x": x})[0]
     return product
 
 
