@@ -215,7 +215,7 @@ def _lines(
                 color=color,
                 ha="right",
             )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(numbers[0] - 0.2, numbers[-1] + 0.2)
     axes.margins(y=0.2)
     axes.set_ylim(bottom=0)
