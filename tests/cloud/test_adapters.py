@@ -33,7 +33,9 @@ WIDTH, FEED, LAYERS, RANK = 896, 4864, (20, 21, 22, 23), 4
 
 
 def write_adapter(path: Path, seed: int, *, width: int = WIDTH) -> Path:
-    """A LoRA adapter of random weights for the model, large enough to change every answer."""
+    """A LoRA adapter of random weights for the model, large enough to change an answer. Five times
+    as large, the best two tokens come so close that llama.cpp's rounding, which depends on what
+    else is in a step, decides between them."""
     writer = gguf.GGUFWriter(path, "qwen2")
     writer.add_string(gguf.Keys.General.TYPE, "adapter")
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -42,7 +44,7 @@ def write_adapter(path: Path, seed: int, *, width: int = WIDTH) -> Path:
     for layer in LAYERS:
         for part, inputs in (("attn_q", width), ("ffn_down", FEED)):
             name = f"blk.{layer}.{part}.weight"
-            writer.add_tensor(f"{name}.lora_a", 0.05 * _drawn(draws, RANK, inputs))
+            writer.add_tensor(f"{name}.lora_a", 0.01 * _drawn(draws, RANK, inputs))
             writer.add_tensor(f"{name}.lora_b", _drawn(draws, width, RANK))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -60,7 +62,8 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("adapters")
     return {
         name: str(write_adapter(folder / f"{name}.gguf", seed))
-        for seed, name in enumerate(("legal", "medical"))
+        # In each step of the answers to ASKED the best token leads by 0.5 in log probability.
+        for name, seed in (("legal", 0), ("medical", 7))
     }
 
 
