@@ -209,6 +209,10 @@ def _print_task(task: TaskStats) -> None:
             f"  {task.doubted} doubted; at most about {task.noise:.0%} of all labels are wrong, "
             "if the device is right when it is sure"
         )
+    if task.rehearsal:
+        print(
+            f"  {task.rehearsal} of the device's own answers are rehearsed beside them, by a head"
+        )
     for reason, count in task.left_out.items():
         print(f"  {count} left out: {REASONS[reason]}")
 

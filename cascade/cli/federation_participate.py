@@ -78,6 +78,12 @@ def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
         "--separation-s", type=float, metavar="S", help="between two rounds at least (21600: 6 h)"
     )
     verb.add_argument("--per-week", type=int, metavar="N", help="rounds in seven days at most (7)")
+    verb.add_argument(
+        "--rehearsal",
+        type=float,
+        metavar="W",
+        help="weight of the device's own answers where it fits a head; 0: none (0.1)",
+    )
     verb.add_argument("--json", action="store_true", help="print one JSON object a step")
     add_store_options(verb)
     verb.set_defaults(run=_participate)
@@ -87,11 +93,12 @@ def _participate(args: argparse.Namespace) -> int:
     with loading():
         from cascade.wire import ClientProfile
         from edge import Bundle, bundle_path
-        from edge.examples import ExampleStore
+        from edge.examples import CurationRules, ExampleStore
         from edge.federation import ExampleTrainer, Limits, Participant
         from edge.training.allowance import TrainingAllowance
         from edge.training.gradient import check_trains
         from edge.training.policy import TrainingLimits
+    rules = CurationRules() if args.rehearsal is None else CurationRules(rehearsal=args.rehearsal)
     trust = TrustStore(home.trust_dir())
     bundle = Bundle.open(bundle_path(args.bundle), trust)
     check_trains(bundle.manifest)
@@ -105,7 +112,9 @@ def _participate(args: argparse.Namespace) -> int:
     with ExampleStore(args.examples, cipher=cipher(args)) as store:
         progress = _Progress()
         task = task_of(args, bundle)
-        trainer = ExampleTrainer(bundle, store, allowance, task=task, watch=progress.watch)
+        trainer = ExampleTrainer(
+            bundle, store, allowance, task=task, rules=rules, watch=progress.watch
+        )
         participant = Participant(
             profile,
             bundle.manifest.base_digest,

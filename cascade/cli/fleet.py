@@ -51,6 +51,7 @@ _FLEET: Final = (
     ("level", float, "how sure a device must be that its update helps, as a p-value (0.5)"),
     ("least", int, "examples kept aside that a device needs to judge (1)"),
     ("epochs", int, "times that a device sees each of its examples at most (4)"),
+    ("rehearsal", float, "weight of its own answers where a device fits a head; 0: none (0.1)"),
 )
 
 

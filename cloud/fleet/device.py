@@ -26,7 +26,7 @@ from cloud.fleet.plan import LEAST_MASKED, FleetPlan
 from cloud.fleet.rows import FleetRow
 from cloud.fleet.served import Probabilities, ServedPolicy, raw_scores
 from edge.bundle import Bundle
-from edge.examples import Example, ExampleStore, Source
+from edge.examples import CurationRules, Example, ExampleStore, Source
 from edge.federation import ExampleTrainer, Limits, Participant, Trainer
 from edge.federation.example_trainer import Opened
 from edge.federation.head_trainer import Measure
@@ -133,6 +133,7 @@ class SimulatedDevice:
             self._store,
             allowance,
             task=setting.task,
+            rules=CurationRules(rehearsal=plan.rehearsal),
             epochs=plan.epochs,
             level=plan.level,
             least=plan.least,

@@ -11,6 +11,7 @@ from cascade.errors import InvalidInput
 from cascade.federation.masking.messages import MAX_COHORT
 from cloud.federation.config import AggregationConfig, PlanConfig, SecureAggregationConfig
 from cloud.fleet.rows import Partition
+from edge.examples import CurationRules
 
 AttackKind = Literal[
     "sign-flip", "scale", "label-flip", "nan", "wrong-base", "rank-bomb", "replay", "stale"
@@ -95,6 +96,8 @@ class FleetPlan:
         rank: of the adapter, ≥ 1.
         level, least: see ``edge.training.worth_sending``.
         epochs: times that a device sees each of its examples at most, ≥ 1.
+        rehearsal: weight of what a device kept and answered itself, in the training of a head, in
+            [0, 1]; see ``edge.examples.CurationRules``.
         training: what devices are asked to do.
         aggregation: what becomes of it.
     """
@@ -123,6 +126,7 @@ class FleetPlan:
     level: float = 0.5
     least: int = 1
     epochs: int = 4
+    rehearsal: float = CurationRules().rehearsal
     training: PlanConfig = field(default_factory=PlanConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
 
@@ -219,4 +223,5 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "level": (1e-6, 0.5),
     "least": (1, 100_000),
     "epochs": (1, 1000),
+    "rehearsal": (0, 1),
 }

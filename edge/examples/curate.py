@@ -7,7 +7,7 @@ each example comes back with its weight or with a reason.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +35,13 @@ REASONS: Final = {
 """Why an example is left out, in the order in which they are looked at."""
 
 
+_Set = tuple[str, frozenset[str]]
+"""A task and its answers; none where they are free."""
+
+_LEAST_SURE: Final = 0.5
+"""What the device itself thinks more likely wrong than right is not rehearsed."""
+
+
 @dataclass(frozen=True, slots=True)
 class CurationRules:
     """How to choose.
@@ -45,6 +52,8 @@ class CurationRules:
         doubted_rows: rows with probabilities that a task needs before its labels are doubted, ≥ 2.
         lowest: no doubted example weighs less, in [0, 1].
         balance: no class is made to count more or less than this many times what it did, ≥ 1.
+        rehearsal: weight of what the device answered itself and was sure of, in [0, 1]; see
+            ``Curated.rehearsal``. 0 rehearses nothing.
 
     Raises:
         InvalidInput: a rule is out of range; it is named.
@@ -55,6 +64,7 @@ class CurationRules:
     doubted_rows: int = 20
     lowest: float = 0.25
     balance: float = 3.0
+    rehearsal: float = 0.1
 
     def __post_init__(self) -> None:
         allowed = {
@@ -63,6 +73,7 @@ class CurationRules:
             "doubted_rows": self.doubted_rows >= 2,
             "lowest": 0 <= self.lowest <= 1,
             "balance": 1 <= self.balance < float("inf"),
+            "rehearsal": 0 <= self.rehearsal <= 1,
         }
         for name, good in allowed.items():
             if not good:
@@ -104,11 +115,15 @@ class Curated:
     Arguments:
         learn: what to learn from. Of each closed set's classes, the weights are balanced.
         held_out: what to validate on, and never learned from; not balanced.
+        rehearsal: answers of the device to closed sets on which nobody has spoken, at a small
+            weight each. Escalations are the hard ones: a head that learns from these alone forgets
+            what it knew of the others. They are no lessons by themselves, nor counted as such.
         noise: estimated share of wrong labels by task, where there were enough to tell.
     """
 
     learn: tuple[Weighted, ...]
     held_out: tuple[Weighted, ...]
+    rehearsal: tuple[Weighted, ...]
     left_out: tuple[LeftOut, ...]
     noise: dict[str, float]
 
@@ -128,15 +143,19 @@ def curate(
     """
     rules = rules or CurationRules()
     left_out: list[LeftOut] = []
-    groups: dict[tuple[str, frozenset[str]], list[Example]] = defaultdict(list)
+    groups: dict[_Set, list[Example]] = defaultdict(list)
+    waiting: dict[_Set, list[Example]] = defaultdict(list)
     for example in examples:
         reason = _unusable(example, consent)
         if reason is None or reason == "rejected":
-            groups[example.task_id, frozenset(example.options)].append(example)
-        if reason is not None:
+            groups[_set(example)].append(example)
+        if reason == "waiting":
+            waiting[_set(example)].append(example)
+        elif reason is not None:
             left_out.append(LeftOut(example, reason))
     learn: list[Weighted] = []
     held_out: list[Weighted] = []
+    rehearsal: list[Weighted] = []
     noise: dict[str, float] = {}
     for task, options in sorted(groups, key=lambda key: (key[0], sorted(key[1]))):
         kept, out = _distinct(groups[task, options], rules.near)
@@ -145,8 +164,23 @@ def curate(
         if share is not None:
             noise[task] = share
         held_out += [each for each in weighted if each.example.held_out]
-        learn += _balanced([each for each in weighted if not each.example.held_out], rules.balance)
-    return Curated(tuple(learn), tuple(held_out), tuple(left_out), noise)
+        lessons = _balanced([each for each in weighted if not each.example.held_out], rules.balance)
+        learn += lessons
+        spoken = {each.prompt for each in groups[task, options]}
+        most = sum(each.weight for each in lessons)
+        rehearsal += _rehearsed(waiting[task, options], spoken, most, rules.rehearsal)
+    used = {each.example.request_id for each in rehearsal}
+    left_out += [
+        LeftOut(each, "waiting")
+        for group in waiting.values()
+        for each in group
+        if each.request_id not in used
+    ]
+    return Curated(tuple(learn), tuple(held_out), tuple(rehearsal), tuple(left_out), noise)
+
+
+def _set(example: Example) -> _Set:
+    return example.task_id, frozenset(example.options)
 
 
 def _unusable(example: Example, consent: Consent | None) -> str | None:
@@ -237,6 +271,29 @@ def _weighted(kept: Sequence[Example], rules: CurationRules) -> tuple[list[Weigh
         )
         for each in kept
     ], found.noise
+
+
+def _rehearsed(
+    waiting: Sequence[Example], spoken: Set[str], most: float, weight: float
+) -> list[Weighted]:
+    """The device's own answers of one closed set, one for each prompt and the newest one's.
+
+    Arguments:
+        spoken: prompts on which somebody has.
+        most: what all of them weigh together at most: lessons are not to drown in them.
+    """
+    chosen: dict[str, Weighted] = {}
+    for example in sorted(waiting, key=lambda each: (-each.at_s, each.request_id)):
+        sure = 1.0 if example.confidence is None else example.confidence
+        if not example.options or example.held_out or sure < _LEAST_SURE:
+            continue
+        if example.prompt not in spoken:
+            chosen.setdefault(example.prompt, Weighted(example, weight * sure))
+    total = sum(each.weight for each in chosen.values())
+    if not total or not most:
+        return []
+    share = min(1.0, most / total)
+    return [Weighted(each.example, share * each.weight) for each in chosen.values()]
 
 
 def _in_order(example: Example, options: Sequence[str]) -> list[float]:

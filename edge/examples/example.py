@@ -22,7 +22,8 @@ class Source(StrEnum):
     """Who says that an example's answer is right."""
 
     DEVICE = "device"
-    """Nobody but the device itself: it waits for a user's word and is not learned from."""
+    """Nobody but the device itself: it waits for a user's word, and is no lesson until then; a head
+    may rehearse it (``edge.examples.curate``)."""
     CLOUD = "cloud"
     """A tier of the cluster gave it."""
     CONFIRMATION = "confirmation"

@@ -165,7 +165,7 @@ class Learning:
 def example_of(
     request: Request, local: LocalAnswer | None, answer: Answer, *, at_s: float
 ) -> Example | None:
-    """What an answer is as an example: the cluster's may be learned, the device's own waits for a
+    """What an answer is as an example: the cluster's is a lesson, the device's own waits for a
     user's word. ``None`` for what cannot be learned at all: tensors, a part of the cluster's
     answer, one outside of the closed set."""
     by_device = answer.source == DEVICE

@@ -25,6 +25,7 @@ class TaskStats:
 
     Arguments:
         examples: of it in the store.
+        rehearsal: answers of the device's own that a head of it is trained on, at a small weight.
         doubted: examples among ``learn`` whose label is probably wrong.
         noise: estimated share of wrong labels; ``None`` where there are too few to tell.
         classes: of closed sets, in the order of the alphabet.
@@ -34,6 +35,7 @@ class TaskStats:
     examples: int
     learn: int
     held_out: int
+    rehearsal: int
     doubted: int
     noise: float | None
     left_out: dict[str, int]
@@ -48,6 +50,7 @@ class ExampleStats:
     examples: int
     learn: int
     held_out: int
+    rehearsal: int
     left_out: dict[str, int]
     sources: dict[str, int]
     tasks: tuple[TaskStats, ...]
@@ -61,6 +64,7 @@ def summarise(examples: Sequence[Example], curated: Curated) -> ExampleStats:
         len(examples),
         len(curated.learn),
         len(curated.held_out),
+        len(curated.rehearsal),
         curated.reasons(),
         dict(sorted(sources.items())),
         tuple(_task(task, examples, curated) for task in tasks),
@@ -76,9 +80,10 @@ def _task(task: str, examples: Sequence[Example], curated: Curated) -> TaskStats
         sum(each.task_id == task for each in examples),
         len(learn),
         sum(each.example.task_id == task for each in curated.held_out),
+        sum(each.example.task_id == task for each in curated.rehearsal),
         sum(each.doubted for each in learn),
         curated.noise.get(task),
-        Curated((), (), out, {}).reasons(),
+        Curated((), (), (), out, {}).reasons(),
         tuple(
             ClassStats(
                 name,

@@ -47,13 +47,14 @@ class _Round:
     """What a part of the adapter is trained with.
 
     Arguments:
-        learn, aside: curated examples, the newest first.
+        learn, rehearsal, aside: curated examples, the newest first.
         began: when training did.
     """
 
     plan: RoundPlan
     start: StartingPoint
     learn: list[Weighted]
+    rehearsal: list[Weighted]
     aside: list[Weighted]
     allowed: TrainingSession
     began: Reading
@@ -145,7 +146,8 @@ class ExampleTrainer:
             raise NoGain(lack)
         made: list[Trained] = []
         why: list[str] = []
-        given = _Round(plan, start, learn, aside, allowed, began)
+        rehearsal = _newest(chosen.rehearsal, plan.max_examples)
+        given = _Round(plan, start, learn, rehearsal, aside, allowed, began)
         for part in (self._head, self._lora):
             try:
                 made.append(part(given))
@@ -164,12 +166,13 @@ class ExampleTrainer:
         head = of.start.adapter.head
         if head is None:
             raise NoGain("")
-        self._watch("read examples for the head", 0, len(of.learn) + len(of.aside))
+        total = len(of.learn) + len(of.rehearsal) + len(of.aside)
+        self._watch("read examples for the head", 0, total)
         measure = self._measure(of.start.adapter)
         data, held_out = head_data(head, of.learn, measure), head_data(head, of.aside, measure)
         if data is None or held_out is None or len(set(data.labels.tolist())) < 2:
             raise NoGain("a head needs examples of two answers, and one kept aside")
-        after = learned(head, data, held_out)
+        after = learned(head, data, head_data(head, of.rehearsal, measure), held_out)
         if of.allowed.stop() and not set(of.allowed.reasons) <= _BUDGETS:
             raise CascadeError(f"stopped while a head was fitted: {_said(of.allowed)}")
         self._judge("head", losses(head, held_out), losses(after, held_out), of.plan.seed)

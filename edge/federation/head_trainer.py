@@ -72,24 +72,26 @@ def losses(head: Head, data: HeadData) -> list[float]:
     return [float(each) for each in -scores[np.arange(len(data)), data.labels]]
 
 
-def learned(head: Head, data: HeadData, held_out: HeadData) -> Head:
+def learned(head: Head, data: HeadData, rehearsal: HeadData | None, held_out: HeadData) -> Head:
     """The head after this device's examples; rows of answers without one are the same.
 
     Arguments:
+        rehearsal: answers of its own, which are fitted along and give no answer a row.
         held_out: by which the penalty is chosen.
 
     Raises:
         InvalidInput: all examples are of one answer.
     """
-    found = [_fitted(head, data, strength) for strength in STRENGTHS]
+    mine = class_counts(data) > 0
+    fitted_to = data if rehearsal is None else data.joined(rehearsal)
+    found = [_fitted(head, fitted_to, mine, strength) for strength in STRENGTHS]
     return min(found, key=lambda each: sum(losses(each, held_out)))
 
 
-def _fitted(head: Head, data: HeadData, strength: float) -> Head:
+def _fitted(head: Head, data: HeadData, mine: NDArray[np.bool_], strength: float) -> Head:
     found = train_head(
         head.spec, data, parent=head, l2=strength, on_top_of_lm=head.spec.lm_weight
     ).head
-    mine = class_counts(data) > 0
     return Head(
         head.spec,
         _where(mine, found.weight, head.weight),

@@ -61,6 +61,16 @@ class HeadData:
             tuple(self.groups[row] for row in rows),
         )
 
+    def joined(self, others: HeadData) -> HeadData:
+        """These examples, and others of the same task behind them."""
+        return HeadData(
+            np.concatenate([self.features, others.features]),
+            np.concatenate([self.scores, others.scores]),
+            np.concatenate([self.labels, others.labels]),
+            np.concatenate([self.weights, others.weights]),
+            self.groups + others.groups,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:

@@ -15,11 +15,12 @@ from cascade.task import generic
 from cascade.testing import TinyBundle
 from edge import Adapter, OnnxModel
 from edge.adapter import write_adapter
-from edge.examples import Example, ExampleStore, Source
-from edge.federation import ExampleTrainer, NoGain, StartingPoint
+from edge.examples import CurationRules, Example, ExampleStore, Source
+from edge.federation import ExampleTrainer, NoGain, StartingPoint, Trained
 from edge.head import Head, HeadSpec
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import TrainingLimits
+from edge.training.softmax import log_softmax
 
 OPTIONS = ("red", "green", "blue")
 TASK = replace(generic(OPTIONS), task_id="colours")
@@ -48,7 +49,15 @@ def point(tiny: TinyBundle, head: Head, folder: Path) -> StartingPoint:
     return StartingPoint(base, Adapter.open(path, tiny.trust), head.tensors())
 
 
-def trainer(tiny: TinyBundle, folder: Path, answers: tuple[str, ...]) -> ExampleTrainer:
+def trainer(
+    tiny: TinyBundle,
+    folder: Path,
+    answers: tuple[str, ...],
+    *,
+    own: tuple[str, ...] = (),
+    rehearsal: float = 0.1,
+) -> ExampleTrainer:
+    """A device with 60 corrections, and as many answers of its own where ``own`` says which."""
     store = ExampleStore(folder / "examples.sqlite3", clock=lambda: 1_700_000_100.0)
     store.grant()
     words = {"red": "house", "green": "river", "blue": "light"}
@@ -58,10 +67,16 @@ def trainer(tiny: TinyBundle, folder: Path, answers: tuple[str, ...]) -> Example
         at = 1_700_000_000.0 + number
         example = Example(f"r{number}", said, answer, Source.CORRECTION, at, options=OPTIONS)
         assert store.add(example) is None
+    for number in range(60 if own else 0):
+        answer = own[number % len(own)]
+        said = (Message("user", f"{number} has {words[answer]}"),)
+        kept = Example(f"k{number}", said, answer, Source.DEVICE, at, options=OPTIONS)
+        assert store.add(kept) is None
     allowance = TrainingAllowance(
         TrainingLimits(), FixedConditions(RESTING), path=folder / "training.sqlite3"
     )
-    return ExampleTrainer(tiny.bundle, store, allowance, task=TASK)
+    rules = CurationRules(rehearsal=rehearsal)
+    return ExampleTrainer(tiny.bundle, store, allowance, task=TASK, rules=rules)
 
 
 def test_a_device_sends_rows_of_the_answers_that_it_knows(tiny: TinyBundle, tmp_path: Path) -> None:
@@ -84,6 +99,48 @@ def test_a_device_sends_rows_of_the_answers_that_it_knows(tiny: TinyBundle, tmp_
         for word, place in (("house", 0), ("river", 1))
     ]
     assert np.mean(right) > 0.65
+
+
+def test_own_answers_are_rehearsed_and_count_for_no_row(tiny: TinyBundle, tmp_path: Path) -> None:
+    start = point(tiny, untrained(tiny), tmp_path)
+    own = ("red", "green", "blue")
+
+    def sent(name: str, rehearsal: float) -> Trained:
+        learner = trainer(tiny, tmp_path / name, ("red", "green"), own=own, rehearsal=rehearsal)
+        assert learner.examples() < 60
+        return learner(PLAN, start)
+
+    with_own, without = sent("with", 0.1), sent("without", 0)
+    assert with_own.examples == without.examples
+    assert np.array_equal(with_own.row_counts, without.row_counts)
+    both, alone = with_own.change["head.weight"], without.change["head.weight"]
+    assert not both[2].any()  # nobody but the device itself says what is blue
+    assert not np.array_equal(both[:2], alone[:2])
+
+
+def test_what_is_rehearsed_is_remembered(tiny: TinyBundle, tmp_path: Path) -> None:
+    start = point(tiny, untrained(tiny), tmp_path)
+    model, head = OnnxModel(tiny.bundle), start.adapter.head
+    assert head is not None
+    own = ("green", "red")
+
+    def loss_of_own(rehearsal: float) -> float:
+        learner = trainer(
+            tiny, tmp_path / str(rehearsal), ("red", "green"), own=own, rehearsal=rehearsal
+        )
+        change = learner(PLAN, start).change
+        after = replace(
+            head,
+            weight=head.weight + change["head.weight"],
+            bias=head.bias + change["head.bias"],
+        )
+        words = {"red": "house", "green": "river"}
+        said = [(own[n % 2], f"{n} has {words[own[n % 2]]}") for n in range(60)]
+        logits = np.stack([after.logits(model.features(TASK, text)) for _, text in said])
+        right = [OPTIONS.index(answer) for answer, _ in said]
+        return float(-log_softmax(logits)[np.arange(60), right].mean())
+
+    assert loss_of_own(1.0) < loss_of_own(0.1) < loss_of_own(0)
 
 
 def test_one_answer_alone_teaches_no_head(tiny: TinyBundle, tmp_path: Path) -> None:

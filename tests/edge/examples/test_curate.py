@@ -189,22 +189,70 @@ def test_classes_are_balanced_within_the_cap_and_the_sum_of_weights_stays(make):
 def test_statistics_add_up(make):
     examples = [
         *rows(make, [("good", 0.9), ("bad", 0.2)] * 30),
-        make("wait", source=Source.DEVICE),
+        make("to wait", source=Source.DEVICE),
+        make("in doubt", source=Source.DEVICE, confidence=0.4),
         make("note", task_id="diary", options=()),
     ]
     curated = curate(examples, TERMS)
     stats = summarise(examples, curated)
-    assert stats.examples == 62 == stats.learn + stats.held_out + sum(stats.left_out.values())
-    assert stats.sources == {"cloud": 61, "device": 1}
+    used = stats.learn + stats.held_out + stats.rehearsal
+    assert stats.examples == 63 == used + sum(stats.left_out.values())
+    assert stats.sources == {"cloud": 61, "device": 2}
     diary, mood = stats.tasks
     assert (diary.task, mood.task) == ("diary", "mood")
     assert mood.left_out == {"waiting": 1}
+    assert (mood.rehearsal, diary.rehearsal) == (1, 0)
     assert sum(each.learn for each in mood.classes) == mood.learn
     assert sum(task.learn for task in stats.tasks) == stats.learn
 
 
+def test_own_answers_are_rehearsed_where_nobody_has_spoken(make):
+    lessons = [*rows(make, [("good", 0.9), ("bad", 0.2)] * 20), make("wrong day", rejected=True)]
+    aside = next(f"aside {n}" for n in range(99) if make(f"aside {n}").held_out)
+    learned = [f"fine {n}" for n in range(99) if not make(f"fine {n}").held_out]
+    own = [
+        make(learned[0], request_id="sure", source=Source.DEVICE, confidence=0.9),
+        make(learned[1], request_id="untold", source=Source.DEVICE),
+        make(learned[2], request_id="unsure", source=Source.DEVICE, confidence=0.4),
+        make(learned[3], "good", request_id="before", source=Source.DEVICE),
+        make(learned[3], "bad", request_id="again", source=Source.DEVICE),
+        make(aside, request_id="aside", source=Source.DEVICE),
+        make("Wrong  day", request_id="called wrong", source=Source.DEVICE),
+        make(lessons[0].messages[0].content, request_id="told", source=Source.DEVICE),
+        make(learned[4], request_id="free", options=(), source=Source.DEVICE),
+        make(learned[5], request_id="other task", task_id="else", source=Source.DEVICE),
+    ]
+    curated = curate([*lessons, *own], TERMS)
+    weights = {each.example.request_id: each.weight for each in curated.rehearsal}
+    assert weights == pytest.approx({"sure": 0.09, "untold": 0.1, "again": 0.1})
+    waiting = {name for name, reason in why(curated).items() if reason == "waiting"}
+    assert waiting == {each.request_id for each in own} - set(weights)
+    without = curate([*lessons, *own], TERMS, CurationRules(rehearsal=0))
+    assert without.rehearsal == ()
+    assert (without.learn, without.held_out) == (curated.learn, curated.held_out)
+    assert sum(reason == "waiting" for reason in why(without).values()) == len(own)
+
+
+def test_what_is_rehearsed_weighs_no_more_than_the_lessons(make):
+    own = [make(f"own {n}", source=Source.DEVICE) for n in range(100)]
+    lessons = [make(f"lesson {n}") for n in range(4)]
+    curated = curate([*own, *lessons], TERMS)
+    assert len(curated.rehearsal) > 60
+    total = sum(each.weight for each in curated.rehearsal)
+    assert total == pytest.approx(sum(each.weight for each in curated.learn))
+    assert curate(own, TERMS).rehearsal == ()
+
+
 @pytest.mark.parametrize(
-    "rule", [{"near": 0}, {"trust": 0}, {"doubted_rows": 1}, {"lowest": 2}, {"balance": 0.5}]
+    "rule",
+    [
+        {"near": 0},
+        {"trust": 0},
+        {"doubted_rows": 1},
+        {"lowest": 2},
+        {"balance": 0.5},
+        {"rehearsal": 2},
+    ],
 )
 def test_impossible_rules_are_refused(rule):
     with pytest.raises(InvalidInput, match=f"rules.{next(iter(rule))}"):
