@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.federated.loop.tasks import Arm, LoopTask
 from cascade.signing import TrustStore
 from cascade.task import Task
-from cloud.federation.config import PlanConfig
+from cloud.federation.config import AggregationConfig, PlanConfig
 from cloud.fleet import BundleAt, FleetPlan, FleetRow, FleetSimulation, Partition, Parts, parts
 from cloud.fleet.figures import RoundFigures
 from cloud.fleet.plan import Learner
@@ -34,6 +34,9 @@ _TRAINING: Final = {
 }
 """Heads are sent as they are fitted; 20 bounds an odd one. LoRA: see ``docs/loop.md`` for what was
 tried."""
+
+_AGGREGATION: Final = {"head": AggregationConfig(rate=2.0), "lora": AggregationConfig()}
+"""Devices of few examples learn in directions of their own, of which an average leaves little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ def plan_of(of: LoopTask, learner: Learner, seed: int, *, recertify: bool = True
         most_worse=0.01,
         target=of.target,
         alpha=of.alpha,
+        aggregation=_AGGREGATION[learner],
         training=_TRAINING[learner].model_copy(
             update={"seed": seed} | ({"max_steps": of.lora_steps} if learner == "lora" else {})
         ),

@@ -1,10 +1,11 @@
-"""Devices that learn by themselves alone: each fits a head to the starting labels and to what it
-has escalated so far, and nothing is sent. Each has its own certificate, from the same rows."""
+"""Devices that learn by themselves alone: each fits a head to the starting labels, to what it has
+escalated so far and, lightly, to what it kept, and nothing is sent. Each has its own certificate,
+from the same rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +38,13 @@ class _Heads:
         return list(np.exp(log_softmax(logits)).astype(np.float32))
 
 
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    row: FleetRow
+    answer: str
+    weight: float = 1.0
+
+
 def alone(of: LoopTask, seed: int, ground: Ground) -> list[list[Standing]]:
     """How each device stands, by round; number 0 first."""
     plan, given = plan_of(of, "head", seed), parts_of(of, seed)
@@ -46,10 +54,7 @@ def alone(of: LoopTask, seed: int, ground: Ground) -> list[list[Standing]]:
     referee = Referee(heads, plan, of.task, given)
     owned = plan.partition.share_out(given.fleet, DEVICES, seed)
     by_round = [[referee.standing("start", Weights({}, start))] * DEVICES]
-    learned: list[list[tuple[FleetRow, str]]] = [
-        [(row, row.teacher or row.answer or of.task.outside) for row in given.starting]
-        for _ in range(DEVICES)
-    ]
+    learned = [[_Lesson(row, _told(of, row)) for row in given.starting] for _ in range(DEVICES)]
     running = [start] * DEVICES
     for number in range(1, ROUNDS + 1):
         standings = []
@@ -58,11 +63,11 @@ def alone(of: LoopTask, seed: int, ground: Ground) -> list[list[Standing]]:
             if rows:
                 found = heads.probabilities(rows, Weights({}, running[device]))
                 kept = by_round[-1][device].policy.keeps(raw_scores(of.task, found))
-                told = [row.teacher or row.answer or of.task.outside for row in rows]
                 learned[device] += [
-                    each
-                    for each, k in zip(zip(rows, told, strict=True), kept, strict=True)
-                    if not k
+                    _Lesson(row, of.task.options[int(p.argmax())], plan.rehearsal)
+                    if k
+                    else _Lesson(row, _told(of, row))
+                    for row, p, k in zip(rows, found, kept, strict=True)
                 ]
                 running[device] = _fitted(of, start, learned[device], heads)
             name = f"{number}/{device}"
@@ -71,14 +76,17 @@ def alone(of: LoopTask, seed: int, ground: Ground) -> list[list[Standing]]:
     return by_round
 
 
-def _fitted(of: LoopTask, start: Head, learned: list[tuple[FleetRow, str]], heads: _Heads) -> Head:
-    rows = tuple(row for row, _ in learned)
+def _told(of: LoopTask, row: FleetRow) -> str:
+    return row.teacher or row.answer or of.task.outside
+
+
+def _fitted(of: LoopTask, start: Head, learned: Sequence[_Lesson], heads: _Heads) -> Head:
     data = HeadData(
-        heads.features(rows),
-        np.zeros((len(rows), len(of.task.options))),
-        np.array([of.task.options.index(told) for _, told in learned], np.intp),
-        np.ones(len(rows)),
-        tuple(row.text for row in rows),
+        heads.features([each.row for each in learned]),
+        np.zeros((len(learned), len(of.task.options))),
+        np.array([of.task.options.index(each.answer) for each in learned], np.intp),
+        np.array([each.weight for each in learned]),
+        tuple(each.row.text for each in learned),
     )
     found = train_head(start.spec, data, on_top_of_lm=0.0).head
     return replace(found, spec=start.spec)

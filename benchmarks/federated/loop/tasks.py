@@ -142,7 +142,7 @@ def sentiment(teacher: str) -> LoopTask:
         task=TASK,
         rows=rows,
         starting=32,
-        per_round=40,
+        per_round=50,
         most=None,
         target="excess",
         alpha=0.05,
