@@ -20,6 +20,7 @@ from cascade.errors import CascadeError, InvalidInput
 from cascade.federation import Shapes, Tensors, shapes_of
 from cascade.federation.payload import NO_COUNTS
 from cascade.federation.plan import RoundPlan, is_of_head
+from cascade.federation.tensors import Floats
 from cascade.task import Task
 from edge.adapter import Adapter, LoraPair
 from edge.bundle import Bundle
@@ -33,6 +34,7 @@ from edge.training.gradient import GradientSession
 from edge.training.lesson import Lesson
 from edge.training.plan import TrainingPlan
 from edge.training.policy import Hold
+from edge.training.softmax import Doubles
 from edge.training.trainer import Trainer
 from edge.training.worth_sending import worth_sending
 
@@ -166,9 +168,7 @@ class ExampleTrainer:
         head = of.start.adapter.head
         if head is None:
             raise NoGain("")
-        total = len(of.learn) + len(of.rehearsal) + len(of.aside)
-        self._watch("read examples for the head", 0, total)
-        measure = self._measure(of.start.adapter)
+        measure = self._reading(of)
         data, held_out = head_data(head, of.learn, measure), head_data(head, of.aside, measure)
         if data is None or held_out is None or len(set(data.labels.tolist())) < 2:
             raise NoGain("a head needs examples of two answers, and one kept aside")
@@ -181,6 +181,21 @@ class ExampleTrainer:
             len(data),
             np.bincount(data.labels, minlength=len(head.bias)),
         )
+
+    def _reading(self, of: _Round) -> Measure:
+        """Measures the examples, says how far it is, and stops when the device may not go on."""
+        measure, done = self._measure(of.start.adapter), 0
+        total = len(of.learn) + len(of.rehearsal) + len(of.aside)
+
+        def read(task: Task, text: str) -> tuple[Floats, Doubles]:
+            nonlocal done
+            self._watch("read examples for the head", done, total)
+            if of.allowed.over():
+                raise CascadeError(f"stopped while examples were read: {_said(of.allowed)}")
+            done += 1
+            return measure(task, text)
+
+        return read
 
     def _lora(self, of: _Round) -> Trained:
         plan, start, allowed = of.plan, of.start, of.allowed

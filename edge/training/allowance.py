@@ -193,6 +193,13 @@ class TrainingSession:
 
         Conditions are looked at about once a second, budgets of steps and time each time.
         """
+        if self.over():
+            return True
+        self._steps += 1
+        return False
+
+    def over(self) -> bool:
+        """The same for work that is no step, such as reading examples: none is counted."""
         if self._ended:
             return True
         used_s = self._uptime_s() - self._since_s
@@ -203,10 +210,7 @@ class TrainingSession:
         )
         if spent or used_s >= _POLL_S:
             self._book()
-        if self._ended:
-            return True
-        self._steps += 1
-        return False
+        return self._ended
 
     def end(self) -> None:
         """Book what was used since the last look."""

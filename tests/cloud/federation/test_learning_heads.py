@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cascade.clock import Reading
 from cascade.conditions import Conditions, FixedConditions
+from cascade.errors import CascadeError
 from cascade.federation.plan import RoundPlan
 from cascade.request import Message
-from cascade.task import generic
+from cascade.task import Task, generic
 from cascade.testing import TinyBundle
 from edge import Adapter, OnnxModel
 from edge.adapter import write_adapter
@@ -26,6 +28,16 @@ OPTIONS = ("red", "green", "blue")
 TASK = replace(generic(OPTIONS), task_id="colours")
 PLAN = RoundPlan(clip_norm=20.0, rows=True)
 RESTING = Conditions("unmetered", charging=True, idle=True)
+
+
+class Passing:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def read(self) -> Reading:
+        return Reading(1_700_000_100.0 + self.now_s, self.now_s, "boot")
 
 
 def untrained(tiny: TinyBundle) -> Head:
@@ -141,6 +153,33 @@ def test_what_is_rehearsed_is_remembered(tiny: TinyBundle, tmp_path: Path) -> No
         return float(-log_softmax(logits)[np.arange(60), right].mean())
 
     assert loss_of_own(1.0) < loss_of_own(0.1) < loss_of_own(0)
+
+
+def test_reading_stops_when_the_device_is_picked_up(tiny: TinyBundle, tmp_path: Path) -> None:
+    start = point(tiny, untrained(tiny), tmp_path)
+    trainer(tiny, tmp_path, ("red", "green"), own=("green", "red"))
+    store = ExampleStore(tmp_path / "examples.sqlite3", clock=lambda: 1_700_000_100.0)
+    clock, host, model = Passing(), FixedConditions(RESTING), OnnxModel(tiny.bundle)
+    seen: list[int] = []
+
+    def measure(task: Task, text: str) -> tuple[np.ndarray, np.ndarray]:
+        clock.now_s += 0.5
+        if clock.now_s >= 10:
+            host.set(replace(RESTING, idle=False))
+        return model.features(task, text), np.zeros(len(task.options))
+
+    stopped = ExampleTrainer(
+        tiny.bundle,
+        store,
+        TrainingAllowance(TrainingLimits(), host, path=tmp_path / "books.sqlite3", clock=clock),
+        task=TASK,
+        measure=lambda _: measure,
+        watch=lambda what, done, total: seen.append(done),
+    )
+    with pytest.raises(CascadeError, match="stopped while examples were read: not_idle"):
+        stopped(PLAN, start)
+    assert clock.now_s <= 11.5
+    assert seen == list(range(len(seen)))
 
 
 def test_one_answer_alone_teaches_no_head(tiny: TinyBundle, tmp_path: Path) -> None:
