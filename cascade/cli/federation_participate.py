@@ -16,6 +16,7 @@ from cascade.cli.interrupt import loading, terminable
 from cascade.cli.learning import add_store_options, cipher
 from cascade.cli.progress import ProgressLine
 from cascade.conditions import Conditions, LinuxConditions
+from cascade.errors import InvalidInput
 from cascade.signing import TrustStore
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def _participate(args: argparse.Namespace) -> int:
         from edge.training.allowance import TrainingAllowance
         from edge.training.gradient import check_trains
         from edge.training.policy import TrainingLimits
+    if args.rehearsal is not None and not 0 <= args.rehearsal <= 1:
+        raise InvalidInput("--rehearsal", f"{args.rehearsal:g} is not in 0 … 1")
     rules = CurationRules() if args.rehearsal is None else CurationRules(rehearsal=args.rehearsal)
     trust = TrustStore(home.trust_dir())
     bundle = Bundle.open(bundle_path(args.bundle), trust)

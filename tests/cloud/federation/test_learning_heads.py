@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cascade.cli import main
 from cascade.clock import Reading
 from cascade.conditions import Conditions, FixedConditions
 from cascade.errors import CascadeError
@@ -192,3 +193,8 @@ def test_features_are_those_that_are_measured_with_scores(tiny: TinyBundle) -> N
     both, scores = model.measured(TASK, "1 is house")
     assert np.array_equal(model.features(TASK, "1 is house"), both)
     assert scores.shape == (3,)
+
+
+def test_a_rehearsal_out_of_range_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["federation", "participate", "--rehearsal", "3"]) == 2
+    assert capsys.readouterr().err == "cascade federation: --rehearsal: 3 is not in 0 … 1\n"
