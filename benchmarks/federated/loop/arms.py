@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ from cascade.task import Task
 from cloud.federation.config import AggregationConfig, PlanConfig
 from cloud.fleet import BundleAt, FleetPlan, FleetRow, FleetSimulation, Partition, Parts, parts
 from cloud.fleet.figures import RoundFigures
-from cloud.fleet.plan import Learner
+from cloud.fleet.plan import Attackers, AttackKind, Learner
 from cloud.fleet.referee import Referee, Standing
 from cloud.fleet.served import Probabilities, Weights
 from edge.bundle import Bundle
@@ -37,6 +37,14 @@ tried."""
 
 _AGGREGATION: Final = {"head": AggregationConfig(rate=2.0), "lora": AggregationConfig()}
 """Devices of few examples learn in directions of their own, of which an average leaves little."""
+
+_ATTACKS: Final[Mapping[str, AttackKind]] = {
+    "head, label-flip": "label-flip",
+    "head, sign-flip": "sign-flip",
+    "head, scale": "scale",
+}
+ATTACKERS: Final = 0.3
+"""Share of the devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +71,15 @@ class Ground:
         return cls(bundle, at, folder / "trunk", folder / "runs", folder / "found")
 
 
-def plan_of(of: LoopTask, learner: Learner, seed: int, *, recertify: bool = True) -> FleetPlan:
-    """A simulation of the task."""
+def learner_of(arm: str) -> Learner:
+    """What devices train in it."""
+    return "lora" if arm == "lora" else "head"
+
+
+def plan_of(of: LoopTask, arm: str, seed: int) -> FleetPlan:
+    """A simulation of the task. Arms that are no fleet have that of ``head``."""
+    learner = learner_of(arm)
+    attack = _ATTACKS.get(arm)
     return FleetPlan(
         devices=DEVICES,
         rounds=ROUNDS,
@@ -73,11 +88,14 @@ def plan_of(of: LoopTask, learner: Learner, seed: int, *, recertify: bool = True
         per_round=of.per_round,
         learner=learner,
         starting=of.starting,
-        recertify=recertify,
+        recertify=arm != "head, not certified anew",
+        attackers=Attackers() if attack is None else Attackers(ATTACKERS, attack),
         most_worse=0.01,
         target=of.target,
         alpha=of.alpha,
-        aggregation=_AGGREGATION[learner],
+        aggregation=_AGGREGATION[learner].model_copy(
+            update={} if attack is None else {"rule": of.attacked}
+        ),
         training=_TRAINING[learner].model_copy(
             update={"seed": seed} | ({"max_steps": of.lora_steps} if learner == "lora" else {})
         ),
@@ -99,13 +117,13 @@ def simulated(
     say: Callable[[str], None] = lambda line: None,
 ) -> list[RoundFigures]:
     """All rounds of a fleet; number 0 first."""
-    learner: Learner = "lora" if arm == "lora" else "head"
+    learner = learner_of(arm)
     folder = ground.scratch / f"{of.name}-{arm}-{seed}".replace(" ", "-")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     simulation = FleetSimulation(
         folder.absolute(),
-        plan_of(of, learner, seed, recertify=arm != "head, not certified anew"),
+        plan_of(of, arm, seed),
         (of.lora or of.task) if learner == "lora" else of.task,
         ground.bundle,
         ground.at,

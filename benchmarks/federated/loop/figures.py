@@ -7,14 +7,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import pairwise
+from typing import Final, get_args
 
 import numpy as np
 
 from benchmarks.edge.subject import Subject
 from benchmarks.federated.loop import arms, local, tasks
 from benchmarks.federated.loop.arms import Ground
-from benchmarks.federated.loop.tasks import Arm, LoopTask
+from benchmarks.federated.loop.tasks import Arm, Attacked, LoopTask
 from benchmarks.peers.environment import cache_dir
 from benchmarks.rows import Row
 from benchmarks.run import Run
@@ -22,7 +23,6 @@ from benchmarks.timing import Estimate
 from cascade.files import write_whole
 from cloud.fleet import BundleAt
 from cloud.fleet.figures import RoundFigures
-from cloud.fleet.plan import Learner
 from cloud.fleet.referee import Standing
 
 _SEEDS: Final = (0, 1, 2)
@@ -82,6 +82,8 @@ def _heads(run: Run, of: LoopTask, ground: Ground) -> Iterator[Row]:
             lambda s=seed: _alone(of, s, ground),  # type: ignore[misc]
         )
         yield from _rows(run, of, "head, alone", seed, alone)
+        for attacked in get_args(Attacked) if of.attacked else ():
+            yield _attack(run, of, attacked, seed, _fleet(run, of, attacked, seed, ground))
 
 
 def _lora(run: Run, of: LoopTask, ground: Ground) -> Iterator[Row]:
@@ -171,6 +173,19 @@ def _fall(
     )
 
 
+def _attack(run: Run, of: LoopTask, arm: Attacked, seed: int, points: Sequence[_Point]) -> Row:
+    served = [100 * each.accuracy for each in points]
+    return run.row(
+        f"loop: {of.name}, {arm}, seed {seed}: served accuracy under the version before, at worst",
+        Estimate(max(0.0, *(before - after for before, after in pairwise(served))), len(served)),
+        "points",
+        f"{100 * arms.ATTACKERS:g} % attackers, {of.attacked}; right on the test part: "
+        + " → ".join(f"{each:.1f}" for each in served)
+        + f"; escalated {100 * points[0].escalated:.1f} → {100 * points[-1].escalated:.1f} %",
+        reach=2.0,
+    )
+
+
 def _simulated(of: LoopTask, arm: Arm, seed: int, ground: Ground, run: Run) -> list[_Point]:
     return [_point(each) for each in arms.simulated(of, arm, seed, ground, run.say)]
 
@@ -213,8 +228,7 @@ def _kept(
     work: Callable[[], list[_Point]],
 ) -> list[_Point]:
     task, arm, seed, ground = of
-    learner: Learner = "lora" if arm == "lora" else "head"
-    plan = arms.plan_of(task, learner, seed).to_json()
+    plan = arms.plan_of(task, arm, seed).to_json()
     known = json.dumps(
         [
             arm,

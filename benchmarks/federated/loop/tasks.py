@@ -40,7 +40,8 @@ from cloud.fleet.plan import Bounded
 _DATA: Final = Path(__file__).parents[1] / "data"
 _OF_TEMPLATE, _OF_INTENT = 4, 320
 _TEACHERS: Final = {"tier1": "0.5B", "tier2": "1.5B"}
-Arm = Literal["head", "lora", "head, not certified anew"]
+Attacked = Literal["head, label-flip", "head, sign-flip", "head, scale"]
+Arm = Literal["head", "lora", "head, not certified anew"] | Attacked
 _OUTSIDE: Final = "none of these"
 _WORD: Final = re.compile("[A-Z][a-z]+")
 
@@ -61,6 +62,8 @@ class LoopTask:
         lora_steps: that a device takes in a round at most; one over 27 answers takes four times as
             long as one over two.
         wordings: how the base model is asked, for set-ups that learn nothing.
+        attacked: it is run with attackers, too, under this rule. The median needs devices that see
+            the same answers: of a row that most have nothing to say of, it leaves nothing.
         evaluation: it is only looked at; nothing was to be reached on it.
         asked_at: the seeds at which it is; scoring 27 answers takes a while.
     """
@@ -77,6 +80,7 @@ class LoopTask:
     wordings: Mapping[str, Task]
     lora: Task | None = None
     lora_steps: int = 20
+    attacked: Literal["mean", "median"] | None = None
     evaluation: bool = False
     asked_at: tuple[int, ...] = (0, 1, 2)
 
@@ -115,6 +119,7 @@ def commands() -> LoopTask:
         wordings={"plain": task},
         asked_at=(0,),
         lora_steps=10,
+        attacked="mean",
     )
 
 
@@ -149,6 +154,7 @@ def sentiment(teacher: str) -> LoopTask:
         partition="by-group",
         wordings={"two examples": TASK, "plain": replace(TASK, examples=())},
         lora=replace(TASK, examples=()),
+        attacked="median",
     )
 
 
