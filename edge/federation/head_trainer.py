@@ -1,8 +1,8 @@
 """What a device adds to a head in a round: numpy, and what the model shows of its examples.
 
-It fits the served head to its own examples and stays near it (``edge.training.head``). Rows of
-answers that it has no example of are sent as they were: fitted, they would only be pushed away from
-everything, and the coordinator does not count them.
+It fits the served head to its own examples, and lightly to answers of its own, and stays near it
+(``edge.training.head``). Rows of answers that it has no example of are sent as they were: fitted,
+they would only be pushed away from everything, and the coordinator does not count them.
 """
 
 from __future__ import annotations
