@@ -91,10 +91,28 @@ def test_an_intent_is_named_in_words() -> None:
     assert tasks._named("HassLawnMowerDock") == "lawn mower dock"
 
 
-def test_an_arm_that_is_not_certified_anew_says_so_in_its_plan() -> None:
-    assert plan_of(TASK, "head", 0).recertify
-    assert not plan_of(TASK, "head", 0, recertify=False).recertify
+def test_each_arm_has_its_plan() -> None:
+    head = plan_of(TASK, "head", 0)
+    assert head.recertify
+    assert head.aggregation.rate == 2
+    assert not head.hostile
+    assert not plan_of(TASK, "head, not certified anew", 0).recertify
     assert plan_of(TASK, "lora", 0).learner == "lora"
+    assert plan_of(TASK, "head, alone", 0) == head
+    attacked = plan_of(replace(TASK, attacked="median"), "head, sign-flip", 0)
+    assert (attacked.attackers.kind, attacked.hostile) == ("sign-flip", 3)
+    assert (attacked.aggregation.rule, attacked.aggregation.rate) == ("median", 2)
+
+
+def test_an_attack_is_told_by_the_worst_version() -> None:
+    points = [replace(BEFORE, accuracy=share) for share in (0.8, 0.79, 0.9, 0.875)]
+    task = replace(TASK, attacked="median")
+    row = figures._attack(RUN, task, "head, scale", 2, points)
+    assert row.value == pytest.approx(2.5)
+    assert row.reached is False
+    assert "30 % attackers, median" in row.how
+    better = figures._attack(RUN, task, "head, scale", 2, points[1:3])
+    assert (better.value, better.reached) == (0, True)
 
 
 def test_a_task_says_how_many_steps_of_lora_a_device_takes() -> None:
