@@ -251,7 +251,7 @@ class SimulatedDevice:
         kept = policy.keeps(raw_scores(self._task, probabilities))
         for row, each, keeps in zip(rows, probabilities, kept, strict=True):
             answer = self._task.options[int(each.argmax())]
-            if not keeps and not self._told(row):
+            if not keeps and not row.told(self._task):
                 continue  # out of scope, and the task has no answer that says so
             self._store.add(
                 Example(
@@ -269,14 +269,11 @@ class SimulatedDevice:
         return int((~kept).sum())
 
     def _taught(self, row: FleetRow) -> str:
-        told = self._told(row)
+        told = row.told(self._task)
         if not (self.hostile and self._plan.attackers.kind == "label-flip"):
             return told
         options = self._task.options
         return options[(options.index(told) + 1) % len(options)]
-
-    def _told(self, row: FleetRow) -> str:
-        return row.teacher or row.answer or self._task.outside
 
     def _fetched(self) -> int:
         return sum(path.stat().st_size for path in self._adapters.glob("*/*") if path.is_file())

@@ -19,6 +19,7 @@ from cascade.errors import InvalidInput, NotFound
 from cascade.records import text_key
 from cascade.records.split import connected
 from cascade.strict import Fields
+from cascade.task import Task
 
 _SHARES: Final = {"develop": 0.1, "certify": 0.25, "test": 0.15, "fleet": 0.5}
 _MOST_DEVICES: Final = 100_000
@@ -47,6 +48,11 @@ class FleetRow:
     def out_of_scope(self) -> bool:
         """Whether it is none of the task's inputs."""
         return not self.answer
+
+    def told(self, task: Task) -> str:
+        """What a device hears when it escalates: the teacher's word, or the user's; "" where the
+        task has no answer for what is none of its inputs."""
+        return self.teacher or self.answer or task.outside
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 
-from benchmarks.federated.loop.tasks import Arm, LoopTask
+from benchmarks.federated.loop.tasks import Arm, Attacked, LoopTask
 from cascade.signing import TrustStore
 from cascade.task import Task
 from cloud.federation.config import AggregationConfig, PlanConfig
 from cloud.fleet import BundleAt, FleetPlan, FleetRow, FleetSimulation, Partition, Parts, parts
 from cloud.fleet.figures import RoundFigures
-from cloud.fleet.plan import Attackers, AttackKind, Learner
+from cloud.fleet.plan import Attackers, Learner
 from cloud.fleet.referee import Referee, Standing
 from cloud.fleet.served import Probabilities, Weights
 from edge.bundle import Bundle
@@ -38,11 +38,6 @@ tried."""
 _AGGREGATION: Final = {"head": AggregationConfig(rate=2.0), "lora": AggregationConfig()}
 """Devices of few examples learn in directions of their own, of which an average leaves little."""
 
-_ATTACKS: Final[Mapping[str, AttackKind]] = {
-    "head, label-flip": "label-flip",
-    "head, sign-flip": "sign-flip",
-    "head, scale": "scale",
-}
 ATTACKERS: Final = 0.3
 """Share of the devices."""
 
@@ -71,15 +66,10 @@ class Ground:
         return cls(bundle, at, folder / "trunk", folder / "runs", folder / "found")
 
 
-def learner_of(arm: str) -> Learner:
-    """What devices train in it."""
-    return "lora" if arm == "lora" else "head"
-
-
 def plan_of(of: LoopTask, arm: str, seed: int) -> FleetPlan:
     """A simulation of the task. Arms that are no fleet have that of ``head``."""
-    learner = learner_of(arm)
-    attack = _ATTACKS.get(arm)
+    learner: Learner = "lora" if arm == "lora" else "head"
+    attacked = arm in get_args(Attacked)
     return FleetPlan(
         devices=DEVICES,
         rounds=ROUNDS,
@@ -89,12 +79,14 @@ def plan_of(of: LoopTask, arm: str, seed: int) -> FleetPlan:
         learner=learner,
         starting=of.starting,
         recertify=arm != "head, not certified anew",
-        attackers=Attackers() if attack is None else Attackers(ATTACKERS, attack),
+        attackers=Attackers.of(f"{ATTACKERS}:{arm.removeprefix('head, ')}")
+        if attacked
+        else Attackers(),
         most_worse=0.01,
         target=of.target,
         alpha=of.alpha,
         aggregation=_AGGREGATION[learner].model_copy(
-            update={} if attack is None else {"rule": of.attacked}
+            update={"rule": of.attacked} if attacked else {}
         ),
         training=_TRAINING[learner].model_copy(
             update={"seed": seed} | ({"max_steps": of.lora_steps} if learner == "lora" else {})
@@ -117,14 +109,14 @@ def simulated(
     say: Callable[[str], None] = lambda line: None,
 ) -> list[RoundFigures]:
     """All rounds of a fleet; number 0 first."""
-    learner = learner_of(arm)
+    plan = plan_of(of, arm, seed)
     folder = ground.scratch / f"{of.name}-{arm}-{seed}".replace(" ", "-")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     simulation = FleetSimulation(
         folder.absolute(),
-        plan_of(of, arm, seed),
-        (of.lora or of.task) if learner == "lora" else of.task,
+        plan,
+        (of.lora or of.task) if plan.learner == "lora" else of.task,
         ground.bundle,
         ground.at,
         rows=parts_of(of, seed),

@@ -54,7 +54,7 @@ def alone(of: LoopTask, seed: int, ground: Ground) -> list[list[Standing]]:
     referee = Referee(heads, plan, of.task, given)
     owned = plan.partition.share_out(given.fleet, DEVICES, seed)
     by_round = [[referee.standing("start", Weights({}, start))] * DEVICES]
-    learned = [[_Lesson(row, _told(of, row)) for row in given.starting] for _ in range(DEVICES)]
+    learned = [[_Lesson(row, row.told(of.task)) for row in given.starting] for _ in range(DEVICES)]
     running = [start] * DEVICES
     for number in range(1, ROUNDS + 1):
         standings = []
@@ -66,7 +66,7 @@ def alone(of: LoopTask, seed: int, ground: Ground) -> list[list[Standing]]:
                 learned[device] += [
                     _Lesson(row, of.task.options[int(p.argmax())], plan.rehearsal)
                     if k
-                    else _Lesson(row, _told(of, row))
+                    else _Lesson(row, row.told(of.task))
                     for row, p, k in zip(rows, found, kept, strict=True)
                 ]
                 running[device] = _fitted(of, start, learned[device], heads)
@@ -74,10 +74,6 @@ def alone(of: LoopTask, seed: int, ground: Ground) -> list[list[Standing]]:
             standings.append(referee.standing(name, Weights({}, running[device])))
         by_round.append(standings)
     return by_round
-
-
-def _told(of: LoopTask, row: FleetRow) -> str:
-    return row.teacher or row.answer or of.task.outside
 
 
 def _fitted(of: LoopTask, start: Head, learned: Sequence[_Lesson], heads: _Heads) -> Head:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cascade.cli import main
-from cascade.clock import Reading
 from cascade.conditions import Conditions, FixedConditions
 from cascade.errors import CascadeError
 from cascade.federation.plan import RoundPlan
@@ -24,21 +23,12 @@ from edge.head import Head, HeadSpec
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import TrainingLimits
 from edge.training.softmax import log_softmax
+from tests.cloud.federation.test_device import Clock
 
 OPTIONS = ("red", "green", "blue")
 TASK = replace(generic(OPTIONS), task_id="colours")
 PLAN = RoundPlan(clip_norm=20.0, rows=True)
 RESTING = Conditions("unmetered", charging=True, idle=True)
-
-
-class Passing:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def read(self) -> Reading:
-        return Reading(1_700_000_100.0 + self.now_s, self.now_s, "boot")
 
 
 def untrained(tiny: TinyBundle) -> Head:
@@ -160,12 +150,12 @@ def test_reading_stops_when_the_device_is_picked_up(tiny: TinyBundle, tmp_path: 
     start = point(tiny, untrained(tiny), tmp_path)
     trainer(tiny, tmp_path, ("red", "green"), own=("green", "red"))
     store = ExampleStore(tmp_path / "examples.sqlite3", clock=lambda: 1_700_000_100.0)
-    clock, host, model = Passing(), FixedConditions(RESTING), OnnxModel(tiny.bundle)
-    seen: list[int] = []
+    clock, host, model = Clock(), FixedConditions(RESTING), OnnxModel(tiny.bundle)
+    began_s, seen = clock.uptime_s, list[int]()
 
     def measure(task: Task, text: str) -> tuple[np.ndarray, np.ndarray]:
-        clock.now_s += 0.5
-        if clock.now_s >= 10:
+        clock.passes(0.5)
+        if clock.uptime_s - began_s >= 10:
             host.set(replace(RESTING, idle=False))
         return model.features(task, text), np.zeros(len(task.options))
 
@@ -179,7 +169,7 @@ def test_reading_stops_when_the_device_is_picked_up(tiny: TinyBundle, tmp_path: 
     )
     with pytest.raises(CascadeError, match="stopped while examples were read: not_idle"):
         stopped(PLAN, start)
-    assert clock.now_s <= 11.5
+    assert clock.uptime_s - began_s <= 11.5
     assert seen == list(range(len(seen)))
 
 
