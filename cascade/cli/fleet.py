@@ -46,6 +46,7 @@ _FLEET: Final = (
     ("alpha", float, "largest tolerated value of the target (0.1)"),
     ("delta", float, "tolerated probability that a threshold does not hold that (0.1)"),
     ("most-worse", float, "a candidate that is worse by more is rejected (0.02)"),
+    ("gate-delta", float, "so is one not shown to be worse by less, at this level (not asked)"),
     ("most-less-kept", float, "so is one with which devices would keep less by more (0.02)"),
     ("rank", int, "of the adapter's matrices (8)"),
     ("level", float, "how sure a device must be that its update helps, as a p-value (0.5)"),

@@ -91,6 +91,10 @@ class FleetPlan:
         delta: tolerated probability that a certified threshold does not hold that, in (0, 1).
         most_worse: a candidate whose accuracy on the develop part is worse by more than this is
             rejected, ≥ 0.
+        gate_delta: so is one that is not shown to be worse by less, tolerated to be wrong with this
+            probability, in (0, 0.5), as a cluster's own gate has it
+            (``cloud.federation.gate.comparing.accuracy``); ``None`` compares the two accuracies
+            as they are.
         most_less_kept: and so is one whose policy keeps a share of the certify part that is smaller
             by more than this, ≥ 0; not without ``recertify``.
         rank: of the adapter, ≥ 1.
@@ -121,6 +125,7 @@ class FleetPlan:
     alpha: float = 0.1
     delta: float = 0.1
     most_worse: float = 0.02
+    gate_delta: float | None = None
     most_less_kept: float = 0.02
     rank: int = 8
     level: float = 0.5
@@ -137,6 +142,10 @@ class FleetPlan:
                 raise InvalidInput(name, f"{value} is not in {low:g} … {high:g}")
         if not 0 < self.alpha < 1 or not 0 < self.delta < 1:
             raise InvalidInput("alpha", "and delta must lie between 0 and 1")
+        if self.gate_delta is not None and not (0 < self.gate_delta < 0.5 and self.most_worse > 0):
+            raise InvalidInput(
+                "gate_delta", "must lie between 0 and 0.5, and most_worse be above 0"
+            )
         if self.learner == "head" and not self.starting:
             raise InvalidInput("starting", "must be at least 1: a head starts from some labels")
         if self.masked:

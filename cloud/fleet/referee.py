@@ -19,6 +19,7 @@ from cascade.errors import InfeasibleTarget, InvalidInput
 from cascade.metrics import ece, wilson_interval
 from cascade.rows import Bools, Floats
 from cascade.task import Task
+from cloud.federation.gate.comparing import accuracy
 from cloud.federation.rounds import Round
 from cloud.federation.seams import Verdict
 from cloud.fleet.plan import FleetPlan
@@ -32,7 +33,7 @@ class Standing:
 
     Arguments:
         policy: what it is served with.
-        develop_accuracy: of the develop part, by which candidates are compared.
+        develop_right: whether each answer to the develop part is, by which candidates are compared.
         accuracy: of all answers on the test part.
         coverage: share of the certify part that the policy keeps.
         escalation: share of the test part that it escalates; 1 without a certified threshold.
@@ -46,7 +47,7 @@ class Standing:
     """
 
     policy: ServedPolicy
-    develop_accuracy: float
+    develop_right: Bools
     accuracy: float
     coverage: float
     escalation: float
@@ -151,7 +152,7 @@ class Referee:
         known = all(row.teacher for row in parts.test)
         return Standing(
             policy=policy,
-            develop_accuracy=float(develop.right.mean()),
+            develop_right=develop.right,
             accuracy=float(test.right.mean()),
             coverage=float(policy.keeps(certify.scores).mean()),
             escalation=float(1 - kept.mean()),
@@ -209,7 +210,8 @@ def _fitted(scores: Floats, right: Bools) -> ConfidenceModel:
 
 class FleetGate:
     """Lets a candidate through unless it is worse than the adapter that its round started from: in
-    its accuracy on the develop part, or in what the policy certified for it keeps.
+    its accuracy on the develop part (or unless it is *shown* not to be, with ``gate_delta``), or in
+    what the policy certified for it keeps.
 
     Arguments:
         plan: by how much it may be.
@@ -226,16 +228,26 @@ class FleetGate:
             return "rejected", "it has no candidate"
         after = await asyncio.to_thread(self._judged, candidate.candidate_digest)
         before = await asyncio.to_thread(self._judged, candidate.adapter_digest)
-        plan, change = self._plan, after.develop_accuracy - before.develop_accuracy
+        plan = self._plan
         if after.policy.threshold is None and before.policy.threshold is not None:
             return "rejected", "no policy could be certified for it"
-        said = f"accuracy of the develop part {change:+.3f}"
-        worse = change < -plan.most_worse
+        worse, said = self._worse(after, before)
         if plan.recertify:
             less = before.coverage - after.coverage
             said += f", kept of the certify part {-less:+.3f}"
             worse = worse or less > plan.most_less_kept
         return ("rejected" if worse else "approved"), said
+
+    def _worse(self, after: Standing, before: Standing) -> tuple[bool, str]:
+        plan, mine, theirs = self._plan, after.develop_right, before.develop_right
+        change = float(mine.mean() - theirs.mean())
+        said = f"accuracy of the develop part {change:+.3f}"
+        if plan.gate_delta is None:
+            return change < -plan.most_worse, said
+        shown = accuracy(
+            mine, theirs, most_worse=plan.most_worse, delta=plan.gate_delta, task="", against=""
+        )
+        return not shown.passed, f"{said}, {shown.reason}"
 
 
 Judged = Callable[[str], Standing]
