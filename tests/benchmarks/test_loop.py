@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.federated.loop import figures, tasks
 from benchmarks.federated.loop.arms import plan_of
-from benchmarks.federated.loop.figures import _Point
+from benchmarks.federated.loop.runs import Found, Job, Point, kept
 from benchmarks.federated.loop.tasks import LoopTask
 from benchmarks.run import Run
 from cascade.task import Task
@@ -29,7 +30,7 @@ TASK = LoopTask(
     partition="iid",
     wordings={},
 )
-BEFORE = _Point(0.8, 0.5, (0.03, 0.01, 0.07), 0.9, None, 1.0)
+BEFORE = Point(0.8, 0.5, (0.03, 0.01, 0.07), 0.9, None, 1.0)
 AFTER = replace(BEFORE, escalated=0.3, accuracy=0.8, out_of_scope=0.96)
 
 
@@ -60,21 +61,22 @@ def test_what_was_found_is_kept_for_the_same_run_alone(tmp_path: Path) -> None:
         class manifest:
             base_digest = "b" * 64
 
-    ground = type("Ground", (), {"bundle": Bundle, "found": tmp_path})()
+    ground: Any = type("Ground", (), {"bundle": Bundle, "found": tmp_path})()
     calls = []
 
-    def work() -> list[_Point]:
+    def work() -> list[Point]:
         calls.append(1)
         return [BEFORE, replace(AFTER, risk=None)]
 
-    def kept(task: LoopTask, seed: int) -> list[_Point]:
-        return figures._kept(RUN, (task, "head", seed, ground), work)  # type: ignore[arg-type]
+    def found(task: LoopTask, seed: int) -> Found:
+        return kept(Job(task, "head", seed), ground, work)
 
-    assert kept(TASK, 0) == kept(TASK, 0)
+    assert found(TASK, 0) == found(TASK, 0)
+    assert found(TASK, 0).points == (BEFORE, replace(AFTER, risk=None))
     assert len(calls) == 1
-    kept(TASK, 1)
-    kept(replace(TASK, alpha=0.1), 0)
-    kept(replace(TASK, rows=(FleetRow("1", "b", "red"),)), 0)
+    found(TASK, 1)
+    found(replace(TASK, alpha=0.1), 0)
+    found(replace(TASK, rows=(FleetRow("1", "b", "red"),)), 0)
     assert len(calls) == 4
 
 
@@ -102,6 +104,8 @@ def test_each_arm_has_its_plan() -> None:
     attacked = plan_of(replace(TASK, attacked="median"), "head, sign-flip", 0)
     assert (attacked.attackers.kind, attacked.hostile) == ("sign-flip", 3)
     assert (attacked.aggregation.rule, attacked.aggregation.rate) == ("median", 2)
+    assert (attacked.most_worse, attacked.gate_delta) == (0.02, 0.01)
+    assert (head.most_worse, head.gate_delta) == (0.01, None)
 
 
 def test_an_attack_is_told_by_the_worst_version() -> None:

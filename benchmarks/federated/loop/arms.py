@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Final, get_args
 import numpy as np
 
 from benchmarks.federated.loop.tasks import Arm, Attacked, LoopTask
+from cascade.request import Message
 from cascade.signing import TrustStore
 from cascade.task import Task
 from cloud.federation.config import AggregationConfig, PlanConfig
@@ -22,6 +22,8 @@ from cloud.fleet.referee import Referee, Standing
 from cloud.fleet.served import Probabilities, Weights
 from edge.bundle import Bundle
 from edge.model import OnnxModel
+from edge.training.examples import LessonMaker, TrainingExample
+from edge.training.gradient import GradientSession
 from edge.training.learners import Measuring
 from edge.training.softmax import log_softmax
 
@@ -82,7 +84,8 @@ def plan_of(of: LoopTask, arm: str, seed: int) -> FleetPlan:
         attackers=Attackers.of(f"{ATTACKERS}:{arm.removeprefix('head, ')}")
         if attacked
         else Attackers(),
-        most_worse=0.01,
+        most_worse=0.02 if attacked else 0.01,
+        gate_delta=0.01 if attacked else None,  # as a cluster's gate does: liars try in every round
         target=of.target,
         alpha=of.alpha,
         aggregation=_AGGREGATION[learner].model_copy(
@@ -121,7 +124,6 @@ def simulated(
         ground.at,
         rows=parts_of(of, seed),
         trunk=ground.trunk.absolute(),
-        threads=os.cpu_count() or 1,
     )
     found = []
     try:
@@ -135,6 +137,23 @@ def simulated(
         simulation.close()
         shutil.rmtree(folder, ignore_errors=True)
     return found
+
+
+def read(of: LoopTask, learner: Learner, rows: Sequence[FleetRow], ground: Ground) -> None:
+    """Keep what arms look at of these rows."""
+    if learner == "head":
+        model = OnnxModel(ground.bundle)
+        measuring = Measuring(model, of.task, keep=ground.trunk, scores=False)
+        for row in rows:
+            measuring.of(row.text)
+        return
+    session = GradientSession(ground.bundle, keep=ground.trunk)
+    task = of.lora or of.task
+    maker = LessonMaker(ground.bundle, task)
+    for row in rows:
+        asked = TrainingExample((Message("user", row.text),), task.options[0], task.options)
+        for segment in maker.lesson(asked).segments:
+            session.activations.get(segment)
 
 
 def asked(of: LoopTask, wording: Task, seed: int, ground: Ground) -> Standing:
