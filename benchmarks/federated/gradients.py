@@ -21,6 +21,19 @@ from edge.training import LINEARS
 
 _LENGTHS = (25, 128, 256)
 _DEFAULT = ["q_proj", "v_proj"]
+_PEAKS = (
+    (
+        "peak memory of a training device",
+        "train",
+        "24 examples of up to 128 tokens with the default plan",
+    ),
+    (
+        "peak memory of a device in a round",
+        "take_part",
+        "24 examples of some 130 tokens from its store, a round's default plan, compared with the "
+        "adapter it started from",
+    ),
+)
 
 
 def rows(subject: Subject, run: Run) -> Iterator[Row]:
@@ -33,20 +46,20 @@ def rows(subject: Subject, run: Run) -> Iterator[Row]:
     ):
         yield from _correct(run, peer, {"fp32": exact, "shared int4": shared})
         yield from _cost(run, peer, {"ours": shared, "ours with fp32 weights": exact})
-    peaks = []
-    for _ in range(1 if run.quick else 7):
-        with Child("benchmarks.federated.device_side", subject.bundle, subject.trust) as child:
-            reply = child.ask("train")
-            assert not reply["torch"]
-            peaks.append(reply["peak"] / 1e6)
-    yield run.row(
-        "peak memory of a training device",
-        median(peaks),
-        "MB",
-        "a fresh process without torch trains 24 examples of up to 128 tokens with the default "
-        "plan; VmHWM, Python and libraries included",
-        reach=450.0,
-    )
+    for figure, what, how in _PEAKS:
+        peaks = []
+        for _ in range(1 if run.quick else 7):
+            with Child("benchmarks.federated.device_side", subject.bundle, subject.trust) as child:
+                reply = child.ask(what)
+                assert not reply["torch"]
+                peaks.append(reply["peak"] / 1e6)
+        yield run.row(
+            figure,
+            median(peaks),
+            "MB",
+            f"{how}, in a fresh process without torch; VmHWM, Python and libraries included",
+            reach=450.0,
+        )
 
 
 def _correct(run: Run, peer: Child, sides: dict[str, Child]) -> Iterator[Row]:

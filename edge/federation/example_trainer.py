@@ -204,16 +204,17 @@ class ExampleTrainer:
         learn, aside = self._lessons(of.learn), self._lessons(of.aside)
         if not learn or not aside:
             raise NoGain("all examples are longer than the model reads")
-        self._watch("read examples for LoRA", 0, len(learn) + len(aside))
         session, _ = self._open(start.adapter)
         training = self._plan(plan, start, learn, allowed)
         before = dict(start.adapter.pairs)
         trainer = Trainer(session, learn, training, parent=_those_of(session, before))
-        parent_losses = self._losses(session, aside, before)
         if not trainer.training:
             raise NoGain("all examples are too long to be learned from")
+        self._read(session, [*trainer.training, *aside], allowed)
+        judging = self._clock.read()
+        parent_losses = self._losses(session, aside, before)
         # What the parent took to answer is what the adapter will take, and belongs to the plan.
-        judging_s = passed_s(of.began, self._clock.read())
+        judging_s = passed_s(judging, self._clock.read())
         run = trainer.run()
         while passed_s(of.began, self._clock.read()) + judging_s < plan.max_seconds:
             if allowed.stop() or next(run, None) is None:
@@ -232,6 +233,19 @@ class ExampleTrainer:
             if not is_of_head(name)
         }
         return Trained(_change(start.tensors, after, shapes), len(trainer.training))
+
+    def _read(
+        self, session: GradientSession, lessons: list[Lesson], allowed: TrainingSession
+    ) -> None:
+        """Compute what learning does not change, once, and free the graph for it: a device has no
+        room for it beside the others."""
+        for done, lesson in enumerate(lessons):
+            self._watch("read examples for LoRA", done, len(lessons))
+            if allowed.over():
+                raise CascadeError(f"stopped while examples were read: {_said(allowed)}")
+            for segment in lesson.segments:
+                session.activations.get(segment)
+        session.activations.release_trunk()
 
     def _judge(self, what: str, parent: list[float], after: list[float], seed: int) -> None:
         """Raise ``NoGain`` if it is worse than its parent."""
@@ -280,7 +294,7 @@ class ExampleTrainer:
     def _losses(
         self, session: GradientSession, lessons: list[Lesson], pairs: dict[str, LoraPair]
     ) -> list[float]:
-        return list(session.run(lessons, _those_of(session, pairs)).losses)
+        return session.losses(lessons, _those_of(session, pairs))
 
 
 def _newest(examples: Iterable[Weighted], most: int) -> list[Weighted]:

@@ -20,7 +20,7 @@ from edge.session import open_session
 from edge.slots import slot_inputs
 from edge.training.lesson import Floats, Lesson, by_segment
 from edge.training.packing import Pack, in_packs, pack
-from edge.training.softmax import log_softmax
+from edge.training.softmax import Doubles, log_softmax
 from edge.training.trunk import Activations, Keep, Trunk
 
 PACK_TOKENS = 256
@@ -139,14 +139,32 @@ class GradientSession:
         Raises:
             InvalidInput: a lesson is of no closed set.
         """
+        return [np.exp(each).astype(np.float32) for each in self._chances(lessons, pairs)]
+
+    def losses(self, lessons: Sequence[Lesson], pairs: Mapping[str, LoraPair]) -> list[float]:
+        """The loss of each lesson, unweighted, as ``run`` gives it but for rounding.
+
+        Of closed sets it takes the way there alone, half of the work, if the graph for that is
+        loaded already (by ``probabilities``): a device that trains has no room for it.
+
+        Arguments:
+            pairs: the adapter's, of the trained layers.
+        """
+        right = [each.closed_set.right for each in lessons if each.closed_set is not None]
+        if self._scorer is None or len(right) < len(lessons):
+            return list(self.run(lessons, pairs).losses)
+        chances = self._chances(lessons, pairs)
+        return [-float(each[place]) for each, place in zip(chances, right, strict=True)]
+
+    def _chances(self, lessons: Sequence[Lesson], pairs: Mapping[str, LoraPair]) -> list[Doubles]:
+        """Log probabilities of the answers of each closed set, of which the prior's segment, the
+        same for many, is computed once."""
         parts = [by_segment(lesson) for lesson in lessons]
         each_once = {part.digest: part for of_lesson in parts for part in of_lesson}
-        scores = dict(zip(each_once, self._scores(list(each_once.values()), pairs), strict=True))
-        found: list[Floats] = []
-        for of_lesson in parts:
-            total = np.sum([scores[part.digest] for part in of_lesson], axis=0)
-            found.append(np.exp(log_softmax(total[None])[0]).astype(np.float32))
-        return found
+        found = self._scores(list(each_once.values()), pairs)
+        scores = dict(zip(each_once, found, strict=True))
+        totals = [np.sum([scores[part.digest] for part in each], axis=0) for each in parts]
+        return [log_softmax(total[None])[0] for total in totals]
 
     def _scores(self, lessons: Sequence[Lesson], pairs: Mapping[str, LoraPair]) -> list[Floats]:
         """Log probabilities of the answers of each closed set."""

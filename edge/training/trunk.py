@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cascade.errors import BundleError
 from cascade.files import write_whole
 from edge.bundle import COARSE_GRAPH, TRUNK_GRAPH, Bundle
+from edge.memory import give_back
 from edge.session import open_session
 from edge.slots import slot_inputs
 from edge.training.lesson import Floats, Segment
@@ -92,9 +93,10 @@ class Trunk:
                 state.update(name.encode() + values.tobytes())
         return state.hexdigest()
 
-    def close(self) -> None:
-        """Free the graph; it is loaded again when it is needed."""
-        self._session = None
+    def close(self) -> bool:
+        """Free the graph, if it is loaded; it is loaded again when it is needed. Whether it was."""
+        was, self._session = self._session, None
+        return was is not None
 
 
 def coarse_weights(graph: Path, *, threads: int) -> dict[str, ort.OrtValue]:
@@ -138,7 +140,8 @@ class Activations:
 
     def release_trunk(self) -> None:
         """Free the trunk's memory; what is not kept yet loads it again."""
-        self._trunk.close()
+        if self._trunk.close():
+            give_back()
 
     def _kept(self, segment: Segment) -> NDArray[np.float16] | None:
         if self._folder is None:

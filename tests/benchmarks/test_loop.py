@@ -78,6 +78,10 @@ def test_what_was_found_is_kept_for_the_same_run_alone(tmp_path: Path) -> None:
     found(replace(TASK, alpha=0.1), 0)
     found(replace(TASK, rows=(FleetRow("1", "b", "red"),)), 0)
     assert len(calls) == 4
+    for path in tmp_path.glob("*.json"):  # as another version kept it
+        path.write_text("[]")
+    found(TASK, 0)
+    assert len(calls) == 5
 
 
 def test_templates_take_turns_and_none_gives_many() -> None:

@@ -21,7 +21,7 @@ from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Any, Final, Self, cast
 
 import numpy as np
 
@@ -164,13 +164,15 @@ def kept(job: Job, ground: Ground, work: Callable[[], Sequence[Point]]) -> Found
     )
     path = ground.found / f"{hashlib.sha256(known.encode()).hexdigest()}.json"
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return _read_back(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError):  # not there, or of another version
         began = time.process_time()
-        points = work()
-        found = Found(tuple(points), time.process_time() - began)
+        found = Found(tuple(work()), time.process_time() - began)
         write_whole(path, json.dumps(asdict(found)).encode())
         return found
+
+
+def _read_back(value: Any) -> Found:
     points = [
         Point(**{**each, "risk": None if each["risk"] is None else tuple(each["risk"])})
         for each in value["points"]

@@ -136,6 +136,24 @@ def test_what_is_learned_has_the_plan_s_shape_and_is_better(learner: Learner) ->
     assert session.run([lesson], after).loss < 0.7 * session.run([lesson], before).loss
 
 
+def test_the_trunk_is_freed_before_the_first_step(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, pairs = open_training(learner.tiny.bundle, learner.start)
+    trunk = session.activations._trunk
+    loaded: list[bool] = []
+    run = session.run
+
+    def watched(*given: object, **named: object) -> object:
+        loaded.append(trunk._session is not None)
+        return run(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(session, "run", watched)
+    learner.trainer(open_session=lambda _: (session, pairs))(PLAN, learner.point)
+    assert len(loaded) > 2  # the parent's answers, steps, and the adapter's answers
+    assert not any(loaded)
+
+
 def test_training_is_the_same_again(learner: Learner) -> None:
     one = learner.trainer(limits=TrainingLimits(separation_s=0))(PLAN, learner.point)
     two = learner.trainer(limits=TrainingLimits(separation_s=0))(PLAN, learner.point)

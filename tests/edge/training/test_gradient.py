@@ -17,6 +17,7 @@ from edge.adapter import LoraPair
 from edge.build import build_from_gguf
 from edge.build import frozen as frozen_module
 from edge.bundle import GRADIENT_GRAPH, SCORES_GRAPH, TRUNK_GRAPH, Bundle
+from edge.memory import give_back
 from edge.training import GradientSession, choice_lesson, text_lesson
 from edge.training import gradient as gradient_module
 from edge.training.packing import in_packs, pack
@@ -195,6 +196,21 @@ def test_a_bundle_without_the_graph_of_scores_gives_the_same(built) -> None:
     np.testing.assert_allclose([-np.log(each[1]) for each in found], losses, rtol=1e-3)
 
 
+def test_a_loss_needs_no_way_back_where_scores_were_asked_before(built, monkeypatch) -> None:
+    bundle, _ = built(Kind("qwen2", "int4", 2, tied=True))
+    session = GradientSession(bundle)
+    lessons = [choice_lesson(PROMPT[:size], build_trie(ANSWERS), 1) for size in (2, 4)]
+    pairs = random_pairs(session)
+    expected = session.run(lessons, pairs).losses
+    assert session.losses(lessons, pairs) == list(expected)
+    text = text_lesson(PROMPT, IDS[6:8])
+    of_text = session.run([text], pairs).losses
+    session.probabilities(lessons, pairs)
+    assert session.losses([text], pairs) == list(of_text)
+    monkeypatch.setattr(session, "_session", None)
+    np.testing.assert_allclose(session.losses(lessons, pairs), expected, rtol=1e-3)
+
+
 def test_text_has_no_answers_to_score(built) -> None:
     bundle, _ = built(Kind("qwen2", "int4", 2, tied=True))
     with pytest.raises(InvalidInput, match="lesson: is of no closed set"):
@@ -345,3 +361,15 @@ def test_a_damaged_activation_is_computed_again(tiny, tmp_path) -> None:
     (kept,) = tmp_path.glob("*/*.npy")
     kept.write_bytes(kept.read_bytes()[:-7])
     assert GradientSession(tiny.bundle, keep=tmp_path).run([lesson], {}).loss == first
+
+
+def test_a_trunk_is_freed_once_and_its_memory_given_back(tiny, tmp_path, monkeypatch) -> None:
+    session = GradientSession(tiny.bundle)
+    given: list[int] = []
+    monkeypatch.setattr("edge.training.trunk.give_back", lambda: given.append(1))
+    lesson = text_lesson(IDS[:4], IDS[4:6])
+    session.activations.get(lesson.segments[0])
+    for _ in range(2):
+        session.activations.release_trunk()
+    assert given == [1]
+    give_back()
