@@ -114,7 +114,7 @@ class Runs:
         self._found: dict[str, Future[Found]] = {}
 
     def __enter__(self) -> Self:
-        count = os.cpu_count() or 1
+        count = min(os.cpu_count() or 1, len(self._jobs))
         self._pool = ProcessPoolExecutor(
             count, multiprocessing.get_context("spawn"), initializer=_begin
         )
