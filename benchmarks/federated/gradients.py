@@ -30,7 +30,7 @@ _PEAKS = (
     (
         "peak memory of a device in a round",
         "take_part",
-        "24 examples of some 130 tokens from its store, a round's default plan, compared with the "
+        "24 examples of some 150 tokens from its store, a round's default plan, compared with the "
         "adapter it started from",
     ),
 )

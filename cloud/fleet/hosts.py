@@ -66,16 +66,12 @@ class Turn:
 
 
 class Host:
-    """Devices in one process. Not thread-safe.
+    """Devices in one process. Not thread-safe."""
 
-    Arguments:
-        threads: of one run of a graph, ≥ 1.
-    """
-
-    def __init__(self, setting: Setting, bundle: BundleAt, trunk: Path, threads: int = 1) -> None:
+    def __init__(self, setting: Setting, bundle: BundleAt, trunk: Path) -> None:
         self._setting = setting
         self._bundle = Bundle.open(bundle.path, TrustStore(bundle.trust))
-        self._session = GradientSession(self._bundle, threads=threads, keep=trunk)
+        self._session = GradientSession(self._bundle, keep=trunk)
         self._maker = LessonMaker(self._bundle, setting.task)
         self._trunk = trunk
         self._measuring: Measuring | None = None
@@ -193,10 +189,10 @@ class Hosts(Protocol):
 class InProcess:
     """One host in this process, for small fleets."""
 
-    def __init__(self, setting: Setting, bundle: BundleAt, trunk: Path, threads: int = 1) -> None:
+    def __init__(self, setting: Setting, bundle: BundleAt, trunk: Path) -> None:
         # A loop cannot run inside another one's thread: the host has a thread of its own.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cascade-fleet")
-        self._host = self._thread.submit(Host, setting, bundle, trunk, threads).result()
+        self._host = self._thread.submit(Host, setting, bundle, trunk).result()
 
     def turns(
         self, turns: Sequence[Turn], weights: Weights, policy: ServedPolicy, wall_s: float

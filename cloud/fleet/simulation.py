@@ -61,7 +61,6 @@ class FleetSimulation:
         rows: parts that share nothing.
         trunk: folder of activations, which runs on the same bundle may share.
         processes: Ray actors that host the devices; 0 has them in this process, without Ray.
-        threads: of one run of a graph in this process; an actor has one.
         data: what the rows are, for people.
         resume: go on from the last whole round of this very run, which was ended in ``folder``;
             begin it where there is none.
@@ -82,7 +81,6 @@ class FleetSimulation:
         rows: Parts,
         trunk: Path,
         processes: int = 0,
-        threads: int = 1,
         data: str = "",
         watch: Watcher = lambda stage, round_number, done, total: None,
         resume: bool = False,
@@ -96,7 +94,7 @@ class FleetSimulation:
             what = identity(plan, task, rows, bundle.manifest.base_digest)
             self._checkpoints = Checkpoints(folder, what)
             kept = self._checkpoints.begin(resume=resume)
-            self._open(folder, at, trunk, processes=processes, threads=threads, kept=kept)
+            self._open(folder, at, trunk, processes=processes, kept=kept)
         except BaseException:
             os.close(self._lock)
             raise
@@ -108,7 +106,6 @@ class FleetSimulation:
         trunk: Path,
         *,
         processes: int,
-        threads: int,
         kept: Checkpoint | None,
     ) -> None:
         plan, task, bundle, rows = self._plan, self._task, self._bundle, self._rows
@@ -128,7 +125,7 @@ class FleetSimulation:
         setting = Setting(plan, task, folder, self._cluster.profile, self._cluster.trust)
         try:
             self._hosts: Hosts = (
-                InProcess(setting, at, trunk, threads)
+                InProcess(setting, at, trunk)
                 if session is None
                 else RayActors(session, setting, at, trunk)
             )

@@ -189,9 +189,7 @@ class ExampleTrainer:
 
         def read(task: Task, text: str) -> tuple[Floats, Doubles]:
             nonlocal done
-            self._watch("read examples for the head", done, total)
-            if of.allowed.over():
-                raise CascadeError(f"stopped while examples were read: {_said(of.allowed)}")
+            self._read_on("the head", done, total, of.allowed)
             done += 1
             return measure(task, text)
 
@@ -240,12 +238,16 @@ class ExampleTrainer:
         """Compute what learning does not change, once, and free the graph for it: a device has no
         room for it beside the others."""
         for done, lesson in enumerate(lessons):
-            self._watch("read examples for LoRA", done, len(lessons))
-            if allowed.over():
-                raise CascadeError(f"stopped while examples were read: {_said(allowed)}")
+            self._read_on("LoRA", done, len(lessons), allowed)
             for segment in lesson.segments:
                 session.activations.get(segment)
         session.activations.release_trunk()
+
+    def _read_on(self, whom: str, done: int, total: int, allowed: TrainingSession) -> None:
+        """Say how far reading is; raise ``CascadeError`` if the device may not go on."""
+        self._watch(f"read examples for {whom}", done, total)
+        if allowed.over():
+            raise CascadeError(f"stopped while examples were read: {_said(allowed)}")
 
     def _judge(self, what: str, parent: list[float], after: list[float], seed: int) -> None:
         """Raise ``NoGain`` if it is worse than its parent."""

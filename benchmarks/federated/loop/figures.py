@@ -33,7 +33,9 @@ def rows(subject: Subject, run: Run) -> Iterator[Row]:
         given += [*teachers, *([banking] if banking else [])]
     jobs = [job for task in given for job in _head_jobs(run, task)]
     read: list[tuple[LoopTask, Learner]] = [
-        (task, "head") for task in given if task not in teachers[1:]
+        (task, "head")
+        for task in given
+        if task is not teachers[1]  # the first one's sentences
     ]
     with _runs(subject, run, jobs, read) as runs:
         for task in given:
@@ -56,7 +58,10 @@ def lora_rows(subject: Subject, run: Run) -> Iterator[Row]:
         for job in (*_asked(task, seed), Job(task, "head", seed))
     ]
     read: list[tuple[LoopTask, Learner]] = [
-        (task, learner) for task in given[:2] for learner in ("head", "lora")
+        (task, learner)
+        for task in given
+        if task is not teachers[1]  # the first one's sentences
+        for learner in ("head", "lora")
     ]
     with _runs(subject, run, [*own, *compared], read) as runs:
         for task in given:
