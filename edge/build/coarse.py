@@ -10,14 +10,16 @@ its neighbours (QuaRot, arXiv 2404.00456) and leaves the product as it is:
 Codes reach to 90 on both sides of zero, tokens' and weights': kernels without dot products (AVX2)
 take the former as 0 to 180 and add two products in 16 bits, which is 32,400 at most.
 
-What is rounded early passes through all layers: the first fifth of them stays as it is, and so do
-q, k and v. The codes are in no file: a graph of its own makes them of the decode graph's weights
-when a trunk is loaded.
+What is rounded early passes through all layers, so the first of them stay as they are; ``ffn_down``
+until later ones than the others, as what it reads has the largest outliers; q, k and v in all. The
+codes are in no file: a graph of its own makes them of the decode graph's weights when a trunk is
+loaded.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Final
 
 import numpy as np
@@ -32,8 +34,12 @@ from edge.bundle import COARSE_GRAPH
 
 TURN: Final = 64
 REACH: Final = 90
-_EXACT_SHARE: Final = 5  # one layer in so many
-_LINEARS: Final = ("attn_output", "ffn_gate_up", "ffn_down")
+# Which are coarse, and the share of the layers, from the first on, that stays as it is.
+_EXACT: Final = {
+    "attn_output": Fraction(1, 8),
+    "ffn_gate_up": Fraction(1, 8),
+    "ffn_down": Fraction(2, 5),
+}
 # Codes that a trunk may hold: 64 MB, all that a model of 135 M has.
 _MOST: Final = 1 << 26
 _LEAST: Final = 1e-30  # in place of the largest value of a row of zeros, which is divided by
@@ -63,9 +69,10 @@ def coarse_matrices(decoder: Decoder, weights: WeightFile, layers: int) -> list[
     of a width that is a multiple of H's. Where room is short, the last layers have it."""
     found: list[Coarse] = []
     room = _MOST
-    first = -(-decoder.layers // _EXACT_SHARE)
-    for layer in reversed(range(first, decoder.layers - layers)):
-        for linear in _LINEARS:
+    for layer in reversed(range(decoder.layers - layers)):
+        for linear, exact in _EXACT.items():
+            if layer < exact * decoder.layers:
+                continue
             whole = f"blk.{layer}.{linear}"
             columns = decoder.feed_forward if linear == "ffn_down" else decoder.hidden
             if linear == "attn_output":

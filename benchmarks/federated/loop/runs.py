@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from benchmarks.federated.loop import arms, local
 from benchmarks.federated.loop.arms import Ground
@@ -181,7 +182,8 @@ def _read_back(value: Any) -> Found:
 
 
 def _begin() -> None:
-    """A worker: Ctrl-C is its parent's business, and without its parent it ends."""
+    """A worker: one core is its own, Ctrl-C its parent's business, and without it it ends."""
+    threadpool_limits(1)  # numpy's products; else each worker waits for the others' cores
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

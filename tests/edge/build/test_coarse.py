@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,7 @@ def deep(tmp_path_factory):
     trust = TrustStore(root / "trust")
     trust.pin("tests", key.public)
 
+    @functools.cache
     def build(quantised: str, level: int, wide: int = 128) -> Bundle:
         folder = root / f"{quantised}-{level}-{wide}"
         save_model(
@@ -167,6 +169,10 @@ def deep(tmp_path_factory):
         return Bundle.open(path, trust)
 
     return build
+
+
+def outputs(session: ort.InferenceSession) -> list[str]:
+    return [output.name for output in session.get_outputs()]
 
 
 def test_gradients_behind_a_coarse_trunk_are_those_of_the_exact_one(deep) -> None:
@@ -193,12 +199,22 @@ def test_floats_and_odd_widths_stay_as_they_are(deep, quantised, wide, names) ->
         assert COARSE_GRAPH not in bundle.manifest.files
         return
     maker = ort.InferenceSession(str(bundle.path / COARSE_GRAPH))
-    made = {output.name.split(".")[2] for output in maker.get_outputs()}
+    made = {name.split(".")[2] for name in outputs(maker)}
     assert made == {"attn_output", "ffn_gate_up"}
+
+
+def test_the_first_layers_stay_as_they_are_and_more_of_ffn_down(deep) -> None:
+    maker = ort.InferenceSession(str(deep("int8", 4).path / COARSE_GRAPH))
+    made = {(name.split(".")[2], int(name.split(".")[1])) for name in outputs(maker)}
+    assert made == {
+        *(("attn_output", layer) for layer in (1, 2, 3)),
+        *(("ffn_gate_up", layer) for layer in (1, 2, 3)),
+        *(("ffn_down", layer) for layer in (2, 3)),
+    }
 
 
 def test_where_room_is_short_the_last_layers_have_it(deep, monkeypatch) -> None:
     monkeypatch.setattr(coarse, "_MOST", 2 * (64 * 64 + 256 * 64 + 128 * 64))
     bundle = deep("int4", 4)
     maker = ort.InferenceSession(str(bundle.path / COARSE_GRAPH))
-    assert {output.name.split(".")[1] for output in maker.get_outputs()} == {"2", "3"}
+    assert {name.split(".")[1] for name in outputs(maker)} == {"2", "3"}
