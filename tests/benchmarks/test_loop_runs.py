@@ -10,13 +10,14 @@ import pytest
 
 from benchmarks.federated.loop import arms
 from benchmarks.federated.loop.arms import Ground
-from benchmarks.federated.loop.runs import ASKED, Job, Runs
+from benchmarks.federated.loop.runs import ASKED, Job, Point, Runs, kept
 from benchmarks.federated.loop.tasks import LoopTask
 from benchmarks.run import Run
 from cascade.errors import CascadeError
 from cascade.task import Task
 from cascade.testing import TinyBundle
 from cloud.fleet import BundleAt, FleetRow
+from edge.bundle import TRUNK_GRAPH, FileEntry
 
 RUN = Run(quick=False, hardware="a machine")
 WORDING = Task("colours", ("red", "green"), "{input}:", " ", "{input}")
@@ -50,6 +51,23 @@ def test_they_come_to_what_each_would_alone(tiny: TinyBundle, tmp_path: Path) ->
         assert each.cpu_s > 0
     read = {path.name for path in (tmp_path / "kept" / "trunk").rglob("*.npz")}
     assert len(read) == len(TASK.rows)
+
+
+def test_what_is_kept_is_of_these_very_graphs(tiny: TinyBundle, tmp_path: Path) -> None:
+    ground = Ground.of(BundleAt(tiny.path, tiny.path.parent / "trust"), tmp_path)
+    ground.found.mkdir(parents=True)
+    job, calls = Job(TASK, f"{ASKED}plain", 0), []
+
+    def work() -> list[Point]:
+        calls.append(job)
+        return [Point(0.5, 0.5, (0.1, 0.0, 0.2), 0.5, None, None)]
+
+    found = [kept(job, ground, work) for _ in range(2)]
+    assert found[0] == found[1]
+    assert len(calls) == 1
+    ground.bundle.manifest.files[TRUNK_GRAPH] = FileEntry(1, "0" * 64)
+    kept(job, ground, work)
+    assert len(calls) == 2
 
 
 def test_leaving_early_ends_what_runs(tiny: TinyBundle, tmp_path: Path) -> None:

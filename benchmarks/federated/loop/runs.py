@@ -159,7 +159,8 @@ def kept(job: Job, ground: Ground, work: Callable[[], Sequence[Point]]) -> Found
             job.of.task.to_json(),
             {name: each.to_json() for name, each in job.of.wordings.items()},
             [repr(row) for row in job.of.rows],
-            ground.bundle.manifest.base_digest,
+            # Of all its graphs: base digests stay when those of the trunk round otherwise.
+            {name: each.sha256 for name, each in ground.bundle.manifest.files.items()},
         ],
         sort_keys=True,
     )
