@@ -126,6 +126,7 @@ def _participate(args: argparse.Namespace) -> int:
             allowance=allowance,
             examples=trainer.examples,
             ready=trainer.ready,
+            consented=trainer.consented,
             limits=Limits(masked_only=args.masked_only),
         )
         asyncio.run(_run(participant, args, progress))

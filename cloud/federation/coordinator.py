@@ -141,12 +141,13 @@ class Coordinator:
             CascadeError: the store is newer than this version.
             NotFound, InvalidInput: the adapter to start from is not there, or is none.
         """
-        await asyncio.to_thread(self._adapters.read, self._config.adapter)
+        first = await asyncio.to_thread(self._adapters.read, self._config.adapter)
         await self._database.do(migrate)
+        base, at = first.manifest.base_digest, self._now()
+        await self._database.do(lambda tx: rounds.abandon_others(tx, base, at))
         if alone:
             await self._database.do(rounds.release_claims)
-            now = self._now()
-            await self._database.do(lambda tx: masked_rounds.prolong(tx, now))
+            await self._database.do(lambda tx: masked_rounds.prolong(tx, at))
 
     async def tick(self) -> bool:
         """Do what is due. Returns whether a round was over: the next may be, too."""
@@ -298,10 +299,12 @@ class Coordinator:
         plan = config.plan_for(first.shapes).to_bytes().decode()
         unapproved = config.start_from == "candidate"
 
+        base = first.manifest.base_digest
+
         def ready(tx: Transaction) -> _Ready:
             if rounds.under_way(tx):
                 return _Ready(None, 0, 0)
-            begins = rounds.start(tx, begins_first, unapproved=unapproved)
+            begins = rounds.start(tx, base, begins_first, unapproved=unapproved)
             return _Ready(begins, rounds.highest_served(tx), rounds.next_version(tx, 0))
 
         renewed = await self._renewed(await self._database.do(ready))
@@ -330,7 +333,7 @@ class Coordinator:
             budget.note(tx, None)
             fresh = rounds.open_round(
                 tx,
-                first.manifest.base_digest,
+                base,
                 begins,
                 plan,
                 now=now,

@@ -28,6 +28,8 @@ LeaseState = Literal["open", "used", "aborted", "expired"]
 _LEASE_COLUMNS: Final = "id, device, round, adapter_version, issued_at, expires_at, state"
 _HOUR_S: Final = 3600.0
 _ROUNDING_S: Final = 1e-3
+_MOST_COUNTED: Final = 2**53
+"""Where a count of the fleet's stays: no report overflows the store's integers."""
 _BUFFERED_GOALS: Final = 4
 """Updates that wait uncounted, in goals of a round, before no more are taken."""
 
@@ -121,10 +123,11 @@ def check_in(
     # Whether it is open is looked at here: asked for it, a store reads all that are open.
     mine = tx.all(
         f"SELECT {_LEASE_COLUMNS}, request FROM leases WHERE device = ? "
-        "AND (expires_at > ? OR request = ?) ORDER BY issued_at DESC",
+        "AND (expires_at > ? OR request = ? OR round = ?) ORDER BY issued_at DESC",
         asked.device_id,
         now,
         request,
+        current.number if current is not None else -1,
     )
     open_ones = [
         each for each in map(_lease, mine) if each.state == "open" and each.expires_at > now
@@ -145,10 +148,14 @@ def check_in(
     if asked.base_digest != current.base_digest:
         return NotNow("other_base")
     last_commit, taken, masked = _before(tx, asked.device_id, current, config, now)
-    if last_commit is not None:
-        wait_s = last_commit + config.min_separation_s - now
-        if wait_s > 0:
-            return NotNow("too_soon", wait_s)
+    again_at = 0.0 if last_commit is None else last_commit + config.min_separation_s
+    if current.closes_at is not None and any(
+        each.state == "used" and each.round == current.number for each in map(_lease, mine)
+    ):
+        # The cohort, the noise and what ε says of it count devices: one update of each.
+        again_at = max(again_at, current.closes_at)
+    if again_at > now:
+        return NotNow("too_soon", again_at - now)
     if masked:
         at = phases.standing(tx, current.number)
         if at is not None and at.beyond("keys"):
@@ -383,10 +390,13 @@ def add_report(tx: Transaction, report: MetricsReport, now: float) -> None:
     for name, bucket, value in sums:
         tx.run(
             "INSERT INTO reported VALUES (?, ?, ?) ON CONFLICT (name, bucket) "
-            "DO UPDATE SET value = reported.value + excluded.value",
+            "DO UPDATE SET value = CASE WHEN reported.value > ? - excluded.value THEN ? "
+            "ELSE reported.value + excluded.value END",
             name,
             bucket,
-            value,
+            min(value, _MOST_COUNTED),
+            _MOST_COUNTED,
+            _MOST_COUNTED,
         )
 
 

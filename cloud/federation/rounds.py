@@ -175,19 +175,21 @@ def next_version(tx: Transaction, at_least: int) -> int:
     return max([at_least, *seen]) + 1
 
 
-def start(tx: Transaction, first: Start, *, unapproved: bool) -> Start | None:
+def start(tx: Transaction, base_digest: str, first: Start, *, unapproved: bool) -> Start | None:
     """What the next round starts from; ``None`` while the gate has not decided.
 
     Arguments:
-        first: for a federation without rounds.
+        first: for a federation without rounds on this base.
         unapproved: start from candidates that wait for the gate, too.
     """
-    if not unapproved and _one(tx, "state = 'waiting'") is not None:
+    waiting = [each for each in in_state(tx, "waiting") if each.base_digest == base_digest]
+    if waiting and not unapproved:
         return None
     states = "('approved', 'waiting')" if unapproved else "('approved')"
     row = tx.one(
         "SELECT candidate_digest, candidate_version, optimiser FROM rounds "
-        f"WHERE state IN {states} ORDER BY number DESC LIMIT 1"
+        f"WHERE state IN {states} AND base_digest = ? ORDER BY number DESC LIMIT 1",
+        base_digest,
     )
     if row is None:
         return first
@@ -204,10 +206,21 @@ def open_round(
     closes_at: float | None,
     noise: Noise = BARE,
 ) -> Round | None:
-    """Open the next round; ``None`` where one collects or aggregates already."""
+    """Open the next round; ``None`` where one collects or aggregates already. What devices of
+    another base sent, or still may, counts in no round any more."""
     if under_way(tx):
         return None
     before = latest(tx)
+    if before is not None and before.base_digest != base_digest:
+        foreign = "round IN (SELECT number FROM rounds WHERE base_digest <> ?)"
+        tx.run(
+            "UPDATE updates SET payload = NULL, counted_in = 0 "
+            f"WHERE counted_in IS NULL AND {foreign}",
+            base_digest,
+        )
+        tx.run(
+            f"UPDATE leases SET state = 'expired' WHERE state = 'open' AND {foreign}", base_digest
+        )
     number = 1 if before is None else before.number + 1
     tx.run(
         "INSERT INTO rounds (number, state, base_digest, adapter_digest, adapter_version, plan, "
@@ -224,6 +237,13 @@ def open_round(
         *_told(noise),
     )
     return round_numbered(tx, number)
+
+
+def abandon_others(tx: Transaction, base_digest: str, now: float) -> None:
+    """Abandon the round that takes devices, if they are of another base than rounds are now."""
+    current = collecting(tx)
+    if current is not None and current.base_digest != base_digest:
+        abandon(tx, current.number, "the federation's adapter is of another base now", now)
 
 
 def claim(

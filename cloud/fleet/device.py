@@ -165,6 +165,7 @@ class SimulatedDevice:
             trust=TrustStore(setting.trust),
             allowance=allowance,
             examples=learner.examples,
+            consented=learner.consented,
             clock=clock,
             root=root / "federation",
             connect=lambda _: self._connection,

@@ -1,4 +1,5 @@
-"""How long examples stay, and which go first. Pure; the store applies it with every write.
+"""How long examples stay, and which go first. Pure; the store applies it with every write,
+and before examples are read.
 
 Out go all that are too old. While there are then too many or too large ones, out go the least
 useful: those that a user called wrong, then answers of the cluster, then confirmed ones, then

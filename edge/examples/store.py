@@ -145,12 +145,16 @@ class ExampleStore:
             return judged
 
     def examples(self, *, task: str | None = None) -> list[Example]:
-        """All examples, oldest first; of one task, or of all."""
+        """All examples, oldest first; of one task, or of all. What is too old by now is let go."""
+        where, values = ("", ()) if task is None else ("WHERE task = ?", (task,))
         with self._file.reading() as file:
             if file is None:
                 return []
-            where = "" if task is None else "WHERE task = ?"
-            return self._examples(file, where, () if task is None else (task,))
+            if not self._outgrown(file):
+                return self._examples(file, where, values)
+        with self._file.transaction() as file:
+            self._retain(file)
+            return self._examples(file, where, values)
 
     def size(self) -> int:
         """Bytes of all texts together, as they lie in the file."""
@@ -250,29 +254,39 @@ class ExampleStore:
 
     def _retain(self, file: sqlite3.Connection) -> list[int]:
         """Let go what is too old or too much; the numbers of it."""
+        self._note_limits(file)
+        if not self._outgrown(file):
+            return []
+        rows = file.execute("SELECT number, at, size, worth FROM example").fetchall()
+        outgoing = self._limits(file).outgoing([Kept(*row) for row in rows], self._clock())
+        file.executemany("DELETE FROM example WHERE number = ?", [(each,) for each in outgoing])
+        return outgoing
+
+    def _outgrown(self, file: sqlite3.Connection) -> bool:
+        """Whether something is too old or too much."""
         totals = {
             waits: Totals(count, size, oldest)
             for waits, count, size, oldest in file.execute(
                 "SELECT worth = 0, COUNT(*), SUM(size), MIN(at) FROM example GROUP BY worth = 0"
             )
         }
-        retention = self._limits(file)
-        if retention.keeps(totals.get(1, Totals()), totals.get(0, Totals()), self._clock()):
-            return []
-        rows = file.execute("SELECT number, at, size, worth FROM example").fetchall()
-        outgoing = retention.outgoing([Kept(*row) for row in rows], self._clock())
-        file.executemany("DELETE FROM example WHERE number = ?", [(each,) for each in outgoing])
-        return outgoing
+        waiting, others = totals.get(1, Totals()), totals.get(0, Totals())
+        return not self._limits(file).keeps(waiting, others, self._clock())
 
     def _limits(self, file: sqlite3.Connection) -> Retention:
-        """Those of this process, which are then the file's, or else the file's own."""
+        """Those of this process, or else the file's own."""
+        if self._retention is not None:
+            return self._retention
         row = file.execute("SELECT limits FROM retention").fetchone()
-        if self._retention is None:
-            return Retention() if row is None else Retention.from_text(row[0])
-        text = self._retention.to_text()
-        if row is None or row[0] != text:
-            file.execute("INSERT OR REPLACE INTO retention VALUES (1, ?)", (text,))
-        return self._retention
+        return Retention() if row is None else Retention.from_text(row[0])
+
+    def _note_limits(self, file: sqlite3.Connection) -> None:
+        """Those of this process are the file's from now on."""
+        if self._retention is not None:
+            text = self._retention.to_text()
+            row = file.execute("SELECT limits FROM retention").fetchone()
+            if row is None or row[0] != text:
+                file.execute("INSERT OR REPLACE INTO retention VALUES (1, ?)", (text,))
 
     def _examples(
         self, file: sqlite3.Connection, where: str, values: tuple[str, ...]

@@ -132,6 +132,10 @@ class ExampleTrainer:
         chosen = curate(self._store.examples(), self._store.consent(), self._rules)
         return self._too_little(len(chosen.learn), len(chosen.held_out))
 
+    def consented(self) -> bool:
+        """Whether consent stands: a ``Participant``'s ``consented``."""
+        return self._store.consent() is not None
+
     def _too_little(self, learn: int, aside: int) -> str:
         if learn and aside >= self._least:
             return ""

@@ -24,11 +24,13 @@ if TYPE_CHECKING:  # gRPC takes a quarter of a second
 
 
 class Declined(CascadeError):
-    """This device does not carry a lease out; ``reason`` is what the coordinator is told."""
+    """This device does not carry a lease out; ``reason`` is what the coordinator is told, and
+    ``retry_s`` for how long it would decline the next one, too."""
 
-    def __init__(self, reason: AbortReason, why: str) -> None:
+    def __init__(self, reason: AbortReason, why: str, retry_s: float = 0.0) -> None:
         super().__init__(why)
         self.reason = reason
+        self.retry_s = retry_s
 
 
 def accepted_plan(
@@ -72,6 +74,7 @@ def accepted_plan(
                 AbortReason.OVER_BUDGET,
                 f"the plan asks for {plan.max_seconds:g} seconds and {plan.max_steps} steps, "
                 f"{permission.seconds:g} and {permission.steps} are left",
+                retry_s=permission.day_s,
             )
     return plan
 

@@ -55,12 +55,21 @@ from edge.federation.state import DeviceFolder, DeviceState, PendingUpload
 from edge.federation.timer import Timer
 from edge.federation.trainer import NoGain, Trainer
 from edge.training.allowance import TrainingAllowance
+from edge.training.policy import Hold
 
 if TYPE_CHECKING:  # gRPC takes a quarter of a second
     from cascade.wire import ClientProfile, GrpcFederation
 
 _KEEP: Final = frozenset(
-    {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN"}
+    {
+        "UNAVAILABLE",
+        "RESOURCE_EXHAUSTED",
+        "DEADLINE_EXCEEDED",
+        "CANCELLED",
+        "INTERNAL",
+        "UNKNOWN",
+        "UNAUTHENTICATED",  # a token or key that is renewed in time
+    }
 )
 """Statuses after which an update is sent again, until its lease expires; after any other it will
 never be taken."""
@@ -75,6 +84,7 @@ Outcome = Literal[
     "declined",
     "no_gain",
     "failed",
+    "withdrawn",
     "unsent",
     "masking",
     "sent",
@@ -105,6 +115,8 @@ class Participant:
         examples: how many it could learn from.
         ready: why training cannot begin on what there is, in a line; "" where it can. Asked before
             a lease is: a round that is joined counts against the allowance, whatever comes of it.
+        consented: whether what was learned may leave the device. Asked each time before it does:
+            an update that waits while consent is withdrawn is dropped.
         attestation: of the platform, where the coordinator asks for one.
         clock: see ``cascade.clock``.
         root: where this device keeps its key and its state; by default under ``CASCADE_HOME``.
@@ -124,6 +136,7 @@ class Participant:
         allowance: TrainingAllowance | None = None,
         examples: Callable[[], int] = lambda: 0,
         ready: Callable[[], str] = lambda: "",
+        consented: Callable[[], bool] = lambda: True,
         attestation: Attestation | None = None,
         clock: Clock | None = None,
         root: Path | None = None,
@@ -141,6 +154,7 @@ class Participant:
         self._allowance = allowance
         self._examples = examples
         self._ready = ready
+        self._consented = consented
         self._attestation = attestation
         self._clock = clock or SystemClock()
         self._random = random.Random(secrets.randbits(64))
@@ -191,12 +205,14 @@ class Participant:
 
         Raises:
             RemoteError: the cluster cannot be told now.
+            DeviceBusy: it does not know this device yet, and another task or process takes part.
         """
         counted = counts.take()
         if counted is None:
             return False
-        with self._folder.alone():
-            await self._enrolled(self._folder.load())
+        if not self._folder.load().coordinator_id:  # else a round may go on meanwhile
+            with self._folder.alone():
+                await self._enrolled(self._folder.load())
         statement = statements.metrics(
             self.device_id, counted.report_id, counted.counters, counted.histograms
         )
@@ -222,8 +238,11 @@ class Participant:
         reading = self._clock.read()
         if state.wait is not None and (left_s := state.wait.left_s(reading)) > 0:
             return Step("waiting", left_s)
-        if state.pending is not None:
-            return await self._send(state, state.pending)
+        if state.pending is not None or state.masking is not None:
+            if (held := await self._held(state)) is not None:
+                return held
+            if state.pending is not None:
+                return await self._send(state, state.pending)
         if state.masking is not None:
             return await self._mask(state, state.masking)
         usage = state.usage.on(reading.wall_s)
@@ -241,6 +260,16 @@ class Participant:
         if lease is None:
             return done
         return await self._take_part(state, lease)
+
+    async def _held(self, state: DeviceState) -> Step | None:
+        """What stands in the way of sending what was learned, if anything does now."""
+        if not await asyncio.to_thread(self._consented):
+            self._folder.save(replace(state, pending=None, masking=None))
+            note = "consent was withdrawn: the update is dropped"
+            return Step("withdrawn", _UNSAID_WAIT_S, note)
+        if self._allowance is not None and not self._allowance.may_send():
+            return Step("unsent", _UNSAID_WAIT_S, Hold.NOT_UNMETERED.value)
+        return None
 
     async def _enrolled(self, state: DeviceState) -> DeviceState:
         if state.coordinator_id:
@@ -316,7 +345,11 @@ class Participant:
             )
             shapes = update_shapes(lease, plan, start, self._limits)
         except Declined as declined:
-            return await self._give_back(state, lease, declined.reason, "declined", str(declined))
+            done = await self._give_back(state, lease, declined.reason, "declined", str(declined))
+            if done.wait_s >= declined.retry_s:
+                return done
+            window = RetryWindow(declined.retry_s, declined.retry_s)
+            return self._later(self._folder.load(), "declined", window, str(declined))
         except (CascadeError, OSError) as problem:
             if isinstance(problem, RemoteError):
                 raise
@@ -347,7 +380,7 @@ class Participant:
         self._folder.save_payload(pending.header, payload)
         state = replace(state, request_id="", pending=pending)
         self._folder.save(state)
-        return await self._send(state, pending, fresh=True)
+        return await self._held(state) or await self._send(state, pending, fresh=True)
 
     def _header(self, of: Lease | Masking, payload: bytes, examples: int) -> UploadHeader:
         digest = sha256_bytes(payload)
@@ -380,7 +413,7 @@ class Participant:
         )
         state = replace(state, request_id="", masking=turn)
         self._folder.save(state)
-        return await self._mask(state, turn)
+        return await self._held(state) or await self._mask(state, turn)
 
     async def _mask(self, state: DeviceState, turn: Masking) -> Step:
         """Say what is due in the round under masks, and go on as far as the others have come."""

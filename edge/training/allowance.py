@@ -77,6 +77,10 @@ class TrainingAllowance:
             return Permission((Hold.BOOKS_UNREADABLE,), 0.0, 0, 0.0)
         return may_train(self.limits, usage, self.conditions.read(), participate=participate)
 
+    def may_send(self) -> bool:
+        """Whether the connection is one that an update may take now."""
+        return not self.limits.unmetered or self.conditions.read().connectivity == "unmetered"
+
     def participated(self) -> None:
         """Note that a round was joined: its lease was accepted.
 

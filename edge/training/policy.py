@@ -154,6 +154,7 @@ class Permission:
         seconds, steps, joules: what is left of the day, ≥ 0; ``joules`` may be infinite.
         retry_s: seconds after which the budgets that stand in the way no longer do; 0 where only
             conditions do, which may change at any moment, and where nothing does.
+        day_s: seconds until the day's budgets are whole again.
     """
 
     reasons: tuple[Hold, ...]
@@ -161,6 +162,7 @@ class Permission:
     steps: int
     joules: float
     retry_s: float = 0.0
+    day_s: float = 0.0
 
     @property
     def allowed(self) -> bool:
@@ -204,14 +206,19 @@ def may_train(
     }
     reasons = tuple(hold for hold, holds in stands.items() if holds)
     waits = [_wait_s(hold, limits, usage) for hold in reasons]
-    return Permission(reasons, seconds_left, steps_left, joules_left, max(waits, default=0.0))
+    retry_s, day_s = max(waits, default=0.0), _day_s(usage)
+    return Permission(reasons, seconds_left, steps_left, joules_left, retry_s, day_s)
+
+
+def _day_s(usage: Usage) -> float:
+    return DAY_S - usage.now_s % DAY_S
 
 
 def _wait_s(hold: Hold, limits: TrainingLimits, usage: Usage) -> float:
     """How long a budget stands in the way; 0 for what is not a budget."""
     match hold:
         case Hold.TIME_SPENT | Hold.STEPS_SPENT | Hold.ENERGY_SPENT:
-            return DAY_S - usage.now_s % DAY_S
+            return _day_s(usage)
         case Hold.TOO_SOON:
             return usage.participations[-1] + limits.separation_s - usage.now_s
         case Hold.WEEK_FULL:

@@ -190,11 +190,11 @@ def test_what_the_gate_has_said_stays_said(database: Database) -> None:
         database.do_now(lambda tx: rounds.decide(tx, 1, approved=True))
     claimed(database, "one", 1.0)
     finished(database, "one")
-    assert database.do_now(lambda tx: rounds.start(tx, START, unapproved=False)) is None
-    begins = database.do_now(lambda tx: rounds.start(tx, START, unapproved=True))
+    assert database.do_now(lambda tx: rounds.start(tx, "b" * 64, START, unapproved=False)) is None
+    begins = database.do_now(lambda tx: rounds.start(tx, "b" * 64, START, unapproved=True))
     assert begins == Start("c" * 64, 2, b"state")
     assert database.do_now(lambda tx: rounds.decide(tx, 1, approved=True)).state == "approved"
     assert database.do_now(lambda tx: rounds.decide(tx, 1, approved=True)).state == "approved"
     with pytest.raises(InvalidInput, match="approved"):
         database.do_now(lambda tx: rounds.decide(tx, 1, approved=False))
-    assert database.do_now(lambda tx: rounds.start(tx, START, unapproved=False)) == begins
+    assert database.do_now(lambda tx: rounds.start(tx, "b" * 64, START, unapproved=False)) == begins

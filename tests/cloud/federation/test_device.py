@@ -8,7 +8,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +17,12 @@ import pytest
 
 from cascade.clock import Reading
 from cascade.conditions import Conditions, FixedConditions
+from cascade.errors import RemoteError
 from cascade.federation.plan import RoundPlan
-from cascade.wire import ClientProfile
+from cascade.wire import ClientProfile, GrpcFederation
 from cloud.federation.refusals import counters
 from edge.federation import Limits, NoGain, Participant, StartingPoint, Trained
+from edge.federation.counting import AdapterCounts
 from edge.federation.state import DeviceBusy, DeviceFolder, DeviceState
 from edge.federation.timer import Timer
 from edge.training.allowance import TrainingAllowance
@@ -199,6 +201,100 @@ async def test_a_plan_beyond_what_is_left_of_the_day_is_declined(
     assert done.outcome == "declined"
     assert "600 and 49 are left" in done.note
     assert world.counters()["aborted.over_budget"] == 1
+    # It would decline the next one, too: it comes back when the day's budgets are whole again.
+    assert done.wait_s == pytest.approx(allowed.may_train().day_s, abs=5.0)
+
+
+class Leaving(Steady):
+    """Something changes while it trains."""
+
+    def __init__(self, change: Callable[[], None]) -> None:
+        super().__init__()
+        self._change = change
+
+    def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
+        self._change()
+        return super().__call__(plan, start)
+
+
+async def test_nothing_is_sent_over_a_connection_that_became_metered(
+    world: World, tmp_path: Path, empty_home: Path
+) -> None:
+    good = Conditions("unmetered", charging=True, idle=True)
+    state = FixedConditions(good)
+    allowed = TrainingAllowance(
+        TrainingLimits(), state, path=tmp_path / "training.sqlite3", clock=world.clock
+    )
+    trainer = Leaving(lambda: state.set(Conditions("metered", charging=True, idle=True)))
+    device = world.device(trainer, allowance=allowed)
+    for _ in range(2):
+        done = await device.step()
+        assert (done.outcome, done.note) == ("unsent", "not_unmetered")
+        assert "committed" not in world.counters()
+        world.clock.passes(done.wait_s + 1)
+    state.set(Conditions("unmetered", charging=False, idle=False))  # sending needs no more
+    assert (await device.step()).outcome == "sent"
+    assert len(trainer.given) == 1
+
+
+@pytest.mark.parametrize("when", ["while it trains", "while it waits"])
+async def test_an_update_is_dropped_when_consent_is_withdrawn(
+    world: World, tmp_path: Path, empty_home: Path, when: str
+) -> None:
+    consent = [True]
+    state = FixedConditions(Conditions("unmetered", charging=True, idle=True))
+    allowed = TrainingAllowance(
+        TrainingLimits(), state, path=tmp_path / "training.sqlite3", clock=world.clock
+    )
+
+    def meanwhile() -> None:
+        if when == "while it trains":
+            consent[0] = False
+        else:
+            state.set(Conditions("metered", charging=True, idle=True))
+
+    trainer = Leaving(meanwhile)
+    device = world.device(trainer, allowance=allowed, consented=lambda: consent[0])
+    done = await device.step()
+    if when == "while it waits":
+        assert done.outcome == "unsent"
+        assert len(list(empty_home.rglob("*.update"))) == 1
+        consent[0] = False
+        world.clock.passes(done.wait_s + 1)
+        done = await device.step()
+    assert (done.outcome, device.unsent) == ("withdrawn", False)
+    assert list(empty_home.rglob("*.update")) == []
+    assert "committed" not in world.counters()
+
+
+async def test_an_update_waits_for_a_key_that_is_renewed(world: World) -> None:
+    class Renewed(GrpcFederation):
+        async def upload(self, *_: object, **__: object) -> None:  # type: ignore[override]
+            raise RemoteError("UNAUTHENTICATED", "the API key is not known")
+
+    device = world.device(connect=Renewed)
+    done = await device.step()
+    assert (done.outcome, device.unsent) == ("unsent", True)
+    await device.close()
+    world.clock.passes(done.wait_s + 1)
+    trainer = Steady()
+    assert (await world.device(trainer).step()).outcome == "sent"
+    assert trainer.given == []
+
+
+async def test_counts_are_told_while_the_device_trains(world: World, empty_home: Path) -> None:
+    counts = AdapterCounts(lambda: "a" * 64)
+    counts.applied("a" * 64, failed=False)
+    told: list[bool] = []
+
+    class Telling(Steady):
+        def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
+            told.append(asyncio.run_coroutine_threadsafe(device.report(counts), loop).result(20))
+            return super().__call__(plan, start)
+
+    loop, device = asyncio.get_running_loop(), world.device(Telling())
+    assert (await device.step()).outcome == "sent"
+    assert told == [True]
 
 
 async def test_a_lower_version_is_refused(world: World) -> None:
@@ -341,7 +437,8 @@ _PROCESS = """
 import asyncio, sys, time
 from pathlib import Path
 from cascade.signing import TrustStore
-from cascade.wire import ClientProfile
+from cascade.errors import RemoteError
+from cascade.wire import ClientProfile, GrpcFederation
 from edge.federation import Limits, Participant, Trained
 from tests.cloud.federation.federated import BASE, change
 

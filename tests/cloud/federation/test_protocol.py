@@ -24,15 +24,21 @@ from cascade.federation.terms import (
 from cascade.files import sha256_bytes
 from cascade.wire import KeyRing, new_key
 from cloud.federation import leases, rounds
+from cloud.federation.adapters import Adapters
 from cloud.federation.config import PlanConfig
 from cloud.federation.refusals import counters
+from edge.adapter import LoraPair, write_adapter
 from tests.cloud.federation.federated import (
+    BASE,
+    RANK,
     WIDE,
     Approves,
     BareDevice,
     Federation,
     payload,
 )
+
+OTHER = "d" * 64
 
 
 class World:
@@ -378,6 +384,54 @@ async def test_a_device_of_another_base_is_not_needed(world: World) -> None:
     assert (reply.lease, reply.no_lease) == (None, "other_base")
 
 
+async def test_another_base_begins_anew_and_takes_nothing_of_the_one_before(world: World) -> None:
+    for value in (1.0, 1.0, 1.0):
+        await world.commit(value)
+    await world.tick()  # approved: the old base has an adapter of its own
+    late, waiting = await world.device(), await world.commit(2.0)
+    lease, data = await late.lease(), payload(3.0)
+    made = world.federation
+    pair = LoraPair(np.ones((WIDE, RANK), np.float32), np.zeros((RANK, WIDE), np.float32))
+    path = write_adapter(
+        made.folder / "other",
+        {"layers.0.q_proj": pair},
+        name="other",
+        base_digest=OTHER,
+        signing_key=made.publisher,
+    )
+    digest = made.registry.publish(path, made.trust).artifact.digest
+    made.config = made.config.model_copy(update={"adapter": digest})
+    await world.tick()
+    last = world.rounds()[-2:]
+    assert [(each.state, each.base_digest) for each in last] == [
+        ("abandoned", BASE),
+        ("collecting", OTHER),
+    ]
+    assert "another base" in last[0].note
+    call = late.service.upload(late.header(lease, data), data)
+    assert await refused(call) == ("FAILED_PRECONDITION", "expired_lease")
+    assert (await waiting.check_in()).no_lease == "other_base"
+    reply = await waiting.check_in(base=OTHER)
+    assert reply.lease is not None
+    assert Adapters(made.registry).read(reply.lease.adapter_digest).manifest.base_digest == OTHER
+    await world.tick()
+    assert world.rounds()[-1].state == "collecting", "what the old base's devices sent is gone"
+
+
+@pytest.mark.parametrize("world", [synchronous()], indirect=True)
+async def test_a_device_has_one_update_in_a_synchronous_round(world: World) -> None:
+    """However short ``min_separation_s`` is: noise hides what one update changes."""
+    device = await world.commit(1.0)
+    world.now += 10
+    reply = await device.check_in()
+    assert (reply.lease, reply.no_lease) == (None, "too_soon")
+    assert reply.retry.earliest_s == 90.0
+    await world.commit(2.0)
+    world.now += 91
+    await world.tick()
+    assert (await device.check_in()).lease is not None
+
+
 @pytest.mark.parametrize("world", [synchronous()], indirect=True)
 async def test_a_synchronous_round_takes_its_goal_and_no_more(world: World) -> None:
     devices = [await world.device() for _ in range(5)]
@@ -580,6 +634,16 @@ async def test_counts_of_a_fleet_are_added_up_once_a_report(world: World) -> Non
         "answers.local": {"": 7},
         "train.step_seconds": {"0.1": 1, "1": 2, "inf": 0},
     }
+    most = (("answers.local", 2**53 - 1),) * 3  # more than a store's integers, were it added up
+    for _ in range(2):
+        report_id = os.urandom(16)
+        signed = statements.metrics(device.device_id, report_id, most, ())
+        await device.service.report(
+            MetricsReport(device.device_id, report_id, most, (), device.key.sign_raw(signed))
+        )
+    database = world.federation.database()
+    assert database.do_now(leases.reported)["answers.local"] == {"": 2**53}
+    database.close()
     forged = replace(report, report_id=os.urandom(16))
     assert await refused(device.service.report(forged)) == ("PERMISSION_DENIED", "bad_signature")
 

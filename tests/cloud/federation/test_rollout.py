@@ -223,7 +223,8 @@ async def test_a_worse_candidate_goes_back_by_a_new_signed_revision(fleet_of: Fl
     found = fleet_of.database.do_now(lambda tx: [rounds.round_numbered(tx, n) for n in (1, 2)])
     assert [each.state for each in found if each] == ["rejected", "rejected"], child
     first = Start(fleet_of.first, 1, b"")
-    start = fleet_of.database.do_now(lambda tx: rounds.start(tx, first, unapproved=True))
+    base = fleet_of.bundle.bundle.manifest.base_digest
+    start = fleet_of.database.do_now(lambda tx: rounds.start(tx, base, first, unapproved=True))
     assert start == first, "nothing goes on from what was withdrawn"
 
 

@@ -161,6 +161,21 @@ def test_limits_hold_for_whoever_opens_the_file_next(tmp_path, make):
         assert len(store.examples()) == 4
 
 
+def test_a_quiet_store_lets_go_what_has_grown_too_old(tmp_path, make):
+    now = [100.0]
+    limits = Retention(age_s=50, waiting_age_s=50)
+    with ExampleStore(tmp_path / "s", retention=limits, clock=lambda: now[0]) as store:
+        store.grant()
+        store.add(make(SECRET, request_id="old", at_s=60.0))
+        store.add(make("text", request_id="new", at_s=90.0))
+        assert len(store.examples()) == 2
+    now[0] = 120.0
+    with ExampleStore(tmp_path / "s", clock=lambda: now[0]) as store:
+        assert [each.request_id for each in store.examples()] == ["new"]
+        assert store.size() < 100
+    assert SECRET.encode() not in bytes_of(store)
+
+
 def test_who_forgets_is_told_where_a_reader_keeps_old_bytes(store, make, monkeypatch):
     monkeypatch.setattr("edge.examples.file._BUSY_S", 0.2)
     store.close()
