@@ -14,18 +14,17 @@ from cloud.federation.strategies import FfaLora, ProductMean, Strategy
 
 
 def chosen_strategy(
-    config: FederationConfig, adapter: Shapes, noise: np.random.Generator | None = None
+    config: FederationConfig, adapter: Shapes, noise: np.random.Generator
 ) -> Strategy:
     """What aggregates: FFA-LoRA where B alone is trained, else the mean of products.
 
     Arguments:
         adapter: shapes of what is served; the largest rank of it is kept.
-        noise: of differential privacy; by default seeded from the system.
+        noise: of differential privacy, where the configuration asks for any.
     """
     how = config.aggregation
     if how.noise_multiplier is not None:
-        rng = np.random.default_rng() if noise is None else noise
-        private = PrivateMean(config.plan.clip_norm, how.noise_multiplier, config.goal, rng)
+        private = PrivateMean(config.plan.clip_norm, how.noise_multiplier, config.goal, noise)
         return FfaLora(private, _optimiser(how))
     if config.plan.trained == "b":
         return FfaLora(_rule(how, config.minimum), _optimiser(how))

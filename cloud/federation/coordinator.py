@@ -28,6 +28,7 @@ from cascade.federation import (
 from cascade.federation.masked_plan import MaskedPlan
 from cascade.federation.payload import masked_elements, means_of_sum
 from cascade.federation.plan import RoundPlan
+from cascade.files import sha256_bytes
 from cloud.federation import budget, leases, masked_rounds, rounds
 from cloud.federation.account import Account, account, cost
 from cloud.federation.adapters import Adapters, StartingAdapter
@@ -70,6 +71,7 @@ class _Inputs:
         version: of the candidate.
         served: digest of what each version of the adapter was.
         said: by the devices of a round under masks.
+        noise_seed: a secret of the round.
         account: of the rounds before it.
     """
 
@@ -78,7 +80,15 @@ class _Inputs:
     version: int
     served: Mapping[int, str]
     said: Said | None
+    noise_seed: str
     account: Account
+
+    def noise(self) -> np.random.Generator:
+        """Of this round and these updates: a coordinator that goes on after a crash must not tell
+        the same sum again under other noise, nor another one under the same."""
+        seed = self.noise_seed or secrets.token_hex(32)  # of a store that had none yet
+        parts = [seed, *(sha256_bytes(each.payload) for each in self.updates)]
+        return np.random.default_rng(int(sha256_bytes("".join(sorted(parts)).encode()), 16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +118,8 @@ class Coordinator:
         adapters: with a key to sign candidates.
         gate: who lets it through.
         now: seconds since 1970.
-        noise: of a round, where the configuration asks for any; seeded from the system by default,
-            as it must be wherever privacy is meant.
+        noise: of a round, where the configuration asks for any; by default from a secret that the
+            system drew for it, as it must be wherever privacy is meant.
     """
 
     def __init__(
@@ -203,6 +213,7 @@ class Coordinator:
                 rounds.next_version(tx, 0),
                 rounds.served(tx),
                 masked_rounds.everything(tx, claimed.number),
+                rounds.noise_seed(tx, claimed.number),
                 account(tx),
             )
 
@@ -244,7 +255,7 @@ class Coordinator:
         """The round's candidate, published. The same inputs give the same artifact."""
         start = self._adapters.read(claimed.adapter_digest)
         plan = RoundPlan.from_bytes(claimed.plan.encode())
-        noise = None if self._noise is None else self._noise(claimed)
+        noise = given.noise() if self._noise is None else self._noise(claimed)
         strategy = chosen_strategy(self._config, start.shapes, noise)
         if plan.masked is not None:
             result = _unmask(strategy, plan, plan.masked, start, given)

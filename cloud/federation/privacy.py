@@ -41,7 +41,7 @@ class PrivateMean:
         clip: L2 norm that no device's row passes, > 0.
         noise_multiplier: standard deviation of the noise in units of ``clip``, > 0.
         expected: devices that a round draws on average: q N. Not the number that came.
-        rng: of the noise. Seed it from the system (``np.random.default_rng()``) and reuse it never.
+        rng: of the noise. Seed it from a secret, and use it for no other sum.
     """
 
     clip: float

@@ -12,6 +12,7 @@ same updates. Whoever's claim was taken over finishes nothing.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
@@ -291,11 +292,12 @@ def begin_aggregation(
     """End a round's collecting, and claim it, with so many updates that are marked as its own."""
     tx.run(
         "UPDATE rounds SET state = 'aggregating', claim = ?, claimed_until = ?, closed_at = ?, "
-        "counted = ? WHERE number = ?",
+        "counted = ?, noise_seed = ? WHERE number = ?",
         token,
         now + claim_s,
         now,
         updates,
+        secrets.token_hex(32),
         number,
     )
     return round_numbered(tx, number)
@@ -348,6 +350,12 @@ def optimiser_state(tx: Transaction, number: int) -> bytes:
     return b"" if row is None or row[0] is None else bytes(row[0])
 
 
+def noise_seed(tx: Transaction, number: int) -> str:
+    """A secret of a round that is aggregated, gone when it has ended."""
+    row = tx.one("SELECT noise_seed FROM rounds WHERE number = ?", number)
+    return "" if row is None else str(row[0])
+
+
 def finish(
     tx: Transaction,
     number: int,
@@ -363,7 +371,7 @@ def finish(
     """End a round with its candidate. What devices sent is deleted: only the sum is kept. Returns
     whether it was still this coordinator's to end."""
     done = tx.run(
-        "UPDATE rounds SET state = 'waiting', claim = NULL, claimed_until = NULL, "
+        "UPDATE rounds SET state = 'waiting', claim = NULL, claimed_until = NULL, noise_seed = '', "
         "candidate_digest = ?, candidate_version = ?, optimiser = ?, aggregation_error = ?, "
         "note = ?, noise_multiplier = ?, delta = ?, epsilon_before = ?, epsilon_after = ? "
         "WHERE number = ? AND state = 'aggregating' AND claim = ?",
@@ -387,7 +395,7 @@ def abandon(tx: Transaction, number: int, why: str, now: float) -> None:
     """End a round without a candidate; its updates are dropped. One that is over stays as it is."""
     ended = tx.run(
         "UPDATE rounds SET state = 'abandoned', claim = NULL, claimed_until = NULL, "
-        "closed_at = COALESCE(closed_at, ?), note = ? WHERE number = ? "
+        "noise_seed = '', closed_at = COALESCE(closed_at, ?), note = ? WHERE number = ? "
         "AND state IN ('collecting', 'aggregating')",
         now,
         why,

@@ -86,6 +86,8 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """CREATE TABLE enrolments (
           caller TEXT PRIMARY KEY, free_at DOUBLE PRECISION NOT NULL)""",
     ),
+    # What a round's noise is drawn from, until it has ended.
+    ("ALTER TABLE rounds ADD COLUMN noise_seed TEXT NOT NULL DEFAULT ''",),
 )
 VERSION: Final = len(_MIGRATIONS)
 

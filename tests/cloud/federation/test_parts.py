@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cascade.cli import main
@@ -22,6 +23,7 @@ from cloud.federation.robust import Median
 from cloud.federation.strategies import FfaLora, ProductMean
 from tests.cloud.federation.federated import BareDevice, Federation, payload
 
+NOISE = np.random.default_rng(0)
 ADAPTER = {
     f"layers.{layer}.q_proj.{part}": shape
     for layer in range(3)
@@ -73,11 +75,11 @@ def test_a_plan_names_what_is_trained() -> None:
 def test_the_strategy_follows_the_plan(tmp_path: Path) -> None:
     config = Federation.made(tmp_path).config
     median = config.model_copy(update={"aggregation": AggregationConfig(rule="median")})
-    chosen = chosen_strategy(median, ADAPTER)
+    chosen = chosen_strategy(median, ADAPTER, NOISE)
     assert isinstance(chosen, FfaLora)
     assert isinstance(chosen.rule, Median)
     both = config.model_copy(update={"plan": PlanConfig(trained="both")})
-    product = chosen_strategy(both, ADAPTER)
+    product = chosen_strategy(both, ADAPTER, NOISE)
     assert isinstance(product, ProductMean)
     assert product.rank == 2
 
@@ -196,7 +198,7 @@ async def test_the_command_line_shows_and_decides(
 def test_noise_is_added_only_where_it_is_known_what_a_device_can_change(tmp_path: Path) -> None:
     how = AggregationConfig(noise_multiplier=1.0)
     made = Federation.made(tmp_path / "fits", mode="synchronous", aggregation=how)
-    strategy = chosen_strategy(made.config, ADAPTER)
+    strategy = chosen_strategy(made.config, ADAPTER, NOISE)
     assert isinstance(strategy, FfaLora)
     assert isinstance(strategy.rule, PrivateMean)
     assert (strategy.rule.clip, strategy.rule.expected) == (1000.0, 3)

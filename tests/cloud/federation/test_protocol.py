@@ -25,7 +25,7 @@ from cascade.files import sha256_bytes
 from cascade.wire import KeyRing, new_key
 from cloud.federation import leases, rounds
 from cloud.federation.adapters import Adapters
-from cloud.federation.config import PlanConfig
+from cloud.federation.config import AggregationConfig, PlanConfig
 from cloud.federation.refusals import counters
 from edge.adapter import LoraPair, write_adapter
 from tests.cloud.federation.federated import (
@@ -416,6 +416,36 @@ async def test_another_base_begins_anew_and_takes_nothing_of_the_one_before(worl
     assert Adapters(made.registry).read(reply.lease.adapter_digest).manifest.base_digest == OTHER
     await world.tick()
     assert world.rounds()[-1].state == "collecting", "what the old base's devices sent is gone"
+
+
+@pytest.mark.parametrize(
+    "world", [synchronous(aggregation=AggregationConfig(noise_multiplier=1.0))], indirect=True
+)
+async def test_a_coordinator_that_dies_before_it_ends_a_round_tells_its_sum_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under other noise it would tell it twice, and ε knows of one."""
+    for value in (1.0, 2.0, 3.0):
+        await world.commit(value)
+
+    def dies(*_: object, **__: object) -> bool:
+        raise OSError("killed")
+
+    made = world.federation
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(rounds, "finish", dies)
+            with pytest.raises(RemoteError, match="UNAVAILABLE"):
+                await world.tick()
+            world.now += 301  # its claim is over
+    await world.tick()
+    ended, after = world.rounds()
+    assert (ended.state, after.state) == ("approved", "collecting")
+    database = made.database()
+    seeds = database.do_now(lambda tx: tx.all("SELECT noise_seed FROM rounds"))
+    database.close()
+    assert [row[0] for row in seeds] == ["", ""]
+    assert len(list(made.registry.artifacts())) == 2, "the one before, and what came of it"
 
 
 @pytest.mark.parametrize("world", [synchronous()], indirect=True)
