@@ -35,7 +35,7 @@ class PlanConfig(StrictModel):
     learning_rate: float = Field(default=0.01, gt=0, lt=math.inf)
     batch: int = Field(default=4, ge=1, le=10_000)
     max_steps: int = Field(default=50, ge=1, le=1_000_000)
-    max_seconds: float = Field(default=300.0, gt=0, le=86_400)
+    max_seconds: float = Field(default=600.0, gt=0, le=86_400)
     max_examples: int = Field(default=200, ge=1, le=1_000_000)
     clip_norm: float = Field(default=1.0, gt=0, lt=math.inf)
     bits: Literal[4, 8, 32] = 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,8 @@ OPTIONS = ("red", "green", "blue")
 WORDS = ("house", "river", "light", "water", "small", "large", "first", "last", "stone", "cloud")
 RESTING = Conditions("unmetered", charging=True, idle=True)
 PLAN = RoundPlan(layers=2, learning_rate=0.05, batch=8, max_steps=24, clip_norm=10.0)
+
+BEGAN = time.time() - 1000  # the command goes by the real clock
 
 
 @dataclass
@@ -92,13 +95,13 @@ def kept(answer: str = "blue", count: int = 60) -> Iterator[Example]:
             (Message("user", text),),
             answer,
             Source.CORRECTION,
-            1_700_000_000.0 + number,
+            BEGAN + number,
             options=OPTIONS,
         )
 
 
 def filled(path: Path, **given: object) -> ExampleStore:
-    store = ExampleStore(path, clock=lambda: 1_700_000_100.0)
+    store = ExampleStore(path, clock=lambda: BEGAN + 100)
     store.grant()
     for example in kept(**given):  # type: ignore[arg-type]
         assert store.add(example) is None
@@ -175,7 +178,7 @@ def test_with_too_little_to_judge_by_nothing_is_sent(learner: Learner) -> None:
 def test_what_is_no_better_is_not_sent(learner: Learner, tmp_path: Path) -> None:
     learner.store.close()
     # Answers without rhyme: nothing is learned that holds for others.
-    store = ExampleStore(tmp_path / "noise.sqlite3", clock=lambda: 1_700_000_100.0)
+    store = ExampleStore(tmp_path / "noise.sqlite3", clock=lambda: BEGAN + 100)
     store.grant()
     for number, example in enumerate(kept()):
         store.add(replace(example, answer=OPTIONS[number * 7 % 3]))
