@@ -214,11 +214,7 @@ def open_round(
     before = latest(tx)
     if before is not None and before.base_digest != base_digest:
         foreign = "round IN (SELECT number FROM rounds WHERE base_digest <> ?)"
-        tx.run(
-            "UPDATE updates SET payload = NULL, counted_in = 0 "
-            f"WHERE counted_in IS NULL AND {foreign}",
-            base_digest,
-        )
+        _drop(tx, f"counted_in IS NULL AND {foreign}", base_digest)
         tx.run(
             f"UPDATE leases SET state = 'expired' WHERE state = 'open' AND {foreign}", base_digest
         )
@@ -403,37 +399,29 @@ def abandon(tx: Transaction, number: int, why: str, now: float) -> None:
     )
     if not ended:
         return
-    dropped = tx.run(
-        "UPDATE updates SET payload = NULL, counted_in = 0 "
-        "WHERE counted_in = ? OR (counted_in IS NULL AND round = ?)",
-        number,
-        number,
-    )
+    _drop(tx, "counted_in = ? OR (counted_in IS NULL AND round = ?)", number, number)
     tx.run("DELETE FROM exchanges WHERE round = ?", number)
-    if dropped:
-        count(tx, "dropped", dropped)
     count(tx, "abandoned")
 
 
 def drop_late(tx: Transaction) -> int:
     """Of synchronous rounds: drop what was committed beyond the goal of a round that is over.
     Returns how many."""
-    dropped = tx.run(
-        "UPDATE updates SET payload = NULL, counted_in = 0 WHERE counted_in IS NULL AND round IN "
-        "(SELECT number FROM rounds WHERE state <> 'collecting')"
+    return _drop(
+        tx,
+        "counted_in IS NULL AND round IN (SELECT number FROM rounds WHERE state <> 'collecting')",
     )
-    if dropped:
-        count(tx, "dropped", dropped)
-    return dropped
 
 
 def drop_stale(tx: Transaction, max_gap: int) -> int:
     """Of asynchronous rounds: drop what waited until it was too old. Returns how many."""
-    dropped = tx.run(
-        "UPDATE updates SET payload = NULL, counted_in = 0 WHERE counted_in IS NULL "
-        "AND adapter_version < ?",
-        head_version(tx) - max_gap,
-    )
+    oldest = head_version(tx) - max_gap
+    return _drop(tx, "counted_in IS NULL AND adapter_version < ?", oldest)
+
+
+def _drop(tx: Transaction, where: str, *values: int | str) -> int:
+    """Let updates count in no round; their receipts stay. Returns how many."""
+    dropped = tx.run(f"UPDATE updates SET payload = NULL, counted_in = 0 WHERE {where}", *values)
     if dropped:
         count(tx, "dropped", dropped)
     return dropped

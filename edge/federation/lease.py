@@ -74,7 +74,7 @@ def accepted_plan(
                 AbortReason.OVER_BUDGET,
                 f"the plan asks for {plan.max_seconds:g} seconds and {plan.max_steps} steps, "
                 f"{permission.seconds:g} and {permission.steps} are left",
-                retry_s=permission.day_s,
+                retry_s=permission.day_s if permission.allowed else permission.retry_s,
             )
     return plan
 

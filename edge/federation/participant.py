@@ -238,11 +238,11 @@ class Participant:
         reading = self._clock.read()
         if state.wait is not None and (left_s := state.wait.left_s(reading)) > 0:
             return Step("waiting", left_s)
-        if state.pending is not None or state.masking is not None:
-            if (held := await self._held(state)) is not None:
-                return held
-            if state.pending is not None:
-                return await self._send(state, state.pending)
+        unsent = state.pending is not None or state.masking is not None
+        if unsent and (held := await self._held(state)) is not None:
+            return held
+        if state.pending is not None:
+            return await self._send(state, state.pending)
         if state.masking is not None:
             return await self._mask(state, state.masking)
         usage = state.usage.on(reading.wall_s)

@@ -437,8 +437,7 @@ _PROCESS = """
 import asyncio, sys, time
 from pathlib import Path
 from cascade.signing import TrustStore
-from cascade.errors import RemoteError
-from cascade.wire import ClientProfile, GrpcFederation
+from cascade.wire import ClientProfile
 from edge.federation import Limits, Participant, Trained
 from tests.cloud.federation.federated import BASE, change
 
