@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,11 +58,12 @@ def test_the_fall_is_measured_from_the_best_that_did_not_learn() -> None:
 
 
 def test_what_was_found_is_kept_for_the_same_run_alone(tmp_path: Path) -> None:
-    class Bundle:
-        class manifest:
-            base_digest = "b" * 64
+    def ground_of(sha256: str) -> Any:
+        files = {"trunk.onnx": SimpleNamespace(sha256=sha256)}
+        manifest = SimpleNamespace(base_digest="b" * 64, files=files)
+        return SimpleNamespace(bundle=SimpleNamespace(manifest=manifest), found=tmp_path)
 
-    ground: Any = type("Ground", (), {"bundle": Bundle, "found": tmp_path})()
+    ground = ground_of("1" * 64)
     calls = []
 
     def work() -> list[Point]:
@@ -78,10 +80,13 @@ def test_what_was_found_is_kept_for_the_same_run_alone(tmp_path: Path) -> None:
     found(replace(TASK, alpha=0.1), 0)
     found(replace(TASK, rows=(FleetRow("1", "b", "red"),)), 0)
     assert len(calls) == 4
+    ground = ground_of("2" * 64)  # of the same base digest, rounded otherwise
+    found(TASK, 0)
+    assert len(calls) == 5
     for path in tmp_path.glob("*.json"):  # as another version kept it
         path.write_text("[]")
     found(TASK, 0)
-    assert len(calls) == 5
+    assert len(calls) == 6
 
 
 def test_templates_take_turns_and_none_gives_many() -> None:
