@@ -44,6 +44,11 @@ def delivery_path() -> Path:
     return home() / "delivery.json"
 
 
+def trial_path() -> Path:
+    """The adapter that was installed and has not answered here yet, and what ran before."""
+    return home() / "trial.json"
+
+
 def trust_dir() -> Path:
     """Pinned publisher keys, one ``.pub`` file each; outside of every bundle."""
     return home() / "trust"

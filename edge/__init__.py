@@ -30,7 +30,8 @@ from edge.bundle import Bundle, Manifest
 from edge.classifier import OnnxClassifier
 from edge.classifier_spec import ClassifierSpec, InputSpec
 from edge.conversation import AsyncConversation, Conversation
-from edge.delivery import Delivered, set_up
+from edge.delivered import Delivered
+from edge.delivery import set_up
 from edge.device import Device
 from edge.examples import Consent, Learning
 from edge.generate import Step

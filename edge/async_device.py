@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import functools
 import json
-import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +22,7 @@ from cascade.controller import Controller, Show
 from cascade.decision_record import DecisionRecord
 from cascade.draft import Drafting
 from cascade.egress import Egress
-from cascade.errors import CascadeError, InvalidInput, NotFound
+from cascade.errors import InvalidInput, NotFound
 from cascade.events import Answer, Event, Final
 from cascade.local import ModelInfo
 from cascade.monitor import Monitor
@@ -39,14 +38,12 @@ from edge.adapter import Adapter
 from edge.bundle import Bundle
 from edge.classifier import OnnxClassifier
 from edge.conversation import AsyncConversation, Overflow
-from edge.delivery import DEFAULT_CHANNEL, Delivered
+from edge.delivered import DEFAULT_CHANNEL, Delivered
 from edge.examples import Learning
 from edge.model import OnnxModel
 from edge.observing import Observer, deciding, observed
 from edge.profile import recommended_threads
-from edge.renewal import Renewal, SelfCheck, renew
-
-_log = logging.getLogger(__name__)
+from edge.renewal import Renewal, SelfCheck, renew, start
 
 DEFAULT_BUNDLE = "smollm2-135m-instruct-int4"
 
@@ -148,15 +145,8 @@ class AsyncDevice:
         if threads is None:
             threads = recommended_threads(verified.manifest.name)
         model = load_model(verified, threads=threads)
-        adapter = delivered.adapter
-        if adapter and isinstance(model, OnnxModel):
-            try:
-                model.use_adapter(
-                    model.load_adapter(Adapter.open(home.adapters_dir() / adapter, trust))
-                )
-            except CascadeError as problem:
-                # Without it the model still answers, and no policy of the adapter's applies.
-                _log.warning("the adapter %s… is not used: %s", adapter[:12], problem)
+        if bundle is None and isinstance(model, OnnxModel):
+            start(model, delivered, trust)
         return cls(
             model,
             remote_to(cloud),

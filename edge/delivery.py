@@ -10,35 +10,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import platform
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from cascade import home
-from cascade.errors import BundleError, InvalidInput, RemoteError, Tampered
+from cascade.errors import BundleError, RemoteError, Tampered
 from cascade.files import sha256_bytes, sha256_file, write_whole
 from cascade.policy import Policy
 from cascade.release import ReleaseManifest
 from cascade.signing import TrustStore
-from cascade.strict import Fields
 from edge.adapter import AdapterManifest
 from edge.bundle import MANIFEST, SIGNATURE, Manifest
+from edge.delivered import DEFAULT_CHANNEL, Delivered, alone
+from edge.trial import Trial, refuse_given_up
 
 if TYPE_CHECKING:  # gRPC takes a quarter of a second, which only a set-up is to pay
     from cascade.wire import ArtifactQuery, ClientProfile, GrpcArtifacts, Offer
 
-DEFAULT_CHANNEL: Final = "stable"
-
-_FORMAT: Final = 1
 _ADAPTER_FILES: Final = ("adapter.json", "adapter.sig", "adapter.safetensors")
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ATTEMPTS: Final = 5
@@ -46,65 +42,6 @@ _PAUSE_S: Final = 0.5
 
 OnBytes = Callable[[str, int, int], None]
 """Told a file's name, how much of it is here, and its size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """What this device was given.
-
-    Arguments:
-        channel, revision: of the last release that was installed.
-        artifacts: digests of what is installed of it.
-        bundle: name of the bundle's folder under ``CASCADE_HOME/bundles``; "" for none.
-        adapter: digest of the adapter to run with it; "" for none.
-        device_id: the random name that this device gave itself.
-    """
-
-    channel: str = DEFAULT_CHANNEL
-    revision: int = 0
-    artifacts: tuple[str, ...] = ()
-    bundle: str = ""
-    adapter: str = ""
-    device_id: str = field(default_factory=lambda: secrets.token_hex(16))
-
-    @classmethod
-    def load(cls) -> Self:
-        """What was installed last; nothing, under a new name, on a device that is not set up.
-
-        Raises:
-            InvalidInput: the file of it is not readable; the message says what to do.
-        """
-        path = home.delivery_path()
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return cls()
-        fields = Fields.from_bytes(data, f"{path}")
-        if fields.take("format") != _FORMAT:
-            raise InvalidInput(f"{path}", f"is not of format {_FORMAT}; upgrade the SDK")
-        read = cls(
-            channel=fields.text("channel"),
-            revision=fields.integer("revision", 0, 2**53),
-            artifacts=fields.texts("artifacts"),
-            bundle=fields.text("bundle"),
-            adapter=fields.text("adapter"),
-            device_id=fields.text("device_id"),
-        )
-        fields.end()
-        return read
-
-    def save(self) -> None:
-        """Write it."""
-        value = {
-            "format": _FORMAT,
-            "channel": self.channel,
-            "revision": self.revision,
-            "artifacts": list(self.artifacts),
-            "bundle": self.bundle,
-            "adapter": self.adapter,
-            "device_id": self.device_id,
-        }
-        write_whole(home.delivery_path(), (json.dumps(value, indent=2) + "\n").encode())
 
 
 async def set_up(
@@ -124,25 +61,43 @@ async def set_up(
     Raises:
         RemoteError: the cluster cannot be asked, or has nothing for this device.
         UnknownPublisher, Tampered, BundleError, InvalidInput: what it offers must not be installed;
-            what is installed stays as it is.
+            what is installed stays as it is. ``AdapterRefused``, a BundleError: its adapter ended
+            the process when it was tried here.
     """
+    with alone():
+        return await install(
+            profile,
+            channel=channel,
+            trust=trust or TrustStore(home.trust_dir()),
+            memory_bytes=memory_bytes,
+            on_bytes=on_bytes,
+        )
+
+
+async def install(
+    profile: ClientProfile,
+    *,
+    channel: str,
+    trust: TrustStore,
+    memory_bytes: int = 0,
+    on_bytes: OnBytes | None = None,
+) -> Delivered:
+    """``set_up`` for one who holds the lock, ``edge.delivered.alone``, already."""
     from cascade.wire import GrpcArtifacts
 
-    with _alone():
-        before = Delivered.load()
-        if before.revision == 0:
-            before.save()  # keeps its name from now on
-        source = GrpcArtifacts(profile)
-        try:
-            offer = await source.resolve(_query(before, channel, memory_bytes))
-            if offer is None:
-                raise RemoteError(
-                    "NOT_FOUND", f"the cluster's channel {channel} has nothing for this device"
-                )
-            install = _Install(source, trust or TrustStore(home.trust_dir()), on_bytes)
-            return await install.run(offer, before, channel)
-        finally:
-            await source.close()
+    before = Delivered.load()
+    if before.revision == 0:
+        before.save()  # keeps its name from now on
+    source = GrpcArtifacts(profile)
+    try:
+        offer = await source.resolve(_query(before, channel, memory_bytes))
+        if offer is None:
+            raise RemoteError(
+                "NOT_FOUND", f"the cluster's channel {channel} has nothing for this device"
+            )
+        return await _Install(source, trust, on_bytes).run(offer, before, channel)
+    finally:
+        await source.close()
 
 
 class _Install:
@@ -165,16 +120,19 @@ class _Install:
             if item.kind == "bundle":
                 bundle = await self._bundle(digest, data, signature)
             elif item.kind == "adapter":
+                refuse_given_up(digest)
                 await self._adapter(digest, data, signature)
                 adapter = digest
             else:
                 policies.append((Policy.from_bytes(data), data, signature))
-        # Last, so that none is found before what it was certified for.
-        for policy, data, signature in policies:
-            _put_policy(policy, data, signature)
         after = Delivered(
             channel, release.revision, release.artifacts, bundle, adapter, before.device_id
         )
+        if adapter and adapter != before.adapter:
+            Trial.begin(before, after, {policy.base_digest for policy, _, _ in policies})
+        # Last, so that none is found before what it was certified for.
+        for policy, data, signature in policies:
+            _put_policy(policy, data, signature)
         after.save()
         return after
 
@@ -315,22 +273,3 @@ def _replace(waiting: Path, final: Path) -> None:
         os.replace(final, old)
     os.replace(waiting, final)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Hold the lock of this device's deliveries: two processes must not fill one folder."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    home.home().mkdir(parents=True, exist_ok=True)
-    with (home.home() / "delivery.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BundleError(
-                "this device is being set up by another process; wait for it"
-            ) from None
-        yield

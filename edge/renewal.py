@@ -3,30 +3,30 @@ requests, or neither.
 
 The order makes it safe at every instant. New policies are on disk before the adapter is applied,
 and the device still holds the old ones in memory; a policy names the adapter that it is for, so in
-between, and after a crash, a mismatch escalates. An adapter that cannot be applied, or under which
-the model no longer answers, is left, and what ran before goes on with its own policies.
+between, and after a crash, a mismatch escalates. An adapter that cannot be applied, under which
+the model no longer answers, or that ends the process (``edge.trial``), is left, and what ran before
+goes on with its own policies.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from cascade import home
 from cascade.errors import BundleError, CascadeError
-from cascade.files import write_whole
 from cascade.policy import PolicyStore
 from cascade.signing import TrustStore
 from cascade.wire import ClientProfile
 from edge.adapter import Adapter
-from edge.delivery import DEFAULT_CHANNEL, Delivered, set_up
+from edge.delivered import DEFAULT_CHANNEL, Delivered, alone
+from edge.delivery import install
 from edge.model import OnnxModel
+from edge.trial import AdapterRefused, Trial, passed, settled
 
 _log = logging.getLogger(__name__)
 
@@ -73,31 +73,65 @@ async def renew(
         RemoteError, UnknownPublisher, Tampered, BundleError, InvalidInput: as ``set_up``; nothing
             has changed then.
     """
-    trust = trust or TrustStore(home.trust_dir())
-    folder = home.policies_dir() / model.info.base_digest
-    before, kept = Delivered.load(), await asyncio.to_thread(_files, folder)
-    after = await set_up(profile, channel=channel, trust=trust)
-    running = model.info.adapter_digest
-    if _bundle_digest(after) != model.info.bundle_digest:
-        return Renewal("restart", after, running, why="there is a new bundle")
-    if after.adapter == running:
+    trust, running = trust or TrustStore(home.trust_dir()), model.info.adapter_digest
+    with alone():
+        before = Delivered.load()
+        try:
+            after = await install(profile, channel=channel, trust=trust)
+        except AdapterRefused as problem:
+            return Renewal("kept", Delivered.load(), running, problem.adapter, str(problem))
+        if _bundle_digest(after) != model.info.bundle_digest:
+            return Renewal("restart", after, running, why="there is a new bundle")
+        if after.adapter != running:
+            # In one thread from its first try to its end: an update that is given up half-way
+            # still ends as one or the other.
+            why = await asyncio.to_thread(_try, model, after.adapter, trust, check or answers)
+            if why:
+                return Renewal("kept", Delivered.load(), running, after.adapter, why)
         if policies is not None:
             policies.refresh()
-        same = after.artifacts == before.artifacts
-        return Renewal("unchanged" if same else "applied", after, running)
+        same = after.adapter == running and after.artifacts == before.artifacts
+        return Renewal("unchanged" if same else "applied", after, after.adapter)
+
+
+def start(model: OnnxModel, delivered: Delivered, trust: TrustStore) -> None:
+    """Apply the adapter that is installed to a model that was just loaded. One that was not seen to
+    answer here yet has to; where it does not, or ended the processes that tried it, what was
+    installed before it is installed again."""
     try:
-        await asyncio.to_thread(_apply, model, after.adapter, trust, check or answers)
+        with alone():
+            if Trial.load() is not None:
+                trial = settled()
+                if trial is not None and not _try(model, trial.adapter, trust, answers):
+                    return
+                delivered = Delivered.load()
+    except (BundleError, OSError):  # another process is at it, or no try can be noted
+        trial = Trial.load()
+        if trial is not None and trial.back is not None:
+            delivered = trial.back
+    if delivered.adapter:
+        try:
+            _apply(model, delivered.adapter, trust)
+        except CascadeError as problem:
+            # Without it the model still answers, and no policy of the adapter's applies.
+            _log.warning("the adapter %s… is not used: %s", delivered.adapter[:12], problem)
+
+
+def _try(model: OnnxModel, digest: str, trust: TrustStore, check: SelfCheck) -> str:
+    """Apply an adapter that was just installed, "" for none; where that fails, install and apply
+    what was there before. Returns why it failed; "" where it did not."""
+    trial = Trial.load()
+    if trial is not None and trial.adapter == digest:
+        trial = trial.tried()
+    try:
+        _apply(model, digest, trust, check)
     except (CascadeError, OSError) as problem:
-        await asyncio.to_thread(_restore, folder, kept)
-        left = dataclasses.replace(
-            after, adapter=before.adapter, artifacts=before.artifacts, bundle=before.bundle
-        )
-        left.save()
-        _log.warning("the adapter %s… is not used: %s", after.adapter[:12], problem)
-        return Renewal("kept", left, running, after.adapter, str(problem))
-    if policies is not None:
-        policies.refresh()
-    return Renewal("applied", after, after.adapter)
+        if trial is not None:
+            trial.go_back()
+        _log.warning("the adapter %s… is not used: %s", digest[:12], problem)
+        return str(problem)
+    passed()
+    return ""
 
 
 def answers(model: OnnxModel) -> bool:
@@ -105,7 +139,9 @@ def answers(model: OnnxModel) -> bool:
     return math.isfinite(model.generate("Hello", max_tokens=4).raw_score)
 
 
-def _apply(model: OnnxModel, digest: str, trust: TrustStore, check: SelfCheck) -> None:
+def _apply(
+    model: OnnxModel, digest: str, trust: TrustStore, check: SelfCheck = lambda model: True
+) -> None:
     """Apply an adapter, "" for none; on any failure the one before is applied again."""
     before = model.info.adapter_digest
     loaded = set(model.adapters)
@@ -129,16 +165,3 @@ def _apply(model: OnnxModel, digest: str, trust: TrustStore, check: SelfCheck) -
 def _bundle_digest(delivered: Delivered) -> str:
     """Of the bundle that is installed: the first of a release."""
     return delivered.artifacts[0] if delivered.artifacts else ""
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
-
-
-def _restore(folder: Path, kept: dict[str, bytes]) -> None:
-    """Put policies back as they were. A signature goes first and comes last: a policy without one
-    is none."""
-    for path in sorted(folder.glob("*"), key=lambda path: path.suffix != ".sig"):
-        path.unlink()
-    for name in sorted(kept, key=lambda name: name.endswith(".sig")):
-        write_whole(folder / name, kept[name])

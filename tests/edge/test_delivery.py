@@ -21,7 +21,7 @@ from cloud.errors import Overloaded, ProviderUnavailable
 from cloud.registry import Delivery, Needs, Registry
 from edge import Delivered, Device, Final, set_up
 from edge.adapter import LoraPair, write_adapter
-from edge.delivery import _alone
+from edge.delivered import alone
 
 ANY = Needs()
 
@@ -342,7 +342,7 @@ def test_a_device_keeps_its_name_and_tells_what_it_is(shop: Shop, device: Path) 
 
 def test_two_set_ups_at_once_are_one_too_many(shop: Shop, device: Path) -> None:
     shop.publish(shop.tiny.path)
-    with _alone(), pytest.raises(BundleError, match="by another process; wait for it"):
+    with alone(), pytest.raises(BundleError, match="by another process; wait for it"):
         install(shop)
 
 
