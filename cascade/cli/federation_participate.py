@@ -127,6 +127,7 @@ def _participate(args: argparse.Namespace) -> int:
             examples=trainer.examples,
             ready=trainer.ready,
             consented=trainer.consented,
+            forgotten=trainer.forgotten,
             limits=Limits(masked_only=args.masked_only),
         )
         asyncio.run(_run(participant, args, progress))

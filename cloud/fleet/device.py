@@ -166,6 +166,7 @@ class SimulatedDevice:
             allowance=allowance,
             examples=learner.examples,
             consented=learner.consented,
+            forgotten=learner.forgotten,
             clock=clock,
             root=root / "federation",
             connect=lambda _: self._connection,

@@ -8,6 +8,7 @@ bytes are gone from it; what a flash chip keeps of old blocks is beyond its reac
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -187,6 +188,8 @@ class ExampleStore:
                 kept = self._examples(file, "", ())
                 gone += [(each.request_id,) for each in kept if each.mentions(mentioning)]
             deleted = file.executemany("DELETE FROM example WHERE request = ?", gone).rowcount
+            if deleted > 0:
+                _mark(file)
         self._file.scrub()
         return max(0, deleted)
 
@@ -201,12 +204,21 @@ class ExampleStore:
         try:
             with self._file.transaction(sealed=False) as file:
                 deleted = file.execute("DELETE FROM example").rowcount
+                if deleted:
+                    _mark(file)
                 file.execute("DELETE FROM seal")  # the next one to write may choose anew
             self._file.scrub()
             return deleted
         except DamagedStore:
             self._file.remove()
             return 0
+
+    def forgotten(self) -> str:
+        """A word that is another one whenever something was forgotten (not: grew too old): what was
+        learned under one word holds nothing that was forgotten while it stays. "" before that."""
+        with self._file.reading() as file:
+            row = file.execute("SELECT mark FROM forgotten").fetchone() if file else None
+            return "" if row is None else str(row[0])
 
     def close(self) -> None:
         """Close the file."""
@@ -314,6 +326,10 @@ class ExampleStore:
 
     def _note(self, file: sqlite3.Connection, terms: str | None) -> None:
         file.execute("INSERT INTO consent (at, terms) VALUES (?, ?)", (self._clock(), terms))
+
+
+def _mark(file: sqlite3.Connection) -> None:
+    file.execute("INSERT OR REPLACE INTO forgotten VALUES (1, ?)", (secrets.token_hex(16),))
 
 
 def _standing(file: sqlite3.Connection) -> Consent | None:

@@ -11,7 +11,7 @@ from edge.federation.counting import AdapterCounts, Counted
 from edge.federation.example_trainer import ExampleTrainer
 from edge.federation.limits import Limits, Usage
 from edge.federation.participant import Participant, Step
-from edge.federation.trainer import NoGain, StartingPoint, Trained, Trainer
+from edge.federation.trainer import NoGain, Paused, StartingPoint, Trained, Trainer
 
 __all__ = [
     "AdapterCounts",
@@ -20,6 +20,7 @@ __all__ = [
     "Limits",
     "NoGain",
     "Participant",
+    "Paused",
     "StartingPoint",
     "Step",
     "Trained",

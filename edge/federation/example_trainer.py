@@ -26,7 +26,7 @@ from edge.adapter import Adapter, LoraPair
 from edge.bundle import Bundle
 from edge.examples import CurationRules, ExampleStore, Weighted, curate
 from edge.federation.head_trainer import Measure, head_data, learned, losses, measuring
-from edge.federation.trainer import NoGain, StartingPoint, Trained
+from edge.federation.trainer import NoGain, Paused, StartingPoint, Trained
 from edge.training.allowance import TrainingAllowance, TrainingSession
 from edge.training.evaluate import open_training
 from edge.training.examples import LessonMaker, TrainingExample
@@ -40,6 +40,17 @@ from edge.training.worth_sending import worth_sending
 
 _BUDGETS: Final = frozenset({Hold.TIME_SPENT, Hold.STEPS_SPENT, Hold.ENERGY_SPENT})
 """What ends training without voiding it: what was learned until then was paid for."""
+_PAUSES: Final = frozenset(
+    {
+        Hold.NOT_IDLE,
+        Hold.NOT_CHARGING,
+        Hold.NOT_UNMETERED,
+        Hold.TOO_HOT,
+        Hold.ALREADY_TRAINING,
+        *_BUDGETS,
+    }
+)
+"""What may be over while the lease still holds."""
 
 Opened = tuple[GradientSession, dict[str, LoraPair]]
 
@@ -115,12 +126,22 @@ class ExampleTrainer:
 
         Raises:
             NoGain: there is too little to learn from, or nothing came of it.
-            CascadeError: the device may not train (any more), or the adapter does not fit.
+            Paused: the device may not train on now. LoRA's steps are on disk, and another call for
+                the same lease goes on from there.
+            CascadeError: the allowance cannot be read, or the adapter does not fit.
         """
         with self._allowance.session(participate=True) as session:
             if not session.permission.allowed:
-                raise CascadeError(f"may not train now: {_said(session)}")
-            return self._trained(plan, start, session)
+                raise _stopped("may not train now", session)
+            try:
+                trained = self._trained(plan, start, session)
+            except Paused:
+                raise
+            except CascadeError:
+                self._allowance.checkpoint_path.unlink(missing_ok=True)
+                raise
+            self._allowance.checkpoint_path.unlink(missing_ok=True)
+            return trained
 
     def examples(self) -> int:
         """How many examples there are to learn from: a ``Participant``'s ``examples``."""
@@ -135,6 +156,10 @@ class ExampleTrainer:
     def consented(self) -> bool:
         """Whether consent stands: a ``Participant``'s ``consented``."""
         return self._store.consent() is not None
+
+    def forgotten(self) -> str:
+        """Another word whenever an example was forgotten: a ``Participant``'s ``forgotten``."""
+        return self._store.forgotten()
 
     def _too_little(self, learn: int, aside: int) -> str:
         if learn and aside >= self._least:
@@ -178,7 +203,7 @@ class ExampleTrainer:
             raise NoGain("a head needs examples of two answers, and one kept aside")
         after = learned(head, data, head_data(head, of.rehearsal, measure), held_out)
         if of.allowed.stop() and not set(of.allowed.reasons) <= _BUDGETS:
-            raise CascadeError(f"stopped while a head was fitted: {_said(of.allowed)}")
+            raise _stopped("stopped while a head was fitted", of.allowed)
         self._judge("head", losses(head, held_out), losses(after, held_out), of.plan.seed)
         return Trained(
             {"head.weight": after.weight - head.weight, "head.bias": after.bias - head.bias},
@@ -207,9 +232,11 @@ class ExampleTrainer:
         if not learn or not aside:
             raise NoGain("all examples are longer than the model reads")
         session, _ = self._open(start.adapter)
-        training = self._plan(plan, start, learn, allowed)
+        training = self._plan(plan, start, learn)
         before = dict(start.adapter.pairs)
-        trainer = Trainer(session, learn, training, parent=_those_of(session, before))
+        checkpoint = self._allowance.checkpoint_path
+        parent = _those_of(session, before)
+        trainer = Trainer(session, learn, training, parent=parent, checkpoint=checkpoint)
         if not trainer.training:
             raise NoGain("all examples are too long to be learned from")
         self._read(session, [*trainer.training, *aside], allowed)
@@ -224,7 +251,7 @@ class ExampleTrainer:
             self._watch("train LoRA", trainer.done_steps, training.max_steps)
         run.close()
         if not allowed.permission.allowed and not set(allowed.reasons) <= _BUDGETS:
-            raise CascadeError(f"stopped after {trainer.done_steps} steps: {_said(allowed)}")
+            raise _stopped(f"stopped after {trainer.done_steps} steps", allowed)
         after = trainer.result()
         self._watch("compare with the parent", 0, len(aside))
         after_losses = self._losses(session, aside, {**before, **after})
@@ -248,10 +275,10 @@ class ExampleTrainer:
         session.activations.release_trunk()
 
     def _read_on(self, whom: str, done: int, total: int, allowed: TrainingSession) -> None:
-        """Say how far reading is; raise ``CascadeError`` if the device may not go on."""
+        """Say how far reading is; raise ``Paused`` if the device may not go on."""
         self._watch(f"read examples for {whom}", done, total)
         if allowed.over():
-            raise CascadeError(f"stopped while examples were read: {_said(allowed)}")
+            raise _stopped("stopped while examples were read", allowed)
 
     def _judge(self, what: str, parent: list[float], after: list[float], seed: int) -> None:
         """Raise ``NoGain`` if it is worse than its parent."""
@@ -262,13 +289,7 @@ class ExampleTrainer:
                 f"{found.n} examples kept aside, p = {found.p:.2f}"
             )
 
-    def _plan(
-        self,
-        plan: RoundPlan,
-        start: StartingPoint,
-        lessons: list[Lesson],
-        allowed: TrainingSession,
-    ) -> TrainingPlan:
+    def _plan(self, plan: RoundPlan, start: StartingPoint, lessons: list[Lesson]) -> TrainingPlan:
         named = f"{plan.seed}\n{start.adapter.digest}".encode()
         return TrainingPlan(
             layers=plan.layers,
@@ -278,7 +299,7 @@ class ExampleTrainer:
             learning_rate=plan.learning_rate,
             epochs=self._epochs,
             batch_size=min(plan.batch, len(lessons)),
-            max_steps=min(plan.max_steps, max(1, allowed.permission.steps)),
+            max_steps=plan.max_steps,  # the allowance's are polled; a run that goes on is the same
             val_share=0.0,  # the store has its own, which no round trains on
             patience=0,
             # Another order each round, and the same one if a round is done again.
@@ -329,5 +350,6 @@ def _change(start: Tensors, after: dict[str, LoraPair], shapes: Shapes) -> Tenso
     return {name: np.ascontiguousarray(trained[name] - start[name], np.float32) for name in shapes}
 
 
-def _said(session: TrainingSession) -> str:
-    return ", ".join(reason.value for reason in session.reasons)
+def _stopped(where: str, session: TrainingSession) -> CascadeError:
+    kind = Paused if set(session.reasons) <= _PAUSES else CascadeError
+    return kind(f"{where}: {', '.join(reason.value for reason in session.reasons)}")

@@ -41,6 +41,7 @@ def accepted_plan(
     least_version: int,
     limits: Limits,
     allowance: TrainingAllowance | None,
+    joined: bool = False,
 ) -> RoundPlan:
     """The lease's plan, if this device carries it out.
 
@@ -48,6 +49,7 @@ def accepted_plan(
         coordinator_id: of the one that this device is enrolled with.
         base_digest: of the bundle that runs here.
         least_version: of the adapter; an older one than this device has seen is a way back.
+        joined: it was accepted before, and a part of what it asks for is spent.
 
     Raises:
         Declined: it does not.
@@ -67,7 +69,7 @@ def accepted_plan(
         raise Declined(AbortReason.UNFIT, f"{lease.payload_format!r} is not known here")
     if problem := limits.exceeded_by(plan, 0):
         raise Declined(AbortReason.OVER_BUDGET, problem)
-    if allowance is not None:
+    if allowance is not None and not joined:
         permission = allowance.may_train(participate=True)
         if not permission.covers(seconds=plan.max_seconds, steps=plan.max_steps):
             raise Declined(

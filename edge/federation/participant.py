@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from cascade.clock import Clock, SystemClock
+from cascade.clock import Clock, SystemClock, passed_s
 from cascade.errors import CascadeError, InvalidInput, RemoteError
 from cascade.federation import (
+    Shapes,
     UpdateStatement,
     check_tensors,
     clip_to_norm,
@@ -28,6 +29,7 @@ from cascade.federation import (
     statements,
 )
 from cascade.federation.payload import encode_payload, to_mask
+from cascade.federation.plan import RoundPlan
 from cascade.federation.tensors import Doubles
 from cascade.federation.terms import (
     Abort,
@@ -51,9 +53,9 @@ from edge.federation.counting import AdapterCounts
 from edge.federation.lease import Declined, accepted_plan, starting_point, update_shapes
 from edge.federation.limits import Limits
 from edge.federation.masking import Masking
-from edge.federation.state import DeviceFolder, DeviceState, PendingUpload
+from edge.federation.state import DeviceFolder, DeviceState, PendingUpload, RoundInHand
 from edge.federation.timer import Timer
-from edge.federation.trainer import NoGain, Trainer
+from edge.federation.trainer import NoGain, Paused, StartingPoint, Trainer
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import Hold
 
@@ -75,6 +77,8 @@ _KEEP: Final = frozenset(
 never be taken."""
 _UNSAID_WAIT_S: Final = 60.0
 _SPREAD: Final = 0.25
+_GIVE_BACK_S: Final = 120.0
+"""Of a lease's time: with less left, a round that is paused is given back."""
 
 Outcome = Literal[
     "waiting",
@@ -86,6 +90,7 @@ Outcome = Literal[
     "failed",
     "withdrawn",
     "unsent",
+    "paused",
     "masking",
     "sent",
 ]
@@ -98,6 +103,17 @@ class Step:
     outcome: Outcome
     wait_s: float
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """A round that this device carries out."""
+
+    lease: Lease
+    plan: RoundPlan
+    start: StartingPoint
+    shapes: Shapes
+    in_hand: RoundInHand
 
 
 class Participant:
@@ -117,6 +133,8 @@ class Participant:
             a lease is: a round that is joined counts against the allowance, whatever comes of it.
         consented: whether what was learned may leave the device. Asked each time before it does:
             an update that waits while consent is withdrawn is dropped.
+        forgotten: another word whenever its owner had an example forgotten: what was learned before
+            that and was not sent yet is dropped.
         attestation: of the platform, where the coordinator asks for one.
         clock: see ``cascade.clock``.
         root: where this device keeps its key and its state; by default under ``CASCADE_HOME``.
@@ -137,6 +155,7 @@ class Participant:
         examples: Callable[[], int] = lambda: 0,
         ready: Callable[[], str] = lambda: "",
         consented: Callable[[], bool] = lambda: True,
+        forgotten: Callable[[], str] = lambda: "",
         attestation: Attestation | None = None,
         clock: Clock | None = None,
         root: Path | None = None,
@@ -155,6 +174,7 @@ class Participant:
         self._examples = examples
         self._ready = ready
         self._consented = consented
+        self._forgotten = forgotten
         self._attestation = attestation
         self._clock = clock or SystemClock()
         self._random = random.Random(secrets.randbits(64))
@@ -245,14 +265,18 @@ class Participant:
             return await self._send(state, state.pending)
         if state.masking is not None:
             return await self._mask(state, state.masking)
-        usage = state.usage.on(reading.wall_s)
-        if usage.rounds >= self._limits.rounds_per_day:
+        if state.training is not None and state.training.expires.left_s(reading) <= 0:
+            state = replace(state, training=None)  # its lease is void
+        usage, joined = state.usage.on(reading.wall_s), state.training is not None
+        if not joined and usage.rounds >= self._limits.rounds_per_day:
             return Step("spent", _UNSAID_WAIT_S, "took part as often today as it may")
         if self._allowance is not None:
-            permission = self._allowance.may_train(participate=True)
+            permission = self._allowance.may_train(participate=True, joined=joined)
             if not permission.allowed:
-                wait_s = max(permission.retry_s, _UNSAID_WAIT_S)
-                return Step("not_ready", wait_s, ", ".join(permission.reasons))
+                why = ", ".join(permission.reasons)
+                if state.training is not None:
+                    return await self._paused(state, state.training, why)
+                return Step("not_ready", max(permission.retry_s, _UNSAID_WAIT_S), why)
         if why := await asyncio.to_thread(self._ready):
             return Step("not_ready", _UNSAID_WAIT_S, why)
         state = await self._enrolled(replace(state, usage=usage))
@@ -263,10 +287,14 @@ class Participant:
 
     async def _held(self, state: DeviceState) -> Step | None:
         """What stands in the way of sending what was learned, if anything does now."""
+        why = ""
         if not await asyncio.to_thread(self._consented):
+            why = "consent was withdrawn"
+        elif await asyncio.to_thread(self._forgotten) != state.learned:
+            why = "examples were forgotten"
+        if why:
             self._folder.save(replace(state, pending=None, masking=None))
-            note = "consent was withdrawn: the update is dropped"
-            return Step("withdrawn", _UNSAID_WAIT_S, note)
+            return Step("withdrawn", _UNSAID_WAIT_S, f"{why}: the update is dropped")
         if self._allowance is not None and not self._allowance.may_send():
             return Step("unsent", _UNSAID_WAIT_S, Hold.NOT_UNMETERED.value)
         return None
@@ -312,21 +340,24 @@ class Participant:
                 )
             )
         except RemoteError as problem:
-            if (
-                problem.status == "NOT_FOUND"
-            ):  # a coordinator that does not know this device (any more)
-                state = replace(state, coordinator_id="", request_id="")
+            if problem.status == "NOT_FOUND":  # it does not know this device (any more)
+                state = replace(state, coordinator_id="", request_id="", training=None)
                 self._folder.save(state)
             raise
         if reply.lease is None:
-            state = replace(state, request_id="")
+            state = replace(state, request_id="", training=None)
             done = self._later(state, "not_needed", reply.retry, reply.no_lease or "")
             return None, state, done
         return reply.lease, state, Step("waiting", 0.0)
 
     async def _take_part(self, state: DeviceState, lease: Lease) -> Step:
         expires = Timer(lease.expires_in_s, self._clock.read())
+        in_hand = state.training
+        if in_hand is None or in_hand.lease_id != lease.lease_id:
+            in_hand = None
         try:
+            if in_hand is None and state.usage.rounds >= self._limits.rounds_per_day:
+                raise Declined(AbortReason.OVER_BUDGET, "took part as often today as it may")
             plan = accepted_plan(
                 lease,
                 coordinator_id=state.coordinator_id,
@@ -334,6 +365,7 @@ class Participant:
                 least_version=max(state.highest(self._base_digest), self._adapter[1]),
                 limits=self._limits,
                 allowance=self._allowance,
+                joined=in_hand is not None,
             )
             state = state.having_seen(self._base_digest, lease.adapter_version)
             start = await starting_point(
@@ -345,22 +377,40 @@ class Participant:
             )
             shapes = update_shapes(lease, plan, start, self._limits)
         except Declined as declined:
-            done = await self._give_back(state, lease, declined.reason, "declined", str(declined))
-            if done.wait_s >= declined.retry_s:
-                return done
-            window = RetryWindow(declined.retry_s, declined.retry_s)
-            return self._later(self._folder.load(), "declined", window, str(declined))
+            return await self._give_back(
+                state,
+                lease.lease_id,
+                declined.reason,
+                "declined",
+                note=str(declined),
+                least_s=declined.retry_s,
+            )
         except (CascadeError, OSError) as problem:
             if isinstance(problem, RemoteError):
                 raise
-            return await self._give_back(state, lease, AbortReason.UNFIT, "declined", str(problem))
-        if self._allowance is not None:
-            self._allowance.participated()
-        # It counts as taken part from here on, whatever comes of it: a crash costs a round too.
-        state = replace(state, usage=state.usage.one_more())
+            return await self._give_back(
+                state, lease.lease_id, AbortReason.UNFIT, "declined", note=str(problem)
+            )
+        if in_hand is None:
+            if self._allowance is not None:
+                self._allowance.participated()
+            # It counts as taken part from here on, whatever comes of it, and once.
+            in_hand = RoundInHand(lease.lease_id, expires)
+            state = replace(state, usage=state.usage.one_more())
+        in_hand = replace(in_hand, expires=expires)
+        learned = await asyncio.to_thread(self._forgotten)
+        state = replace(state, training=in_hand, learned=learned)
         self._folder.save(state)
+        return await self._train(state, _Joined(lease, plan, start, shapes, in_hand))
+
+    async def _train(self, state: DeviceState, joined: _Joined) -> Step:
+        lease, plan, in_hand = joined.lease, joined.plan, joined.in_hand
+        shapes, expires, began = joined.shapes, in_hand.expires, self._clock.read()
+        left_s = max(plan.max_seconds - in_hand.spent_s, 1.0)
         try:
-            trained = await asyncio.to_thread(self._trainer, plan, start)
+            trained = await asyncio.to_thread(
+                self._trainer, replace(plan, max_seconds=left_s), joined.start
+            )
             check_tensors(trained.change, shapes)
             counts = trained.row_counts
             if plan.rows and not counts.size:
@@ -371,16 +421,34 @@ class Participant:
                     state, lease, to_mask(plan, change, counts), expires
                 )
             payload = encode_payload(plan, change, counts, self._rounding())
+        except Paused as problem:
+            spent_s = in_hand.spent_s + passed_s(began, self._clock.read())
+            in_hand = replace(in_hand, spent_s=spent_s)
+            state = replace(state, training=in_hand)
+            return await self._paused(state, in_hand, str(problem))
         except NoGain as problem:
-            return await self._give_back(state, lease, AbortReason.NO_GAIN, "no_gain", str(problem))
+            return await self._give_back(
+                state, lease.lease_id, AbortReason.NO_GAIN, "no_gain", note=str(problem)
+            )
         except CascadeError as problem:
-            return await self._give_back(state, lease, AbortReason.FAILED, "failed", str(problem))
+            return await self._give_back(
+                state, lease.lease_id, AbortReason.FAILED, "failed", note=str(problem)
+            )
         examples = max(1, min(trained.examples, plan.max_examples))
         pending = PendingUpload(self._header(lease, payload, examples), expires)
         self._folder.save_payload(pending.header, payload)
-        state = replace(state, request_id="", pending=pending)
+        state = replace(state, request_id="", training=None, pending=pending)
         self._folder.save(state)
         return await self._held(state) or await self._send(state, pending, fresh=True)
+
+    async def _paused(self, state: DeviceState, in_hand: RoundInHand, why: str) -> Step:
+        """Keep the lease for as long as something may come of it."""
+        if in_hand.expires.left_s(self._clock.read()) < _GIVE_BACK_S:
+            return await self._give_back(
+                state, in_hand.lease_id, AbortReason.CONDITIONS, "failed", note=why
+            )
+        self._folder.save(state)
+        return Step("paused", _UNSAID_WAIT_S, why)
 
     def _header(self, of: Lease | Masking, payload: bytes, examples: int) -> UploadHeader:
         digest = sha256_bytes(payload)
@@ -411,7 +479,7 @@ class Participant:
             vector_sha256=self._folder.save_vector(update),
             expires=expires,
         )
-        state = replace(state, request_id="", masking=turn)
+        state = replace(state, request_id="", training=None, masking=turn)
         self._folder.save(state)
         return await self._held(state) or await self._mask(state, turn)
 
@@ -503,19 +571,31 @@ class Participant:
         return self._later(left, "unsent" if keep else "failed", window, str(problem))
 
     async def _give_back(
-        self, state: DeviceState, lease: Lease, reason: AbortReason, outcome: Outcome, note: str
+        self,
+        state: DeviceState,
+        lease_id: str,
+        reason: AbortReason,
+        outcome: Outcome,
+        *,
+        note: str,
+        least_s: float = 0.0,
     ) -> Step:
-        state = replace(state, request_id="")
+        state = replace(state, request_id="", training=None)
         self._folder.save(state)
-        signature = self._key.sign_raw(statements.abort(self.device_id, lease.lease_id))
-        retry = await self._open().abort(Abort(self.device_id, lease.lease_id, signature, reason))
-        return self._later(state, outcome, retry, note)
+        signature = self._key.sign_raw(statements.abort(self.device_id, lease_id))
+        retry = await self._open().abort(Abort(self.device_id, lease_id, signature, reason))
+        return self._later(state, outcome, retry, note, least_s)
 
     def _later(
-        self, state: DeviceState, outcome: Outcome, window: RetryWindow, note: str = ""
+        self,
+        state: DeviceState,
+        outcome: Outcome,
+        window: RetryWindow,
+        note: str = "",
+        least_s: float = 0.0,
     ) -> Step:
-        """Keep the coordinator's word on when to come back."""
-        wait_s = window.draw(self._random)
+        """Keep the coordinator's word on when to come back, and wait ``least_s`` at the least."""
+        wait_s = max(window.draw(self._random), least_s)
         self._folder.save(replace(state, wait=Timer(wait_s, self._clock.read())))
         return Step(outcome, wait_s, note)
 

@@ -41,6 +41,19 @@ class PendingUpload:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundInHand:
+    """A round that was joined, of which the training has not ended.
+
+    Arguments:
+        spent_s: of the plan's seconds, before its pauses. A kill is not seen, and costs nothing.
+    """
+
+    lease_id: str
+    expires: Timer
+    spent_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceState:
     """The state.
 
@@ -51,6 +64,8 @@ class DeviceState:
         wait: not to call before it is over.
         pending: to be sent.
         masking: the round under masks that it is in.
+        training: the round that it trains for.
+        learned: what ``forgotten`` said when what is unsent was learned.
     """
 
     coordinator_id: str = ""
@@ -60,6 +75,8 @@ class DeviceState:
     wait: Timer | None = None
     pending: PendingUpload | None = None
     masking: Masking | None = None
+    training: RoundInHand | None = None
+    learned: str = ""
 
     def highest(self, base_digest: str) -> int:
         """The highest version that was seen for a base; 0 for none."""
@@ -86,8 +103,15 @@ class DeviceState:
             "wait": None if self.wait is None else self.wait.to_json(),
             "pending": pending,
         }
-        if self.masking is not None:  # which earlier versions do not read
+        # These were not there in earlier versions.
+        if self.masking is not None:
             value["masking"] = self.masking.to_json()
+        if self.training is not None:
+            lease_id, spent_s = self.training.lease_id, self.training.spent_s
+            expires = self.training.expires.to_json()
+            value["training"] = {"lease_id": lease_id, "expires": expires, "spent_s": spent_s}
+        if self.learned:
+            value["learned"] = self.learned
         return (json.dumps(value, indent=2) + "\n").encode()
 
     @classmethod
@@ -104,6 +128,8 @@ class DeviceState:
         waits = fields.take("wait")
         pending = fields.take("pending")
         masking = fields.take("masking") if fields.given("masking") else None
+        training = fields.take("training") if fields.given("training") else None
+        learned = fields.text("learned") if fields.given("learned") else ""
         state = cls(
             coordinator_id=fields.text("coordinator_id"),
             request_id=fields.text("request_id"),
@@ -112,6 +138,8 @@ class DeviceState:
             wait=None if waits is None else Timer.from_json(waits, f"{where}.wait"),
             pending=None if pending is None else _pending(pending, f"{where}.pending"),
             masking=None if masking is None else Masking.from_json(masking, f"{where}.masking"),
+            training=None if training is None else _training(training, f"{where}.training"),
+            learned=learned,
         )
         fields.end()
         return state
@@ -217,6 +245,17 @@ def _seen(value: object, where: str) -> tuple[tuple[str, int], ...]:
     except (TypeError, ValueError):
         raise InvalidInput(f"{where}.seen", "must be pairs of base and version") from None
     return pairs
+
+
+def _training(value: object, where: str) -> RoundInHand:
+    fields = Fields(value, where)
+    found = RoundInHand(
+        fields.text("lease_id"),
+        Timer.from_json(fields.take("expires"), f"{where}.expires"),
+        fields.number("spent_s", 0.0),
+    )
+    fields.end()
+    return found
 
 
 def _pending(value: object, where: str) -> PendingUpload:

@@ -48,6 +48,11 @@ class NoGain(CascadeError):
     """Training made the adapter no better; raised by a trainer. Nothing is sent."""
 
 
+class Paused(CascadeError):
+    """The device may not train on now; raised by a trainer, which goes on where it was when it is
+    called with the same arguments again."""
+
+
 class Trainer(Protocol):
     """The training. Called in a thread; must end within the plan's seconds."""
 
@@ -56,6 +61,7 @@ class Trainer(Protocol):
 
         Raises:
             NoGain: there is nothing worth sending.
+            Paused: the device is in use, or no longer charging, or the like.
             CascadeError: it failed.
         """
         ...

@@ -65,16 +65,24 @@ class TrainingAllowance:
         """
         return self._change(lambda usage: usage)
 
-    def may_train(self, *, participate: bool = False) -> Permission:
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where training for a round keeps how far it is: beside the books."""
+        return self._path.with_suffix(".checkpoint")
+
+    def may_train(self, *, participate: bool = False, joined: bool = False) -> Permission:
         """Whether training may begin now, and for how long; never raises.
 
         Arguments:
             participate: for a round, and not for itself alone.
+            joined: the round was joined already: its own participation does not end it.
         """
         try:
             usage = self.usage()
         except CascadeError:
             return Permission((Hold.BOOKS_UNREADABLE,), 0.0, 0, 0.0)
+        if joined:
+            usage = replace(usage, participations=())
         return may_train(self.limits, usage, self.conditions.read(), participate=participate)
 
     def may_send(self) -> bool:

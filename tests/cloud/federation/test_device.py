@@ -21,7 +21,7 @@ from cascade.errors import RemoteError
 from cascade.federation.plan import RoundPlan
 from cascade.wire import ClientProfile, GrpcFederation
 from cloud.federation.refusals import counters
-from edge.federation import Limits, NoGain, Participant, StartingPoint, Trained
+from edge.federation import Limits, NoGain, Participant, Paused, StartingPoint, Trained
 from edge.federation.counting import AdapterCounts
 from edge.federation.state import DeviceBusy, DeviceFolder, DeviceState
 from edge.federation.timer import Timer
@@ -265,6 +265,125 @@ async def test_an_update_is_dropped_when_consent_is_withdrawn(
     assert (done.outcome, device.unsent) == ("withdrawn", False)
     assert list(empty_home.rglob("*.update")) == []
     assert "committed" not in world.counters()
+
+
+async def test_an_update_is_dropped_when_what_it_learned_from_is_forgotten(
+    world: World, tmp_path: Path, empty_home: Path
+) -> None:
+    good = Conditions("unmetered", charging=True, idle=True)
+    state, word = FixedConditions(good), [""]
+    allowed = TrainingAllowance(
+        TrainingLimits(), state, path=tmp_path / "training.sqlite3", clock=world.clock
+    )
+    trainer = Leaving(lambda: state.set(Conditions("metered", charging=True, idle=True)))
+    device = world.device(trainer, allowance=allowed, forgotten=lambda: word[0])
+    done = await device.step()
+    assert done.outcome == "unsent"
+    word[0] = "another"
+    world.clock.passes(done.wait_s + 1)
+    done = await world.device(trainer, allowance=allowed, forgotten=lambda: word[0]).step()
+    assert (done.outcome, done.note) == (
+        "withdrawn",
+        "examples were forgotten: the update is dropped",
+    )
+    assert not device.unsent
+    assert list(empty_home.rglob("*.update")) == []
+    assert "committed" not in world.counters()
+
+
+class Interrupted(Steady):
+    """The first call does not come to its end."""
+
+    def __init__(self, problem: BaseException, meanwhile: Callable[[], None]) -> None:
+        super().__init__()
+        self._problem: BaseException | None = problem
+        self._meanwhile = meanwhile
+
+    def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
+        problem, self._problem = self._problem, None
+        self._meanwhile()
+        if problem is not None:
+            raise problem
+        return super().__call__(plan, start)
+
+
+class Killed(BaseException):
+    """As a kill leaves the disk: nothing that comes after is done."""
+
+
+@pytest.mark.parametrize("how", ["paused", "killed"])
+async def test_a_round_goes_on_under_its_lease_after_a_pause_and_after_a_kill(
+    world: World, tmp_path: Path, how: str
+) -> None:
+    good = Conditions("unmetered", charging=True, idle=True)
+    state = FixedConditions(good)
+    allowed = TrainingAllowance(
+        TrainingLimits(), state, path=tmp_path / "training.sqlite3", clock=world.clock
+    )
+    trainer = Interrupted(
+        Paused("stopped: not_idle") if how == "paused" else Killed(),
+        lambda: world.clock.passes(100),
+    )
+    given = {"allowance": allowed, "limits": Limits(rounds_per_day=1, clip_norm=1000.0)}
+    device = world.device(trainer, **given)
+    if how == "paused":
+        done = await device.step()
+        assert (done.outcome, done.note) == ("paused", "stopped: not_idle")
+        state.set(replace(good, idle=False))
+        world.clock.passes(done.wait_s + 1)
+        assert (await device.step()).outcome == "paused", "it is still in use"
+        state.set(good)
+    else:
+        with pytest.raises(Killed):
+            await device.step()
+    world.clock.passes(61)
+    # Its own participation, of six hours and one round a day, does not stand in the way.
+    assert (await world.device(trainer, **given).step()).outcome == "sent"
+    ((plan, _),) = trainer.given
+    assert plan.max_seconds == (500 if how == "paused" else 600), "what is left of the plan's"
+    assert len(allowed.usage().participations) == 1
+    assert world.counters()["leased"] == 1
+    world.clock.passes(1000)
+    assert (await device.step()).outcome == "spent"
+
+
+async def test_a_round_is_given_back_when_its_device_stays_in_use(
+    world: World, tmp_path: Path
+) -> None:
+    good = Conditions("unmetered", charging=True, idle=True)
+    state = FixedConditions(good)
+    allowed = TrainingAllowance(
+        TrainingLimits(), state, path=tmp_path / "training.sqlite3", clock=world.clock
+    )
+    busy = replace(good, idle=False)
+    device = world.device(
+        Interrupted(Paused("stopped: not_idle"), lambda: state.set(busy)), allowance=allowed
+    )
+    outcomes = []
+    while not outcomes or outcomes[-1] == "paused":
+        done = await device.step()
+        outcomes.append(done.outcome)
+        world.clock.passes(done.wait_s)
+    assert len(outcomes) > 2
+    assert (done.outcome, done.note) == ("failed", "not_idle")
+    assert world.counters()["aborted.conditions"] == 1
+    assert (await device.step()).outcome == "not_ready"
+
+
+async def test_a_round_that_ended_during_a_pause_is_left(world: World, tmp_path: Path) -> None:
+    good = Conditions("unmetered", charging=True, idle=True)
+    allowed = TrainingAllowance(
+        TrainingLimits(),
+        FixedConditions(good),
+        path=tmp_path / "training.sqlite3",
+        clock=world.clock,
+    )
+    trainer = Interrupted(Paused("stopped: too_hot"), lambda: None)
+    device = world.device(trainer, allowance=allowed)
+    assert (await device.step()).outcome == "paused"
+    world.clock.passes(7 * 3600)  # beyond lease and separation: another round
+    assert (await device.step()).outcome == "sent"
+    assert len(allowed.usage().participations) == 2
 
 
 async def test_an_update_waits_for_a_key_that_is_renewed(world: World) -> None:

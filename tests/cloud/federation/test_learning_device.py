@@ -34,7 +34,7 @@ from cloud.registry import Delivery, Registry
 from edge import Adapter
 from edge.adapter import LoraPair, write_adapter
 from edge.examples import Example, ExampleStore, Source
-from edge.federation import ExampleTrainer, NoGain, Participant, StartingPoint, Step
+from edge.federation import ExampleTrainer, NoGain, Participant, Paused, StartingPoint, Step
 from edge.training import LessonMaker, drawn_a, example_of, open_training
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import TrainingLimits
@@ -214,8 +214,17 @@ def test_a_device_that_is_taken_up_stops(learner: Learner) -> None:
 
     trainer = learner.trainer(conditions=Taken(), limits=TrainingLimits(steps_per_day=3))
     # Three steps are left of the day: at the fourth the books are looked at, and the state with it.
-    with pytest.raises(CascadeError, match="stopped after 3 steps: not_idle"):
+    with pytest.raises(Paused, match="stopped after 3 steps: not_idle"):
         trainer(PLAN, learner.point)
+    # Laid down again, it goes on with the fourth, and ends as if nobody had taken it.
+    steps: list[int] = []
+    on = learner.trainer(watch=lambda what, done, _: what == "train LoRA" and steps.append(done))
+    after = on(PLAN, learner.point)
+    assert steps == list(range(4, PLAN.max_steps + 1))
+    at_once = learner.trainer()(PLAN, learner.point)
+    for name, change in at_once.change.items():
+        np.testing.assert_array_equal(after.change[name], change)
+    assert not list(learner.folder.rglob("*.checkpoint"))
 
 
 def test_what_the_day_s_budget_allowed_is_used(learner: Learner) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from cascade.cli import main
 from cascade.conditions import Conditions, FixedConditions
-from cascade.errors import CascadeError
 from cascade.federation.plan import RoundPlan
 from cascade.request import Message
 from cascade.task import Task, generic
@@ -18,7 +17,7 @@ from cascade.testing import TinyBundle
 from edge import Adapter, OnnxModel
 from edge.adapter import write_adapter
 from edge.examples import CurationRules, Example, ExampleStore, Source
-from edge.federation import ExampleTrainer, NoGain, StartingPoint, Trained
+from edge.federation import ExampleTrainer, NoGain, Paused, StartingPoint, Trained
 from edge.head import Head, HeadSpec
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import TrainingLimits
@@ -167,7 +166,7 @@ def test_reading_stops_when_the_device_is_picked_up(tiny: TinyBundle, tmp_path: 
         measure=lambda _: measure,
         watch=lambda what, done, total: seen.append(done),
     )
-    with pytest.raises(CascadeError, match="stopped while examples were read: not_idle"):
+    with pytest.raises(Paused, match="stopped while examples were read: not_idle"):
         stopped(PLAN, start)
     assert clock.uptime_s - began_s <= 11.5
     assert seen == list(range(len(seen)))

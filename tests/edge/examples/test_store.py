@@ -207,7 +207,12 @@ def test_what_is_forgotten_is_gone_from_the_file(store, make, which):
     store.add(make(SECRET, request_id="secret", task_id="garden"))
     store.judge("r3", correct=False, correction="bad")
     assert SECRET.encode() in bytes_of(store)
+    assert store.forget(request_ids=["unknown"]) == 0
+    assert not store.forgotten()
     count = store.forget_all() if which is None else store.forget(**which)
+    word = store.forgotten()
+    assert word
+    assert (store.forget(request_ids=["secret"]), store.forgotten()) == (0, word)
     assert count == (21 if which is None else 1)
     assert SECRET.encode() not in bytes_of(store)
     assert len(store.examples()) == 21 - count
