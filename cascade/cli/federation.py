@@ -321,9 +321,10 @@ def _epsilon(found: Round) -> str:
     noise = f"δ {found.delta:g} · noise {found.noise_multiplier:g}"
     if found.epsilon_before is None or found.epsilon_after is None:
         return f"ε was not known to the coordinator, without the extra privacy · {noise}"
-    if found.state == "abandoned":
+    abandoned = found.state == "abandoned"
+    if abandoned and not found.counted:
         return f"ε {found.epsilon_before:.3g}, of which this round has spent nothing · {noise}"
-    after = "after" if found.candidate_digest else "once it has ended"
+    after = "after" if found.candidate_digest or abandoned else "once it has ended"
     return f"ε {found.epsilon_before:.3g} before, {found.epsilon_after:.3g} {after} · {noise}"
 
 

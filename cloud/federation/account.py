@@ -1,6 +1,7 @@
 """What the rounds of a store have spent of differential privacy, and what the next one will have.
 
-Every round whose result was published counts, whatever the gate said of it; one that was abandoned
+Every round whose result was published counts, whatever the gate said of it, and so does one that
+was abandoned while it was aggregated: its result may have been. One that was abandoned before that
 has told nobody anything. Devices come when they like, so each round counts in full
 (``sampling="none"``). A round without noise promises nothing of those who took part in it, and no
 later noise makes up for it: such rounds are counted apart.
@@ -15,7 +16,9 @@ from cascade.errors import CascadeError
 from cloud.federation.database import Transaction
 from cloud.federation.privacy import Cost, NoisedRounds, epsilon
 
-_PUBLISHED = "('waiting', 'approved', 'rejected')"
+_PUBLISHED = (
+    "(state IN ('waiting', 'approved', 'rejected') OR (state = 'abandoned' AND counted > 0))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +26,8 @@ class Account:
     """A store's history.
 
     Arguments:
-        noised: rounds that were published with noise.
-        bare: how many were published without.
+        noised: rounds that were published with noise, or may have been.
+        bare: how many without.
         multiplier, delta: of the round that was opened last; ``None`` where it has no noise.
     """
 
@@ -48,7 +51,7 @@ def account(tx: Transaction) -> Account:
     """The store's."""
     rows = tx.all(
         "SELECT noise_multiplier, COUNT(*) FROM rounds "
-        f"WHERE state IN {_PUBLISHED} GROUP BY noise_multiplier ORDER BY noise_multiplier"
+        f"WHERE {_PUBLISHED} GROUP BY noise_multiplier ORDER BY noise_multiplier"
     )
     noised = tuple(NoisedRounds(int(n), float(z)) for z, n in rows if z is not None)
     bare = sum(int(n) for z, n in rows if z is None)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cascade.cli import main
 from cloud.config import parse_config
 from cloud.federation import rounds
+from cloud.federation.account import account
+from cloud.federation.adapters import Adapters
 from cloud.federation.budget import rounds_within
 from cloud.federation.config import AggregationConfig, FederationConfig, PlanConfig
 from cloud.federation.coordinator import Coordinator
@@ -83,6 +86,36 @@ async def test_it_is_known_before_a_round_and_after_it(
         "rounds_without_noise": 0,
     }
     assert f"ε {after(1):.3g} spent, {after(2):.3g} after one more · δ 0.0001" in shown("rounds")
+
+
+async def test_a_round_that_is_withdrawn_when_its_sum_is_told_has_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    federation = noised(tmp_path)
+    publish = Adapters.publish
+
+    def withdrawn(*args: Any, **given: Any) -> str:
+        digest = publish(*args, **given)
+        database.do_now(lambda tx: rounds.abandon(tx, 1, "rolled back", 1.0))
+        return digest
+
+    database = federation.database()
+    async with federation.gateway() as port, federation.coordinator() as coordinator:
+        await coordinator.tick()
+        for _ in range(2):
+            device = BareDevice(federation.profile(port))
+            await device.enrol()
+            data = payload(1.0)
+            await device.service.upload(device.header(await device.lease(), data), data)
+            await device.close()
+        monkeypatch.setattr(Adapters, "publish", withdrawn)
+        await coordinator.tick()
+    history = database.do_now(account)
+    database.close()
+    assert history.noised == (NoisedRounds(1, NOISE),)
+    assert history.spent() == pytest.approx(after(1))
+    assert main(["federation", "show", "1", "--store", federation.config.store_url]) == 0
+    assert f"ε 0 before, {after(1):.3g} after" in capsys.readouterr().out
 
 
 async def test_a_budget_stops_rounds_and_a_restart_does_not_forget_it(
