@@ -112,6 +112,8 @@ class FederationConfig(StrictModel):
         checkins_per_s: that the gateway wants at most; a larger fleet is told to come less often.
         enrolments_per_hour: new devices of one API key (or token, or certificate); ``None`` for any
             number.
+        attestor: ``module:callable`` of one's own that says which devices may enrol, see
+            ``cloud.federation.seams.Attestor``; without it, all that the gateway lets in.
         max_payload_bytes: of one update.
         upload_memory_bytes: of all uploads under way in one gateway.
         start_from: ``approved`` waits for the gate's word before the next round; ``candidate`` goes
@@ -135,6 +137,7 @@ class FederationConfig(StrictModel):
     retry_s: tuple[float, float] = Field(default=(60.0, 180.0), strict=False)
     checkins_per_s: float = Field(default=50.0, gt=0, le=1_000_000)
     enrolments_per_hour: int | None = Field(default=10_000, ge=1, le=100_000_000)
+    attestor: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
     max_payload_bytes: int = Field(default=1_000_000, ge=1, le=PAYLOAD_LIMIT_BYTES)
     upload_memory_bytes: int = Field(default=64_000_000, ge=1)
     start_from: Literal["approved", "candidate"] = "approved"

@@ -47,7 +47,7 @@ from cloud.federation.masked_desk import MaskedDesk, window
 from cloud.federation.pace import Pace
 from cloud.federation.refusals import Reason, Refused, count
 from cloud.federation.schema import identity, migrate
-from cloud.federation.seams import AnyDevice, Attestor
+from cloud.federation.seams import AnyDevice, Attestor, attestor_named
 from cloud.registry import Registry
 
 _CHALLENGE_S: Final = 300.0
@@ -61,8 +61,13 @@ _OFF_THE_LOOP_BYTES: Final = 1 << 17
 
 
 def open_desk(config: FederationConfig, registry: Registry) -> Desk:
-    """The desk of a gateway, over a store of its own."""
-    return Desk(Database(config.store_url), Adapters(registry), config)
+    """The desk of a gateway, over a store of its own.
+
+    Raises:
+        InvalidInput: the configured attestor cannot be had.
+    """
+    attestor = None if config.attestor is None else attestor_named(config.attestor)
+    return Desk(Database(config.store_url), Adapters(registry), config, attestor=attestor)
 
 
 class Desk:
@@ -195,10 +200,14 @@ class Desk:
             raise await self._refusal(Reason.WRONG_SHAPE)
         if self.uploading_bytes + header.payload_bytes > self._config.upload_memory_bytes:
             raise Overloaded("the cluster takes as many updates as it may now", self._later())
-        before = b""
+        upload = _Upload(self, header, expected)  # from here on its memory is taken
         if header.offset:
-            before = await self._begun(header)
-        return _Upload(self, header, expected, before)
+            try:
+                upload.go_on_after(await self._begun(header))
+            except BaseException:
+                self.reserve(-header.payload_bytes)
+                raise
+        return upload
 
     async def upload_state(self, device_id: str, lease_id: str) -> UploadState:
         """See ``FederationSource``."""
@@ -420,16 +429,19 @@ class _Expected:
 class _Upload:
     """One stream of one update; see ``cascade.wire.Upload``."""
 
-    def __init__(
-        self, desk: Desk, header: UploadHeader, expected: _Expected, before: bytes
-    ) -> None:
+    def __init__(self, desk: Desk, header: UploadHeader, expected: _Expected) -> None:
         self._desk = desk
         self._header = header
         self._expected = expected
-        self._payload = bytearray(before)
-        self._kept = len(before)
+        self._payload = bytearray()
+        self._kept = 0
         self._keeping = True
         desk.reserve(header.payload_bytes)
+
+    def go_on_after(self, before: bytes) -> None:
+        """Begin with what an earlier stream left."""
+        self._payload += before
+        self._kept = len(before)
 
     async def add(self, chunk: bytes) -> None:
         if len(self._payload) + len(chunk) > self._header.payload_bytes:

@@ -14,6 +14,7 @@ from cloud.federation.config import FederationConfig
 from cloud.federation.gate.planned import explained, gate_problems
 from cloud.federation.privacy import NoisedRounds, epsilon
 from cloud.federation.rollout.config import RolloutConfig
+from cloud.federation.seams import attestor_named
 from cloud.registry import Registry
 
 if TYPE_CHECKING:
@@ -85,6 +86,11 @@ def plan_federation(config: ClusterConfig) -> FederationPlan | None:
             SigningKey.load(federation.signing_key)
         except (CascadeError, OSError) as problem:
             problems.append(f"federation.signing_key: {problem}")
+    if federation.attestor is not None:
+        try:
+            attestor_named(federation.attestor)
+        except CascadeError as problem:
+            problems.append(str(problem))
     privacy = ""
     try:
         privacy = _privacy(federation)

@@ -3,8 +3,10 @@ which devices are believed."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Literal, Protocol
 
+from cascade.errors import InvalidInput
 from cascade.federation.terms import Attestation
 from cloud.federation.rounds import Round
 
@@ -41,3 +43,26 @@ class AnyDevice:
     async def accepts(self, public_key: bytes, statement: Attestation | None) -> bool:
         """Always."""
         return True
+
+
+def attestor_named(name: str) -> Attestor:
+    """What ``module:callable`` gives, called without arguments.
+
+    Raises:
+        InvalidInput: there is no such thing where the gateway runs, or it is no ``Attestor``.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        made = getattr(import_module(module), attribute)()
+    except Exception as problem:  # whatever an operator's module raises
+        raise InvalidInput(
+            "federation.attestor",
+            f"{name} cannot be made ({type(problem).__name__}: {problem}); the module must be "
+            "importable where gateways run",
+        ) from None
+    if not callable(getattr(made, "accepts", None)):
+        raise InvalidInput(
+            "federation.attestor", f"{name} gives a {type(made).__name__}, which has no `accepts`"
+        )
+    attestor: Attestor = made
+    return attestor

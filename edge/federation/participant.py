@@ -135,7 +135,8 @@ class Participant:
             an update that waits while consent is withdrawn is dropped.
         forgotten: another word whenever its owner had an example forgotten: what was learned before
             that and was not sent yet is dropped.
-        attestation: of the platform, where the coordinator asks for one.
+        attest: makes the platform's statement about this device from its public key (32 bytes),
+            for a coordinator that wants one.
         clock: see ``cascade.clock``.
         root: where this device keeps its key and its state; by default under ``CASCADE_HOME``.
         connect: opens the connection.
@@ -156,7 +157,7 @@ class Participant:
         ready: Callable[[], str] = lambda: "",
         consented: Callable[[], bool] = lambda: True,
         forgotten: Callable[[], str] = lambda: "",
-        attestation: Attestation | None = None,
+        attest: Callable[[bytes], Attestation] | None = None,
         clock: Clock | None = None,
         root: Path | None = None,
         connect: Callable[[ClientProfile], GrpcFederation] | None = None,
@@ -175,7 +176,7 @@ class Participant:
         self._ready = ready
         self._consented = consented
         self._forgotten = forgotten
-        self._attestation = attestation
+        self._attest = attest
         self._clock = clock or SystemClock()
         self._random = random.Random(secrets.randbits(64))
         self._folder = DeviceFolder(profile.address, root)
@@ -309,7 +310,7 @@ class Participant:
                 key.public.raw,
                 given.challenge,
                 key.sign_raw(statements.enrolment(given.challenge)),
-                self._attestation,
+                None if self._attest is None else self._attest(key.public.raw),
                 self._described(),
             )
         )

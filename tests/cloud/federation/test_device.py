@@ -4,6 +4,7 @@ on after whatever happened to it."""
 from __future__ import annotations
 
 import asyncio
+import hmac
 import os
 import stat
 import subprocess
@@ -17,10 +18,13 @@ import pytest
 
 from cascade.clock import Reading
 from cascade.conditions import Conditions, FixedConditions
-from cascade.errors import RemoteError
+from cascade.errors import InvalidInput, RemoteError
 from cascade.federation.plan import RoundPlan
+from cascade.federation.terms import Attestation
 from cascade.wire import ClientProfile, GrpcFederation
+from cloud.federation.desk import open_desk
 from cloud.federation.refusals import counters
+from cloud.federation.seams import attestor_named
 from edge.federation import Limits, NoGain, Participant, Paused, StartingPoint, Trained
 from edge.federation.counting import AdapterCounts
 from edge.federation.state import DeviceBusy, DeviceFolder, DeviceState
@@ -291,6 +295,60 @@ async def test_an_update_is_dropped_when_what_it_learned_from_is_forgotten(
     assert "committed" not in world.counters()
 
 
+SECRET = b"made in the factory"
+
+
+class FromTheFactory:
+    """Believes devices whose key was vouched for."""
+
+    async def accepts(self, public_key: bytes, statement: Attestation | None) -> bool:
+        if statement is None or statement.kind != "factory":
+            return False
+        return hmac.compare_digest(statement.evidence, hmac.digest(SECRET, public_key, "sha256"))
+
+
+async def test_devices_are_believed_that_the_named_attestor_believes(
+    empty_home: Path, tmp_path: Path
+) -> None:
+    name = f"{__name__}:FromTheFactory"
+    federation = Federation.made(tmp_path / "cluster", attestor=name)
+    desk = open_desk(federation.config, federation.registry)
+    attestor = desk._attestor
+    desk.close()
+    assert isinstance(attestor, FromTheFactory)
+    async with federation.gateway(attestor=attestor) as port:
+        world = World(federation, port)
+        await world.tick()
+        for attest in (None, lambda key: Attestation("factory", b"?" * 32)):
+            done = await world.device(attest=attest).step()
+            assert done.outcome == "failed"
+            assert "PERMISSION_DENIED" in done.note
+            assert "attestation" in done.note
+            world.clock.passes(done.wait_s + 1)
+        believed = world.device(
+            attest=lambda key: Attestation("factory", hmac.digest(SECRET, key, "sha256"))
+        )
+        assert (await believed.step()).outcome == "sent"
+        seen = world.counters()
+        assert (seen["refused.not_attested"], seen["enrolled"]) == (2, 1)
+        for device in world.opened:
+            await device.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("no.such.module:Attestor", "ModuleNotFoundError"),
+        (f"{__name__}:Nobody", "AttributeError"),
+        ("builtins:dict", "gives a dict, which has no `accepts`"),
+    ],
+)
+def test_an_attestor_that_cannot_be_had_is_named(name: str, problem: str) -> None:
+    with pytest.raises(InvalidInput, match=r"federation\.attestor") as raised:
+        attestor_named(name)
+    assert problem in str(raised.value)
+
+
 class Interrupted(Steady):
     """The first call does not come to its end."""
 
@@ -363,7 +421,7 @@ async def test_a_round_is_given_back_when_its_device_stays_in_use(
     while not outcomes or outcomes[-1] == "paused":
         done = await device.step()
         outcomes.append(done.outcome)
-        world.clock.passes(done.wait_s)
+        world.clock.passes(done.wait_s + 1)
     assert len(outcomes) > 2
     assert (done.outcome, done.note) == ("failed", "not_idle")
     assert world.counters()["aborted.conditions"] == 1

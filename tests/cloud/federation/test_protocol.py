@@ -14,15 +14,17 @@ import grpc
 import numpy as np
 import pytest
 
-from cascade.errors import RemoteError
+from cascade.errors import InvalidInput, RemoteError
 from cascade.federation import encode, statements
 from cascade.federation.terms import (
     Enrolment,
     Histogram,
     MetricsReport,
+    UploadHeader,
 )
 from cascade.files import sha256_bytes
 from cascade.wire import KeyRing, new_key
+from cloud.errors import Overloaded
 from cloud.federation import leases, rounds
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import AggregationConfig, PlanConfig
@@ -710,6 +712,34 @@ async def test_memory_for_uploads_is_bounded(world: World) -> None:
     await until(lambda: world.desk_memory() == 0)
     await two.service.upload(two.header(second, data), data)
     assert world.counters()["committed"] == 1
+
+
+@pytest.mark.parametrize(
+    "world",
+    [{"plan": PlanConfig(layers=1, bits=32), "upload_memory_bytes": 150, "max_payload_bytes": 150}],
+    indirect=True,
+)
+async def test_memory_is_taken_before_an_upload_that_goes_on_is_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, data = await world.device(), await world.device(), payload(1.0)
+    headers = [replace(each.header(await each.lease(), data), offset=10) for each in (one, two)]
+    desk, reading = world.federation.desk, asyncio.Event()
+    assert desk is not None
+
+    async def slow(header: UploadHeader) -> bytes:
+        await reading.wait()
+        raise InvalidInput("header.offset", "is beyond what is kept")
+
+    monkeypatch.setattr(desk, "_begun", slow)
+    first = asyncio.create_task(desk.upload(headers[0]))
+    await until(lambda: world.desk_memory() > 0)
+    with pytest.raises(Overloaded):
+        await desk.upload(headers[1])
+    reading.set()
+    with pytest.raises(InvalidInput):
+        await first
+    assert world.desk_memory() == 0
 
 
 async def until(what: Callable[[], bool], within_s: float = 10.0) -> None:
