@@ -147,7 +147,7 @@ def check_in(
         return NotNow("no_round")
     if asked.base_digest != current.base_digest:
         return NotNow("other_base")
-    last_commit, taken, masked = _before(tx, asked.device_id, current, config, now)
+    last_commit, taken, masked, waits = _before(tx, asked.device_id, current, config, now)
     again_at = 0.0 if last_commit is None else last_commit + config.min_separation_s
     if current.closes_at is not None and any(
         each.state == "used" and each.round == current.number for each in map(_lease, mine)
@@ -156,6 +156,8 @@ def check_in(
         again_at = max(again_at, current.closes_at)
     if again_at > now:
         return NotNow("too_soon", again_at - now)
+    if waits:
+        return NotNow("too_soon")  # goal and minimum count devices, in asynchronous rounds, too
     if masked:
         at = phases.standing(tx, current.number)
         if at is not None and at.beyond("keys"):
@@ -439,9 +441,9 @@ def _still_good(
 
 def _before(
     tx: Transaction, device_id: str, current: Round, config: FederationConfig, now: float
-) -> tuple[float | None, int, bool]:
-    """When a device's last update was kept, how many places of the round are taken, and whether it
-    is under masks."""
+) -> tuple[float | None, int, bool, bool]:
+    """When a device's last update was kept, how many places of the round are taken, whether it is
+    under masks, and whether an update of the device waits to be counted."""
     if config.mode == "synchronous":
         taken = "round = ? AND (state = 'used' OR (state = 'open' AND expires_at > ?))"
         values: tuple[float, ...] = (current.number, now)
@@ -450,13 +452,16 @@ def _before(
     row = tx.one(
         "SELECT (SELECT last_commit FROM devices WHERE id = ?), "
         f"(SELECT COUNT(*) FROM leases WHERE {taken}), "
-        "(SELECT COUNT(*) FROM masked_rounds WHERE round = ?)",
+        "(SELECT COUNT(*) FROM masked_rounds WHERE round = ?), "
+        "(SELECT COUNT(*) FROM leases JOIN updates ON updates.lease = leases.id "
+        "WHERE leases.device = ? AND leases.state = 'used' AND updates.counted_in IS NULL)",
         device_id,
         *values,
         current.number,
+        device_id,
     )
-    last, places, masked = row or (None, 0, 0)
-    return None if last is None else float(last), int(places), bool(masked)
+    last, places, masked, waits = row or (None, 0, 0, 0)
+    return None if last is None else float(last), int(places), bool(masked), bool(waits)
 
 
 def _uncounted(tx: Transaction, round_number: int) -> int:

@@ -101,7 +101,7 @@ class World:
 
 @pytest.fixture
 async def world(empty_home: Path, tmp_path: Path) -> AsyncIterator[World]:
-    federation = Federation.made(tmp_path / "cluster")
+    federation = Federation.made(tmp_path / "cluster", goal=1, minimum=1, cohort=4)
     async with federation.gateway() as port:
         made = World(federation, port)
         await made.tick()
@@ -131,6 +131,7 @@ async def test_a_device_does_not_call_before_its_time(world: World) -> None:
     done = await device.step()
     again = await world.device().step()
     assert (again.outcome, again.wait_s) == ("waiting", done.wait_s)
+    await world.tick()
     world.clock.passes(done.wait_s + 1)
     assert (await device.step()).outcome == "sent"
 
@@ -162,6 +163,7 @@ async def test_a_plan_beyond_the_device_s_budget_is_declined(world: World, limit
 async def test_a_device_takes_part_as_often_as_it_may(world: World) -> None:
     device = world.device(limits=Limits(rounds_per_day=1, clip_norm=1000.0))
     assert (await device.step()).outcome == "sent"
+    await world.tick()
     world.clock.passes(1000)
     assert (await device.step()).outcome == "spent"
     world.clock.wall_s -= 3 * 86_400  # setting the clock back buys nothing
@@ -496,6 +498,7 @@ async def test_another_base_gets_no_lease(world: World) -> None:
 async def test_a_lease_of_another_coordinator_is_refused(world: World) -> None:
     device = world.device()
     await device.step()
+    await world.tick()
     folder = DeviceFolder(world.profile.address)
     folder.save(replace(folder.load(), coordinator_id="0" * 16, wait=None))
     done = await device.step()
@@ -594,6 +597,7 @@ async def test_clocks_that_jump_do_not_matter(world: World) -> None:
     device = world.device()
     world.clock.wall_s = 0.0  # 1970
     assert (await device.step()).outcome == "sent"
+    await world.tick()
     world.clock.wall_s = 4e9
     left = await device.step()
     assert left.outcome == "waiting"

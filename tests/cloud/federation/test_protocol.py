@@ -377,6 +377,11 @@ async def test_a_device_does_not_take_part_too_often(world: World) -> None:
     assert (reply.lease, reply.no_lease) == (None, "too_soon")
     assert reply.retry.earliest_s == 60.0
     world.now += 61
+    # Goal and minimum count devices: as long as its update waits, it has no second one.
+    assert (await device.check_in()).no_lease == "too_soon"
+    for _ in range(2):
+        await world.commit(1.0)
+    await world.tick()
     assert (await device.check_in()).lease is not None
 
 
