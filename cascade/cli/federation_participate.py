@@ -70,6 +70,12 @@ def configure(actions: _SubParsersAction[ArgumentParser]) -> None:
         action="store_true",
         help="take part only where the cluster learns a sum, and no device's update",
     )
+    verb.add_argument(
+        "--rank",
+        type=int,
+        metavar="N",
+        help="train no larger rank, where the cluster averages products (default: the adapter's)",
+    )
     for name in ("idle", "charging", "unmetered"):
         verb.add_argument(f"--{name}", action="store_true", help=f"the device is {name}")
     verb.add_argument(
@@ -101,6 +107,8 @@ def _participate(args: argparse.Namespace) -> int:
         from edge.training.policy import TrainingLimits
     if args.rehearsal is not None and not 0 <= args.rehearsal <= 1:
         raise InvalidInput("--rehearsal", f"{args.rehearsal:g} is not in 0 … 1")
+    if args.rank is not None and args.rank < 1:
+        raise InvalidInput("--rank", f"{args.rank} is not 1 or more")
     rules = CurationRules() if args.rehearsal is None else CurationRules(rehearsal=args.rehearsal)
     trust = TrustStore(home.trust_dir())
     bundle = Bundle.open(bundle_path(args.bundle), trust)
@@ -128,7 +136,7 @@ def _participate(args: argparse.Namespace) -> int:
             ready=trainer.ready,
             consented=trainer.consented,
             forgotten=trainer.forgotten,
-            limits=Limits(masked_only=args.masked_only),
+            limits=Limits(masked_only=args.masked_only, rank=args.rank),
         )
         asyncio.run(_run(participant, args, progress))
     return 0

@@ -142,6 +142,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         help="with --private: open no round after which ε would be more",
     )
+    verb.add_argument(
+        "--ranks",
+        type=_numbers,
+        metavar="N,N",
+        help="with --strategy product: that devices train, in turn, of the adapter's (its whole)",
+    )
     for name, kind, text in (*_FLEET, *_TRAINING):
         verb.add_argument(f"--{name}", type=kind, metavar="N", help=text)
     verb.add_argument("--seed", type=int, default=0, metavar="S", help="of everything drawn (0)")
@@ -272,6 +278,8 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         raise InvalidInput("--private", "needs --mode sync")
     if args.most_epsilon is not None and args.private is None:
         raise InvalidInput("--most-epsilon", "is for --private fleets; add that, or leave it out")
+    if args.ranks is not None and trained == "b":
+        raise InvalidInput("--ranks", "needs --strategy product: B alone has one rank for all")
     if args.masked:
         _check_masked(args)
     elif args.mask_threshold is not None:
@@ -306,6 +314,7 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         target=args.target,
         dropout=args.dropout,
         attackers=Attackers() if args.byzantine is None else Attackers.of(args.byzantine),
+        ranks=args.ranks,
         masked=args.masked,
         mask_threshold=args.mask_threshold,
         mode="synchronous" if args.mode == "sync" else "asynchronous",
@@ -313,6 +322,10 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         aggregation=aggregation,
         **_chosen(args, _FLEET),
     )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(each) for each in text.split(","))
 
 
 def _check_masked(args: argparse.Namespace) -> None:

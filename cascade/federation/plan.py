@@ -11,7 +11,7 @@ from typing import Final, Literal, Self, cast, get_args
 from cascade.errors import InvalidInput
 from cascade.federation.expected import Expected
 from cascade.federation.masked_plan import MASKED_FORMAT, MaskedPlan
-from cascade.federation.tensors import Shapes, elements
+from cascade.federation.tensors import Shapes, elements, rank_of, shapes_at_rank
 from cascade.federation.update import Bits, encoded_size
 from cascade.strict import Fields
 
@@ -133,9 +133,25 @@ class RoundPlan:
             return MASKED_FORMAT
         return ROWS_FORMAT if self.rows else PAYLOAD_FORMAT
 
-    def update(self, adapter: Shapes) -> Expected:
-        """What an update of this plan looks like."""
-        return Expected.of(self.shapes(adapter), self.bits)
+    @property
+    def any_rank(self) -> bool:
+        """Whether a device may train fewer ranks than the adapter has: products can be averaged
+        then, where each update is seen."""
+        return self.trained == "both" and self.masked is None
+
+    def updates(self, adapter: Shapes) -> dict[int, Expected]:
+        """What an update of this plan looks like, by the size of the payload that it comes in: of
+        the adapter's rank first, then of each lower one that a device may train.
+
+        Raises:
+            InvalidInput: nothing is left to train.
+        """
+        most = rank_of(adapter)
+        given = [shapes_at_rank(adapter, rank) for rank in range(most, 0, -1)]
+        return {
+            self.payload_bytes(shapes): Expected.of(self.shapes(shapes), self.bits)
+            for shapes in (given if self.any_rank else [adapter])
+        }
 
     def to_bytes(self) -> bytes:
         """The plan as it travels: JSON, keys sorted. What is not asked for is left out, so that

@@ -76,6 +76,45 @@ def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
+def rank_of(shapes: Shapes) -> int:
+    """The largest rank of an adapter's pairs; 1 where it has none."""
+    return max((shape[0] for name, shape in shapes.items() if name.endswith(".b")), default=1)
+
+
+def at_rank(served: Tensors, rank: int) -> dict[str, Floats]:
+    """What a device of ``rank`` starts from: the leading columns of A and rows of B, heads whole.
+
+    They are the best approximation of that rank where the product mean made them: it orders them.
+
+    Raises:
+        InvalidInput: the rank is below 1.
+    """
+    shapes = shapes_at_rank(shapes_of(served), rank)
+    return {
+        name: np.ascontiguousarray(tensor[tuple(slice(size) for size in shapes[name])])
+        for name, tensor in served.items()
+    }
+
+
+def shapes_at_rank(shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
+    """Their shapes.
+
+    Raises:
+        InvalidInput: the rank is below 1.
+    """
+    if rank < 1:
+        raise InvalidInput("rank", f"{rank} is not 1 or more")
+    less: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if name.endswith(".a"):
+            less[name] = (shape[0], min(shape[1], rank))
+        elif name.endswith(".b"):
+            less[name] = (min(shape[0], rank), shape[1])
+        else:
+            less[name] = tuple(shape)
+    return less
+
+
 def elements(shapes: Shapes) -> int:
     """How many numbers an update of these shapes has."""
     return sum(math.prod(shape) for shape in shapes.values())

@@ -6,6 +6,7 @@ import numpy as np
 import safetensors.numpy
 
 from cascade.federation import Shapes
+from cascade.federation.tensors import rank_of
 from cloud.federation.config import AggregationConfig, FederationConfig
 from cloud.federation.optimisers import FRESH, Adam, Momentum, Plain, ServerOptimiser, State
 from cloud.federation.privacy import PrivateMean
@@ -28,8 +29,7 @@ def chosen_strategy(
         return FfaLora(private, _optimiser(how))
     if config.plan.trained == "b":
         return FfaLora(_rule(how, config.minimum), _optimiser(how))
-    rank = max((shape[0] for name, shape in adapter.items() if name.endswith(".b")), default=1)
-    return ProductMean(rank, _krum(how, config.minimum) if how.rule == "krum" else None)
+    return ProductMean(rank_of(adapter), _krum(how, config.minimum) if how.rule == "krum" else None)
 
 
 def write_state(state: State) -> bytes:

@@ -15,7 +15,7 @@ from cascade.federation import Shapes, Tensors, clip_to_norm, flatten
 from cascade.federation.expected import Expected
 from cascade.federation.payload import row_weights
 from cascade.federation.plan import RoundPlan
-from cascade.federation.tensors import Doubles, Floats, places
+from cascade.federation.tensors import Doubles, Floats, at_rank, elements, places, rank_of
 from cloud.federation.rounds import StoredUpdate
 from cloud.federation.strategies import Contribution
 
@@ -27,36 +27,52 @@ _CLOSE: Final = 1 - 1e-9
 
 def contributions(
     plan: RoundPlan,
-    expected: Expected,
+    expected: Mapping[int, Expected],
     updates: Sequence[StoredUpdate],
     start: Callable[[int], Tensors],
     *,
     untouched: Tensors,
     version: int,
-) -> tuple[list[Contribution], Floats]:
-    """The round's contributions, and what each changed of that which the plan trains, flat, shape
-    ``[contributions, elements]``. Updates of a plan that was changed since are left out.
+) -> list[Contribution]:
+    """The round's contributions, those of one rank together. Updates of a plan that was changed
+    since are left out.
 
     Arguments:
-        expected: what the plan's updates look like.
-        start: what an update of this version of the adapter started from.
+        expected: what the plan's updates look like, by their size (``RoundPlan.updates``).
+        start: what an update of this version of the adapter started from, had it its rank.
         untouched: zeros for what an update could have changed, had the plan said so.
         version: of the adapter that the round starts from.
     """
-    kept = [read for each in updates if (read := _read(plan, expected, each)) is not None]
-    rows = _clipped(_rows(expected, kept), expected.shapes, plan.clip_norm)
-    named = _names(rows, expected.shapes)
-    given = [
-        Contribution(
-            start=start(each.update.adapter_version),
-            change={**untouched, **{name: block[place] for name, block in named.items()}},
-            weight=min(each.update.examples, plan.max_examples),
-            gap=max(0, version - each.update.adapter_version),
-            row_weights=each.row_weights,
-        )
-        for place, each in enumerate(kept)
-    ]
-    return given, rows
+    full = next(iter(expected))
+    by_size: dict[int, list[StoredUpdate]] = {}
+    for update in updates:
+        size = len(update.payload)
+        by_size.setdefault(size if size in expected else full, []).append(update)
+    given: list[Contribution] = []
+    for size in sorted(by_size, reverse=True):
+        like = expected[size]
+        kept = [read for each in by_size[size] if (read := _read(plan, like, each)) is not None]
+        named = _names(_clipped(_rows(like, kept), like.shapes, plan.clip_norm), like.shapes)
+        rank = None if size == full else rank_of(like.shapes)
+        zeros = untouched if rank is None else at_rank(untouched, rank)
+        for place, each in enumerate(kept):
+            begun = start(each.update.adapter_version)
+            given.append(
+                Contribution(
+                    start=begun if rank is None else at_rank(begun, rank),
+                    change={**zeros, **{name: block[place] for name, block in named.items()}},
+                    weight=min(each.update.examples, plan.max_examples),
+                    gap=max(0, version - each.update.adapter_version),
+                    row_weights=each.row_weights,
+                )
+            )
+    return given
+
+
+def stacked(given: Sequence[Contribution], shapes: Shapes) -> Doubles:
+    """What each changed of tensors of these shapes, flat: ``[contributions, elements]``."""
+    rows = [flatten({name: each.change[name] for name in shapes}) for each in given]
+    return np.array(rows).reshape(len(rows), elements(shapes))
 
 
 @dataclass(frozen=True, slots=True)

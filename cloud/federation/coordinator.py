@@ -34,7 +34,7 @@ from cloud.federation.account import Account, account, cost
 from cloud.federation.adapters import Adapters, StartingAdapter
 from cloud.federation.chosen import chosen_strategy, read_state, write_state
 from cloud.federation.config import FederationConfig
-from cloud.federation.contributions import contributions
+from cloud.federation.contributions import contributions, stacked
 from cloud.federation.database import Database, Transaction
 from cloud.federation.masked_rounds import Said
 from cloud.federation.phases import standing
@@ -267,9 +267,9 @@ class Coordinator:
             digest = given.served.get(version)
             return (start if digest is None else self._adapters.read(digest)).tensors
 
-        counted, alone = contributions(
+        counted = contributions(
             plan,
-            plan.update(start.shapes),
+            plan.updates(start.shapes),
             ordered,
             begun,
             untouched=_untouched(plan, start.shapes),
@@ -277,9 +277,9 @@ class Coordinator:
         )
         if isinstance(strategy, FfaLora) and isinstance(strategy.rule, PrivateMean):
             # Of what is trained alone: noise on anything else would hide nothing.
-            wide = alone.astype(np.float64)
-            noised = strategy.rule.combine(wide, np.ones(len(wide)))
-            mean = unflatten(noised, plan.shapes(start.shapes))
+            shapes = plan.shapes(start.shapes)
+            rows = stacked(counted, shapes)
+            mean = unflatten(strategy.rule.combine(rows, np.ones(len(rows))), shapes)
             result = _from_mean(strategy, plan, start, mean, given)
         else:
             result = strategy.aggregate(start.tensors, counted, read_state(given.optimiser))

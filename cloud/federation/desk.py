@@ -10,7 +10,7 @@ import hmac
 import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -196,7 +196,7 @@ class Desk:
         if not key.signed(said.to_bytes(), header.signature):
             raise await self._refusal(Reason.BAD_SIGNATURE)
         expected = await self._expected(of)
-        if header.payload_bytes != expected.size:
+        if header.payload_bytes not in expected.updates:
             raise await self._refusal(Reason.WRONG_SHAPE)
         if self.uploading_bytes + header.payload_bytes > self._config.upload_memory_bytes:
             raise Overloaded("the cluster takes as many updates as it may now", self._later())
@@ -342,7 +342,7 @@ class Desk:
         if known is None:
             plan = RoundPlan.from_bytes(of.plan.encode())
             adapter = (await self._adapter(of.adapter_digest)).shapes
-            known = _Expected(plan, plan.update(adapter), plan.payload_bytes(adapter))
+            known = _Expected(plan, plan.updates(adapter))
             while len(self._plans) >= _REMEMBERED_PLANS:
                 del self._plans[next(iter(self._plans))]
             self._plans[of.adapter_digest, of.plan] = known
@@ -419,11 +419,10 @@ class Desk:
 
 @dataclass(frozen=True, slots=True)
 class _Expected:
-    """Plan of a round, what its updates look like, and the size of a payload."""
+    """Plan of a round, and what its updates look like by the size of the payload."""
 
     plan: RoundPlan
-    update: Expected
-    size: int
+    updates: Mapping[int, Expected]
 
 
 class _Upload:
@@ -496,7 +495,7 @@ def _wrong(header: UploadHeader, expected: _Expected, data: bytes) -> Reason | N
     if expected.plan.masked is not None:
         return None
     try:
-        check_payload(expected.plan, data, expected.update)
+        check_payload(expected.plan, data, expected.updates[len(data)])
     except InvalidInput as problem:
         if "finite" in problem.problem:
             return Reason.NOT_FINITE

@@ -5,6 +5,7 @@ of one transaction; see ``database``. Times are seconds since 1970 by the coordi
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -129,9 +130,8 @@ def check_in(
         request,
         current.number if current is not None else -1,
     )
-    open_ones = [
-        each for each in map(_lease, mine) if each.state == "open" and each.expires_at > now
-    ]
+    had = [_lease(row) for row in mine]
+    open_ones = [each for each in had if each.state == "open" and each.expires_at > now]
     if open_ones:
         lease = open_ones[0]
         for_round = round_numbered(tx, lease.round)
@@ -147,23 +147,8 @@ def check_in(
         return NotNow("no_round")
     if asked.base_digest != current.base_digest:
         return NotNow("other_base")
-    last_commit, taken, masked, waits = _before(tx, asked.device_id, current, config, now)
-    again_at = 0.0 if last_commit is None else last_commit + config.min_separation_s
-    if current.closes_at is not None and any(
-        each.state == "used" and each.round == current.number for each in map(_lease, mine)
-    ):
-        # The cohort, the noise and what ε says of it count devices: one update of each.
-        again_at = max(again_at, current.closes_at)
-    if again_at > now:
-        return NotNow("too_soon", again_at - now)
-    if waits:
-        return NotNow("too_soon")  # goal and minimum count devices, in asynchronous rounds, too
-    if masked:
-        at = phases.standing(tx, current.number)
-        if at is not None and at.beyond("keys"):
-            return NotNow("cohort_full")
-    if taken >= config.leases:
-        return NotNow("cohort_full")
+    if (not_now := _not_now(tx, asked.device_id, had, current, config=config, now=now)) is not None:
+        return not_now
     if any(row[-1] == request for row in mine):
         return NotNow("too_soon")  # its lease is used or void: a new try needs a new request
     expires_at = now + config.lease_s
@@ -437,6 +422,34 @@ def _still_good(
     if config.mode == "synchronous":
         return current is not None and lease.round == current.number
     return head_version(tx) - lease.adapter_version <= config.max_gap
+
+
+def _not_now(
+    tx: Transaction,
+    device_id: str,
+    had: Sequence[StoredLease],
+    current: Round,
+    *,
+    config: FederationConfig,
+    now: float,
+) -> NotNow | None:
+    """Why a device gets no lease of the round that is open, if it gets none."""
+    last_commit, taken, masked, waits = _before(tx, device_id, current, config, now)
+    again_at = 0.0 if last_commit is None else last_commit + config.min_separation_s
+    if current.closes_at is not None and any(
+        each.state == "used" and each.round == current.number for each in had
+    ):
+        # The cohort, the noise and what ε says of it count devices: one update of each.
+        again_at = max(again_at, current.closes_at)
+    if again_at > now:
+        return NotNow("too_soon", again_at - now)
+    if waits:
+        return NotNow("too_soon")  # goal and minimum count devices, in asynchronous rounds, too
+    if masked:
+        at = phases.standing(tx, current.number)
+        if at is not None and at.beyond("keys"):
+            return NotNow("cohort_full")
+    return NotNow("cohort_full") if taken >= config.leases else None
 
 
 def _before(

@@ -217,16 +217,6 @@ def discount(gap: int) -> float:
     return 1 / (1 + math.sqrt(gap))
 
 
-def at_rank(served: Tensors, rank: int) -> dict[str, Floats]:
-    """What a device of ``rank`` starts from: the leading columns of A and rows of B, heads whole.
-
-    They are the best approximation of that rank after ``ProductMean``, which orders them.
-    """
-    if rank < 1:
-        raise InvalidInput("rank", f"{rank} is not 1 or more")
-    return {name: _leading(name, tensor, rank) for name, tensor in served.items()}
-
-
 def modules(tensors: Tensors) -> list[str]:
     """The linears of which both A and B are there, sorted."""
     names = sorted(name.removesuffix(".a") for name in tensors if name.endswith(".a"))
@@ -406,12 +396,6 @@ def _distances(contributions: Sequence[Contribution]) -> Doubles:
     inner += np.array(heads) @ np.array(heads).T
     squares = np.diag(inner)
     return np.maximum(squares[:, None] + squares - 2 * inner, 0.0)
-
-
-def _leading(name: str, tensor: Floats, rank: int) -> Floats:
-    if name.endswith(".a"):
-        return np.ascontiguousarray(tensor[:, :rank])
-    return tensor[:rank].copy() if name.endswith(".b") else tensor.copy()
 
 
 _NOTHING: Tensors = {"nothing": np.zeros(1, np.float32)}

@@ -161,6 +161,7 @@ class SimulatedDevice:
                 clip_norm=plan.training.clip_norm,
                 cohort=LEAST_MASKED,
                 masked_only=plan.masked,
+                rank=None if plan.ranks is None else plan.ranks[number % len(plan.ranks)],
             ),
             trust=TrustStore(setting.trust),
             allowance=allowance,

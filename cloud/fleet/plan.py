@@ -98,6 +98,8 @@ class FleetPlan:
         most_less_kept: and so is one whose policy keeps a share of the certify part that is smaller
             by more than this, ≥ 0; not without ``recertify``.
         rank: of the adapter, ≥ 1.
+        ranks: that devices train, in turn, each 1 to ``rank``; ``None`` for the adapter's. Needs
+            training of both.
         level, least: see ``edge.training.worth_sending``.
         epochs: times that a device sees each of its examples at most, ≥ 1.
         rehearsal: weight of what a device kept and answered itself, in the training of a head, in
@@ -128,6 +130,7 @@ class FleetPlan:
     gate_delta: float | None = None
     most_less_kept: float = 0.02
     rank: int = 8
+    ranks: tuple[int, ...] | None = None
     level: float = 0.5
     least: int = 1
     epochs: int = 4
@@ -148,6 +151,11 @@ class FleetPlan:
             )
         if self.learner == "head" and not self.starting:
             raise InvalidInput("starting", "must be at least 1: a head starts from some labels")
+        if self.ranks is not None:
+            if not self.ranks or not all(1 <= each <= self.rank for each in self.ranks):
+                raise InvalidInput("ranks", f"must be one or more of 1 … {self.rank}")
+            if self.training.trained != "both" or self.masked:
+                raise InvalidInput("ranks", "need training of both, the product mean, in the clear")
         if self.masked:
             self._check_masks()
         elif self.mask_threshold is not None:

@@ -81,6 +81,23 @@ def accepted_plan(
     return plan
 
 
+def of_own_rank(plan: RoundPlan, start: StartingPoint, limits: Limits) -> StartingPoint:
+    """What a device of this rank trains from.
+
+    Raises:
+        Declined: the plan wants the whole rank.
+    """
+    rank = limits.rank
+    if rank is None or rank >= start.rank:
+        return start
+    if not plan.any_rank:
+        raise Declined(
+            AbortReason.OVER_BUDGET,
+            f"the plan trains rank {start.rank} and no less, this device gives {rank}",
+        )
+    return start.at_rank(rank)
+
+
 def update_shapes(lease: Lease, plan: RoundPlan, start: StartingPoint, limits: Limits) -> Shapes:
     """Shapes of the tensors that the plan trains.
 

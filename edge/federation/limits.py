@@ -24,6 +24,8 @@ class Limits:
         cohort: devices, fewer than which this one is not summed with, where updates are masked; 2
             or more.
         masked_only: it takes part only where the cluster learns no more than a sum.
+        rank: of the adapter that it trains: of a larger one it takes the leading part, where the
+            cluster averages products; ``None`` for any.
     """
 
     seconds: float = 900.0
@@ -33,6 +35,7 @@ class Limits:
     clip_norm: float = 10.0
     cohort: int = 3
     masked_only: bool = False
+    rank: int | None = None
 
     def exceeded_by(self, plan: RoundPlan, payload_bytes: int) -> str | None:
         """What a plan asks too much of, in a few words; ``None`` where it asks nothing so."""

@@ -50,7 +50,13 @@ from cascade.home import trust_dir
 from cascade.signing import SigningKey, TrustStore
 from edge.federation import masking
 from edge.federation.counting import AdapterCounts
-from edge.federation.lease import Declined, accepted_plan, starting_point, update_shapes
+from edge.federation.lease import (
+    Declined,
+    accepted_plan,
+    of_own_rank,
+    starting_point,
+    update_shapes,
+)
 from edge.federation.limits import Limits
 from edge.federation.masking import Masking
 from edge.federation.state import DeviceFolder, DeviceState, PendingUpload, RoundInHand
@@ -376,6 +382,7 @@ class Participant:
                 trust=self._trust,
                 artifacts=self._open().artifacts(),
             )
+            start = of_own_rank(plan, start, self._limits)
             shapes = update_shapes(lease, plan, start, self._limits)
         except Declined as declined:
             return await self._give_back(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cascade.errors import CascadeError
-from cascade.federation import Tensors
+from cascade.federation import Tensors, shapes_of
 from cascade.federation.payload import NO_COUNTS, Counts
 from cascade.federation.plan import RoundPlan
+from cascade.federation.tensors import at_rank, rank_of
 from edge.adapter import Adapter
 
 
@@ -25,6 +26,20 @@ class StartingPoint:
     base_digest: str
     adapter: Adapter
     tensors: Tensors
+
+    @property
+    def rank(self) -> int:
+        """The largest of its pairs."""
+        return rank_of(shapes_of(self.tensors))
+
+    def at_rank(self, rank: int) -> StartingPoint:
+        """What a device of a lower rank trains from."""
+        tensors = at_rank(self.tensors, rank)
+        pairs = {
+            name: replace(pair, a=tensors[f"{name}.a"], b=tensors[f"{name}.b"])
+            for name, pair in self.adapter.pairs.items()
+        }
+        return replace(self, adapter=replace(self.adapter, pairs=pairs), tensors=tensors)
 
 
 @dataclass(frozen=True, slots=True)

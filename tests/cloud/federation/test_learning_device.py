@@ -34,7 +34,7 @@ from cloud.registry import Delivery, Registry
 from edge import Adapter
 from edge.adapter import LoraPair, write_adapter
 from edge.examples import Example, ExampleStore, Source
-from edge.federation import ExampleTrainer, NoGain, Participant, Paused, StartingPoint, Step
+from edge.federation import ExampleTrainer, Limits, NoGain, Participant, Paused, StartingPoint, Step
 from edge.training import LessonMaker, drawn_a, example_of, open_training
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import TrainingLimits
@@ -263,7 +263,8 @@ class Round:
 
 
 @pytest.fixture
-def a_round(tiny: TinyBundle, tmp_path: Path) -> Iterator[Round]:
+def a_round(request: pytest.FixtureRequest, tiny: TinyBundle, tmp_path: Path) -> Iterator[Round]:
+    trained = getattr(request, "param", "b")
     publisher, trust = SigningKey.generate(), TrustStore(tmp_path / "publisher")
     trust.pin("maker", publisher.public)
     path = write_adapter(
@@ -277,9 +278,16 @@ def a_round(tiny: TinyBundle, tmp_path: Path) -> Iterator[Round]:
     config = FederationConfig(
         adapter=registry.publish(path, trust).artifact.digest,
         store=str(tmp_path / "rounds.sqlite3"),
-        goal=1,
+        goal=1 if trained == "b" else 3,
         minimum=1,
-        plan=PlanConfig(layers=2, learning_rate=0.05, batch=8, max_steps=24, clip_norm=10.0),
+        plan=PlanConfig(
+            layers=2,
+            trained=trained,
+            learning_rate=0.05,
+            batch=8,
+            max_steps=24,
+            clip_norm=10.0,
+        ),
     )
     database, adapters = Database(config.store_url), Adapters(registry, publisher)
     yield Round(config, adapters, database, Desk(database, adapters, config), registry)
@@ -299,6 +307,68 @@ def pinned(a_round: Round, tiny: TinyBundle, empty_home: Path) -> Callable[[], T
         return store
 
     return trust
+
+
+@pytest.mark.parametrize("a_round", ["both"], indirect=True)
+def test_devices_of_different_ranks_take_part_in_one_round(
+    a_round: Round, learner: Learner, pinned: Callable[[], TrustStore], tmp_path: Path
+) -> None:
+    trust, sent = pinned(), {}
+
+    async def taken_part(profile: ClientProfile) -> None:
+        await a_round.tick()
+        for rank in (None, 3, 1):
+            trainer = learner.trainer()
+            participant = Participant(
+                profile,
+                learner.tiny.bundle.manifest.base_digest,
+                trainer,
+                trust=trust,
+                examples=trainer.examples,
+                limits=Limits(rank=rank),
+                root=tmp_path / f"rank-{rank}",
+            )
+            assert (await participant.step()).outcome == "sent"
+            await participant.close()
+        sent.update(a_round.database.do_now(lambda tx: tx.all("SELECT place, bytes FROM updates")))
+        await a_round.tick()
+
+    delivery = Delivery(a_round.registry)
+    with testing.cluster(artifacts=delivery, federation=a_round.desk) as cluster:
+        asyncio.run(taken_part(cluster.profile))
+    assert sorted(sent.values(), reverse=True) == [sent[place] for place in sorted(sent)]
+    assert len(set(sent.values())) == 3, "each sends what its rank takes"
+    done = next(
+        each for each in a_round.database.do_now(lambda tx: recent(tx, 5)) if each.candidate_digest
+    )
+    assert (done.state, done.counted) == ("approved", 3)
+    assert done.candidate_digest is not None
+    candidate = a_round.adapters.read(done.candidate_digest)
+    before = a_round.adapters.read(a_round.config.adapter)
+    assert candidate.shapes == before.shapes, "at the rank that is served"
+    changed = {
+        name for name in before.tensors if (candidate.tensors[name] != before.tensors[name]).any()
+    }
+    assert {name[-1] for name in changed} == {"a", "b"}
+
+
+async def test_a_device_of_lower_rank_declines_a_plan_for_the_whole(
+    a_round: Round, learner: Learner, pinned: Callable[[], TrustStore]
+) -> None:
+    trust = pinned()
+    await a_round.tick()
+    with testing.cluster(artifacts=Delivery(a_round.registry), federation=a_round.desk) as cluster:
+        participant = Participant(
+            cluster.profile,
+            learner.tiny.bundle.manifest.base_digest,
+            learner.trainer(),
+            trust=trust,
+            limits=Limits(rank=2),
+        )
+        done = await participant.step()
+        await participant.close()
+    assert done.outcome == "declined"
+    assert "rank 4 and no less, this device gives 2" in done.note
 
 
 def test_a_device_takes_part_from_its_examples_to_a_candidate(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.errors import InvalidInput
-from cascade.federation import flatten, shapes_of
+from cascade.federation import at_rank, flatten, shapes_of
 from cascade.federation.masking import FixedPoint
 from cloud.federation import (
     FRESH,
@@ -23,7 +23,6 @@ from cloud.federation import (
     ProductMean,
     SeparateMean,
     TrimmedMean,
-    at_rank,
     discount,
     target,
 )

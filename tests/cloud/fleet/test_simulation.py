@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cascade.errors import InvalidInput
 from cascade.task import Task, generic
 from cascade.testing import TinyBundle
 from cloud.federation.config import AggregationConfig, PlanConfig
@@ -98,6 +99,24 @@ def test_a_fleet_learns_what_its_users_say(tiny: TinyBundle, tmp_path: Path) -> 
     assert result.rounds[1].aggregation_error == pytest.approx(0, abs=1e-5)
     assert not result.rounds[1].refused
     assert result.parts["test"] == 45
+
+
+def test_a_fleet_of_mixed_ranks_takes_part_in_one_round(tiny: TinyBundle, tmp_path: Path) -> None:
+    mixed = replace(PLAN, ranks=(1, 2, 4), training=TRAINING.model_copy(update={"trained": "both"}))
+    result = simulated(mixed, tiny, tmp_path / "mixed")
+    whole = simulated(replace(mixed, ranks=None, rounds=1), tiny, tmp_path / "whole")
+    assert result.rounds[1].updates == whole.rounds[1].updates == 3
+    assert result.rounds[1].bytes_up < 0.75 * whole.rounds[1].bytes_up
+    error = result.rounds[1].aggregation_error
+    assert error is not None
+    assert 0 < error < 0.5
+    assert result.rounds[-1].version == 3
+    for problem, given in (
+        ("must be one or more of 1 … 4", {"ranks": (8,)}),
+        ("need training of both", {"ranks": (2,), "training": TRAINING}),
+    ):
+        with pytest.raises(InvalidInput, match=problem):
+            replace(mixed, **given)  # type: ignore[arg-type]
 
 
 def test_the_same_seed_gives_the_same_fleet(tiny: TinyBundle, tmp_path: Path) -> None:
