@@ -30,7 +30,7 @@ from cascade.signing import TrustStore
 from edge.adapter import AdapterManifest
 from edge.bundle import MANIFEST, SIGNATURE, Manifest
 from edge.delivered import DEFAULT_CHANNEL, Delivered, alone
-from edge.trial import Trial, refuse_given_up
+from edge.trial import Trial, on_trial, passed, refuse_given_up, settled
 
 if TYPE_CHECKING:  # gRPC takes a quarter of a second, which only a set-up is to pay
     from cascade.wire import ArtifactQuery, ClientProfile, GrpcArtifacts, Offer
@@ -85,6 +85,7 @@ async def install(
     """``set_up`` for one who holds the lock, ``edge.delivered.alone``, already."""
     from cascade.wire import GrpcArtifacts
 
+    settled()  # what is here is what a trial leaves
     before = Delivered.load()
     if before.revision == 0:
         before.save()  # keeps its name from now on
@@ -128,12 +129,14 @@ class _Install:
         after = Delivered(
             channel, release.revision, release.artifacts, bundle, adapter, before.device_id
         )
-        if adapter and adapter != before.adapter:
+        if adapter and (adapter != before.adapter or on_trial(adapter)):
             Trial.begin(before, after, {policy.base_digest for policy, _, _ in policies})
         # Last, so that none is found before what it was certified for.
         for policy, data, signature in policies:
             _put_policy(policy, data, signature)
         after.save()
+        if not adapter:
+            passed()  # one that was on trial is gone
         return after
 
     def _release(self, offer: Offer, before: Delivered, channel: str) -> ReleaseManifest:

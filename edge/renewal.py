@@ -11,6 +11,7 @@ goes on with its own policies.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cascade import home
-from cascade.errors import BundleError, CascadeError
+from cascade.errors import BundleError
 from cascade.policy import PolicyStore
 from cascade.signing import TrustStore
 from cascade.wire import ClientProfile
@@ -112,7 +113,7 @@ def start(model: OnnxModel, delivered: Delivered, trust: TrustStore) -> None:
     if delivered.adapter:
         try:
             _apply(model, delivered.adapter, trust)
-        except CascadeError as problem:
+        except Exception as problem:
             # Without it the model still answers, and no policy of the adapter's applies.
             _log.warning("the adapter %s… is not used: %s", delivered.adapter[:12], problem)
 
@@ -121,15 +122,18 @@ def _try(model: OnnxModel, digest: str, trust: TrustStore, check: SelfCheck) -> 
     """Apply an adapter that was just installed, "" for none; where that fails, install and apply
     what was there before. Returns why it failed; "" where it did not."""
     trial = Trial.load()
-    if trial is not None and trial.adapter == digest:
-        trial = trial.tried()
+    trial = trial.tried() if trial is not None and trial.adapter == digest else None
     try:
         _apply(model, digest, trust, check)
-    except (CascadeError, OSError) as problem:
+    except KeyboardInterrupt:
+        if trial is not None:
+            dataclasses.replace(trial, tries=trial.tries - 1).save()  # which says nothing of it
+        raise
+    except Exception as problem:  # the runtime's own errors, too
         if trial is not None:
             trial.go_back()
         _log.warning("the adapter %s… is not used: %s", digest[:12], problem)
-        return str(problem)
+        return str(problem) or type(problem).__name__
     passed()
     return ""
 

@@ -94,10 +94,11 @@ class Trial:
         Arguments:
             bases: base digests whose policies are about to change.
         """
-        pending, policies = cls.load(), {base: _files(base) for base in bases}
+        pending, policies, tries = cls.load(), {base: _files(base) for base in bases}, 0
         if pending is not None and pending.back is not None:
             before = pending.back  # what is here now was not proved either
             policies |= pending.policies
+            tries = pending.tries if pending.adapter == after.adapter else 0
         same = before.artifacts[:1] == after.artifacts[:1]  # the first is the bundle
         back = dataclasses.replace(
             after,
@@ -105,7 +106,7 @@ class Trial:
             artifacts=before.artifacts if same else after.artifacts,
             bundle=before.bundle if same else after.bundle,
         )
-        cls(after.adapter, back, policies).save()
+        cls(after.adapter, back, policies, tries).save()
 
     def save(self) -> None:
         """Write it."""
@@ -155,8 +156,12 @@ def settled() -> Trial | None:
     trial = Trial.load()
     if trial is None or trial.back is None:
         return None
-    if trial.adapter != Delivered.load().adapter:  # ended by who installed it, half-way
-        trial.go_back()
+    here = Delivered.load()
+    if trial.adapter != here.adapter:
+        if here.channel == trial.back.channel and here.revision <= trial.back.revision:
+            trial.go_back()  # its installation was cut off
+        else:
+            passed()  # the installation of a later release without an adapter was
         return None
     if trial.tries < TRIES:
         return trial
@@ -165,9 +170,14 @@ def settled() -> Trial | None:
     return None
 
 
+def on_trial(adapter: str) -> bool:
+    """Whether an adapter has not answered here yet."""
+    trial = Trial.load()
+    return trial is not None and trial.back is not None and trial.adapter == adapter
+
+
 def refuse_given_up(adapter: str) -> None:
     """Raise ``AdapterRefused`` for an adapter of which the trial was given up for good."""
-    settled()
     trial = Trial.load()
     if trial is not None and trial.back is None and trial.adapter == adapter:
         raise AdapterRefused(adapter)

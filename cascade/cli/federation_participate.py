@@ -136,6 +136,7 @@ def _participate(args: argparse.Namespace) -> int:
             ready=trainer.ready,
             consented=trainer.consented,
             forgotten=trainer.forgotten,
+            discard=trainer.discard,
             limits=Limits(masked_only=args.masked_only, rank=args.rank),
         )
         asyncio.run(_run(participant, args, progress))

@@ -168,6 +168,7 @@ class SimulatedDevice:
             examples=learner.examples,
             consented=learner.consented,
             forgotten=learner.forgotten,
+            discard=learner.discard,
             clock=clock,
             root=root / "federation",
             connect=lambda _: self._connection,

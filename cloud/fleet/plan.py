@@ -149,6 +149,8 @@ class FleetPlan:
             raise InvalidInput(
                 "gate_delta", "must lie between 0 and 0.5, and most_worse be above 0"
             )
+        if self.goal is not None and self.goal > self.devices:
+            raise InvalidInput("goal", f"must be at most {self.devices}: it counts devices")
         if self.learner == "head" and not self.starting:
             raise InvalidInput("starting", "must be at least 1: a head starts from some labels")
         if self.ranks is not None:

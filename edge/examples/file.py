@@ -175,7 +175,10 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     (written,) = connection.execute("PRAGMA user_version").fetchone()
     if written > _FORMAT:
         raise InvalidInput(f"{path}", f"has format {written}; this SDK reads {_FORMAT}; upgrade it")
-    if written < _FORMAT:
+    (marks,) = connection.execute(
+        "SELECT COUNT(*) FROM sqlite_master WHERE name = 'forgotten'"  # which came later
+    ).fetchone()
+    if written < _FORMAT or not marks:
         connection.executescript(_SCHEMA)
         connection.execute(f"PRAGMA user_version = {_FORMAT}")
 

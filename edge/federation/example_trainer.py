@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -21,6 +22,7 @@ from cascade.federation import Shapes, Tensors, shapes_of
 from cascade.federation.payload import NO_COUNTS
 from cascade.federation.plan import RoundPlan, is_of_head
 from cascade.federation.tensors import Floats
+from cascade.files import write_whole
 from cascade.task import Task
 from edge.adapter import Adapter, LoraPair
 from edge.bundle import Bundle
@@ -138,10 +140,15 @@ class ExampleTrainer:
             except Paused:
                 raise
             except CascadeError:
-                self._allowance.checkpoint_path.unlink(missing_ok=True)
+                self.discard()
                 raise
-            self._allowance.checkpoint_path.unlink(missing_ok=True)
+            self.discard()
             return trained
+
+    def discard(self) -> None:
+        """Keep nothing of training that was not ended: a ``Participant``'s ``discard``."""
+        for path in (self._allowance.checkpoint_path, self._since_path):
+            path.unlink(missing_ok=True)
 
     def examples(self) -> int:
         """How many examples there are to learn from: a ``Participant``'s ``examples``."""
@@ -170,7 +177,12 @@ class ExampleTrainer:
 
     def _trained(self, plan: RoundPlan, start: StartingPoint, allowed: TrainingSession) -> Trained:
         began = self._clock.read()
-        chosen = curate(self._store.examples(), self._store.consent(), self._rules)
+        examples = self._store.examples()
+        newest_s = max((each.at_s for each in examples), default=0.0)
+        # One that is ahead of the clock was kept under another.
+        until_s = self._since(plan, start, max(began.wall_s, newest_s))
+        examples = [each for each in examples if each.at_s <= until_s]
+        chosen = curate(examples, self._store.consent(), self._rules)
         learn = _newest(chosen.learn, plan.max_examples)
         aside = _newest(chosen.held_out, plan.max_examples)
         if lack := self._too_little(len(learn), len(aside)):
@@ -192,6 +204,23 @@ class ExampleTrainer:
             change |= each.change
         counts = next((each.row_counts for each in made if each.row_counts.size), NO_COUNTS)
         return Trained(change, max(each.examples for each in made), counts)
+
+    @property
+    def _since_path(self) -> Path:
+        return self._allowance.checkpoint_path.with_suffix(".since")
+
+    def _since(self, plan: RoundPlan, start: StartingPoint, now_s: float) -> float:
+        """When training for this round was first begun: what came in a pause is for the next one,
+        or no run would ever be the same again."""
+        what = f"{plan.seed} {start.adapter.digest}"
+        try:
+            known, at = self._since_path.read_text().rsplit(" ", 1)
+            if known == what:
+                return float(at)
+        except (OSError, ValueError):  # there is none
+            pass
+        write_whole(self._since_path, f"{what} {now_s!r}".encode(), private=True)
+        return now_s
 
     def _head(self, of: _Round) -> Trained:
         head = of.start.adapter.head

@@ -83,6 +83,8 @@ _KEEP: Final = frozenset(
 never be taken."""
 _UNSAID_WAIT_S: Final = 60.0
 _SPREAD: Final = 0.25
+_BEGUN: Final = 3
+"""Processes that may end while they train for a round: a kill is no verdict."""
 _GIVE_BACK_S: Final = 120.0
 """Of a lease's time: with less left, a round that is paused is given back."""
 
@@ -141,6 +143,8 @@ class Participant:
             an update that waits while consent is withdrawn is dropped.
         forgotten: another word whenever its owner had an example forgotten: what was learned before
             that and was not sent yet is dropped.
+        discard: called when a round that was begun is not gone on with: what its training keeps is
+            of no more use.
         attest: makes the platform's statement about this device from its public key (32 bytes),
             for a coordinator that wants one.
         clock: see ``cascade.clock``.
@@ -163,6 +167,7 @@ class Participant:
         ready: Callable[[], str] = lambda: "",
         consented: Callable[[], bool] = lambda: True,
         forgotten: Callable[[], str] = lambda: "",
+        discard: Callable[[], None] = lambda: None,
         attest: Callable[[bytes], Attestation] | None = None,
         clock: Clock | None = None,
         root: Path | None = None,
@@ -182,6 +187,7 @@ class Participant:
         self._ready = ready
         self._consented = consented
         self._forgotten = forgotten
+        self._discard = discard
         self._attest = attest
         self._clock = clock or SystemClock()
         self._random = random.Random(secrets.randbits(64))
@@ -273,38 +279,67 @@ class Participant:
         if state.masking is not None:
             return await self._mask(state, state.masking)
         if state.training is not None and state.training.expires.left_s(reading) <= 0:
-            state = replace(state, training=None)  # its lease is void
-        usage, joined = state.usage.on(reading.wall_s), state.training is not None
-        if not joined and usage.rounds >= self._limits.rounds_per_day:
-            return Step("spent", _UNSAID_WAIT_S, "took part as often today as it may")
-        if self._allowance is not None:
-            permission = self._allowance.may_train(participate=True, joined=joined)
-            if not permission.allowed:
-                why = ", ".join(permission.reasons)
-                if state.training is not None:
-                    return await self._paused(state, state.training, why)
-                return Step("not_ready", max(permission.retry_s, _UNSAID_WAIT_S), why)
-        if why := await asyncio.to_thread(self._ready):
-            return Step("not_ready", _UNSAID_WAIT_S, why)
-        state = await self._enrolled(replace(state, usage=usage))
+            state = self._left(state)  # its lease is void
+        if state.training is not None and (ended := await self._ended(state, state.training)):
+            return ended
+        state = replace(state, usage=state.usage.on(reading.wall_s))
+        if (not_yet := await self._not_yet(state)) is not None:
+            return not_yet
+        state = await self._enrolled(state)
         lease, state, done = await self._lease(state)
         if lease is None:
             return done
         return await self._take_part(state, lease)
 
+    async def _not_yet(self, state: DeviceState) -> Step | None:
+        """What stands in the way of training, if anything does now."""
+        in_hand, wait_s = state.training, _UNSAID_WAIT_S
+        if in_hand is None and state.usage.rounds >= self._limits.rounds_per_day:
+            return Step("spent", wait_s, "took part as often today as it may")
+        why = ""
+        if self._allowance is not None:
+            permission = self._allowance.may_train(participate=True, joined=in_hand is not None)
+            why, wait_s = ", ".join(permission.reasons), max(permission.retry_s, wait_s)
+        why = why or await asyncio.to_thread(self._ready)
+        if not why:
+            return None
+        if in_hand is not None:
+            return await self._paused(state, in_hand, why)
+        return Step("not_ready", wait_s, why)
+
+    async def _ended(self, state: DeviceState, in_hand: RoundInHand) -> Step | None:
+        """Give back a round of which nothing may come any more."""
+        outcome: Outcome = "withdrawn"
+        reason, why = AbortReason.CONDITIONS, await self._lost(state)
+        if not why and in_hand.begun >= _BEGUN:
+            why = f"{_BEGUN} processes ended while they trained for it"
+            reason, outcome = AbortReason.FAILED, "failed"
+        if not why:
+            return None
+        return await self._give_back(state, in_hand.lease_id, reason, outcome, note=why)
+
     async def _held(self, state: DeviceState) -> Step | None:
         """What stands in the way of sending what was learned, if anything does now."""
-        why = ""
-        if not await asyncio.to_thread(self._consented):
-            why = "consent was withdrawn"
-        elif await asyncio.to_thread(self._forgotten) != state.learned:
-            why = "examples were forgotten"
-        if why:
+        if why := await self._lost(state):
             self._folder.save(replace(state, pending=None, masking=None))
             return Step("withdrawn", _UNSAID_WAIT_S, f"{why}: the update is dropped")
         if self._allowance is not None and not self._allowance.may_send():
             return Step("unsent", _UNSAID_WAIT_S, Hold.NOT_UNMETERED.value)
         return None
+
+    async def _lost(self, state: DeviceState) -> str:
+        """Why nothing may come any more of what was learned; "" where it may."""
+        if not await asyncio.to_thread(self._consented):
+            return "consent was withdrawn"
+        if await asyncio.to_thread(self._forgotten) != state.learned:
+            return "examples were forgotten"
+        return ""
+
+    def _left(self, state: DeviceState) -> DeviceState:
+        """Without the round that it was in."""
+        if state.training is not None:
+            self._discard()
+        return replace(state, training=None)
 
     async def _enrolled(self, state: DeviceState) -> DeviceState:
         if state.coordinator_id:
@@ -316,13 +351,23 @@ class Participant:
                 key.public.raw,
                 given.challenge,
                 key.sign_raw(statements.enrolment(given.challenge)),
-                None if self._attest is None else self._attest(key.public.raw),
+                await self._attested(key.public.raw),
                 self._described(),
             )
         )
         state = replace(state, coordinator_id=known.coordinator_id)
         self._folder.save(state)
         return state
+
+    async def _attested(self, public_key: bytes) -> Attestation | None:
+        if self._attest is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._attest, public_key)
+        except Exception as problem:  # whatever the platform raises
+            raise RemoteError(
+                "UNAVAILABLE", f"the platform does not attest now: {problem}"
+            ) from None
 
     async def _lease(self, state: DeviceState) -> tuple[Lease | None, DeviceState, Step]:
         if not state.request_id:
@@ -348,11 +393,11 @@ class Participant:
             )
         except RemoteError as problem:
             if problem.status == "NOT_FOUND":  # it does not know this device (any more)
-                state = replace(state, coordinator_id="", request_id="", training=None)
+                state = replace(self._left(state), coordinator_id="", request_id="")
                 self._folder.save(state)
             raise
         if reply.lease is None:
-            state = replace(state, request_id="", training=None)
+            state = replace(self._left(state), request_id="")
             done = self._later(state, "not_needed", reply.retry, reply.no_lease or "")
             return None, state, done
         return reply.lease, state, Step("waiting", 0.0)
@@ -400,14 +445,14 @@ class Participant:
                 state, lease.lease_id, AbortReason.UNFIT, "declined", note=str(problem)
             )
         if in_hand is None:
+            learned = await asyncio.to_thread(self._forgotten)
             if self._allowance is not None:
                 self._allowance.participated()
             # It counts as taken part from here on, whatever comes of it, and once.
             in_hand = RoundInHand(lease.lease_id, expires)
-            state = replace(state, usage=state.usage.one_more())
-        in_hand = replace(in_hand, expires=expires)
-        learned = await asyncio.to_thread(self._forgotten)
-        state = replace(state, training=in_hand, learned=learned)
+            state = replace(state, usage=state.usage.one_more(), learned=learned)
+        in_hand = replace(in_hand, expires=expires, begun=in_hand.begun + 1)
+        state = replace(state, training=in_hand)
         self._folder.save(state)
         return await self._train(state, _Joined(lease, plan, start, shapes, in_hand))
 
@@ -431,7 +476,7 @@ class Participant:
             payload = encode_payload(plan, change, counts, self._rounding())
         except Paused as problem:
             spent_s = in_hand.spent_s + passed_s(began, self._clock.read())
-            in_hand = replace(in_hand, spent_s=spent_s)
+            in_hand = replace(in_hand, spent_s=spent_s, begun=0)
             state = replace(state, training=in_hand)
             return await self._paused(state, in_hand, str(problem))
         except NoGain as problem:
@@ -588,7 +633,7 @@ class Participant:
         note: str,
         least_s: float = 0.0,
     ) -> Step:
-        state = replace(state, request_id="", training=None)
+        state = replace(self._left(state), request_id="")
         self._folder.save(state)
         signature = self._key.sign_raw(statements.abort(self.device_id, lease_id))
         retry = await self._open().abort(Abort(self.device_id, lease_id, signature, reason))

@@ -45,12 +45,14 @@ class RoundInHand:
     """A round that was joined, of which the training has not ended.
 
     Arguments:
-        spent_s: of the plan's seconds, before its pauses. A kill is not seen, and costs nothing.
+        spent_s: of the plan's seconds, before its pauses. What a killed process used is not seen.
+        begun: how often training was begun and did not come to a pause or an end.
     """
 
     lease_id: str
     expires: Timer
     spent_s: float = 0.0
+    begun: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +109,12 @@ class DeviceState:
         if self.masking is not None:
             value["masking"] = self.masking.to_json()
         if self.training is not None:
-            lease_id, spent_s = self.training.lease_id, self.training.spent_s
-            expires = self.training.expires.to_json()
-            value["training"] = {"lease_id": lease_id, "expires": expires, "spent_s": spent_s}
+            value["training"] = {
+                "lease_id": self.training.lease_id,
+                "expires": self.training.expires.to_json(),
+                "spent_s": self.training.spent_s,
+                "begun": self.training.begun,
+            }
         if self.learned:
             value["learned"] = self.learned
         return (json.dumps(value, indent=2) + "\n").encode()
@@ -253,6 +258,7 @@ def _training(value: object, where: str) -> RoundInHand:
         fields.text("lease_id"),
         Timer.from_json(fields.take("expires"), f"{where}.expires"),
         fields.number("spent_s", 0.0),
+        fields.integer("begun", 0, 2**31),
     )
     fields.end()
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from cascade import home, testing
 from cascade.wire import ClientProfile
-from edge import Delivered, Device, delivery, renewal, set_up
+from edge import AsyncDevice, Delivered, Device, delivery, renewal, set_up
 from edge.delivered import alone
 from edge.trial import TRIES, AdapterRefused, Trial
 from tests.edge.test_delivery import Shop, device, shop  # noqa: F401 (fixtures)
@@ -151,6 +152,78 @@ def test_the_first_adapter_of_all_goes_back_to_none(
         dies()
     assert runs() == ("", False)
     assert Delivered.load().bundle == "tiny"
+
+
+def test_what_comes_after_one_that_ended_processes_goes_back_beyond_it(
+    shop: Shop,  # noqa: F811
+    delivered: tuple[str, ClientProfile],
+) -> None:
+    """Nobody has opened the device in between."""
+    first, profile = delivered
+    for version in (2, 3):
+        publish(shop, version)
+        asyncio.run(set_up(profile))
+        for _ in range(TRIES):
+            dies()
+    assert runs() == (first, True)
+
+
+def test_an_adapter_on_trial_that_is_taken_out_is_gone(
+    shop: Shop,  # noqa: F811
+    delivered: tuple[str, ClientProfile],
+) -> None:
+    _, profile = delivered
+    publish(shop, 2)
+    asyncio.run(set_up(profile))
+    channel = shop.registry.channel("stable")
+    (variant,) = channel.variants
+    bare = dataclasses.replace(variant, stable=variant.stable[:1])
+    shop.registry.save(
+        dataclasses.replace(channel, revision=channel.revision + 1, variants=(bare,)), shop.key
+    )
+    revision = asyncio.run(set_up(profile)).revision
+    assert runs()[0] == ""
+    assert (Delivered.load().revision, Delivered.load().adapter) == (revision, "")
+    assert not home.trial_path().exists()
+
+
+def test_an_error_of_the_runtime_is_a_failed_try(
+    shop: Shop,  # noqa: F811
+    delivered: tuple[str, ClientProfile],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, profile = delivered
+
+    def broken(model: object) -> bool:
+        raise RuntimeError("bad node")
+
+    with Device.open() as running:
+        second = publish(shop, 2)
+        done = running.renew(profile, check=broken)
+        assert (done.outcome, done.refused, done.why) == ("kept", second, "bad node")
+    asyncio.run(set_up(profile))
+    with monkeypatch.context() as patch:
+        patch.setattr(renewal, "answers", broken)
+        assert runs() == (first, True)
+    assert runs() == (first, True)
+
+
+def test_ctrl_c_is_no_try(
+    shop: Shop,  # noqa: F811
+    delivered: tuple[str, ClientProfile],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(model: object) -> bool:
+        raise KeyboardInterrupt
+
+    second = publish(shop, 2)
+    asyncio.run(set_up(delivered[1]))
+    with monkeypatch.context() as patch:
+        patch.setattr(renewal, "answers", interrupted)
+        for _ in range(TRIES + 1):
+            with pytest.raises(KeyboardInterrupt):
+                AsyncDevice.open()
+    assert runs() == (second, True)
 
 
 @pytest.mark.parametrize("instant", ["policy", "word", "try", "proved"])

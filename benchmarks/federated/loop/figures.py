@@ -81,7 +81,7 @@ def _seeds(run: Run) -> tuple[int, ...]:
 
 
 def _asked(of: LoopTask, seed: int) -> list[Job]:
-    return [Job(of, f"{ASKED}{name}", seed) for name in of.wordings if seed in of.asked_at]
+    return [Job(of, f"{ASKED}{name}", seed) for name in of.wordings]
 
 
 def _head_jobs(run: Run, of: LoopTask) -> Iterator[Job]:

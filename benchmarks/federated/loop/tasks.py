@@ -65,7 +65,6 @@ class LoopTask:
         attacked: it is run with attackers, too, under this rule. The median needs devices that see
             the same answers: of a row that most have nothing to say of, it leaves nothing.
         evaluation: it is only looked at; nothing was to be reached on it.
-        asked_at: the seeds at which it is; scoring 27 answers takes a while.
     """
 
     name: str
@@ -82,7 +81,6 @@ class LoopTask:
     lora_steps: int = 20
     attacked: Literal["mean", "median"] | None = None
     evaluation: bool = False
-    asked_at: tuple[int, ...] = (0, 1, 2)
 
 
 def commands() -> LoopTask:
@@ -117,7 +115,6 @@ def commands() -> LoopTask:
         alpha=0.05,
         partition="dirichlet:0.3",
         wordings={"plain": task},
-        asked_at=(0,),
         lora_steps=10,
         attacked="mean",
     )

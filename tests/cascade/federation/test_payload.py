@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cascade.errors import InvalidInput
-from cascade.federation import clip_to_norm
+from cascade.federation import Expected, clip_to_norm
 from cascade.federation.masked_plan import MaskedPlan
 from cascade.federation.payload import (
     decode_payload,
@@ -29,6 +29,11 @@ ADAPTER = {
 SHAPES = PLAN.shapes(ADAPTER)
 
 
+def expected(plan: RoundPlan) -> Expected:
+    (only,) = plan.updates(ADAPTER).values()
+    return only
+
+
 def drawn(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     made = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
@@ -48,7 +53,7 @@ def test_counts_travel_behind_the_update_and_are_bounded() -> None:
     change, counts = drawn(0), np.array([3, 0, 1000])
     data = encode_payload(PLAN, change, counts, np.random.default_rng(0))
     assert len(data) == PLAN.payload_bytes(ADAPTER)
-    read, weights = decode_payload(PLAN, data, PLAN.update(SHAPES))
+    read, weights = decode_payload(PLAN, data, expected(PLAN))
     for name, tensor in change.items():
         np.testing.assert_array_equal(read[name], tensor)
     assert {name: each.tolist() for name, each in weights.items()} == {
@@ -69,7 +74,7 @@ def test_counts_travel_behind_the_update_and_are_bounded() -> None:
 def test_counts_are_read_strictly(spoiled, field) -> None:
     data = encode_payload(PLAN, drawn(0), np.array([1, 2, 3]), np.random.default_rng(0))
     with pytest.raises(InvalidInput) as caught:
-        decode_payload(PLAN, spoiled(data), PLAN.update(SHAPES))
+        decode_payload(PLAN, spoiled(data), expected(PLAN))
     assert caught.value.field.startswith(field)
 
 

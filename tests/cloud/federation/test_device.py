@@ -407,6 +407,68 @@ async def test_a_round_goes_on_under_its_lease_after_a_pause_and_after_a_kill(
     assert (await device.step()).outcome == "spent"
 
 
+@pytest.mark.parametrize("what", ["consent", "forgotten", "killed", "too little"])
+async def test_a_round_in_hand_ends_where_nothing_may_come_of_it(
+    world: World, tmp_path: Path, what: str
+) -> None:
+    good = Conditions("unmetered", charging=True, idle=True)
+    allowed = TrainingAllowance(
+        TrainingLimits(), FixedConditions(good), path=tmp_path / "books", clock=world.clock
+    )
+    said: dict[str, object] = {"consent": True, "forgotten": "", "ready": ""}
+    left: list[int] = []
+
+    def dies(plan: RoundPlan, start: StartingPoint) -> Trained:
+        raise Killed if what == "killed" else Paused("stopped: not_idle")
+
+    device = world.device(
+        dies,
+        allowance=allowed,
+        consented=lambda: said["consent"],
+        forgotten=lambda: said["forgotten"],
+        ready=lambda: said["ready"],
+        discard=lambda: left.append(1),
+    )
+    if what == "killed":
+        for _ in range(3):
+            with pytest.raises(Killed):
+                await device.step()
+    else:
+        assert (await device.step()).outcome == "paused"
+    said |= {
+        "consent": {"consent": False},
+        "forgotten": {"forgotten": "another"},
+        "too little": {"ready": "0 examples"},
+        "killed": {},
+    }[what]
+    world.clock.passes(61)
+    done = await device.step()
+    if what == "too little":
+        assert (done.outcome, done.note) == ("paused", "0 examples")
+        assert not left
+    else:
+        outcome, note = {
+            "consent": ("withdrawn", "consent was withdrawn"),
+            "forgotten": ("withdrawn", "examples were forgotten"),
+            "killed": ("failed", "3 processes ended while they trained for it"),
+        }[what]
+        assert (done.outcome, done.note) == (outcome, note)
+        reason = "failed" if what == "killed" else "conditions"
+        assert world.counters()[f"aborted.{reason}"] == 1
+        assert left == [1]
+        assert "committed" not in world.counters()
+
+
+async def test_a_platform_that_does_not_attest_now_is_asked_again(world: World) -> None:
+    def away(key: bytes) -> Attestation:
+        raise OSError("no network")
+
+    done = await world.device(attest=away).step()
+    assert done.outcome == "failed"
+    assert "does not attest now: no network" in done.note
+    assert done.wait_s > 0
+
+
 async def test_a_round_is_given_back_when_its_device_stays_in_use(
     world: World, tmp_path: Path
 ) -> None:

@@ -157,6 +157,40 @@ def test_the_trunk_is_freed_before_the_first_step(
     assert not any(loaded)
 
 
+def test_what_came_in_a_pause_is_for_the_next_round(learner: Learner) -> None:
+    def paused() -> None:
+        class Taken(FixedConditions):
+            asked = 0
+
+            def read(self) -> Conditions:
+                self.asked += 1
+                return RESTING if self.asked < 2 else replace(RESTING, idle=False)
+
+        trainer = learner.trainer(conditions=Taken(), limits=TrainingLimits(steps_per_day=3))
+        with pytest.raises(Paused):
+            trainer(PLAN, learner.point)
+
+    paused()
+    assert len(list(learner.folder.glob("*.checkpoint"))) == 1
+    late = next(kept(count=1))
+    store = ExampleStore(learner.folder / "examples.sqlite3", clock=time.time)
+    now = time.time() + 1
+    text = (Message("user", "a text that came while it was in use"),)
+    assert store.add(replace(late, request_id="late", messages=text, at_s=now)) is None
+    steps: list[int] = []
+    on = learner.trainer(watch=lambda what, done, _: what == "train LoRA" and steps.append(done))
+    on(PLAN, learner.point)
+    assert steps[0] == 4
+    again = learner.trainer(limits=TrainingLimits())(PLAN, learner.point)
+    assert again.examples >= 1
+    # What is not gone on with leaves nothing behind.
+    trainer = learner.trainer()
+    learner.allowance(FixedConditions(RESTING), TrainingLimits()).checkpoint_path.write_bytes(b"x")
+    trainer.discard()
+    assert not list(learner.folder.glob("training.checkpoint*"))
+    assert not list(learner.folder.glob("*.since"))
+
+
 def test_training_is_the_same_again(learner: Learner) -> None:
     one = learner.trainer(limits=TrainingLimits(separation_s=0))(PLAN, learner.point)
     two = learner.trainer(limits=TrainingLimits(separation_s=0))(PLAN, learner.point)

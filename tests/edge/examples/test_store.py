@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -376,3 +377,16 @@ def test_two_processes_share_a_store_from_its_first_moment(tmp_path):
     with ExampleStore(tmp_path / "s") as store:
         assert len(store.examples()) == 120
         assert len(store.consents()) == 1
+
+
+def test_a_store_of_before_there_were_marks_can_forget(make, tmp_path):
+    path = tmp_path / "examples.sqlite3"
+    with ExampleStore(path, clock=lambda: 100.0) as store:
+        store.grant()
+        store.add(make("text", request_id="one"))
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("DROP TABLE forgotten")
+    with ExampleStore(path, clock=lambda: 100.0) as store:
+        assert not store.forgotten()
+        assert store.forget(request_ids=["one"]) == 1
+        assert store.forgotten()
