@@ -466,8 +466,9 @@ def _before(
         "SELECT (SELECT last_commit FROM devices WHERE id = ?), "
         f"(SELECT COUNT(*) FROM leases WHERE {taken}), "
         "(SELECT COUNT(*) FROM masked_rounds WHERE round = ?), "
-        "(SELECT COUNT(*) FROM leases JOIN updates ON updates.lease = leases.id "
-        "WHERE leases.device = ? AND leases.state = 'used' AND updates.counted_in IS NULL)",
+        # From the device's leases on, of which there are few: a store may choose all updates else.
+        "(SELECT COUNT(*) FROM leases CROSS JOIN updates WHERE leases.device = ? "
+        "AND updates.lease = leases.id AND updates.counted_in IS NULL)",
         device_id,
         *values,
         current.number,
