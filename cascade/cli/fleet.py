@@ -325,7 +325,10 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(each) for each in text.split(","))
+    try:
+        return tuple(int(each) for each in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 2,4,8") from None
 
 
 def _check_masked(args: argparse.Namespace) -> None:
