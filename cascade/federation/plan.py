@@ -146,11 +146,10 @@ class RoundPlan:
         Raises:
             InvalidInput: nothing is left to train.
         """
-        most = rank_of(adapter)
-        given = [shapes_at_rank(adapter, rank) for rank in range(most, 0, -1)]
+        lower = range(rank_of(adapter) - 1, 0, -1) if self.any_rank else ()
         return {
             self.payload_bytes(shapes): Expected.of(self.shapes(shapes), self.bits)
-            for shapes in (given if self.any_rank else [adapter])
+            for shapes in (adapter, *(shapes_at_rank(adapter, rank) for rank in lower))
         }
 
     def to_bytes(self) -> bytes:

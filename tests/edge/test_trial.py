@@ -45,10 +45,11 @@ def delivered(shop: Shop, device: Path):  # noqa: F811
         yield first, cluster.profile
 
 
-def dies() -> None:
-    """Open the device in a process that its adapter ends."""
-    done = subprocess.run([sys.executable, "-c", DIES], check=False, env=dict(os.environ))
-    assert done.returncode == -signal.SIGKILL
+def dies(times: int = TRIES) -> None:
+    """Open the device in processes that its adapter ends."""
+    for _ in range(times):
+        done = subprocess.run([sys.executable, "-c", DIES], check=False, env=dict(os.environ))
+        assert done.returncode == -signal.SIGKILL
 
 
 def runs() -> tuple[str, bool]:
@@ -79,8 +80,7 @@ def test_an_adapter_that_ends_processes_is_left_for_the_one_before(
     first, profile = delivered
     second = publish(shop, 2)
     asyncio.run(set_up(profile))
-    for _ in range(TRIES):
-        dies()
+    dies()
     with caplog.at_level(logging.WARNING):
         assert runs() == (first, True)
     assert f"{TRIES} processes ended while it was tried here" in caplog.text
@@ -105,7 +105,7 @@ def test_one_kill_is_no_verdict(
 ) -> None:
     second = publish(shop, 2)
     asyncio.run(set_up(delivered[1]))
-    dies()
+    dies(1)
     assert runs() == (second, True)
     assert not home.trial_path().exists()
 
@@ -119,8 +119,7 @@ def test_a_device_that_runs_goes_back_too(
     with Device.open() as running:
         second = publish(shop, 2)
         asyncio.run(set_up(profile))
-        for _ in range(TRIES):
-            dies()
+        dies()
         done = running.renew(profile)
         assert (done.outcome, done.refused) == ("kept", second)
         assert verified(running)
@@ -135,8 +134,7 @@ def test_a_second_adapter_on_trial_goes_back_to_what_was_proved(
     for version in (2, 3):
         publish(shop, version)
         asyncio.run(set_up(profile))
-    for _ in range(TRIES):
-        dies()
+    dies()
     assert runs() == (first, True)
 
 
@@ -148,8 +146,7 @@ def test_the_first_adapter_of_all_goes_back_to_none(
     publish(shop, 1)
     with testing.cluster(artifacts=shop.source) as cluster:
         asyncio.run(set_up(cluster.profile))
-    for _ in range(TRIES):
-        dies()
+    dies()
     assert runs() == ("", False)
     assert Delivered.load().bundle == "tiny"
 
@@ -163,8 +160,7 @@ def test_what_comes_after_one_that_ended_processes_goes_back_beyond_it(
     for version in (2, 3):
         publish(shop, version)
         asyncio.run(set_up(profile))
-        for _ in range(TRIES):
-            dies()
+        dies()
     assert runs() == (first, True)
 
 

@@ -48,6 +48,16 @@ PLAN = RoundPlan(layers=2, learning_rate=0.05, batch=8, max_steps=24, clip_norm=
 BEGAN = time.time() - 1000  # the command goes by the real clock
 
 
+class Taken(FixedConditions):
+    """A device that is taken up after the first look."""
+
+    asked = 0
+
+    def read(self) -> Conditions:
+        self.asked += 1
+        return RESTING if self.asked < 2 else replace(RESTING, idle=False)
+
+
 @dataclass
 class Learner:
     """A device with examples of one answer."""
@@ -158,19 +168,9 @@ def test_the_trunk_is_freed_before_the_first_step(
 
 
 def test_what_came_in_a_pause_is_for_the_next_round(learner: Learner) -> None:
-    def paused() -> None:
-        class Taken(FixedConditions):
-            asked = 0
-
-            def read(self) -> Conditions:
-                self.asked += 1
-                return RESTING if self.asked < 2 else replace(RESTING, idle=False)
-
-        trainer = learner.trainer(conditions=Taken(), limits=TrainingLimits(steps_per_day=3))
-        with pytest.raises(Paused):
-            trainer(PLAN, learner.point)
-
-    paused()
+    taken = learner.trainer(conditions=Taken(), limits=TrainingLimits(steps_per_day=3))
+    with pytest.raises(Paused):
+        taken(PLAN, learner.point)
     assert len(list(learner.folder.glob("*.checkpoint"))) == 1
     late = next(kept(count=1))
     store = ExampleStore(learner.folder / "examples.sqlite3", clock=time.time)
@@ -239,13 +239,6 @@ def test_a_device_in_use_does_not_train(
 
 
 def test_a_device_that_is_taken_up_stops(learner: Learner) -> None:
-    class Taken(FixedConditions):
-        asked = 0
-
-        def read(self) -> Conditions:
-            self.asked += 1
-            return RESTING if self.asked < 2 else replace(RESTING, idle=False)
-
     trainer = learner.trainer(conditions=Taken(), limits=TrainingLimits(steps_per_day=3))
     # Three steps are left of the day: at the fourth the books are looked at, and the state with it.
     with pytest.raises(Paused, match="stopped after 3 steps: not_idle"):
