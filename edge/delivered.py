@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from cascade import home
+from cascade import home, lock
 from cascade.errors import BundleError, InvalidInput
 from cascade.files import write_whole
 from cascade.strict import Fields
@@ -98,17 +98,7 @@ def alone() -> Iterator[None]:
     Raises:
         BundleError: another one holds it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    home.home().mkdir(parents=True, exist_ok=True)
-    with (home.home() / "delivery.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BundleError(
-                "this device is being set up by another process; wait for it"
-            ) from None
+    with lock.alone(home.home() / "delivery.lock") as held:
+        if not held:
+            raise BundleError("this device is being set up by another process; wait for it")
         yield

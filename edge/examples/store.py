@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -67,6 +68,11 @@ class ExampleStore:
     def exists(self) -> bool:
         """Whether anything was ever written."""
         return self._file.exists
+
+    @property
+    def learning_dir(self) -> Path:
+        """Where training keeps how far it is with these examples. It goes when one is forgotten."""
+        return self.path.with_suffix(".learning")
 
     def grant(self, consent: Consent | None = None) -> Consent | None:
         """Note that examples may be kept on these terms from now on, unless that stands already.
@@ -190,6 +196,8 @@ class ExampleStore:
             deleted = file.executemany("DELETE FROM example WHERE request = ?", gone).rowcount
             if deleted > 0:
                 _mark(file)
+        if deleted > 0:
+            self._forget_learned()
         self._file.scrub()
         return max(0, deleted)
 
@@ -199,6 +207,7 @@ class ExampleStore:
         Returns:
             How many there were, as far as one can tell.
         """
+        self._forget_learned()
         if not self.exists:
             return 0
         try:
@@ -234,6 +243,10 @@ class ExampleStore:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _forget_learned(self) -> None:
+        """A process that is training meanwhile finds the mark, and drops what it writes after."""
+        shutil.rmtree(self.learning_dir, ignore_errors=True)
 
     def _write(self, file: sqlite3.Connection, example: Example) -> str | None:
         """The only way into the file. Returns why it is closed to ``example``."""

@@ -9,6 +9,7 @@ is given.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,8 +148,7 @@ class ExampleTrainer:
 
     def discard(self) -> None:
         """Keep nothing of training that was not ended: a ``Participant``'s ``discard``."""
-        for path in (self._allowance.checkpoint_path, self._since_path):
-            path.unlink(missing_ok=True)
+        shutil.rmtree(self._store.learning_dir, ignore_errors=True)
 
     def examples(self) -> int:
         """How many examples there are to learn from: a ``Participant``'s ``examples``."""
@@ -207,7 +207,7 @@ class ExampleTrainer:
 
     @property
     def _since_path(self) -> Path:
-        return self._allowance.checkpoint_path.with_suffix(".since")
+        return self._store.learning_dir / "since"
 
     def _since(self, plan: RoundPlan, start: StartingPoint, now_s: float) -> float:
         """When training for this round was first begun: what came in a pause is for the next one,
@@ -263,7 +263,7 @@ class ExampleTrainer:
         session, _ = self._open(start.adapter)
         training = self._plan(plan, start, learn)
         before = dict(start.adapter.pairs)
-        checkpoint = self._allowance.checkpoint_path
+        checkpoint = self._store.learning_dir / "checkpoint"
         parent = _those_of(session, before)
         trainer = Trainer(session, learn, training, parent=parent, checkpoint=checkpoint)
         if not trainer.training:

@@ -15,6 +15,7 @@ from typing import Final, Self
 
 import numpy as np
 
+from cascade import lock
 from cascade.errors import CascadeError, InvalidInput
 from cascade.federation.tensors import Doubles
 from cascade.federation.terms import UploadHeader
@@ -224,17 +225,9 @@ class DeviceFolder:
         Raises:
             DeviceBusy: another one is.
         """
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "device.lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise DeviceBusy("another process of this device takes part already") from None
+        with lock.alone(self.root / "device.lock") as held:
+            if not held:
+                raise DeviceBusy("another process of this device takes part already")
             yield
 
     def _payload(self, header: UploadHeader) -> Path:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from cascade import home
+from cascade import home, lock
 from cascade.clock import Clock, SystemClock
 from cascade.conditions import ConditionsSource
 from cascade.errors import CascadeError
@@ -64,11 +64,6 @@ class TrainingAllowance:
             CascadeError: the books cannot be read.
         """
         return self._change(lambda usage: usage)
-
-    @property
-    def checkpoint_path(self) -> Path:
-        """Where training for a round keeps how far it is: beside the books."""
-        return self._path.with_suffix(".checkpoint")
 
     def may_train(self, *, participate: bool = False, joined: bool = False) -> Permission:
         """Whether training may begin now, and for how long; never raises.
@@ -250,21 +245,9 @@ class TrainingSession:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[bool]:
     """Hold the lock of this device's training; says whether that worked."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield True
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError:  # then the books cannot be written either, and say so
-        yield True
-        return
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+            held = stack.enter_context(lock.alone(path))
+        except OSError:  # then the books cannot be written either, and say so
+            held = True
+        yield held

@@ -171,7 +171,7 @@ def test_what_came_in_a_pause_is_for_the_next_round(learner: Learner) -> None:
     taken = learner.trainer(conditions=Taken(), limits=TrainingLimits(steps_per_day=3))
     with pytest.raises(Paused):
         taken(PLAN, learner.point)
-    assert len(list(learner.folder.glob("*.checkpoint"))) == 1
+    assert (learner.store.learning_dir / "checkpoint").exists()
     late = next(kept(count=1))
     store = ExampleStore(learner.folder / "examples.sqlite3", clock=time.time)
     now = time.time() + 1
@@ -185,10 +185,10 @@ def test_what_came_in_a_pause_is_for_the_next_round(learner: Learner) -> None:
     assert again.examples >= 1
     # What is not gone on with leaves nothing behind.
     trainer = learner.trainer()
-    learner.allowance(FixedConditions(RESTING), TrainingLimits()).checkpoint_path.write_bytes(b"x")
+    learner.store.learning_dir.mkdir()
+    (learner.store.learning_dir / "checkpoint").write_bytes(b"x")
     trainer.discard()
-    assert not list(learner.folder.glob("training.checkpoint*"))
-    assert not list(learner.folder.glob("*.since"))
+    assert not learner.store.learning_dir.exists()
 
 
 def test_training_is_the_same_again(learner: Learner) -> None:
@@ -251,7 +251,20 @@ def test_a_device_that_is_taken_up_stops(learner: Learner) -> None:
     at_once = learner.trainer()(PLAN, learner.point)
     for name, change in at_once.change.items():
         np.testing.assert_array_equal(after.change[name], change)
-    assert not list(learner.folder.rglob("*.checkpoint"))
+    assert not learner.store.learning_dir.exists()
+
+
+def test_what_a_pause_keeps_goes_with_the_example_it_is_of(learner: Learner) -> None:
+    with pytest.raises(Paused):
+        learner.trainer(conditions=Taken(), limits=TrainingLimits(steps_per_day=3))(
+            PLAN, learner.point
+        )
+    kept_in = learner.store.learning_dir
+    assert learner.store.forget(request_ids=["nobody's"]) == 0
+    assert (kept_in / "checkpoint").exists()
+    forgotten = learner.store.examples()[0].request_id
+    assert learner.store.forget(request_ids=[forgotten]) == 1
+    assert not kept_in.exists()
 
 
 def test_what_the_day_s_budget_allowed_is_used(learner: Learner) -> None:
