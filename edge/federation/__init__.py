@@ -10,7 +10,8 @@ from __future__ import annotations
 from edge.federation.counting import AdapterCounts, Counted
 from edge.federation.example_trainer import ExampleTrainer
 from edge.federation.limits import Limits, Usage
-from edge.federation.participant import Participant, Step
+from edge.federation.participant import Participant
+from edge.federation.step import Step
 from edge.federation.trainer import NoGain, Paused, StartingPoint, Trained, Trainer
 
 __all__ = [

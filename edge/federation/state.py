@@ -81,6 +81,11 @@ class DeviceState:
     training: RoundInHand | None = None
     learned: str = ""
 
+    @property
+    def unsent(self) -> bool:
+        """Whether something that was learned is on its way."""
+        return self.pending is not None or self.masking is not None
+
     def highest(self, base_digest: str) -> int:
         """The highest version that was seen for a base; 0 for none."""
         return dict(self.seen).get(base_digest, 0)
