@@ -295,13 +295,10 @@ class ExampleTrainer:
     def _read(
         self, session: GradientSession, lessons: list[Lesson], allowed: TrainingSession
     ) -> None:
-        """Compute what learning does not change, once, and free the graph for it: a device has no
-        room for it beside the others."""
-        for done, lesson in enumerate(lessons):
+        """Compute what learning does not change, once."""
+        self._read_on("LoRA", 0, len(lessons), allowed)
+        for done in session.read(lessons):
             self._read_on("LoRA", done, len(lessons), allowed)
-            for segment in lesson.segments:
-                session.activations.get(segment)
-        session.activations.release_trunk()
 
     def _read_on(self, whom: str, done: int, total: int, allowed: TrainingSession) -> None:
         """Say how far reading is; raise ``Paused`` if the device may not go on."""

@@ -6,7 +6,7 @@ Which lessons, in which order and with what step is ``edge.training.trainer``'s 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from cascade.errors import BundleError
 from edge.adapter import LoraPair
 from edge.adapter import pack as pack_slot
 from edge.bundle import GRADIENT_GRAPH, SCORES_GRAPH, TRUNK_GRAPH, AdapterSlot, Bundle, Manifest
+from edge.memory import give_back
 from edge.session import open_session
 from edge.slots import slot_inputs
 from edge.training.lesson import Floats, Lesson, by_segment
@@ -70,9 +71,9 @@ class GradientSession:
         check_trains(bundle.manifest)
         self.manifest = bundle.manifest
         self._bundle, self._threads = bundle, threads
-        self._session = open_session(bundle.file(GRADIENT_GRAPH), threads=threads)
+        self._trainer: ort.InferenceSession | None = None
         self._scorer: ort.InferenceSession | None = None
-        given = {value.name for value in self._session.get_inputs()}
+        given = {value.name for value in self._gradient_graph().get_inputs()}
         self.slots = tuple(slot for slot in bundle.manifest.adapter_slots if slot.input_a in given)
         """Where adapters are trained, those of the first trained layer first."""
         if not self.slots or len(given) != _OTHER_INPUTS + 2 * len(self.slots):
@@ -93,6 +94,18 @@ class GradientSession:
     def layers(self) -> range:
         """The layers whose adapters are trained."""
         return _layers(self.slots)
+
+    def read(self, lessons: Iterable[Lesson]) -> Iterator[int]:
+        """Compute what learning does not change, for each lesson once; the number done so far. The
+        graph for it and those that learn are not in memory together: a device has no room."""
+        for number, lesson in enumerate(lessons, start=1):
+            for segment in lesson.segments:
+                if self._trainer is not None and not self.activations.keeps(segment):
+                    self._trainer = self._scorer = None  # loaded again when they are needed
+                    give_back()
+                self.activations.get(segment)
+            yield number
+        self.activations.release_trunk()
 
     def run(
         self,
@@ -170,7 +183,7 @@ class GradientSession:
         """Log probabilities of the answers of each closed set."""
         if self._scorer is None and SCORES_GRAPH in self.manifest.files:
             self._scorer = open_session(self._bundle.file(SCORES_GRAPH), threads=self._threads)
-        graph = self._scorer or self._session  # older bundles have the latter alone
+        graph = self._scorer or self._gradient_graph()  # older bundles have the latter alone
         adapter = self._adapter(pairs)
         found: list[Floats] = []
         for group in in_packs(lessons, PACK_TOKENS):
@@ -178,6 +191,12 @@ class GradientSession:
             values = self._run(packed, adapter, graph, ["answer_logprobs"])
             found += packed.answers(values["answer_logprobs"])
         return found
+
+    def _gradient_graph(self) -> ort.InferenceSession:
+        if self._trainer is None:
+            self._trainer = open_session(self._bundle.file(GRADIENT_GRAPH), threads=self._threads)
+            give_back()  # opening takes twice what the graph has to stay
+        return self._trainer
 
     def _adapter(self, pairs: Mapping[str, LoraPair]) -> dict[str, Floats]:
         names = {name for slot in self.slots for name in (slot.input_a, slot.input_b)}
@@ -196,7 +215,7 @@ class GradientSession:
         names: Sequence[str] = (),
     ) -> dict[str, Floats]:
         """Outputs of the gradient graph, all of them, or of another one."""
-        graph = graph or self._session
+        graph = graph or self._gradient_graph()
         hidden = np.concatenate([self.activations.get(segment) for segment in packed.segments])
         given = {"hidden": hidden[packed.taken], **packed.inputs, **adapter}
         wanted = list(names) or [output.name for output in graph.get_outputs()]

@@ -138,6 +138,12 @@ class Activations:
             self._keep(segment, kept)
         return kept.astype(np.float32)
 
+    def keeps(self, segment: Segment) -> bool:
+        """Whether a segment's are kept, so that ``get`` need not compute them."""
+        if self._folder is None:
+            return segment.digest in self._held
+        return self._path(segment).exists()
+
     def release_trunk(self) -> None:
         """Free the trunk's memory; what is not kept yet loads it again."""
         if self._trunk.close():
@@ -147,7 +153,7 @@ class Activations:
         if self._folder is None:
             return self._held.get(segment.digest)
         try:
-            kept = np.load(self._folder / f"{segment.digest}.npy", allow_pickle=False)
+            kept = np.load(self._path(segment), allow_pickle=False)
         except (OSError, ValueError, EOFError):  # not there, or cut short: computed again
             return None
         return kept if kept.dtype == np.float16 and kept.ndim == 2 else None
@@ -158,4 +164,8 @@ class Activations:
             return
         file = io.BytesIO()
         np.save(file, values)
-        write_whole(self._folder / f"{segment.digest}.npy", file.getvalue())
+        write_whole(self._path(segment), file.getvalue())
+
+    def _path(self, segment: Segment) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{segment.digest}.npy"

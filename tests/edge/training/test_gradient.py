@@ -207,7 +207,7 @@ def test_a_loss_needs_no_way_back_where_scores_were_asked_before(built, monkeypa
     of_text = session.run([text], pairs).losses
     session.probabilities(lessons, pairs)
     assert session.losses([text], pairs) == list(of_text)
-    monkeypatch.setattr(session, "_session", None)
+    monkeypatch.setattr(session, "_gradient_graph", lambda: pytest.fail("it was asked"))
     np.testing.assert_allclose(session.losses(lessons, pairs), expected, rtol=1e-3)
 
 
@@ -373,3 +373,31 @@ def test_a_trunk_is_freed_once_and_its_memory_given_back(tiny, tmp_path, monkeyp
         session.activations.release_trunk()
     assert given == [1]
     give_back()
+
+
+def test_the_graphs_that_learn_are_not_in_memory_while_examples_are_read(
+    tiny, tmp_path, monkeypatch
+) -> None:
+    lesson, closed = text_lesson(IDS[:4], IDS[4:6]), choice_lesson(PROMPT, build_trie(ANSWERS), 1)
+    plain = GradientSession(tiny.bundle)
+    expected = plain.losses([lesson, closed], {})
+    session = GradientSession(tiny.bundle, keep=tmp_path)
+    hidden, beside = session.activations._trunk.hidden, []
+
+    def watched(segment):
+        beside.append((session._trainer, session._scorer))
+        return hidden(segment)
+
+    monkeypatch.setattr(session.activations._trunk, "hidden", watched)
+    session.probabilities([closed], {})
+    assert session._scorer is not None
+    beside.clear()
+    assert list(session.read([lesson, closed])) == [1, 2]
+    assert beside == [(None, None)]
+    assert session.losses([lesson, closed], {}) == pytest.approx(expected, abs=1e-3)
+    # What is kept already frees nothing.
+    graph = session._trainer
+    assert graph is not None
+    assert list(session.read([lesson, closed])) == [1, 2]
+    assert session._trainer is graph
+    assert len(beside) == 1
