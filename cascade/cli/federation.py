@@ -78,6 +78,7 @@ def _rounds(args: argparse.Namespace) -> int:
     with loading():
         from cloud.federation.account import account
         from cloud.federation.budget import standing_still
+        from cloud.federation.leases import enrolled
         from cloud.federation.refusals import counters
         from cloud.federation.rounds import recent, uncounted
     database = _store(args)
@@ -87,18 +88,21 @@ def _rounds(args: argparse.Namespace) -> int:
         history = database.do_now(account)
         spent = database.do_now(standing_still)
         come = database.do_now(uncounted)
+        devices = database.do_now(enrolled)
     finally:
         database.close()
     privacy = _privacy(history)
     if args.json:
         told = [dataclasses.asdict(each) for each in found]
         value = {"rounds": told, "counters": counts, "privacy": privacy}
-        print(json.dumps({**value, "no_round": spent, "uncounted": come}))
+        print(json.dumps({**value, "no_round": spent, "uncounted": come, "devices": devices}))
         return 0
     if not found:
         print("no round yet")
     for each in found:
         print(_line(each, come))
+    if found and (why := _out_of_reach(found[0], devices)):
+        print(f"\n{why}")
     if privacy is not None:
         print("\n" + _privacy_line(privacy))
     if spent is not None:
@@ -294,10 +298,22 @@ def _print(found: Round, args: argparse.Namespace) -> None:
 def _line(found: Round, come: int) -> str:
     candidate, updates = "", f"{found.counted:>5} updates"
     if found.state == "collecting":
-        updates = f"{come:>5} updates so far"
+        of = "" if found.goal is None else f" of {found.goal}"
+        updates = f"{come:>5}{of} updates so far"
     if found.candidate_digest is not None:
         candidate = f"  → {found.candidate_digest[:12]}… version {found.candidate_version}"
     return f"{found.number:>5}  {found.state:<11}  {_time(found.opened_at)}  {updates}{candidate}"
+
+
+def _out_of_reach(last: Round, devices: int) -> str:
+    """Why a round without a deadline will not end, in a line; "" where it may."""
+    waits = last.state == "collecting" and last.closes_at is None
+    if not waits or last.goal is None or devices >= last.goal:
+        return ""
+    return (
+        f"round {last.number} ends with the updates of {last.goal} devices, and {devices} are "
+        "enrolled: let more take part, or lower federation.goal and start the cluster with it again"
+    )
 
 
 def _told(found: Round) -> Iterator[str]:

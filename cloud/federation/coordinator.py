@@ -155,6 +155,7 @@ class Coordinator:
         await self._database.do(migrate)
         base, at = first.manifest.base_digest, self._now()
         await self._database.do(lambda tx: rounds.abandon_others(tx, base, at))
+        await self._database.do(lambda tx: rounds.expect(tx, self._config.goal))
         if alone:
             await self._database.do(rounds.release_claims)
             await self._database.do(lambda tx: masked_rounds.prolong(tx, at))
@@ -349,6 +350,7 @@ class Coordinator:
                 plan,
                 now=now,
                 closes_at=now + config.round_s if synchronous else None,
+                goal=config.goal,
                 noise=noise,
             )
             if fresh is not None:

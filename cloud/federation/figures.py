@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cloud.federation.database import Transaction
+from cloud.federation.leases import enrolled
 from cloud.federation.refusals import counters
 
 _REFUSED, _ABORTED = "refused.", "aborted."
@@ -50,9 +51,8 @@ def figures(tx: Transaction) -> RoundFigures:
     )
     spent = tx.one("SELECT epsilon_before, epsilon_after FROM rounds ORDER BY number DESC LIMIT 1")
     told = dict(zip(("before", "after"), spent or (None, None), strict=True))
-    devices = tx.one("SELECT COUNT(*) FROM devices")
     return RoundFigures(
-        devices=int(devices[0]) if devices else 0,
+        devices=enrolled(tx),
         rounds=_by_state(tx, "rounds"),
         leases=_by_state(tx, "leases"),
         updates=updates,

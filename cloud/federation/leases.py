@@ -104,6 +104,12 @@ def enrol(
         count(tx, "enrolled")
 
 
+def enrolled(tx: Transaction) -> int:
+    """How many devices are known."""
+    row = tx.one("SELECT COUNT(*) FROM devices")
+    return 0 if row is None else int(row[0])
+
+
 def public_key(tx: Transaction, device_id: str) -> bytes | None:
     """The key that a device enrolled with."""
     row = tx.one("SELECT public_key FROM devices WHERE id = ?", device_id)

@@ -26,7 +26,7 @@ RoundState = Literal["collecting", "aggregating", "waiting", "approved", "reject
 _COLUMNS: Final = (
     "number, state, base_digest, adapter_digest, adapter_version, plan, opened_at, closes_at, "
     "closed_at, claim, claimed_until, counted, candidate_digest, candidate_version, "
-    "aggregation_error, note, noise_multiplier, delta, epsilon_before, epsilon_after"
+    "aggregation_error, note, noise_multiplier, delta, epsilon_before, epsilon_after, goal"
 )
 
 
@@ -46,6 +46,7 @@ class Round:
         noise_multiplier, delta: of differential privacy; ``None`` without noise.
         epsilon_before, epsilon_after: what the fleet had spent when the round was opened, and will
             have once it has ended; ``None`` where nobody could compute it.
+        goal: updates that end it, one of each device; ``None`` where an older version opened it.
     """
 
     number: int
@@ -68,6 +69,7 @@ class Round:
     delta: float | None = None
     epsilon_before: float | None = None
     epsilon_after: float | None = None
+    goal: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,7 @@ def open_round(
     *,
     now: float,
     closes_at: float | None,
+    goal: int | None = None,
     noise: Noise = BARE,
 ) -> Round | None:
     """Open the next round; ``None`` where one collects or aggregates already. What devices of
@@ -221,8 +224,8 @@ def open_round(
     number = 1 if before is None else before.number + 1
     tx.run(
         "INSERT INTO rounds (number, state, base_digest, adapter_digest, adapter_version, plan, "
-        "opened_at, closes_at, optimiser, noise_multiplier, delta, epsilon_before, epsilon_after) "
-        "VALUES (?, 'collecting', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "opened_at, closes_at, goal, optimiser, noise_multiplier, delta, epsilon_before, "
+        "epsilon_after) VALUES (?, 'collecting', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         number,
         base_digest,
         begins.adapter_digest,
@@ -230,6 +233,7 @@ def open_round(
         plan,
         now,
         closes_at,
+        goal,
         begins.optimiser,
         *_told(noise),
     )
@@ -241,6 +245,11 @@ def abandon_others(tx: Transaction, base_digest: str, now: float) -> None:
     current = collecting(tx)
     if current is not None and current.base_digest != base_digest:
         abandon(tx, current.number, "the federation's adapter is of another base now", now)
+
+
+def expect(tx: Transaction, goal: int) -> None:
+    """Note the goal of the round that collects: a configuration may have changed it."""
+    tx.run("UPDATE rounds SET goal = ? WHERE state = 'collecting'", goal)
 
 
 def claim(

@@ -88,6 +88,8 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
     # What a round's noise is drawn from, until it has ended.
     ("ALTER TABLE rounds ADD COLUMN noise_seed TEXT NOT NULL DEFAULT ''",),
+    # How many updates end a round, for who asks why it does not.
+    ("ALTER TABLE rounds ADD COLUMN goal BIGINT",),
 )
 VERSION: Final = len(_MIGRATIONS)
 

@@ -134,7 +134,7 @@ async def test_a_budget_stops_rounds_and_a_restart_does_not_forget_it(
         await coordinator.tick()
         for place, device in enumerate(devices):
             assert main(["federation", "rounds", *store]) == 0
-            assert f"  {place} updates so far" in capsys.readouterr().out
+            assert f"  {place} of 2 updates so far" in capsys.readouterr().out
             data = payload(1.0)
             await device.service.upload(device.header(await device.lease(), data), data)
         await coordinator.tick()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
+from cascade.cli import main
 from cascade.errors import InvalidInput, RemoteError
 from cascade.federation import encode, statements
 from cascade.federation.terms import (
@@ -784,3 +786,28 @@ async def test_the_gate_decides_what_the_next_round_starts_from(tmp_path: Path) 
         assert world.rounds()[1].candidate_version == 3
         for device in world.devices:
             await device.close()
+
+
+@pytest.mark.parametrize("world", [{"goal": 2, "minimum": 1}], indirect=True)
+async def test_a_goal_above_the_fleet_is_said(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ["--store", world.federation.config.store_url]
+
+    def shown() -> str:
+        assert main(["federation", "rounds", *store]) == 0
+        return capsys.readouterr().out
+
+    await world.commit(1.0)
+    told = shown()
+    assert "    1 of 2 updates so far" in told
+    assert "round 1 ends with the updates of 2 devices, and 1 are enrolled" in told
+    assert main(["federation", "rounds", *store, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert (value["rounds"][0]["goal"], value["devices"], value["uncounted"]) == (2, 1, 1)
+    await world.device()
+    assert "are enrolled" not in shown()
+    # A cluster that is started with another goal waits for that.
+    world.federation.config = world.federation.config.model_copy(update={"goal": 3})
+    async with world.federation.coordinator(now=lambda: world.now):
+        assert "1 of 3 updates so far" in shown()
