@@ -19,6 +19,7 @@ GROUPS = {
     "attacks": attacks.rows,
     "loop": loop.rows,
     "lora": loop.lora_rows,
+    "strategies": loop.strategy_rows,
 }
 
 if __name__ == "__main__":

@@ -108,7 +108,9 @@ def test_each_arm_has_its_plan() -> None:
     assert head.aggregation.rate == 2
     assert not head.hostile
     assert not plan_of(TASK, "head, not certified anew", 0).recertify
-    assert plan_of(TASK, "lora", 0).learner == "lora"
+    alone, product = plan_of(TASK, "lora", 0), plan_of(TASK, "lora, product", 0)
+    assert (alone.learner, alone.rank, alone.training.trained) == ("lora", 8, "b")
+    assert (product.learner, product.rank, product.training.trained) == ("lora", 4, "both")
     assert plan_of(TASK, "head, alone", 0) == head
     attacked = plan_of(replace(TASK, attacked="median"), "head, sign-flip", 0)
     assert (attacked.attackers.kind, attacked.hostile) == ("sign-flip", 3)
@@ -126,6 +128,22 @@ def test_an_attack_is_told_by_the_worst_version() -> None:
     assert "30 % attackers, median" in row.how
     better = figures._attack(RUN, task, "head, scale", 2, points[1:3])
     assert (better.value, better.reached) == (0, True)
+
+
+def test_strategies_are_compared_seed_by_seed() -> None:
+    ends = {
+        ("lora", 0): 0.1,
+        ("lora, product", 0): 0.06,
+        ("lora", 1): 0.2,
+        ("lora, product", 1): 0.3,
+    }
+
+    def came(job: Job) -> Found:
+        return Found((BEFORE, replace(BEFORE, escalated=ends.get((job.arm, job.seed), 0.5))), 1.0)
+
+    row = figures._over(RUN, TASK, came)
+    assert row.value == pytest.approx((-4 + 10 + 0) / 3)
+    assert "6.0 and 10.0 %, 30.0 and 20.0 %, 50.0 and 50.0 %" in row.how
 
 
 def test_a_task_says_how_many_steps_of_lora_a_device_takes() -> None:

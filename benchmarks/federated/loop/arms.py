@@ -10,7 +10,7 @@ from typing import Final, get_args
 
 import numpy as np
 
-from benchmarks.federated.loop.tasks import Arm, Attacked, LoopTask
+from benchmarks.federated.loop.tasks import Arm, Attacked, LoopTask, Lora
 from cascade.request import Message
 from cascade.signing import TrustStore
 from cascade.task import Task
@@ -30,11 +30,12 @@ from edge.training.softmax import log_softmax
 DEVICES: Final = 10
 ROUNDS: Final = 6
 
-_TRAINING: Final = {
-    "head": PlanConfig(clip_norm=20.0),
-    "lora": PlanConfig(layers=4, learning_rate=0.05, batch=8, clip_norm=20.0),
-}
-"""Heads are sent as they are fitted; 20 bounds an odd one. LoRA: see ``docs/loop.md`` for what was
+_HEAD: Final = PlanConfig(clip_norm=20.0)
+"""Heads are sent as they are fitted; 20 bounds an odd one."""
+_FFA: Final = PlanConfig(layers=4, learning_rate=0.05, batch=8, clip_norm=20.0)
+_PRODUCT: Final = _FFA.model_copy(update={"trained": "both", "learning_rate": 0.01})
+_RANK, _PRODUCT_RANK = 8, 4
+"""B alone of rank 8, or A and B of rank 4: about the same bytes. ``docs/loop.md`` has what was
 tried."""
 
 _AGGREGATION: Final = {"head": AggregationConfig(rate=2.0), "lora": AggregationConfig()}
@@ -70,8 +71,10 @@ class Ground:
 
 def plan_of(of: LoopTask, arm: str, seed: int) -> FleetPlan:
     """A simulation of the task. Arms that are no fleet have that of ``head``."""
-    learner: Learner = "lora" if arm == "lora" else "head"
+    learner: Learner = "lora" if arm in get_args(Lora) else "head"
     attacked = arm in get_args(Attacked)
+    product = arm == "lora, product"
+    training = (_PRODUCT if product else _FFA) if learner == "lora" else _HEAD
     return FleetPlan(
         devices=DEVICES,
         rounds=ROUNDS,
@@ -91,7 +94,8 @@ def plan_of(of: LoopTask, arm: str, seed: int) -> FleetPlan:
         aggregation=_AGGREGATION[learner].model_copy(
             update={"rule": of.attacked} if attacked else {}
         ),
-        training=_TRAINING[learner].model_copy(
+        rank=_PRODUCT_RANK if product else _RANK,
+        training=training.model_copy(
             update={"seed": seed} | ({"max_steps": of.lora_steps} if learner == "lora" else {})
         ),
     )

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final, TypeAlias, get_args
 
+import numpy as np
+
 from benchmarks.edge.subject import Subject
 from benchmarks.federated.loop import arms, tasks
 from benchmarks.federated.loop.runs import ALONE, ASKED, Found, Job, Point, Runs
-from benchmarks.federated.loop.tasks import Arm, Attacked, LoopTask
+from benchmarks.federated.loop.tasks import Arm, Attacked, LoopTask, Lora
 from benchmarks.peers.environment import cache_dir
 from benchmarks.rows import Row
 from benchmarks.run import Run
@@ -70,6 +72,20 @@ def lora_rows(subject: Subject, run: Run) -> Iterator[Row]:
         yield _cost(run, "loop: all arms of LoRA", own, runs.of)
 
 
+def strategy_rows(subject: Subject, run: Run) -> Iterator[Row]:
+    """The two strategies of LoRA at equal bytes, on real sentences: which is the default where
+    nothing is private."""
+    given = [tasks.sentiment("tier1"), tasks.sentiment("tier2")]
+    arms_of = get_args(Lora)
+    jobs = [Job(task, arm, seed) for task in given for seed in _seeds(run) for arm in arms_of]
+    with _runs(subject, run, jobs, [(given[0], "lora")]) as runs:
+        for task in given:
+            for seed in _seeds(run):
+                points = runs.of(Job(task, "lora, product", seed)).points
+                yield from _rows(run, task, "lora, product", seed, points)
+            yield _over(run, task, runs.of)
+
+
 def _runs(
     subject: Subject, run: Run, jobs: Sequence[Job], read: Sequence[tuple[LoopTask, Learner]]
 ) -> Runs:
@@ -117,6 +133,21 @@ def _lora(run: Run, of: LoopTask, seed: int, came: _Came) -> Iterator[Row]:
     first["lora"] = points[0].escalated
     yield from _rows(run, of, "lora", seed, points)
     yield _fall(run, (of, "lora", seed), points, first)
+
+
+def _over(run: Run, of: LoopTask, came: _Came) -> Row:
+    """What the product mean escalates in the end beside B alone."""
+    ends = [
+        [came(Job(of, arm, seed)).points[-1].escalated for arm in get_args(Lora)]
+        for seed in _seeds(run)
+    ]
+    return run.row(
+        f"loop: {of.name}, LoRA: escalated by the product mean of rank 4 over B alone of rank 8",
+        Estimate(100 * float(np.mean([product - alone for alone, product in ends])), len(ends)),
+        "points",
+        "in the end, by seed: "
+        + ", ".join(f"{100 * product:.1f} and {100 * alone:.1f} %" for alone, product in ends),
+    )
 
 
 def _cost(run: Run, what: str, jobs: Sequence[Job], came: _Came) -> Row:

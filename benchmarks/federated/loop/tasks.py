@@ -41,7 +41,8 @@ _DATA: Final = Path(__file__).parents[1] / "data"
 _OF_TEMPLATE, _OF_INTENT = 4, 320
 _TEACHERS: Final = {"tier1": "0.5B", "tier2": "1.5B"}
 Attacked = Literal["head, label-flip", "head, sign-flip", "head, scale"]
-Arm = Literal["head", "lora", "head, not certified anew"] | Attacked
+Lora = Literal["lora", "lora, product"]
+Arm = Literal["head", "head, not certified anew"] | Lora | Attacked
 _OUTSIDE: Final = "none of these"
 _WORD: Final = re.compile("[A-Z][a-z]+")
 
