@@ -39,6 +39,11 @@ def passed_s(before: Reading, now: Reading) -> float:
     return max(0.0, now.wall_s - before.wall_s)
 
 
+def own_time(before: Reading, now: Reading) -> Reading:
+    """A reading whose wall clock goes by durations: nobody can set it. ``before`` is one, too."""
+    return Reading(before.wall_s + passed_s(before, now), now.uptime_s, now.boot)
+
+
 class Clock(Protocol):
     """A source of readings."""
 

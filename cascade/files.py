@@ -28,6 +28,10 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except OSError as problem:
+        if problem.filename is None:  # a full disk says nothing of the file
+            problem.filename = str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

@@ -132,11 +132,12 @@ def _participate(args: argparse.Namespace) -> int:
             trainer,
             trust=trust,
             allowance=allowance,
-            examples=trainer.examples,
             ready=trainer.ready,
+            fit=trainer.fit,
             consented=trainer.consented,
             forgotten=trainer.forgotten,
             discard=trainer.discard,
+            stop=trainer.stop,
             limits=Limits(masked_only=args.masked_only, rank=args.rank),
         )
         asyncio.run(_run(participant, args, progress))

@@ -165,7 +165,6 @@ class SimulatedDevice:
             ),
             trust=TrustStore(setting.trust),
             allowance=allowance,
-            examples=learner.examples,
             consented=learner.consented,
             forgotten=learner.forgotten,
             discard=learner.discard,

@@ -23,7 +23,6 @@ class Contact:
     """One cluster's. Nothing is opened or made before it is needed.
 
     Arguments:
-        examples: how many the device could learn from.
         attest, connect: see ``Participant``.
     """
 
@@ -32,12 +31,11 @@ class Contact:
         profile: ClientProfile,
         folder: DeviceFolder,
         *,
-        examples: Callable[[], int],
         attest: Callable[[bytes], Attestation] | None,
         connect: Callable[[ClientProfile], GrpcFederation] | None,
     ) -> None:
         self._profile, self._folder = profile, folder
-        self._examples, self._attest, self._connect = examples, attest, connect
+        self._attest, self._connect = attest, connect
         self._service: GrpcFederation | None = None
 
     @property
@@ -78,11 +76,10 @@ class Contact:
         return state
 
     def described(self) -> TrainingProfile:
-        """What it is told of the device."""
+        """What it is told of the device: not how much it has to learn from."""
         return TrainingProfile(
             sdk_version=metadata.version("edge-cloud-cascade"),
             architecture=platform.machine(),
-            examples=self._examples(),
         )
 
     async def close(self) -> None:

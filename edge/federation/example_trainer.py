@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,7 +29,7 @@ from cascade.task import Task
 from edge.adapter import Adapter, LoraPair
 from edge.bundle import Bundle
 from edge.examples import CurationRules, ExampleStore, Weighted, curate
-from edge.federation.head_trainer import Measure, head_data, learned, losses, measuring
+from edge.federation.head_trainer import Measure, head_data, learned, losses, measuring, of_head
 from edge.federation.trainer import NoGain, Paused, StartingPoint, Trained
 from edge.training.allowance import TrainingAllowance, TrainingSession
 from edge.training.evaluate import open_training
@@ -50,6 +51,7 @@ _PAUSES: Final = frozenset(
         Hold.NOT_UNMETERED,
         Hold.TOO_HOT,
         Hold.ALREADY_TRAINING,
+        Hold.STOPPED,
         *_BUDGETS,
     }
 )
@@ -123,6 +125,7 @@ class ExampleTrainer:
         self._measure = measure or measuring(bundle)
         self._clock = clock or SystemClock()
         self._watch = watch
+        self._stopping = threading.Event()
 
     def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
         """Train; see ``edge.federation.Trainer``.
@@ -133,32 +136,44 @@ class ExampleTrainer:
                 the same lease goes on from there.
             CascadeError: the allowance cannot be read, or the adapter does not fit.
         """
-        with self._allowance.session(participate=True) as session:
-            if not session.permission.allowed:
-                raise _stopped("may not train now", session)
-            try:
-                trained = self._trained(plan, start, session)
-            except Paused:
-                raise
-            except CascadeError:
-                self.discard()
-                raise
+        given = self._allowance.session(participate=True, stopped=self._stopping.is_set)
+        try:
+            with given as session:
+                if not session.permission.allowed:
+                    raise _stopped("may not train now", session)
+                return self._trained(plan, start, session)
+        except Paused:
+            raise
+        except CascadeError:
             self.discard()
-            return trained
+            raise
+        finally:
+            self._stopping.clear()
+
+    def stop(self) -> None:
+        """Pause the training under way before its next step: a ``Participant``'s ``stop``."""
+        self._stopping.set()
 
     def discard(self) -> None:
-        """Keep nothing of training that was not ended: a ``Participant``'s ``discard``."""
+        """Keep nothing of how far training is: a ``Participant``'s ``discard``."""
         shutil.rmtree(self._store.learning_dir, ignore_errors=True)
-
-    def examples(self) -> int:
-        """How many examples there are to learn from: a ``Participant``'s ``examples``."""
-        return len(curate(self._store.examples(), self._store.consent(), self._rules).learn)
 
     def ready(self) -> str:
         """Why there is too little to learn from, in a line; "" where there is enough: a
         ``Participant``'s ``ready``."""
         chosen = curate(self._store.examples(), self._store.consent(), self._rules)
         return self._too_little(len(chosen.learn), len(chosen.held_out))
+
+    def fit(self, plan: RoundPlan, start: StartingPoint) -> str:
+        """Why nothing can be learned for this adapter, in a line; "" where something may be: a
+        ``Participant``'s ``fit``."""
+        chosen = curate(self._store.examples(), self._store.consent(), self._rules)
+        head, parts = start.adapter.head, (chosen.learn, chosen.held_out)
+        if head is not None and all(of_head(head, part) for part in parts):
+            return ""
+        if start.adapter.pairs and all(any(self._lessons(part)) for part in parts):
+            return ""
+        return "no example to learn from, or none kept aside, is of what this adapter answers"
 
     def consented(self) -> bool:
         """Whether consent stands: a ``Participant``'s ``consented``."""
@@ -257,7 +272,7 @@ class ExampleTrainer:
         plan, start, allowed = of.plan, of.start, of.allowed
         if not start.adapter.pairs:
             raise NoGain("")
-        learn, aside = self._lessons(of.learn), self._lessons(of.aside)
+        learn, aside = list(self._lessons(of.learn)), list(self._lessons(of.aside))
         if not learn or not aside:
             raise NoGain("all examples are longer than the model reads")
         session, _ = self._open(start.adapter)
@@ -332,17 +347,15 @@ class ExampleTrainer:
             seed=int.from_bytes(hashlib.sha256(named).digest()[:6]),
         )
 
-    def _lessons(self, examples: Iterable[Weighted]) -> list[Lesson]:
-        made = []
+    def _lessons(self, examples: Iterable[Weighted]) -> Iterator[Lesson]:
         for each in examples:
             example = TrainingExample(
                 each.example.messages, each.example.answer, each.example.options, each.weight
             )
             try:
-                made.append(self._maker.lesson(example))
+                yield self._maker.lesson(example)
             except InvalidInput:
                 continue  # longer than the model reads
-        return made
 
     def _losses(
         self, session: GradientSession, lessons: list[Lesson], pairs: dict[str, LoraPair]

@@ -49,10 +49,14 @@ def measuring(bundle: Bundle) -> Callable[[Adapter], Measure]:
     return of
 
 
+def of_head(head: Head, examples: Sequence[Weighted]) -> list[Weighted]:
+    """Those of the head's closed set."""
+    return [each for each in examples if each.example.options == head.spec.task.options]
+
+
 def head_data(head: Head, examples: Sequence[Weighted], measure: Measure) -> HeadData | None:
     """The examples that are of the head's closed set, as it sees them; ``None`` without any."""
-    task = head.spec.task
-    mine = [each for each in examples if each.example.options == task.options]
+    task, mine = head.spec.task, of_head(head, examples)
     if not mine:
         return None
     texts = [each.example.messages[-1].content for each in mine]

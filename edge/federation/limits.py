@@ -3,9 +3,10 @@ more: such a lease is given back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from cascade.clock import Reading, own_time
 from cascade.federation.plan import RoundPlan
 
 DAY_S: Final = 86_400.0
@@ -60,16 +61,22 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """In how many rounds a device took part on one UTC day, counted from 1970."""
+    """In how many rounds a device took part on one UTC day.
 
-    day: int = 0
+    Arguments:
+        now: the device's own time; see ``cascade.clock.own_time``.
+        rounds: on the day of ``now``.
+    """
+
+    now: Reading = field(default_factory=lambda: Reading(0.0, 0.0, ""))
     rounds: int = 0
 
-    def on(self, wall_s: float) -> Usage:
-        """The usage of the day of ``wall_s``. A clock that was set back begins no new day."""
-        day = int(wall_s // DAY_S)
-        return self if day <= self.day else Usage(day)
+    def at(self, reading: Reading) -> Usage:
+        """The usage at a later reading: a new day begins at nothing."""
+        now = own_time(self.now, reading)
+        today = now.wall_s // DAY_S == self.now.wall_s // DAY_S
+        return Usage(now, self.rounds if today else 0)
 
     def one_more(self) -> Usage:
         """With one round more."""
-        return Usage(self.day, self.rounds + 1)
+        return replace(self, rounds=self.rounds + 1)

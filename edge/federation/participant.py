@@ -46,7 +46,7 @@ from edge.federation.sending import Sending
 from edge.federation.state import DeviceFolder, DeviceState, RoundInHand
 from edge.federation.step import UNSAID_WAIT_S, Outcome, Pace, Step
 from edge.federation.timer import Timer
-from edge.federation.trainer import NoGain, Paused, StartingPoint, Trainer
+from edge.federation.trainer import NoGain, Paused, StartingPoint, Trained, Trainer
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import Hold
 
@@ -57,6 +57,8 @@ _BEGUN: Final = 3
 """Processes that may end while they train for a round: a kill is no verdict."""
 _GIVE_BACK_S: Final = 120.0
 """Of a lease's time: with less left, a round that is paused is given back."""
+_UNFIT_S: Final = 3_600.0
+"""Until the next lease, where nothing can be learned for the one at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +84,17 @@ class Participant:
         trust: publishers whose adapters are taken; by default those under ``CASCADE_HOME``.
         allowance: whether this device may train now, and for how long; the coordinator is told the
             conditions that it goes by. ``None`` leaves all to ``limits``, and tells of none.
-        examples: how many it could learn from.
         ready: why training cannot begin on what there is, in a line; "" where it can. Asked before
             a lease is: a round that is joined counts against the allowance, whatever comes of it.
+        fit: the same of a lease's plan and adapter, before it is joined.
         consented: whether what was learned may leave the device. Asked each time before it does:
             an update that waits while consent is withdrawn is dropped.
         forgotten: another word whenever its owner had an example forgotten: what was learned before
             that and was not sent yet is dropped.
-        discard: called when a round that was begun is not gone on with: what its training keeps is
-            of no more use.
+        discard: called when a round has been trained for, or is not gone on with: what its training
+            keeps is of no more use.
+        stop: called when a step is cancelled while it trains: the trainer is to raise ``Paused``
+            soon. The step ends once it has.
         attest: makes the platform's statement about this device from its public key (32 bytes),
             for a coordinator that wants one.
         clock: see ``cascade.clock``.
@@ -109,11 +113,12 @@ class Participant:
         adapter: tuple[str, int] = ("", 0),
         trust: TrustStore | None = None,
         allowance: TrainingAllowance | None = None,
-        examples: Callable[[], int] = lambda: 0,
         ready: Callable[[], str] = lambda: "",
+        fit: Callable[[RoundPlan, StartingPoint], str] = lambda plan, start: "",
         consented: Callable[[], bool] = lambda: True,
         forgotten: Callable[[], str] = lambda: "",
         discard: Callable[[], None] = lambda: None,
+        stop: Callable[[], None] = lambda: None,
         attest: Callable[[bytes], Attestation] | None = None,
         clock: Clock | None = None,
         root: Path | None = None,
@@ -128,16 +133,14 @@ class Participant:
         self._adapter = adapter
         self._trust = trust or TrustStore(trust_dir())
         self._allowance = allowance
-        self._ready = ready
+        self._ready, self._fit = ready, fit
         self._consented = consented
         self._forgotten = forgotten
-        self._discard = discard
+        self._discard, self._stop = discard, stop
         self._clock = clock or SystemClock()
         self._rounding = rounding
         self._folder = DeviceFolder(profile.address, root)
-        self._contact = Contact(
-            profile, self._folder, examples=examples, attest=attest, connect=connect
-        )
+        self._contact = Contact(profile, self._folder, attest=attest, connect=connect)
         self._pace = Pace(self._folder, self._clock)
         self._sending = Sending(
             self._folder,
@@ -170,6 +173,7 @@ class Participant:
 
         Raises:
             DeviceBusy: another process of this device takes part.
+            InvalidInput: its state on disk is damaged; the message says what to do.
         """
         with self._folder.alone():
             try:
@@ -182,6 +186,8 @@ class Participant:
                     RetryWindow(wait_s or UNSAID_WAIT_S, (wait_s or UNSAID_WAIT_S) * 2),
                     str(problem),
                 )
+            except OSError as problem:  # the disk is full, or the like
+                return Step("failed", UNSAID_WAIT_S, str(problem))
 
     async def report(self, counts: AdapterCounts) -> bool:
         """Tell the cluster what this device has counted; returns whether there was anything. What
@@ -226,7 +232,7 @@ class Participant:
             state = self._left(state)  # its lease is void
         if state.training is not None and (ended := await self._ended(state, state.training)):
             return ended
-        state = replace(state, usage=state.usage.on(reading.wall_s))
+        state = replace(state, usage=state.usage.at(reading))
         if (not_yet := await self._not_yet(state)) is not None:
             return not_yet
         state = await self._contact.enrolled(state)
@@ -335,7 +341,6 @@ class Participant:
                 allowance=self._allowance,
                 joined=in_hand is not None,
             )
-            state = state.having_seen(self._base_digest, lease.adapter_version)
             start = await starting_point(
                 lease,
                 base_digest=self._base_digest,
@@ -343,8 +348,11 @@ class Participant:
                 trust=self._trust,
                 artifacts=self._contact.service().artifacts(),
             )
+            state = state.having_seen(self._base_digest, lease.adapter_version)
             start = of_own_rank(plan, start, self._limits)
             shapes = update_shapes(lease, plan, start, self._limits)
+            if in_hand is None and (why := await asyncio.to_thread(self._fit, plan, start)):
+                raise Declined(AbortReason.NO_GAIN, why, retry_s=_UNFIT_S)
         except Declined as declined:
             return await self._give_back(
                 state,
@@ -374,38 +382,61 @@ class Participant:
 
     async def _train(self, state: DeviceState, joined: _Joined) -> Step:
         lease, plan, in_hand = joined.lease, joined.plan, joined.in_hand
-        shapes, expires, began = joined.shapes, in_hand.expires, self._clock.read()
+        began = self._clock.read()
         left_s = max(plan.max_seconds - in_hand.spent_s, 1.0)
+        work = asyncio.ensure_future(
+            asyncio.to_thread(self._trainer, replace(plan, max_seconds=left_s), joined.start)
+        )
+        cancelled = await self._ended_or_stopped(work)
         try:
-            trained = await asyncio.to_thread(
-                self._trainer, replace(plan, max_seconds=left_s), joined.start
-            )
-            check_tensors(trained.change, shapes)
-            counts = trained.row_counts
-            if plan.rows and not counts.size:
-                counts = np.zeros(plan.head_rows(shapes), np.int64)
-            change = clip_to_norm(trained.change, min(plan.clip_norm, self._limits.clip_norm))
-            if plan.masked is not None:
-                bare = to_mask(plan, change, counts)
-                state = self._sending.begin_masking(state, lease, bare, expires)
-            else:
-                payload = encode_payload(plan, change, counts, self._rounding())
-                examples = max(1, min(trained.examples, plan.max_examples))
-                state = self._sending.queue(state, lease, payload, examples, expires)
+            trained = work.result()
+            state = self._on_disk(state, joined, trained)
         except Paused as problem:
             spent_s = in_hand.spent_s + passed_s(began, self._clock.read())
             in_hand = replace(in_hand, spent_s=spent_s, begun=0)
             state = replace(state, training=in_hand)
+            if cancelled:
+                self._folder.save(state)
+                raise asyncio.CancelledError from None
             return await self._paused(state, in_hand, str(problem))
-        except NoGain as problem:
-            return await self._give_back(
-                state, lease.lease_id, AbortReason.NO_GAIN, "no_gain", note=str(problem)
-            )
-        except CascadeError as problem:
-            return await self._give_back(
-                state, lease.lease_id, AbortReason.FAILED, "failed", note=str(problem)
-            )
+        except (CascadeError, OSError) as problem:
+            if cancelled:
+                raise asyncio.CancelledError from None
+            no_gain = isinstance(problem, NoGain)
+            reason = AbortReason.NO_GAIN if no_gain else AbortReason.FAILED
+            outcome: Outcome = "no_gain" if no_gain else "failed"
+            return await self._give_back(state, lease.lease_id, reason, outcome, note=str(problem))
+        self._discard()
+        if cancelled:
+            raise asyncio.CancelledError
         return await self._held(state) or await self._sending.go_on(state, fresh=True)
+
+    async def _ended_or_stopped(self, work: asyncio.Future[Trained]) -> bool:
+        """Wait for the trainer. If this is cancelled meanwhile it is told to stop, and waited for:
+        nobody else would hear what came of it. Returns whether it was."""
+        cancelled = False
+        while not work.done():
+            try:
+                await asyncio.wait({work})
+            except asyncio.CancelledError:
+                cancelled = True
+                self._stop()
+        return cancelled
+
+    def _on_disk(self, state: DeviceState, joined: _Joined, trained: Trained) -> DeviceState:
+        """With what was learned, to be sent."""
+        lease, plan, expires = joined.lease, joined.plan, joined.in_hand.expires
+        check_tensors(trained.change, joined.shapes)
+        counts = trained.row_counts
+        if plan.rows and not counts.size:
+            counts = np.zeros(plan.head_rows(joined.shapes), np.int64)
+        change = clip_to_norm(trained.change, min(plan.clip_norm, self._limits.clip_norm))
+        if plan.masked is not None:
+            bare = to_mask(plan, change, counts)
+            return self._sending.begin_masking(state, lease, bare, expires)
+        payload = encode_payload(plan, change, counts, self._rounding())
+        examples = max(1, min(trained.examples, plan.max_examples))
+        return self._sending.queue(state, lease, payload, examples, expires)
 
     async def _paused(self, state: DeviceState, in_hand: RoundInHand, why: str) -> Step:
         """Keep the lease for as long as something may come of it."""

@@ -16,15 +16,16 @@ from typing import Final, Self
 import numpy as np
 
 from cascade import lock
+from cascade.clock import Reading
 from cascade.errors import CascadeError, InvalidInput
 from cascade.federation.tensors import Doubles
 from cascade.federation.terms import UploadHeader
 from cascade.files import sha256_bytes, write_whole
 from cascade.home import home
 from cascade.strict import Fields
-from edge.federation.limits import Usage
+from edge.federation.limits import DAY_S, Usage
 from edge.federation.masking import Masking
-from edge.federation.timer import Timer
+from edge.federation.timer import Timer, reading
 
 _FORMAT: Final = 1
 
@@ -107,7 +108,7 @@ class DeviceState:
             "coordinator_id": self.coordinator_id,
             "request_id": self.request_id,
             "seen": [list(each) for each in self.seen],
-            "usage": asdict(self.usage),
+            "usage": {**asdict(self.usage.now), "rounds": self.usage.rounds},
             "wait": None if self.wait is None else self.wait.to_json(),
             "pending": pending,
         }
@@ -135,7 +136,6 @@ class DeviceState:
         fields = Fields.from_bytes(data, where)
         if fields.take("format") != _FORMAT:
             raise InvalidInput(where, f"is not of format {_FORMAT}; upgrade the SDK")
-        usage = Fields(fields.take("usage"), f"{where}.usage")
         waits = fields.take("wait")
         pending = fields.take("pending")
         masking = fields.take("masking") if fields.given("masking") else None
@@ -145,7 +145,7 @@ class DeviceState:
             coordinator_id=fields.text("coordinator_id"),
             request_id=fields.text("request_id"),
             seen=_seen(fields.take("seen"), where),
-            usage=Usage(usage.integer("day", 0, 2**31), usage.integer("rounds", 0, 2**31)),
+            usage=_usage(fields.take("usage"), f"{where}.usage"),
             wait=None if waits is None else Timer.from_json(waits, f"{where}.wait"),
             pending=None if pending is None else _pending(pending, f"{where}.pending"),
             masking=None if masking is None else Masking.from_json(masking, f"{where}.masking"),
@@ -183,6 +183,11 @@ class DeviceFolder:
             return DeviceState.from_bytes(path.read_bytes(), str(path))
         except FileNotFoundError:
             return DeviceState()
+        except InvalidInput as problem:
+            raise InvalidInput(
+                problem.field,
+                f"{problem.problem}; remove that file to start anew: an update that waits is lost",
+            ) from None
 
     def save(self, state: DeviceState) -> None:
         """Write the state; a payload that it does not name any more is removed."""
@@ -248,6 +253,17 @@ def _seen(value: object, where: str) -> tuple[tuple[str, int], ...]:
     except (TypeError, ValueError):
         raise InvalidInput(f"{where}.seen", "must be pairs of base and version") from None
     return pairs
+
+
+def _usage(value: object, where: str) -> Usage:
+    fields = Fields(value, where)
+    if fields.given("day"):  # of earlier versions, which went by the clock on the wall
+        now = Reading(DAY_S * fields.integer("day", 0, 2**31), 0.0, "")
+    else:
+        now = reading(fields)
+    found = Usage(now, fields.integer("rounds", 0, 2**31))
+    fields.end()
+    return found
 
 
 def _training(value: object, where: str) -> RoundInHand:

@@ -36,9 +36,11 @@ class Timer:
             InvalidInput: a field is missing or unusable.
         """
         fields = Fields(value, where)
-        timer = cls(
-            fields.number("span_s", 0.0),
-            Reading(fields.number("wall_s"), fields.number("uptime_s"), fields.text("boot")),
-        )
+        timer = cls(fields.number("span_s", 0.0), reading(fields))
         fields.end()
         return timer
+
+
+def reading(fields: Fields) -> Reading:
+    """Of the fields that ``asdict`` makes of one."""
+    return Reading(fields.number("wall_s"), fields.number("uptime_s"), fields.text("boot"))

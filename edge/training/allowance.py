@@ -93,18 +93,21 @@ class TrainingAllowance:
         self._change(lambda usage: usage.participated())
 
     @contextlib.contextmanager
-    def session(self, *, participate: bool = False) -> Iterator[TrainingSession]:
+    def session(
+        self, *, participate: bool = False, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[TrainingSession]:
         """Train, if it may: look at ``session.permission`` first, and poll ``session.stop`` before
         every step. What was used is booked about once a second and at the end.
 
         Arguments:
             participate: for a round that was joined and noted as such (``participated``).
+            stopped: whether to stop whatever the allowance says.
         """
         with _alone(self._path.with_suffix(".lock")) as alone:
             permission, _ = self._judge(seconds=0.0, steps=0, joules=0.0, participate=participate)
             if not alone:
                 permission = Permission((Hold.ALREADY_TRAINING,), 0.0, 0, 0.0)
-            session = TrainingSession(self, permission, participate)
+            session = TrainingSession(self, permission, participate, stopped)
             try:
                 yield session
             finally:
@@ -153,7 +156,7 @@ class TrainingAllowance:
                     raise
                 file.execute("COMMIT")
                 return usage
-        except (sqlite3.Error, OSError, ValueError) as problem:
+        except (sqlite3.Error, OSError, ValueError, TypeError) as problem:
             raise CascadeError(
                 f"the training budget in {self._path} cannot be used ({problem}); mend or remove "
                 "that file"
@@ -167,7 +170,15 @@ class TrainingAllowance:
         if row is None:
             return Usage.opened(reading)
         now_s, uptime_s, boot, seconds, steps, joules, joined = row
-        before = Usage(now_s, uptime_s, boot, seconds, steps, joules, tuple(json.loads(joined)))
+        before = Usage(  # SQLite takes anything in any column
+            float(now_s),
+            float(uptime_s),
+            str(boot),
+            float(seconds),
+            int(steps),
+            float(joules),
+            tuple(float(at) for at in json.loads(joined)),
+        )
         return before.at(reading)
 
 
@@ -179,11 +190,16 @@ class TrainingSession:
     """
 
     def __init__(
-        self, allowance: TrainingAllowance, permission: Permission, participate: bool
+        self,
+        allowance: TrainingAllowance,
+        permission: Permission,
+        participate: bool,
+        stopped: Callable[[], bool],
     ) -> None:
         self.permission = permission
         self._allowance = allowance
         self._participate = participate
+        self._stopped = stopped
         self._since_s = self._uptime_s()
         self._since_cpu_s = allowance._cpu_s()
         self._steps = 0
@@ -208,6 +224,10 @@ class TrainingSession:
     def over(self) -> bool:
         """The same for work that is no step, such as reading examples: none is counted."""
         if self._ended:
+            return True
+        if self._stopped():
+            self.end()
+            self.permission = Permission((Hold.STOPPED,), 0.0, 0, 0.0)
             return True
         used_s = self._uptime_s() - self._since_s
         spent = (

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, Self
 
-from cascade.clock import Reading, passed_s
+from cascade.clock import Reading, own_time
 from cascade.conditions import Conditions
 from cascade.errors import InvalidInput
 
@@ -46,6 +46,8 @@ class Hold(StrEnum):
     """It participated in as many rounds as it may in seven days."""
     ALREADY_TRAINING = "already_training"
     """Another process of this device trains."""
+    STOPPED = "stopped"
+    """The process that trains was told to end."""
     BOOKS_UNREADABLE = "books_unreadable"
     """Nobody can tell what was used."""
 
@@ -118,7 +120,7 @@ class Usage:
 
     def at(self, reading: Reading) -> Self:
         """The usage at a later reading: a new day begins at nothing."""
-        now_s = self.now_s + passed_s(Reading(self.now_s, self.uptime_s, self.boot), reading)
+        now_s = own_time(Reading(self.now_s, self.uptime_s, self.boot), reading).wall_s
         today = now_s // DAY_S == self.now_s // DAY_S
         return replace(
             self,

@@ -4,11 +4,14 @@ on after whatever happened to it."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
+import json
 import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,7 @@ from cascade.clock import Reading
 from cascade.conditions import Conditions, FixedConditions
 from cascade.errors import InvalidInput, RemoteError
 from cascade.federation.plan import RoundPlan
-from cascade.federation.terms import Attestation
+from cascade.federation.terms import Attestation, CheckIn, CheckInReply
 from cascade.wire import ClientProfile, GrpcFederation
 from cloud.federation.desk import open_desk
 from cloud.federation.refusals import counters
@@ -166,12 +169,24 @@ async def test_a_device_takes_part_as_often_as_it_may(world: World) -> None:
     await world.tick()
     world.clock.passes(1000)
     assert (await device.step()).outcome == "spent"
-    world.clock.wall_s -= 3 * 86_400  # setting the clock back buys nothing
-    world.clock.passes(1000)
-    assert (await device.step()).outcome == "spent"
-    world.clock.wall_s += 4 * 86_400
-    world.clock.passes(1000)
+    for change_s in (-3 * 86_400, 4 * 86_400, 3650 * 86_400):  # setting the clock buys nothing
+        world.clock.wall_s += change_s
+        world.clock.passes(1000)
+        assert (await device.step()).outcome == "spent"
+    world.clock.wall_s -= 3651 * 86_400  # nor does it lock the device out when it is set right
+    world.clock.passes(86_400)
     assert (await device.step()).outcome == "sent"
+
+
+async def test_what_an_earlier_version_kept_is_read(world: World) -> None:
+    device = world.device(limits=Limits(rounds_per_day=1, clip_norm=1000.0))
+    await device.step()
+    path = DeviceFolder(world.profile.address).path / "state.json"
+    state = json.loads(path.read_bytes())
+    assert state["usage"].pop("rounds") == 1
+    today = int(world.clock.wall_s // 86_400)
+    path.write_text(json.dumps({**state, "usage": {"day": today, "rounds": 1}, "wait": None}))
+    assert (await device.step()).outcome == "spent"
 
 
 async def test_a_device_trains_when_its_owner_s_limits_allow_it(
@@ -552,6 +567,43 @@ async def test_a_lower_version_is_refused(world: World) -> None:
     assert world.counters()["aborted.unfit"] == 2
 
 
+async def test_a_version_that_nobody_signed_was_not_seen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = world.device()
+    service = device._contact.service()
+    honest = service.check_in
+
+    async def lying(asked: CheckIn) -> CheckInReply:
+        reply = await honest(asked)
+        assert reply.lease is not None
+        return replace(reply, lease=replace(reply.lease, adapter_version=10**12))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "check_in", lying)
+        assert (await device.step()).outcome == "declined"
+    world.clock.passes(1000)
+    assert (await device.step()).outcome == "sent"
+
+
+async def test_an_adapter_that_nothing_here_fits_costs_no_participation(
+    world: World, tmp_path: Path
+) -> None:
+    allowed = TrainingAllowance(
+        TrainingLimits(),
+        FixedConditions(Conditions("unmetered", charging=True, idle=True)),
+        path=tmp_path / "training.sqlite3",
+        clock=world.clock,
+    )
+    trainer = Steady()
+    device = world.device(trainer, allowance=allowed, fit=lambda plan, start: "all too long")
+    done = await device.step()
+    assert (done.outcome, done.note, trainer.given) == ("declined", "all too long", [])
+    assert done.wait_s >= 3600, "the next one would not fit either"
+    assert world.counters()["aborted.no_gain"] == 1
+    assert allowed.usage().participations == ()
+
+
 async def test_another_base_gets_no_lease(world: World) -> None:
     done = await world.device(base_digest="c" * 64).step()
     assert (done.outcome, done.note) == ("not_needed", "other_base")
@@ -584,6 +636,64 @@ async def test_training_without_gain_sends_nothing(world: World) -> None:
     assert (done.outcome, done.note) == ("no_gain", "worse than its parent on what was kept aside")
     seen = world.counters()
     assert (seen["aborted.no_gain"], seen.get("committed")) == (1, None)
+
+
+async def test_a_full_disk_ends_a_round_and_no_device(world: World) -> None:
+    def full(plan: RoundPlan, start: StartingPoint) -> Trained:
+        raise OSError(errno.ENOSPC, "No space left on device", "checkpoint")
+
+    device = world.device(full)
+    done = await device.step()
+    assert (done.outcome, "No space left" in done.note) == ("failed", True)
+    assert world.counters()["aborted.failed"] == 1
+
+    def save(state: DeviceState) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "state.json")
+
+    world.clock.passes(1000)
+    device._folder.save = save  # type: ignore[method-assign]
+    done = await device.step()
+    assert (done.outcome, "state.json" in done.note) == ("failed", True)
+
+
+@pytest.mark.parametrize("ends", ["paused", "trained"])
+async def test_a_step_that_is_cancelled_keeps_what_was_learned(world: World, ends: str) -> None:
+    began, stop = threading.Event(), threading.Event()
+
+    class Long(Steady):
+        def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
+            began.set()
+            assert stop.wait(20)
+            if ends == "paused" and not self.given:
+                self.given.append((plan, start))
+                raise Paused("stopped after 8 steps: stopped")
+            return super().__call__(plan, start)
+
+    trainer, discarded = Long(), []
+    device = world.device(trainer, stop=stop.set, discard=lambda: discarded.append(1))
+    step = asyncio.create_task(device.step())
+    assert await asyncio.to_thread(began.wait, 20)
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    state = DeviceFolder(world.profile.address).load()
+    if ends == "paused":
+        assert (state.training is not None, state.pending, discarded) == (True, None, [])
+        assert state.training is not None
+        assert state.training.begun == 0, "no kill"
+    else:
+        assert (state.training, state.pending is not None, discarded) == (None, True, [1])
+    assert (await device.step()).outcome == "sent"
+    assert world.counters()["committed"] == 1
+    assert len(trainer.given) == (2 if ends == "paused" else 1)
+
+
+async def test_a_damaged_state_says_what_to_do(world: World) -> None:
+    device = world.device()
+    await device.step()
+    (DeviceFolder(world.profile.address).path / "state.json").write_text("{")
+    with pytest.raises(InvalidInput, match=r"state\.json: .* remove that file to start anew"):
+        await device.step()
 
 
 async def test_an_update_that_is_not_finite_never_leaves(world: World) -> None:

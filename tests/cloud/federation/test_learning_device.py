@@ -180,12 +180,13 @@ def test_what_came_in_a_pause_is_for_the_next_round(learner: Learner) -> None:
     steps: list[int] = []
     on = learner.trainer(watch=lambda what, done, _: what == "train LoRA" and steps.append(done))
     on(PLAN, learner.point)
+    on.discard()
     assert steps[0] == 4
     again = learner.trainer(limits=TrainingLimits())(PLAN, learner.point)
     assert again.examples >= 1
     # What is not gone on with leaves nothing behind.
     trainer = learner.trainer()
-    learner.store.learning_dir.mkdir()
+    assert learner.store.learning_dir.exists()
     (learner.store.learning_dir / "checkpoint").write_bytes(b"x")
     trainer.discard()
     assert not learner.store.learning_dir.exists()
@@ -248,10 +249,40 @@ def test_a_device_that_is_taken_up_stops(learner: Learner) -> None:
     on = learner.trainer(watch=lambda what, done, _: what == "train LoRA" and steps.append(done))
     after = on(PLAN, learner.point)
     assert steps == list(range(4, PLAN.max_steps + 1))
+    on.discard()
     at_once = learner.trainer()(PLAN, learner.point)
     for name, change in at_once.change.items():
         np.testing.assert_array_equal(after.change[name], change)
-    assert not learner.store.learning_dir.exists()
+
+
+def test_training_that_is_told_to_stop_pauses(learner: Learner) -> None:
+    steps: list[int] = []
+
+    def watch(what: str, done: int, total: int) -> None:
+        if what == "train LoRA":
+            steps.append(done)
+            if done == 8:
+                trainer.stop()
+
+    trainer = learner.trainer(watch=watch)
+    with pytest.raises(Paused, match="stopped after 8 steps: stopped"):
+        trainer(PLAN, learner.point)
+    trainer(PLAN, learner.point)
+    assert steps[8] == 9
+
+
+def test_what_no_example_fits_is_told_before_a_round_is_joined(
+    learner: Learner, tmp_path: Path
+) -> None:
+    assert learner.trainer().fit(PLAN, learner.point) == ""
+    learner.store.close()
+    store = ExampleStore(tmp_path / "long.sqlite3", clock=lambda: BEGAN + 100)
+    store.grant()
+    for example in kept():
+        text = example.messages[0].content + " word" * 5000
+        store.add(replace(example, messages=(Message("user", text),)))
+    learner.store = store
+    assert "is of what this adapter answers" in learner.trainer().fit(PLAN, learner.point)
 
 
 def test_what_a_pause_keeps_goes_with_the_example_it_is_of(learner: Learner) -> None:
@@ -364,7 +395,6 @@ def test_devices_of_different_ranks_take_part_in_one_round(
                 learner.tiny.bundle.manifest.base_digest,
                 trainer,
                 trust=trust,
-                examples=trainer.examples,
                 limits=Limits(rank=rank),
                 root=tmp_path / f"rank-{rank}",
             )
@@ -424,7 +454,6 @@ def test_a_device_takes_part_from_its_examples_to_a_candidate(
             trainer,
             trust=pinned(),
             allowance=learner.allowance(FixedConditions(RESTING), TrainingLimits()),
-            examples=trainer.examples,
         )
         done = await participant.step()
         await participant.close()

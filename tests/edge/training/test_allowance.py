@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +201,16 @@ def test_without_books_nothing_is_trained(allow, tmp_path, clock):
     for call in (allowance.usage, allowance.participated):
         with pytest.raises(CascadeError, match="mend or remove"):
             call()
+
+
+@pytest.mark.parametrize("cell", ["now_s = 'x'", "participations = '7'", "steps = x'00'"])
+def test_books_with_a_damaged_cell_are_unreadable(tmp_path, cell):
+    path = tmp_path / "training.sqlite3"
+    allowance = TrainingAllowance(TrainingLimits(), FixedConditions(GOOD), path=path)
+    allowance.participated()
+    with contextlib.closing(sqlite3.connect(path)) as file, file:
+        file.execute(f"UPDATE usage SET {cell}")
+    assert allowance.may_train().reasons == (Hold.BOOKS_UNREADABLE,)
 
 
 def test_the_usual_place_is_under_the_home(empty_home):
