@@ -40,6 +40,9 @@ _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ATTEMPTS: Final = 5
 _PAUSE_S: Final = 0.5
 
+_Entries = Mapping[str, tuple[str, int | None]]
+"""Of files: sha256, and the size where it is known."""
+
 OnBytes = Callable[[str, int, int], None]
 """Told a file's name, how much of it is here, and its size."""
 
@@ -152,8 +155,12 @@ class _Install:
                 f"has revision {release.revision}, and this device has seen {before.revision}; "
                 "somebody holds newer ones back, or the registry was set back",
             )
-        if release.expires is not None and release.expires < time.time():
-            raise Tampered("release", "has expired; its publisher has to sign it again")
+        if release.expires is not None and release.expires < (now := time.time()):
+            raise Tampered(
+                "release",
+                f"has expired at {_utc(release.expires)}, and here it is {_utc(now)}; its "
+                "publisher has to sign it again, or this device's clock has to be set",
+            )
         return release
 
     async def _bundle(self, digest: str, data: bytes, signature: bytes) -> str:
@@ -162,9 +169,13 @@ class _Install:
         if not _FOLDER.fullmatch(manifest.name):
             raise BundleError(f"the bundle's name {manifest.name!r} is no plain folder name")
         final = home.bundles_dir() / manifest.name
-        if _is(final / MANIFEST, digest):
-            return manifest.name
         entries = {name: (each.sha256, each.bytes) for name, each in manifest.files.items()}
+        signed: _Entries = {
+            MANIFEST: (digest, None),
+            SIGNATURE: (sha256_bytes(signature), None),
+        }
+        if await _whole(final, {**signed, **entries}):
+            return manifest.name
         waiting = await self._fetch(digest, entries, at_hand=final)
         write_whole(waiting / MANIFEST, data)
         write_whole(waiting / SIGNATURE, signature)
@@ -175,9 +186,14 @@ class _Install:
         manifest = AdapterManifest.from_bytes(data)
         final = home.adapters_dir() / digest
         name, name_signature, weights = _ADAPTER_FILES
-        if _is(final / name, digest):
+        entries: _Entries = {weights: (manifest.weights_sha256, None)}
+        signed: _Entries = {
+            name: (digest, None),
+            name_signature: (sha256_bytes(signature), None),
+        }
+        if await _whole(final, {**signed, **entries}):
             return
-        waiting = await self._fetch(digest, {weights: (manifest.weights_sha256, None)})
+        waiting = await self._fetch(digest, entries)
         write_whole(waiting / name, data)
         write_whole(waiting / name_signature, signature)
         _replace(waiting, final)
@@ -185,13 +201,12 @@ class _Install:
     async def _fetch(
         self,
         digest: str,
-        entries: Mapping[str, tuple[str, int | None]],
+        entries: _Entries,
         at_hand: Path | None = None,
     ) -> Path:
         """The files of an artifact in a folder of their own, each of them whole.
 
         Arguments:
-            entries: sha256 and, where it is known, size of each.
             at_hand: a folder with files of the same names, some of which may be the same.
         """
         folder = home.home() / "incoming" / digest
@@ -257,11 +272,25 @@ def _memory_bytes() -> int:
         return 0
 
 
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
 def _put_policy(policy: Policy, data: bytes, signature: bytes) -> None:
     path = home.policies_dir() / policy.base_digest / f"{policy.task.task_id}.json"
     path.with_suffix(".sig").unlink(missing_ok=True)
     write_whole(path, data)
     write_whole(path.with_suffix(".sig"), signature)
+
+
+async def _whole(folder: Path, entries: _Entries) -> bool:
+    """Whether all files of an artifact are there as they were published: one that was damaged here
+    is fetched again."""
+
+    def looked() -> bool:
+        return all(_is(folder / name, sha256) for name, (sha256, _) in entries.items())
+
+    return await asyncio.to_thread(looked)
 
 
 def _is(path: Path, sha256: str) -> bool:

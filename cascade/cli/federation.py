@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _common(listed)
     listed.set_defaults(run=_rounds)
     shown = actions.add_parser("show", help="show one round")
-    shown.add_argument("round", type=int, metavar="ROUND", help="its number")
+    shown.add_argument("round", type=_number, metavar="ROUND", help="its number")
     _common(shown)
     shown.set_defaults(run=_show)
     for name, summary in (
@@ -43,14 +43,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("reject", "drop the candidate of a round"),
     ):
         decided = actions.add_parser(name, help=summary)
-        decided.add_argument("round", type=int, metavar="ROUND", help="its number")
+        decided.add_argument("round", type=_number, metavar="ROUND", help="its number")
         decided.add_argument("--note", default="", metavar="TEXT", help="why, for the others")
         _common(decided)
         decided.set_defaults(run=_decide, approved=name == "approve")
     rollout = actions.add_parser("rollout", help="how an approved adapter reaches the devices")
     steps = rollout.add_subparsers(dest="step", metavar="STEP", required=True)
     standing = steps.add_parser("show", help="show the last rollout, and what devices report")
-    standing.add_argument("round", type=int, nargs="?", metavar="ROUND", help="of another one")
+    standing.add_argument("round", type=_number, nargs="?", metavar="ROUND", help="of another one")
     _common(standing)
     standing.set_defaults(run=_rollout)
     for name, summary in (
@@ -62,6 +62,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         _common(ordered)
         ordered.set_defaults(run=_order, promote=name == "promote")
     federation_participate.configure(actions)
+
+
+def _number(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number < 2**53:
+        raise argparse.ArgumentTypeError(f"{text} is no round's number; they begin at 1")
+    return number
 
 
 def _common(parser: argparse.ArgumentParser) -> None:

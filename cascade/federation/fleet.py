@@ -34,6 +34,10 @@ MEASURES: Final[Mapping[str, tuple[str, str]]] = {
 """Counters of events and of trials, by measure; beside these there is ``slower_than(bound)`` for
 each of ``LATENCY_BOUNDS_S``."""
 
+ALONE: Final = frozenset({"load_failures"})
+"""Measures of which each device speaks once, and which are compared with nothing: the adapter that
+ran before is applied nowhere meanwhile."""
+
 _PREFIX: Final = "adapter"
 _ID: Final = 16
 
@@ -56,8 +60,8 @@ def slower_than(bound_s: float) -> str:
 def measured(
     counters: Iterable[tuple[str, int]], histograms: Iterable[tuple[str, Histogram]]
 ) -> dict[tuple[str, str], tuple[int, int]]:
-    """Trials and events of a report, by the adapter's id and the measure. What cannot be, more
-    events than trials, is left out."""
+    """Trials and events of a report, by the adapter's id and the measure. There may be more events
+    than trials: a correction can come in the report after its request's."""
     counts: dict[str, dict[str, int]] = {}
     for name, value in counters:
         if (parsed := _parsed(name)) is not None:
@@ -73,7 +77,7 @@ def measured(
         for place, bound in enumerate(each.bounds):
             above = sum(each.counts[place + 1 :])
             found[parsed[0], slower_than(bound)] = sum(each.counts), above
-    return {key: value for key, value in found.items() if 0 <= value[1] <= value[0] and value[0]}
+    return {key: value for key, value in found.items() if any(value)}
 
 
 def _parsed(name: str) -> tuple[str, str] | None:

@@ -14,6 +14,7 @@ from cloud.federation.config import FederationConfig
 from cloud.federation.gate.planned import explained, gate_problems
 from cloud.federation.privacy import NoisedRounds, epsilon
 from cloud.federation.rollout.config import RolloutConfig
+from cloud.federation.rollout.deciding import devices_needed
 from cloud.federation.seams import attestor_named
 from cloud.registry import Registry
 
@@ -172,10 +173,11 @@ def _rollout(config: RolloutConfig | None, registry: Registry, base: str | None)
         )
     except (CascadeError, OSError):
         served = False
+    needed = max(config.minimum_devices, devices_needed(config.margins, delta=config.delta))
     nothing = "" if served or base is None else "; it serves no bundle of this base yet"
     return (
         f"on the channel {config.channel}, {config.percent} % first; to all when "
-        f"{config.minimum_devices} devices or more have reported for {config.minimum_s:,.0f} s and "
+        f"{needed} devices or more have reported for {config.minimum_s:,.0f} s and "
         f"nothing is worse than its bound, back after {config.most_s:,.0f} s{nothing}"
     )
 

@@ -138,6 +138,13 @@ class Registry:
             raise NotFound(f"channel {channel} does not serve this release")
         return signed[release]
 
+    def expires(self, channel: str) -> int | None:
+        """When the first of a channel's releases expires, in seconds since 1970; ``None`` for
+        never."""
+        signed = self.signed_channel(channel)[1].values()
+        given = [ReleaseManifest.from_bytes(each.manifest).expires for each in signed]
+        return min((each for each in given if each is not None), default=None)
+
     def save(self, channel: Channel, key: SigningKey, expires: int | None = None) -> None:
         """Write a changed channel, its releases signed.
 

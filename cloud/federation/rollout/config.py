@@ -20,14 +20,15 @@ class BoundsConfig(StrictModel):
         escalations: requests that were escalated.
         corrections: requests whose answer a user corrected.
         audit_errors: audited answers that were wrong.
-        load_failures: times that the adapter was to be applied and could not be.
+        load_failures: of the candidate's devices, those on which it was to be applied and could not
+            be; not compared with the parent. ``minimum_devices`` without one show the default.
         slow: requests that took longer than ``slow_s``.
     """
 
     escalations: float | None = Field(default=0.1, gt=0, lt=1)
     corrections: float | None = Field(default=0.05, gt=0, lt=1)
     audit_errors: float | None = Field(default=0.1, gt=0, lt=1)
-    load_failures: float | None = Field(default=0.05, gt=0, lt=1)
+    load_failures: float | None = Field(default=0.3, gt=0, lt=1)
     slow: float | None = Field(default=0.1, gt=0, lt=1)
 
 

@@ -1,7 +1,7 @@
 """What devices have reported of the adapters that they run, in the store.
 
-Of one device no more than ``MOST_PER_DEVICE`` trials of a measure count: nobody outweighs the
-others, a device that lies least of all.
+Of one device no more than ``MOST_PER_DEVICE`` trials of a measure count, and never more events than
+trials: nobody outweighs the others, a device that lies least of all.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ def add(tx: Transaction, report: MetricsReport) -> None:
         if adapter not in adapters:
             continue
         row = tx.one(
-            "SELECT trials FROM adapter_counts WHERE adapter = ? AND device = ? AND measure = ?",
+            "SELECT trials, events FROM adapter_counts "
+            "WHERE adapter = ? AND device = ? AND measure = ?",
             adapter,
             report.device_id,
             measure,
         )
-        room = MOST_PER_DEVICE - (0 if row is None else int(row[0]))
-        taken = min(trials, room)
-        if taken <= 0:
+        tried, happened = (0, 0) if row is None else (int(row[0]), int(row[1]))
+        most = 1 if measure in fleet.ALONE else MOST_PER_DEVICE
+        taken = min(trials, most - tried)
+        of_taken = events if taken == trials else round(events * taken / trials)
+        added = min(of_taken, tried + taken - happened)
+        if not taken and not added:
             continue
         tx.run(
             "INSERT INTO adapter_counts VALUES (?, ?, ?, ?, ?) "
@@ -42,7 +46,7 @@ def add(tx: Transaction, report: MetricsReport) -> None:
             report.device_id,
             measure,
             taken,
-            events if taken == trials else round(events * taken / trials),
+            added,
         )
 
 

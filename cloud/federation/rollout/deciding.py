@@ -12,6 +12,8 @@ back with probability at most delta. It is promoted once the upper end of *every
 its margin: one that is beyond some margin would have to be shown below it, which happens with
 probability at most e, whatever the other measures say (an intersection-union test, Berger 1982).
 
+Failures to load are compared with nothing: the parent is not applied anew meanwhile.
+
 What is covered are running shares of what was reported. Devices are assigned by a hash, so both
 groups are alike but for chance; ``minimum_devices`` bounds that chance, not this test.
 """
@@ -22,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from cascade.federation.fleet import ALONE
 from cascade.monitor import RiskSequence
 
 Move = Literal["promote", "roll_back", "wait"]
@@ -36,7 +39,8 @@ class Shown:
 
     Arguments:
         trials, events: on the candidate's devices; ``parent_*``: on the parent's.
-        low, high: bounds of the difference of both shares, in [−1, 1].
+        low, high: bounds of the difference of both shares, in [−1, 1]; of failures to load, of the
+            candidate's own share, in [0, 1].
         margin: that it may have.
     """
 
@@ -52,14 +56,11 @@ class Shown:
     @property
     def text(self) -> str:
         """In a line."""
-        mine, theirs = (
-            _share(self.events, self.trials),
-            _share(self.parent_events, self.parent_trials),
-        )
-        return (
-            f"{self.measure} {mine} of {self.trials}, parent {theirs} of {self.parent_trials}: "
-            f"{self.low:+.3f} … {self.high:+.3f}, {self.margin:+g} allowed"
-        )
+        mine = f"{self.measure} {_share(self.events, self.trials)} of {self.trials}"
+        if self.measure in ALONE:
+            return f"{mine}: {self.low:.3f} … {self.high:.3f}, {self.margin:g} allowed"
+        theirs = f"parent {_share(self.parent_events, self.parent_trials)} of {self.parent_trials}"
+        return f"{mine}, {theirs}: {self.low:+.3f} … {self.high:+.3f}, {self.margin:+g} allowed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +120,23 @@ def _shown(
     measure: str, mine: tuple[int, int], theirs: tuple[int, int], margin: float, error: float
 ) -> Shown:
     here, there = RiskSequence(*mine), RiskSequence(*theirs)
-    half = error / 2
-    return Shown(
-        measure,
-        *mine,
-        *theirs,
-        low=here.lower(half) - there.upper(half),
-        high=here.upper(half) - there.lower(half),
-        margin=margin,
-    )
+    if measure in ALONE:
+        low, high = here.lower(error), here.upper(error)
+    else:
+        half = error / 2
+        low, high = here.lower(half) - there.upper(half), here.upper(half) - there.lower(half)
+    return Shown(measure, *mine, *theirs, low=low, high=high, margin=margin)
+
+
+def devices_needed(margins: Mapping[str, float], *, delta: float) -> int:
+    """How many devices without a failure show that one that each device speaks of once is within
+    its margin; 0 where no such measure is looked at."""
+    error = delta / len(margins)
+    needed = 0
+    for measure in ALONE & margins.keys():
+        while RiskSequence(needed, 0).upper(error) > margins[measure]:
+            needed += 1
+    return needed
 
 
 def _share(events: int, trials: int) -> str:

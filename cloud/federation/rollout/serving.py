@@ -84,13 +84,9 @@ def roll_back(registry: Registry, key: SigningKey, name: str, adapter: str) -> i
     """
     before = registry.channel(name)
     changed = before
-    for variant in before.variants:
-        if adapter in variant.canary:
-            changed = changed.rolled_back(variant.needs)
-        elif adapter in variant.stable:
-            if variant.canary:  # built on what is taken back
-                changed = changed.rolled_back(variant.needs)
-            changed = changed.rolled_back(variant.needs)
+    while served := [each for each in changed.variants if adapter in (*each.canary, *each.stable)]:
+        # A canary first, then what was published on top of the adapter, then the adapter.
+        changed = changed.rolled_back(served[0].needs)
     return _saved(registry, key, before, changed)
 
 
@@ -127,5 +123,5 @@ def _saved(registry: Registry, key: SigningKey, before: Channel, changed: Channe
     if changed == before:
         return before.revision
     one = changed.as_one_change(before.revision)
-    registry.save(one, key)
+    registry.save(one, key, registry.expires(before.name))
     return one.revision

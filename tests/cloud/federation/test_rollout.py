@@ -31,12 +31,12 @@ from cloud.federation.gate.evaluation import Findings
 from cloud.federation.gate.gate import publish_policy
 from cloud.federation.rollout import counts, rollouts
 from cloud.federation.rollout.config import RolloutConfig
-from cloud.federation.rollout.deciding import decide
+from cloud.federation.rollout.deciding import decide, devices_needed
 from cloud.federation.rollout.rollout import Rollout
 from cloud.federation.rounds import Start
 from cloud.federation.schema import migrate
 from cloud.federation.seams import NeedsApproval
-from cloud.registry import Device, Registry
+from cloud.registry import Device, Needs, Registry
 from edge.adapter import write_adapter
 from tests.cloud.federation.gated import OPTIONS, pairs
 
@@ -78,14 +78,12 @@ class Fleet:
         channel, known = registry.channel("stable"), {}
         for artifact in (base, first, policy):
             known[artifact.digest] = artifact
-            from cloud.registry import Needs
-
             channel, _ = channel.with_artifact(artifact, known, needs=Needs(), percent=None)
         registry.save(channel.as_one_change(0), key)
         return made
 
-    def policy(self, adapter: str) -> str:
-        base = self.bundle.install_policy("colours", OPTIONS, threshold=0.0)
+    def policy(self, adapter: str, task: str = "colours") -> str:
+        base = self.bundle.install_policy(task, OPTIONS, threshold=0.0)
         policy: Policy = dataclasses.replace(base, adapter_digest=adapter)
         return publish_policy(self.registry, self.key, policy.to_bytes())
 
@@ -272,8 +270,6 @@ async def test_a_channel_that_somebody_else_changes_is_left_alone(fleet_of: Flee
     fleet_of.approved(1)
     await rollout.tick()
     await rollout.tick()
-    from cloud.registry import Needs
-
     channel = fleet_of.registry.channel("stable").rolled_back(Needs())
     fleet_of.registry.save(channel, fleet_of.key)
     fleet_of.database.do_now(lambda tx: rollouts.order(tx, promote=True, note="", now=2.0))
@@ -335,6 +331,98 @@ def test_one_device_cannot_outweigh_the_others(fleet_of: Fleet) -> None:
     found = fleet_of.database.do_now(lambda tx: counts.of(tx, fleet_of.first))
     assert found["escalations"] == (counts.MOST_PER_DEVICE, counts.MOST_PER_DEVICE)
     assert fleet_of.database.do_now(lambda tx: counts.devices(tx, fleet_of.first)) == 1
+
+
+def test_a_correction_may_come_in_the_report_after_its_request_s(fleet_of: Fleet) -> None:
+    fleet_of.report(fleet_of.first, 1, 10)
+    fleet_of.report(fleet_of.first, 1, 0, corrected=3)
+    fleet_of.report(fleet_of.first, 1, 0, corrected=10**6)
+    found = fleet_of.database.do_now(lambda tx: counts.of(tx, fleet_of.first))
+    assert found["corrections"] == (10, 10)
+
+
+def loads(fleet_of: Fleet, adapter: str, devices: int, failing: int) -> None:
+    """Each device tries three times; so many fail at each."""
+    for place in range(devices):
+        failures = {fleet.LOAD_FAILURES: 3} if place < failing else {}
+        counters = {fleet.LOADS: 3, **failures}
+        report = MetricsReport(
+            f"device {place}",
+            np.random.default_rng().bytes(16),
+            tuple((fleet.metric(adapter, name), value) for name, value in counters.items()),
+            (),
+            b"",
+        )
+        fleet_of.database.do_now(lambda tx, report=report: leases.add_report(tx, report, 0.0))
+
+
+LOADING = {
+    "escalations": None,
+    "corrections": None,
+    "audit_errors": None,
+    "slow": None,
+    "load_failures": 0.3,
+}
+
+
+@pytest.mark.parametrize(
+    ("devices", "failing", "state"),
+    [(10, 10, "rolled_back"), (20, 0, "promoted"), (60, 18, "canary"), (10, 1, "canary")],
+)
+async def test_a_device_speaks_once_of_whether_it_can_load(
+    fleet_of: Fleet, devices: int, failing: int, state: str
+) -> None:
+    """The parent is applied nowhere meanwhile, so it is compared with nothing."""
+    rollout = fleet_of.rollout(bounds=LOADING)
+    candidate = fleet_of.approved(1)
+    await rollout.tick()
+    await rollout.tick()
+    loads(fleet_of, candidate, devices, failing)
+    await rollout.tick()
+    assert fleet_of.state() == state
+    found = fleet_of.database.do_now(lambda tx: counts.of(tx, candidate))
+    assert found["load_failures"] == (devices, failing)
+
+
+def test_so_many_devices_as_are_asked_for_by_default_can_show_the_default_bounds() -> None:
+    config = RolloutConfig()
+    assert devices_needed(config.margins, delta=config.delta) <= config.minimum_devices
+    assert devices_needed({**config.margins, "load_failures": 0.05}, delta=0.05) > 100
+    assert devices_needed({"escalations": 0.1}, delta=0.05) == 0
+
+
+async def test_what_was_published_on_top_goes_with_the_adapter(fleet_of: Fleet) -> None:
+    rollout, before = fleet_of.rollout(), fleet_of.served()
+    candidate = fleet_of.approved(1)
+    await rollout.tick()
+    await rollout.tick()
+    fleet_of.database.do_now(lambda tx: rollouts.order(tx, promote=True, note="", now=2.0))
+    await rollout.tick()
+    channel = fleet_of.registry.channel("stable")
+    policy = fleet_of.policy(candidate, "another")
+    named = {each: fleet_of.registry.artifact(each).artifact for each in channel.named}
+    of_task = fleet_of.registry.artifact(policy).artifact
+    changed, _ = channel.with_artifact(
+        of_task, named | {policy: of_task}, needs=Needs(), percent=None
+    )
+    fleet_of.registry.save(changed, fleet_of.key)
+    assert policy in fleet_of.served()
+    fleet_of.database.do_now(lambda tx: rollouts.order(tx, promote=False, note="", now=3.0))
+    await rollout.tick()
+    assert fleet_of.state() == "rolled_back"
+    assert fleet_of.everybody() == {before}
+
+
+async def test_a_rollout_keeps_the_day_on_which_releases_expire(fleet_of: Fleet) -> None:
+    channel = fleet_of.registry.channel("stable")
+    changed = channel.as_one_change(channel.revision)
+    fleet_of.registry.save(changed, fleet_of.key, 4_000_000_000)
+    rollout = fleet_of.rollout()
+    fleet_of.approved(1)
+    await rollout.tick()
+    await rollout.tick()
+    assert fleet_of.state() == "canary"
+    assert fleet_of.registry.expires("stable") == 4_000_000_000
 
 
 def test_latencies_are_read_from_the_histogram() -> None:
