@@ -149,6 +149,7 @@ def _train(args: argparse.Namespace) -> int:
     _publish(args, learned, bundle, parent)
     learned.state.unlink(missing_ok=True)
     digest = Adapter.open(args.out, trust).digest if args.key is None else ""
+    _tell_of_head(learned, parent)
     result: dict[str, object] = {
         "adapter": str(args.out),
         "digest": digest,
@@ -183,6 +184,19 @@ def _train(args: argparse.Namespace) -> int:
     if not learned.improved:
         print("it is no better than its parent there; try other settings")
     return 0
+
+
+def _tell_of_head(learned: Learned, parent: Adapter | None) -> None:
+    """Say where the parent's head has no part in what came of it."""
+    head, made = None if parent is None else parent.head, learned.best.head
+    if head is None or (made is not None and made.spec.task.asked_like(head.spec.task)):
+        return
+    why = (
+        "LoRA alone answers by label words"
+        if made is None
+        else "it was for another task, and an adapter has one head"
+    )
+    print(f"the parent's head is left out: {why}", file=sys.stderr)
 
 
 def _publish(

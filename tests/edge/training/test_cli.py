@@ -220,3 +220,35 @@ def test_a_head_needs_one_closed_set(data, bundle, tmp_path, capsys) -> None:
     data.write_text('{"prompt": "house", "answer": "river"}\n')
     assert main([*given, "--head"]) == InvalidInput.exit_code
     assert "one closed set" in capsys.readouterr().err
+
+
+def test_a_parent_s_head_is_what_every_learner_is_compared_with(
+    colours, bundle, tmp_path, capsys
+) -> None:
+    head = tmp_path / "head"
+    share = ("--val-share", "0.2")
+    assert train(colours, bundle, head, "--head", *share, "--json") == 0
+    before = json.loads(capsys.readouterr().out)["loss"]
+    more = (*share, "--max-steps", "2", "--parent", str(head))
+    for learner in ("lora", "both", "head"):
+        out = tmp_path / f"child-{learner}"
+        assert train(colours, bundle, out, f"--{learner}", *more, "--json") == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["parent_loss"] == pytest.approx(before, abs=1e-5), learner
+        assert result["improved"] == (result["loss"] < before)
+    assert train(colours, bundle, tmp_path / "a", "--lora", *more) == 0
+    said = capsys.readouterr()
+    assert f"{before:.4f} before" in said.out
+    assert "it is no better than its parent there" in said.out
+    assert "the parent's head is left out: LoRA alone answers by label words" in said.err
+    assert train(colours, bundle, tmp_path / "b", "--both", *more) == 0
+    assert "parent's head" not in capsys.readouterr().err
+
+
+def test_a_head_of_another_task_is_said_to_be_left_out(colours, bundle, tmp_path, capsys) -> None:
+    head, other = tmp_path / "head", tmp_path / "other.jsonl"
+    assert train(colours, bundle, head, "--head") == 0
+    other.write_text(colours.read_text().replace('"blue"', '"grey"'))
+    capsys.readouterr()
+    assert train(other, bundle, tmp_path / "child", "--head", "--parent", str(head)) == 0
+    assert "the parent's head is left out: it was for another task" in capsys.readouterr().err
