@@ -140,6 +140,8 @@ def _train(args: argparse.Namespace) -> int:
     examples = read_examples(args.data, task)
     trust = TrustStore(home.trust_dir())
     parent = Adapter.open(args.parent, trust) if args.parent else None
+    if parent is not None:
+        parent.inputs(bundle.manifest)  # refuses what does not fit
     _version(args.version, parent)
     maker = LessonMaker(bundle, task)
     lessons = _lessons(maker, examples, args.data.name)

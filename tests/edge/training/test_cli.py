@@ -12,6 +12,7 @@ from cascade.cli import main
 from cascade.errors import InvalidInput, NotFound
 from cascade.signing import TrustStore
 from edge import Adapter, Device
+from edge.adapter import write_adapter
 from edge.training.trainer import Trainer
 
 WORDS = ("house", "river", "light", "water", "small", "large", "first", "last")
@@ -252,3 +253,26 @@ def test_a_head_of_another_task_is_said_to_be_left_out(colours, bundle, tmp_path
     capsys.readouterr()
     assert train(other, bundle, tmp_path / "child", "--head", "--parent", str(head)) == 0
     assert "the parent's head is left out: it was for another task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("learner", ["--head", "--lora", "--both"])
+def test_a_parent_of_another_base_is_refused_before_training(
+    learner, colours, bundle, tiny, tmp_path, capsys
+) -> None:
+    head = tmp_path / "head"
+    assert train(colours, bundle, head, "--head") == 0
+    own = Adapter.open(head, TrustStore(home.trust_dir()))
+    other = write_adapter(
+        tmp_path / "other",
+        {},
+        head=own.head,
+        name="other",
+        base_digest="0" * 64,
+        signing_key=tiny.key,
+    )
+    capsys.readouterr()
+    assert train(colours, bundle, tmp_path / "a", learner, "--parent", str(other)) != 0
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1, said
+    assert "was made for base 000000000000" in said[0]
+    assert not (tmp_path / "a").exists()
