@@ -17,7 +17,7 @@ from cascade.federation.tensors import Floats
 from cascade.task import Task
 from edge.adapter import Adapter
 from edge.bundle import Bundle
-from edge.examples import Weighted
+from edge.examples import Example, Weighted
 from edge.head import Head
 from edge.model import OnnxModel
 from edge.training.head import HeadData, class_counts, head_scores, train_head
@@ -50,9 +50,9 @@ def measuring(bundle: Bundle) -> Callable[[Adapter], Measure]:
 
 
 def head_data(head: Head, examples: Sequence[Weighted], measure: Measure) -> HeadData | None:
-    """The examples that are of the head's closed set, as it sees them; ``None`` without any."""
+    """The examples that are of the head's task, as it sees them; ``None`` without any."""
     task = head.spec.task
-    mine = [each for each in examples if each.example.options == task.options]
+    mine = [each for each in examples if _is_of(task, each.example)]
     if not mine:
         return None
     texts = [each.example.messages[-1].content for each in mine]
@@ -64,6 +64,18 @@ def head_data(head: Head, examples: Sequence[Weighted], measure: Measure) -> Hea
         np.array([each.weight for each in mine], np.float64),
         tuple(texts),
     )
+
+
+def _is_of(task: Task, example: Example) -> bool:
+    """Whether an example was asked with the task's answers, in any order, and not for another task.
+
+    One that was asked for no task is taken, and one for a group of it (``TASK.VALUE``,
+    ``cascade.tune.group_tasks``). A task without a name is whatever is asked with its answers.
+    """
+    if set(example.options) != set(task.options):
+        return False
+    asked = example.task_id
+    return not task.task_id or asked in ("", task.task_id) or asked.startswith(f"{task.task_id}.")
 
 
 def losses(head: Head, data: HeadData) -> list[float]:
