@@ -16,7 +16,7 @@ from cascade.cli.learners import Learned, learn
 from cascade.cli.progress import ProgressLine
 from cascade.cli.tune_files import signing_key
 from cascade.errors import InvalidInput, NotFound
-from cascade.signing import TrustStore
+from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
 
 if TYPE_CHECKING:
@@ -145,10 +145,11 @@ def _train(args: argparse.Namespace) -> int:
     _version(args.version, parent)
     maker = LessonMaker(bundle, task)
     lessons = _lessons(maker, examples, args.data.name)
+    signer = signing_key(args.key)
     learned = learn(
         args, bundle, parent, examples=examples, lessons=lessons, maker=maker, plan=plan
     )
-    _publish(args, learned, bundle, parent)
+    _publish(args, learned, bundle, parent, signer)
     learned.state.unlink(missing_ok=True)
     digest = Adapter.open(args.out, trust).digest if args.key is None else ""
     _tell_of_head(learned, parent)
@@ -202,7 +203,11 @@ def _tell_of_head(learned: Learned, parent: Adapter | None) -> None:
 
 
 def _publish(
-    args: argparse.Namespace, learned: Learned, bundle: Bundle, parent: Adapter | None
+    args: argparse.Namespace,
+    learned: Learned,
+    bundle: Bundle,
+    parent: Adapter | None,
+    signer: SigningKey,
 ) -> None:
     from edge.adapter import write_adapter
 
@@ -212,7 +217,7 @@ def _publish(
         head=learned.best.head,
         name=args.name or args.out.name,
         base_digest=bundle.manifest.base_digest,
-        signing_key=signing_key(args.key),
+        signing_key=signer,
         version=_version(args.version, parent),
         parent="" if parent is None else parent.digest,
         licence=args.licence,

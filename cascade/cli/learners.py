@@ -78,7 +78,9 @@ def learn(
     training, held_out = kept_aside(lessons, plan)
     learned = {lesson.digest for lesson in training}
     answers = {
-        e.answer for e, each in zip(examples, lessons, strict=True) if each.digest in learned
+        e.answer
+        for e, each in zip(examples, lessons, strict=True)
+        if each.digest in learned and e.weight
     }
     wanted = _wanted(args, bundle, wording if args.learner or len(answers) > 1 else None)
     state = args.out.parent / f".{args.out.name}.training"

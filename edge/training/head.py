@@ -116,8 +116,12 @@ def train_head(
     Raises:
         InvalidInput: there are too few examples, or of one answer alone.
     """
-    if len(set(data.labels.tolist())) < 2:
-        raise InvalidInput("data", "has examples of one answer alone; a head needs two or more")
+    if len(set(data.labels[data.weights > 0].tolist())) < 2:
+        raise InvalidInput(
+            "data",
+            "has examples of one answer alone; a head needs two or more (those that weigh 0 do not "
+            "count)",
+        )
     weights = balanced(data.labels, data.weights) if balance else data.weights
     mean, scale = _standard(data, weights) if parent is None else (parent.mean, parent.scale)
     features, axes = rotated(((data.features - mean) / scale).astype(np.float64))

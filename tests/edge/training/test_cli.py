@@ -276,3 +276,26 @@ def test_a_parent_of_another_base_is_refused_before_training(
         assert len(said) == 1, said
         assert "was made for base 000000000000" in said[0]
         assert not (tmp_path / "a").exists()
+
+
+def test_answers_that_weigh_nothing_do_not_make_a_head_possible(
+    colours, bundle, tmp_path, capsys
+) -> None:
+    rows = [json.loads(line) for line in colours.read_text().splitlines()]
+    colours.write_text(
+        "".join(json.dumps(row | {"weight": float(row["answer"] == "red")}) + "\n" for row in rows)
+    )
+    assert train(colours, bundle, tmp_path / "a", "--max-steps", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["learner"] == "lora"
+    assert train(colours, bundle, tmp_path / "b", "--head") == InvalidInput.exit_code
+    assert "those that weigh 0 do not count" in capsys.readouterr().err
+
+
+def test_a_key_that_is_not_there_is_noticed_before_training(
+    colours, bundle, tmp_path, capsys
+) -> None:
+    missing = ("--head", "--key", str(tmp_path / "none"))
+    assert train(colours, bundle, tmp_path / "a", *missing) == NotFound.exit_code
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1, said
+    assert "there is no signing key" in said[0]
