@@ -255,8 +255,7 @@ def _eval(args: argparse.Namespace) -> int:
         raise InvalidInput("grade", "no tier judges here; take another spec")
     sides = {"parent": parent, "adapter": adapter}
     figures: dict[str, Figure] = {}
-    # With a head it is not the label words alone that say how probable an answer is.
-    if _trains(bundle) and all(each is None or each.head is None for each in sides.values()):
+    if _trains(bundle):
         lost = {
             side: losses(bundle, examples, maker, each, threads=args.threads)
             for side, each in sides.items()

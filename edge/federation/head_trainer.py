@@ -20,7 +20,7 @@ from edge.bundle import Bundle
 from edge.examples import Example, Weighted
 from edge.head import Head
 from edge.model import OnnxModel
-from edge.training.head import HeadData, class_counts, head_scores, train_head
+from edge.training.head import HeadData, answer_losses, class_counts, head_scores, train_head
 from edge.training.softmax import Doubles
 
 STRENGTHS: Final = (0.5, 0.15, 0.05)
@@ -80,8 +80,7 @@ def _is_of(task: Task, example: Example) -> bool:
 
 def losses(head: Head, data: HeadData) -> list[float]:
     """−log P(right answer) of each example, as a device with this head scores it."""
-    scores = head_scores(head, data)
-    return [float(each) for each in -scores[np.arange(len(data)), data.labels]]
+    return [float(each) for each in answer_losses(head_scores(head, data), data)]
 
 
 def learned(head: Head, data: HeadData, rehearsal: HeadData | None, held_out: HeadData) -> Head:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cascade import home
 from cascade.cli import main
 from cascade.errors import InvalidInput, NotFound
 from cascade.signing import TrustStore
-from edge import Adapter, Device
+from edge import Adapter, Device, OnnxModel
 from edge.adapter import write_adapter
+from edge.training import LessonMaker, example_of
+from edge.training.evaluate import losses
 from edge.training.trainer import Trainer
 
 WORDS = ("house", "river", "light", "water", "small", "large", "first", "last")
@@ -187,6 +191,7 @@ def test_a_head_is_trained_and_answers(colours, bundle, tmp_path, capsys) -> Non
     assert main(["adapters", "eval", str(out), str(colours), "--bundle", bundle, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
     assert figures["choose_accuracy"]["adapter"] == sum(right) / len(rows)
+    assert figures["loss"]["adapter"] < 0.6 * figures["loss"]["parent"]
 
     child = tmp_path / "child"
     assert train(colours, bundle, child, "--head", "--parent", str(out), "--json") == 0
@@ -194,6 +199,44 @@ def test_a_head_is_trained_and_answers(colours, bundle, tmp_path, capsys) -> Non
     second = Adapter.open(child, TrustStore(home.trust_dir()))
     assert second.manifest.parent == adapter.digest
     assert (second.head.mean == adapter.head.mean).all()
+
+
+@pytest.mark.usefixtures("bundle")
+@pytest.mark.parametrize("lm_weight", [0.0, 0.7])
+def test_the_loss_of_an_adapter_with_a_head_is_that_of_its_answers(
+    lm_weight, colours, tiny, tmp_path, capsys
+) -> None:
+    out, bundle, trust = tmp_path / "head", str(tiny.path), TrustStore(home.trust_dir())
+    assert train(colours, bundle, out, "--head") == 0
+    head = Adapter.open(out, trust).head
+    write_adapter(
+        out,
+        {},
+        head=replace(head, spec=replace(head.spec, lm_weight=lm_weight)),
+        name="head",
+        base_digest=tiny.bundle.manifest.base_digest,
+        signing_key=tiny.key,
+    )
+    rows = [json.loads(line) for line in colours.read_text().splitlines()]
+    with colours.open("a") as file:
+        file.write('{"prompt": "house", "answer": "river"}\n')
+    words = ["adapters", "eval", str(out), str(colours), "--bundle", bundle, "--json"]
+    capsys.readouterr()
+    assert main(words) == 0
+    one = json.loads(capsys.readouterr().out)["figures"]["loss"]
+    assert main([*words, "--parent", str(out)]) == 0
+    same = json.loads(capsys.readouterr().out)["figures"]["loss"]
+    assert (same["difference"], same["n"]) == (0, len(rows) + 1)
+
+    maker, model = LessonMaker(tiny.bundle), OnnxModel(tiny.bundle)
+    free = losses(tiny.bundle, [example_of({"prompt": "house", "answer": "river"})], maker, None)
+    model.use_adapter(model.load_adapter(Adapter.open(out, trust)))
+    lost = []
+    for row in rows:
+        prompt = head.spec.task.for_device(row["prompt"])
+        answer = model.choose(prompt, tuple(OPTIONS), option_prefix=" ")
+        lost.append(-np.log(answer.options.probabilities[OPTIONS.index(row["answer"])]))
+    assert one["adapter"] == pytest.approx(np.mean([*lost, *free]), abs=1e-4)
 
 
 def test_without_being_told_the_best_on_the_share_kept_aside_is_taken(
