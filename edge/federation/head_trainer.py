@@ -88,7 +88,9 @@ def learned(head: Head, data: HeadData, rehearsal: HeadData | None, held_out: He
 
     Arguments:
         rehearsal: answers of its own, which are fitted along and give no answer a row.
-        held_out: by which the penalty is chosen.
+        held_out: by which the penalty is chosen: the best of three, so that the head's losses on
+            it are a little too low. The test whether it is better, on the same examples, lets up to
+            three times its level through (``edge.training.worth_sending``).
 
     Raises:
         InvalidInput: all examples are of one answer.
