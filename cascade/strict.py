@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Collection
 from typing import Self
 
@@ -40,7 +41,7 @@ class Fields:
         """
         try:
             value = json.loads(data)
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise InvalidInput(where, f"is not JSON ({problem})") from None
         return cls(value, where)
 
@@ -134,7 +135,12 @@ class Fields:
 
 
 def _number(field: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # Compared, because a whole number may be too large for a float.
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not abs(value) <= sys.float_info.max
+    ):
         raise InvalidInput(field, "must be a finite number")
     if not low <= value <= high:
         raise InvalidInput(field, f"{value} is not in {low:g} … {high:g}")

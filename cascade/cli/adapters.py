@@ -16,7 +16,7 @@ from cascade.cli.learners import Learned, learn
 from cascade.cli.progress import ProgressLine
 from cascade.cli.tune_files import signing_key
 from cascade.errors import InvalidInput, NotFound
-from cascade.signing import TrustStore
+from cascade.signing import SigningKey, TrustStore
 from cascade.task import Task
 
 if TYPE_CHECKING:
@@ -140,15 +140,19 @@ def _train(args: argparse.Namespace) -> int:
     examples = read_examples(args.data, task)
     trust = TrustStore(home.trust_dir())
     parent = Adapter.open(args.parent, trust) if args.parent else None
+    if parent is not None:
+        parent.inputs(bundle.manifest)  # refuses what does not fit
     _version(args.version, parent)
     maker = LessonMaker(bundle, task)
     lessons = _lessons(maker, examples, args.data.name)
+    signer = signing_key(args.key)
     learned = learn(
         args, bundle, parent, examples=examples, lessons=lessons, maker=maker, plan=plan
     )
-    _publish(args, learned, bundle, parent)
+    _publish(args, learned, bundle, parent, signer)
     learned.state.unlink(missing_ok=True)
     digest = Adapter.open(args.out, trust).digest if args.key is None else ""
+    _tell_of_head(learned, parent)
     result: dict[str, object] = {
         "adapter": str(args.out),
         "digest": digest,
@@ -185,8 +189,25 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _tell_of_head(learned: Learned, parent: Adapter | None) -> None:
+    """Say where the parent's head has no part in what came of it."""
+    head, made = None if parent is None else parent.head, learned.best.head
+    if head is None or (made is not None and made.spec.task.asked_like(head.spec.task)):
+        return
+    why = (
+        "LoRA alone answers by label words"
+        if made is None
+        else "it was for another task, and an adapter has one head"
+    )
+    print(f"the parent's head is left out: {why}", file=sys.stderr)
+
+
 def _publish(
-    args: argparse.Namespace, learned: Learned, bundle: Bundle, parent: Adapter | None
+    args: argparse.Namespace,
+    learned: Learned,
+    bundle: Bundle,
+    parent: Adapter | None,
+    signer: SigningKey,
 ) -> None:
     from edge.adapter import write_adapter
 
@@ -196,7 +217,7 @@ def _publish(
         head=learned.best.head,
         name=args.name or args.out.name,
         base_digest=bundle.manifest.base_digest,
-        signing_key=signing_key(args.key),
+        signing_key=signer,
         version=_version(args.version, parent),
         parent="" if parent is None else parent.digest,
         licence=args.licence,
@@ -234,8 +255,7 @@ def _eval(args: argparse.Namespace) -> int:
         raise InvalidInput("grade", "no tier judges here; take another spec")
     sides = {"parent": parent, "adapter": adapter}
     figures: dict[str, Figure] = {}
-    # With a head it is not the label words alone that say how probable an answer is.
-    if _trains(bundle) and all(each is None or each.head is None for each in sides.values()):
+    if _trains(bundle):
         lost = {
             side: losses(bundle, examples, maker, each, threads=args.threads)
             for side, each in sides.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +18,10 @@ from cascade.errors import InvalidInput
 
 if TYPE_CHECKING:
     from cascade.task import Task
-    from edge import Adapter, Bundle
+    from edge import Adapter, Bundle, OnnxModel
     from edge.adapter import LoraPair
-    from edge.head import Head
     from edge.training import Lesson, LessonMaker, Trainer, TrainingExample, TrainingPlan
+    from edge.training.head import HeadData
     from edge.training.learners import Candidate, Learner
 
 
@@ -31,7 +31,7 @@ class Learned:
 
     Arguments:
         losses: of each learner on the share kept aside, where there is one.
-        parent_loss: there, before.
+        parent_loss: there, before: by the parent's head, where it has one for these questions.
         examples, held_out: how many were learned from, and kept aside.
         steps: of gradient descent.
         state: file that is of no more use once the adapter is written.
@@ -69,20 +69,22 @@ def learn(
         InvalidInput: a head was asked for, and there is no one closed set.
         BundleError: the bundle cannot train it; the message says why.
     """
+    from edge import OnnxModel
     from edge.training import Trainer, open_training
-    from edge.training.learners import Candidate, best, closed_task
+    from edge.training.learners import Candidate, best, closed_task, head_candidate, own_loss
     from edge.training.trainer import kept_aside
 
     wording = closed_task(examples, maker)
     training, held_out = kept_aside(lessons, plan)
     learned = {lesson.digest for lesson in training}
     answers = {
-        e.answer for e, each in zip(examples, lessons, strict=True) if each.digest in learned
+        e.answer
+        for e, each in zip(examples, lessons, strict=True)
+        if each.digest in learned and e.weight
     }
     wanted = _wanted(args, bundle, wording if args.learner or len(answers) > 1 else None)
     state = args.out.parent / f".{args.out.name}.training"
     started = time.perf_counter()
-    pairs = {} if parent is None else dict(parent.pairs)
     head = None if parent is None else parent.head
     if head is not None and wording is not None and not head.spec.task.asked_like(wording):
         head = None  # of another task: it has no part in these questions
@@ -112,31 +114,42 @@ def learn(
         if "lora" in wanted:
             other = None if wording is not None or parent is None else parent.head
             found.append(Candidate("lora", trainer.result(), other, trainer.best_loss))
-    if wording is not None and wanted != ["lora"]:
+    if wording is not None and (head is not None or wanted != ["lora"]):
         # The same share is kept aside as for LoRA, so that losses can be compared.
         aside = {lesson.digest for lesson in held_out}
         used = {lesson.digest for lesson in training} | aside
         rows = [i for i, lesson in enumerate(lessons) if lesson.digest in used]
-        kept = np.array([lessons[i].digest in aside for i in rows])
-        asked = [examples[i] for i in rows]
-        sides: list[tuple[Learner, dict[str, LoraPair]]] = []
+        shown = _Shown(
+            OnnxModel(bundle, threads=args.threads),
+            wording,
+            [examples[i] for i in rows],
+            np.array([lessons[i].digest in aside for i in rows]),
+        )
+        before: Mapping[str, LoraPair] = {} if parent is None else parent.pairs
+        sides: dict[Learner, Mapping[str, LoraPair]] = {}
         if "head" in wanted:
-            sides.append(("head", dict(pairs)))
+            sides["head"] = before
         if "both" in wanted and trainer is not None:
-            sides.append(("both", dict(trainer.result())))
-        for candidate, before in _heads(
-            args,
-            bundle,
-            wording=wording,
-            examples=asked,
-            kept=kept,
-            sides=sides,
-            parent=head,
-            seed=plan.seed,
-        ):
+            sides["both"] = trainer.result()
+        for learner, pairs in sides.items():
+            data, kept = shown.under(pairs, f"the {learner}")
+            candidate = head_candidate(
+                wording,
+                shown.model.hidden_layer,
+                data,
+                kept,
+                pairs=pairs,
+                learner=learner,
+                parent=head,
+                balance=args.balance,
+                seed=plan.seed,
+            )
             found.append(candidate)
-            if candidate.learner == "head":
-                parent_loss = before
+            if learner == "head":
+                parent_loss = own_loss(kept, head)
+        if head is not None and held_out and "head" not in sides:
+            # What LoRA began from are its label words, and a device does not answer by them.
+            parent_loss = own_loss(shown.aside(before, "the parent"), head)
     return Learned(
         best(found),
         {each.learner: each.loss for each in found},
@@ -148,42 +161,39 @@ def learn(
     )
 
 
-def _heads(
-    args: argparse.Namespace,
-    bundle: Bundle,
-    *,
-    wording: Task,
-    examples: Sequence[TrainingExample],
-    kept: NDArray[np.bool_],
-    sides: Sequence[tuple[Learner, dict[str, LoraPair]]],
-    parent: Head | None,
-    seed: int,
-) -> list[tuple[Candidate, float | None]]:
-    """A head over each side's pairs, and the loss there without it or with the parent's."""
-    from edge import OnnxModel
-    from edge.training.learners import Measuring, activate, head_candidate, own_loss
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What the model shows of examples of one closed set.
 
-    model = OnnxModel(bundle, threads=args.threads)
-    made = []
-    for learner, pairs in sides:
-        activate(model, pairs)
-        line = ProgressLine(f"measure for the {learner}", len(examples))
-        data = Measuring(model, wording).data(examples, line.update)
+    Arguments:
+        kept: which of them are kept aside.
+    """
+
+    model: OnnxModel
+    wording: Task
+    examples: Sequence[TrainingExample]
+    kept: NDArray[np.bool_]
+
+    def under(self, pairs: Mapping[str, LoraPair], whom: str) -> tuple[HeadData, HeadData]:
+        """With these pairs applied: what to learn from, and what is kept aside."""
+        data = self._read(self.examples, pairs, whom)
+        return data.take(np.flatnonzero(~self.kept)), data.take(np.flatnonzero(self.kept))
+
+    def aside(self, pairs: Mapping[str, LoraPair], whom: str) -> HeadData:
+        """The latter alone."""
+        aside = [each for each, kept in zip(self.examples, self.kept, strict=True) if kept]
+        return self._read(aside, pairs, whom)
+
+    def _read(
+        self, examples: Sequence[TrainingExample], pairs: Mapping[str, LoraPair], whom: str
+    ) -> HeadData:
+        from edge.training.learners import Measuring, activate
+
+        activate(self.model, pairs)
+        line = ProgressLine(f"measure for {whom}", len(examples))
+        data = Measuring(self.model, self.wording).data(examples, line.update)
         line.done()
-        training, held_out = data.take(np.flatnonzero(~kept)), data.take(np.flatnonzero(kept))
-        candidate = head_candidate(
-            wording,
-            model.hidden_layer,
-            training,
-            held_out,
-            pairs=pairs,
-            learner=learner,
-            parent=parent,
-            balance=args.balance,
-            seed=seed,
-        )
-        made.append((candidate, own_loss(held_out, parent)))
-    return made
+        return data
 
 
 def _wanted(args: argparse.Namespace, bundle: Bundle, wording: Task | None) -> list[str]:

@@ -17,10 +17,10 @@ from cascade.federation.tensors import Floats
 from cascade.task import Task
 from edge.adapter import Adapter
 from edge.bundle import Bundle
-from edge.examples import Weighted
+from edge.examples import Example, Weighted
 from edge.head import Head
 from edge.model import OnnxModel
-from edge.training.head import HeadData, class_counts, head_scores, train_head
+from edge.training.head import HeadData, answer_losses, class_counts, head_scores, train_head
 from edge.training.softmax import Doubles
 
 STRENGTHS: Final = (0.5, 0.15, 0.05)
@@ -50,12 +50,12 @@ def measuring(bundle: Bundle) -> Callable[[Adapter], Measure]:
 
 
 def of_head(head: Head, examples: Sequence[Weighted]) -> list[Weighted]:
-    """Those of the head's closed set."""
-    return [each for each in examples if each.example.options == head.spec.task.options]
+    """Those of the head's task."""
+    return [each for each in examples if _is_of(head.spec.task, each.example)]
 
 
 def head_data(head: Head, examples: Sequence[Weighted], measure: Measure) -> HeadData | None:
-    """The examples that are of the head's closed set, as it sees them; ``None`` without any."""
+    """The examples that are of the head's task, as it sees them; ``None`` without any."""
     task, mine = head.spec.task, of_head(head, examples)
     if not mine:
         return None
@@ -70,10 +70,21 @@ def head_data(head: Head, examples: Sequence[Weighted], measure: Measure) -> Hea
     )
 
 
+def _is_of(task: Task, example: Example) -> bool:
+    """Whether an example was asked with the task's answers, in any order, and not for another task.
+
+    One that was asked for no task is taken, and one for a group of it (``TASK.VALUE``,
+    ``cascade.tune.group_tasks``). A task without a name is whatever is asked with its answers.
+    """
+    if set(example.options) != set(task.options):
+        return False
+    asked = example.task_id
+    return not task.task_id or asked in ("", task.task_id) or asked.startswith(f"{task.task_id}.")
+
+
 def losses(head: Head, data: HeadData) -> list[float]:
     """−log P(right answer) of each example, as a device with this head scores it."""
-    scores = head_scores(head, data)
-    return [float(each) for each in -scores[np.arange(len(data)), data.labels]]
+    return [float(each) for each in answer_losses(head_scores(head, data), data)]
 
 
 def learned(head: Head, data: HeadData, rehearsal: HeadData | None, held_out: HeadData) -> Head:
@@ -81,7 +92,9 @@ def learned(head: Head, data: HeadData, rehearsal: HeadData | None, held_out: He
 
     Arguments:
         rehearsal: answers of its own, which are fitted along and give no answer a row.
-        held_out: by which the penalty is chosen.
+        held_out: by which the penalty is chosen: the best of three, so that the head's losses on
+            it are a little too low. The test whether it is better, on the same examples, lets up to
+            three times its level through (``edge.training.worth_sending``).
 
     Raises:
         InvalidInput: all examples are of one answer.

@@ -19,6 +19,8 @@ from edge.bundle import Bundle
 from edge.model import OnnxModel
 from edge.training.examples import LessonMaker, TrainingExample
 from edge.training.gradient import GradientSession
+from edge.training.head import answer_losses, head_scores
+from edge.training.learners import Measuring
 from edge.training.trunk import Keep
 
 OnExample = Callable[[int], None]
@@ -50,10 +52,26 @@ def losses(
     *,
     threads: int = 1,
 ) -> list[float]:
-    """The loss of each example, as training counts it."""
-    lessons = [maker.lesson(example) for example in examples]
-    session, pairs = open_training(bundle, adapter, threads=threads)
-    return list(session.run(lessons, pairs).losses)
+    """The loss of each example: by the adapter's head where a device answers by it, and else as
+    training counts it."""
+    found = np.zeros(len(examples))
+    head = None if adapter is None else adapter.head
+    by_head, others = list[int](), list[int]()
+    for index, each in enumerate(examples):
+        task = maker.task_of(each.options) if each.options else None
+        headed = head is not None and task is not None and head.spec.task.asked_like(task)
+        (by_head if headed else others).append(index)
+    if others:
+        session, pairs = open_training(bundle, adapter, threads=threads)
+        lessons = [maker.lesson(examples[index]) for index in others]
+        found[others] = session.run(lessons, pairs).losses
+    if adapter is not None and head is not None and by_head:
+        model = OnnxModel(bundle, threads=threads)
+        model.use_adapter(model.load_adapter(adapter))
+        measuring = Measuring(model, head.spec.task, scores=bool(head.spec.lm_weight))
+        data = measuring.data([examples[index] for index in by_head])
+        found[by_head] = answer_losses(head_scores(head, data), data)
+    return [float(each) for each in found]
 
 
 def open_training(

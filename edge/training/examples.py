@@ -22,6 +22,9 @@ from edge.text import TextCodec
 from edge.training.lesson import Lesson, choice_lesson, text_lesson
 from edge.trie import Trie, build_trie
 
+MAX_WEIGHT = 1e6
+"""Of an example: sums of weights stay far from what a float can hold."""
+
 _ROLES = ("system", "user", "assistant")
 _CATEGORY = "category"  # Dolly's, of no use here
 
@@ -33,7 +36,7 @@ class TrainingExample:
     Arguments:
         messages: the conversation up to the answer; of a closed set one message, the input itself.
         options: the closed set of which ``answer`` is one; empty for free text.
-        weight: among other examples, ≥ 0.
+        weight: among other examples, in [0, ``MAX_WEIGHT``].
     """
 
     messages: tuple[Message, ...]
@@ -63,7 +66,7 @@ def read_examples(path: Path, task: Task | None = None) -> list[TrainingExample]
         where = f"{path.name} line {number}"
         try:
             value = json.loads(line)
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise InvalidInput(where, f"is not JSON ({problem})") from None
         examples.append(example_of(value, where, task))
     if not examples:
@@ -97,7 +100,7 @@ def example_of(value: object, where: str = "example", task: Task | None = None) 
             raise InvalidInput(fields.path("options"), problem.problem) from None
         if answer not in options:
             raise InvalidInput(fields.path("answer"), f"{answer!r} is none of the options")
-    weight = fields.number("weight", 0.0) if fields.given("weight") else 1.0
+    weight = fields.number("weight", 0.0, MAX_WEIGHT) if fields.given("weight") else 1.0
     fields.end()
     return TrainingExample(messages, answer, options, weight)
 

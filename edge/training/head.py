@@ -116,8 +116,12 @@ def train_head(
     Raises:
         InvalidInput: there are too few examples, or of one answer alone.
     """
-    if len(set(data.labels.tolist())) < 2:
-        raise InvalidInput("data", "has examples of one answer alone; a head needs two or more")
+    if len(set(data.labels[data.weights > 0].tolist())) < 2:
+        raise InvalidInput(
+            "data",
+            "has examples of one answer alone; a head needs two or more (those that weigh 0 do not "
+            "count)",
+        )
     weights = balanced(data.labels, data.weights) if balance else data.weights
     mean, scale = _standard(data, weights) if parent is None else (parent.mean, parent.scale)
     features, axes = rotated(((data.features - mean) / scale).astype(np.float64))
@@ -161,9 +165,14 @@ def head_scores(head: Head, data: HeadData) -> Doubles:
     return log_softmax(head.logits(data.features) + head.spec.lm_weight * data.scores)
 
 
+def answer_losses(scores: Doubles, data: HeadData) -> Doubles:
+    """−log P(right answer) of each example."""
+    return np.asarray(-scores[np.arange(len(data)), data.labels], np.float64)
+
+
 def mean_loss(scores: Doubles, data: HeadData) -> float:
     """Weighted mean of −log P(right answer)."""
-    return float(np.average(_losses(scores, data), weights=data.weights))
+    return float(np.average(answer_losses(scores, data), weights=data.weights))
 
 
 def class_counts(data: HeadData) -> Doubles:
@@ -197,8 +206,8 @@ def lm_weight(data: HeadData, logits: Doubles) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if _slope(data, logits, middle) < 0 else (low, middle)
     found = (low + high) / 2
-    without = _losses(log_softmax(logits), data)
-    gain = (without - _losses(log_softmax(logits + found * data.scores), data)) * data.weights
+    without = answer_losses(log_softmax(logits), data)
+    gain = (without - answer_losses(log_softmax(logits + found * data.scores), data)) * data.weights
     if len(gain) < 2 or gain.mean() <= gain.std(ddof=1) / np.sqrt(len(gain)):
         return 0.0
     return found
@@ -210,10 +219,6 @@ def _slope(data: HeadData, logits: Doubles, weight: float) -> float:
     right = data.scores[np.arange(len(data)), data.labels]
     expected = (chances * data.scores).sum(axis=1)
     return float((data.weights * (expected - right)).sum())
-
-
-def _losses(scores: Doubles, data: HeadData) -> Doubles:
-    return np.asarray(-scores[np.arange(len(data)), data.labels], np.float64)
 
 
 def _standard(data: HeadData, weights: Doubles) -> tuple[Floats, Floats]:
@@ -249,7 +254,7 @@ def _cross_validated(
                 start=found.get(fold),
             )
             scores[rows] += features[rows] @ found[fold][:, :-1].T + found[fold][:, -1]
-        loss = float(np.average(_losses(log_softmax(scores), data), weights=weights))
+        loss = float(np.average(answer_losses(log_softmax(scores), data), weights=weights))
         if best is None or loss < best[1]:
             best = (l2, loss, scores)
         elif loss > best[1] * 1.2:

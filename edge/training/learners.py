@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,11 +167,14 @@ def best(candidates: Sequence[Candidate]) -> Candidate:
     """The least loss on the share kept aside; without one the first, which is the cheapest.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: there is none, or none whose loss is a number.
     """
     if not candidates:
         raise InvalidInput("learner", "has nothing that could be trained")
-    ordered = sorted(candidates, key=lambda each: LEARNERS.index(each.learner))
+    sound = [each for each in candidates if each.loss is None or math.isfinite(each.loss)]
+    if not sound:
+        raise InvalidInput("learner", "the loss of none is a number; look at the examples' weights")
+    ordered = sorted(sound, key=lambda each: LEARNERS.index(each.learner))
     return min(ordered, key=lambda each: 0.0 if each.loss is None else each.loss)
 
 

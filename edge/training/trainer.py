@@ -225,12 +225,19 @@ def kept_aside(
     """Lessons to learn from, and those kept aside, drawn by the plan's seed.
 
     Equal lessons stay on one side, so that nothing is tested that was learned by heart.
+
+    Raises:
+        InvalidInput: all of a side weigh 0.
     """
     groups = list(dict.fromkeys(lesson.digest for lesson in lessons))
     order = np.random.Generator(np.random.PCG64([plan.seed, 2**32 - 1])).permutation(len(groups))
     count = int(plan.val_share * len(groups))
     aside = {groups[index] for index in order[:count]}
-    return (
-        tuple(lesson for lesson in lessons if lesson.digest not in aside),
-        tuple(lesson for lesson in lessons if lesson.digest in aside),
-    )
+    training = tuple(lesson for lesson in lessons if lesson.digest not in aside)
+    held_out = tuple(lesson for lesson in lessons if lesson.digest in aside)
+    for part, what in ((training, "to learn from"), (held_out, "kept aside")):
+        if part and not any(lesson.weight for lesson in part):
+            raise InvalidInput(
+                "data", f"all {len(part)} examples {what} weigh 0; give some of them a weight"
+            )
+    return training, held_out

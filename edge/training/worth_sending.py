@@ -4,7 +4,8 @@ Both answer the examples that were kept aside. The rule is a paired sign-flip (p
 the mean difference of their losses (Fisher 1935, §21): under "no better", each difference is as
 likely to have the other sign, so the share of sign patterns with a mean at most as low as the one
 seen is a valid p-value. At most ``level`` of the adapters that are no better than their parents are
-sent.
+sent, if nothing about them was chosen by these examples. A device's head is the best of three there
+(``edge.federation.head_trainer.learned``): up to three times ``level`` of such heads are sent.
 """
 
 from __future__ import annotations

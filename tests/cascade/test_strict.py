@@ -19,6 +19,12 @@ def test_only_objects_have_fields(value: object) -> None:
         Fields(value, "thing")
 
 
+@pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 200_000])
+def test_what_is_no_json_is_said_so(data: bytes) -> None:
+    with pytest.raises(InvalidInput, match="thing: is not JSON"):
+        Fields.from_bytes(data, "thing")
+
+
 def test_a_field_is_taken_once_and_the_rest_is_refused() -> None:
     fields = Fields({"a": 1, "b": 2}, "thing")
     assert fields.take("a") == 1
@@ -41,7 +47,7 @@ def test_an_object_read_to_the_end_is_fine() -> None:
         (lambda f: f.texts("x"), [[], ["a", "b"]], ["a", [1], None]),
         (lambda f: f.boolean("x"), [True, False], [0, 1, "true", None]),
         (lambda f: f.number("x", 0, 1), [0, 0.5, 1], [True, "1", -0.1, 1.1, math.nan, None]),
-        (lambda f: f.number("x"), [-1e300, 7], [math.inf, False]),
+        (lambda f: f.number("x"), [-1e300, 7], [math.inf, False, 10**400, -(10**400)]),
         (lambda f: f.number_or_none("x", 0, 1), [None, 1], [2, "1"]),
         (lambda f: f.numbers("x", 0, 1), [[], [0, 1]], [0, [2], [True], ["0"]]),
         (lambda f: f.integer("x", 1, 9), [1, 9], [0, 10, 3.0, True, "3"]),

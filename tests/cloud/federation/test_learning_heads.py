@@ -16,8 +16,9 @@ from cascade.task import Task, generic
 from cascade.testing import TinyBundle
 from edge import Adapter, OnnxModel
 from edge.adapter import write_adapter
-from edge.examples import CurationRules, Example, ExampleStore, Source
+from edge.examples import CurationRules, Example, ExampleStore, Source, Weighted
 from edge.federation import ExampleTrainer, NoGain, Paused, StartingPoint, Trained
+from edge.federation.head_trainer import head_data
 from edge.head import Head, HeadSpec
 from edge.training.allowance import TrainingAllowance
 from edge.training.policy import TrainingLimits
@@ -58,8 +59,14 @@ def trainer(
     *,
     own: tuple[str, ...] = (),
     rehearsal: float = 0.1,
+    task_id: str = "",
+    options: tuple[str, ...] = OPTIONS,
 ) -> ExampleTrainer:
-    """A device with 60 corrections, and as many answers of its own where ``own`` says which."""
+    """A device with 60 corrections, and as many answers of its own where ``own`` says which.
+
+    Arguments:
+        task_id, options: as the application asked for the corrections.
+    """
     store = ExampleStore(folder / "examples.sqlite3", clock=lambda: 1_700_000_100.0)
     store.grant()
     words = {"red": "house", "green": "river", "blue": "light"}
@@ -67,7 +74,9 @@ def trainer(
         answer = answers[number % len(answers)]
         said = (Message("user", f"{number} is {words[answer]}"),)
         at = 1_700_000_000.0 + number
-        example = Example(f"r{number}", said, answer, Source.CORRECTION, at, options=OPTIONS)
+        example = Example(
+            f"r{number}", said, answer, Source.CORRECTION, at, options=options, task_id=task_id
+        )
         assert store.add(example) is None
     for number in range(60 if own else 0):
         answer = own[number % len(own)]
@@ -170,6 +179,66 @@ def test_reading_stops_when_the_device_is_picked_up(tiny: TinyBundle, tmp_path: 
         stopped(PLAN, start)
     assert clock.uptime_s - began_s <= 11.5
     assert seen == list(range(len(seen)))
+
+
+@pytest.mark.parametrize("asked", ["", "colours", "colours.wall"])
+def test_examples_of_the_head_s_task_are_learned(asked: str, tiny: TinyBundle) -> None:
+    head = untrained(tiny)
+    data = head_data(head, [corrected("red", asked), corrected("blue", asked)], nothing)
+    assert data is not None
+    assert data.labels.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("asked", ["wine", "coloursofwine"])
+def test_another_task_with_the_same_answers_teaches_a_head_nothing(
+    asked: str, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    head = untrained(tiny)
+    mixed = [corrected("red", asked), corrected("green", "colours"), corrected("blue", asked)]
+    data = head_data(head, mixed, nothing)
+    assert data is not None
+    assert data.labels.tolist() == [1]
+    learner = trainer(tiny, tmp_path, ("red", "green"), task_id=asked)
+    with pytest.raises(NoGain, match="two answers"):
+        learner(PLAN, point(tiny, head, tmp_path))
+
+
+def test_a_head_of_no_name_learns_from_all_that_is_asked_with_its_answers(
+    tiny: TinyBundle,
+) -> None:
+    head = untrained(tiny)
+    unnamed = replace(head, spec=replace(head.spec, task=generic(OPTIONS)))
+    data = head_data(unnamed, [corrected("red", "wine"), corrected("blue")], nothing)
+    assert data is not None
+    assert data.labels.tolist() == [0, 2]
+
+
+def test_answers_in_another_order_are_the_same_answers(tiny: TinyBundle, tmp_path: Path) -> None:
+    turned = ("blue", "red", "green")
+    given = [corrected("red", options=turned), corrected("green", options=turned)]
+    data = head_data(untrained(tiny), given, nothing)
+    assert data is not None
+    assert data.labels.tolist() == [0, 1]
+    assert head_data(untrained(tiny), [corrected("red", options=("red", "blue"))], nothing) is None
+    start = point(tiny, untrained(tiny), tmp_path)
+    sent = [
+        trainer(tiny, tmp_path / options[0], ("red", "green"), options=options)(PLAN, start)
+        for options in (OPTIONS, turned)
+    ]
+    assert np.array_equal(sent[0].change["head.weight"], sent[1].change["head.weight"])
+
+
+def corrected(answer: str, task_id: str = "", options: tuple[str, ...] = OPTIONS) -> Weighted:
+    said = (Message("user", f"it is {answer}"),)
+    example = Example(
+        answer, said, answer, Source.CORRECTION, 0.0, options=options, task_id=task_id
+    )
+    return Weighted(example, 1.0)
+
+
+def nothing(task: Task, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a model shows that shows nothing."""
+    return np.zeros(4, np.float32), np.zeros(len(task.options))
 
 
 def test_one_answer_alone_teaches_no_head(tiny: TinyBundle, tmp_path: Path) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cascade import home
 from cascade.cli import main
 from cascade.errors import InvalidInput, NotFound
 from cascade.signing import TrustStore
-from edge import Adapter, Device
+from edge import Adapter, Device, OnnxModel
+from edge.adapter import write_adapter
+from edge.training import LessonMaker, example_of
+from edge.training.evaluate import losses
 from edge.training.trainer import Trainer
 
 WORDS = ("house", "river", "light", "water", "small", "large", "first", "last")
@@ -186,6 +191,7 @@ def test_a_head_is_trained_and_answers(colours, bundle, tmp_path, capsys) -> Non
     assert main(["adapters", "eval", str(out), str(colours), "--bundle", bundle, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
     assert figures["choose_accuracy"]["adapter"] == sum(right) / len(rows)
+    assert figures["loss"]["adapter"] < 0.6 * figures["loss"]["parent"]
 
     child = tmp_path / "child"
     assert train(colours, bundle, child, "--head", "--parent", str(out), "--json") == 0
@@ -193,6 +199,44 @@ def test_a_head_is_trained_and_answers(colours, bundle, tmp_path, capsys) -> Non
     second = Adapter.open(child, TrustStore(home.trust_dir()))
     assert second.manifest.parent == adapter.digest
     assert (second.head.mean == adapter.head.mean).all()
+
+
+@pytest.mark.usefixtures("bundle")
+@pytest.mark.parametrize("lm_weight", [0.0, 0.7])
+def test_the_loss_of_an_adapter_with_a_head_is_that_of_its_answers(
+    lm_weight, colours, tiny, tmp_path, capsys
+) -> None:
+    out, bundle, trust = tmp_path / "head", str(tiny.path), TrustStore(home.trust_dir())
+    assert train(colours, bundle, out, "--head") == 0
+    head = Adapter.open(out, trust).head
+    write_adapter(
+        out,
+        {},
+        head=replace(head, spec=replace(head.spec, lm_weight=lm_weight)),
+        name="head",
+        base_digest=tiny.bundle.manifest.base_digest,
+        signing_key=tiny.key,
+    )
+    rows = [json.loads(line) for line in colours.read_text().splitlines()]
+    with colours.open("a") as file:
+        file.write('{"prompt": "house", "answer": "river"}\n')
+    words = ["adapters", "eval", str(out), str(colours), "--bundle", bundle, "--json"]
+    capsys.readouterr()
+    assert main(words) == 0
+    one = json.loads(capsys.readouterr().out)["figures"]["loss"]
+    assert main([*words, "--parent", str(out)]) == 0
+    same = json.loads(capsys.readouterr().out)["figures"]["loss"]
+    assert (same["difference"], same["n"]) == (0, len(rows) + 1)
+
+    maker, model = LessonMaker(tiny.bundle), OnnxModel(tiny.bundle)
+    free = losses(tiny.bundle, [example_of({"prompt": "house", "answer": "river"})], maker, None)
+    model.use_adapter(model.load_adapter(Adapter.open(out, trust)))
+    lost = []
+    for row in rows:
+        prompt = head.spec.task.for_device(row["prompt"])
+        answer = model.choose(prompt, tuple(OPTIONS), option_prefix=" ")
+        lost.append(-np.log(answer.options.probabilities[OPTIONS.index(row["answer"])]))
+    assert one["adapter"] == pytest.approx(np.mean([*lost, *free]), abs=1e-4)
 
 
 def test_without_being_told_the_best_on_the_share_kept_aside_is_taken(
@@ -220,3 +264,81 @@ def test_a_head_needs_one_closed_set(data, bundle, tmp_path, capsys) -> None:
     data.write_text('{"prompt": "house", "answer": "river"}\n')
     assert main([*given, "--head"]) == InvalidInput.exit_code
     assert "one closed set" in capsys.readouterr().err
+
+
+def test_a_parent_s_head_is_what_every_learner_is_compared_with(
+    colours, bundle, tmp_path, capsys
+) -> None:
+    head = tmp_path / "head"
+    share = ("--val-share", "0.2")
+    assert train(colours, bundle, head, "--head", *share, "--json") == 0
+    before = json.loads(capsys.readouterr().out)["loss"]
+    more = (*share, "--max-steps", "2", "--parent", str(head))
+    for learner in ("lora", "both", "head"):
+        out = tmp_path / f"child-{learner}"
+        assert train(colours, bundle, out, f"--{learner}", *more, "--json") == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["parent_loss"] == pytest.approx(before, abs=1e-5), learner
+        assert result["improved"] == (result["loss"] < before)
+    assert train(colours, bundle, tmp_path / "a", "--lora", *more) == 0
+    said = capsys.readouterr()
+    assert f"{before:.4f} before" in said.out
+    assert "it is no better than its parent there" in said.out
+    assert "the parent's head is left out: LoRA alone answers by label words" in said.err
+    assert train(colours, bundle, tmp_path / "b", "--both", *more) == 0
+    assert "parent's head" not in capsys.readouterr().err
+
+
+def test_a_head_of_another_task_is_said_to_be_left_out(colours, bundle, tmp_path, capsys) -> None:
+    head, other = tmp_path / "head", tmp_path / "other.jsonl"
+    assert train(colours, bundle, head, "--head") == 0
+    other.write_text(colours.read_text().replace('"blue"', '"grey"'))
+    capsys.readouterr()
+    assert train(other, bundle, tmp_path / "child", "--head", "--parent", str(head)) == 0
+    assert "the parent's head is left out: it was for another task" in capsys.readouterr().err
+
+
+def test_a_parent_of_another_base_is_refused_before_training(
+    colours, bundle, tiny, tmp_path, capsys
+) -> None:
+    head = tmp_path / "head"
+    assert train(colours, bundle, head, "--head") == 0
+    own = Adapter.open(head, TrustStore(home.trust_dir()))
+    other = write_adapter(
+        tmp_path / "other",
+        {},
+        head=own.head,
+        name="other",
+        base_digest="0" * 64,
+        signing_key=tiny.key,
+    )
+    capsys.readouterr()
+    for learner in ("--head", "--lora", "--both"):
+        assert train(colours, bundle, tmp_path / "a", learner, "--parent", str(other)) != 0
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1, said
+        assert "was made for base 000000000000" in said[0]
+        assert not (tmp_path / "a").exists()
+
+
+def test_answers_that_weigh_nothing_do_not_make_a_head_possible(
+    colours, bundle, tmp_path, capsys
+) -> None:
+    rows = [json.loads(line) for line in colours.read_text().splitlines()]
+    colours.write_text(
+        "".join(json.dumps(row | {"weight": float(row["answer"] == "red")}) + "\n" for row in rows)
+    )
+    assert train(colours, bundle, tmp_path / "a", "--max-steps", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["learner"] == "lora"
+    assert train(colours, bundle, tmp_path / "b", "--head") == InvalidInput.exit_code
+    assert "those that weigh 0 do not count" in capsys.readouterr().err
+
+
+def test_a_key_that_is_not_there_is_noticed_before_training(
+    colours, bundle, tmp_path, capsys
+) -> None:
+    missing = ("--head", "--key", str(tmp_path / "none"))
+    assert train(colours, bundle, tmp_path / "a", *missing) == NotFound.exit_code
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1, said
+    assert "there is no signing key" in said[0]

@@ -47,6 +47,7 @@ def test_rows_of_every_shape_are_read(row, expected) -> None:
     ("row", "said"),
     [
         ("{", "line 2: is not JSON"),
+        ("[" * 200_000, "line 2: is not JSON"),
         ("[]", "line 2: must be a JSON object"),
         ({"question": "red?"}, "line 2: has none of messages, prompt and instruction"),
         ({"prompt": "red?"}, "line 2.answer: is missing"),
@@ -55,6 +56,8 @@ def test_rows_of_every_shape_are_read(row, expected) -> None:
         ({"prompt": "r", "answer": "a", "options": ["b", "c"]}, "line 2.answer: 'a' is none of"),
         ({"prompt": "r", "answer": "a", "options": ["a", "a"]}, "line 2.options"),
         ({"prompt": "r", "answer": "a", "weight": -1}, "line 2.weight"),
+        ({"prompt": "r", "answer": "a", "weight": 1e7}, "line 2.weight: .* is not in 0 … 1e"),
+        ({"prompt": "r", "answer": "a", "weight": 10**400}, "line 2.weight: must be a finite"),
         ({"prompt": "r", "answer": "a", "colour": "b"}, "line 2.colour: is not a known field"),
         ({"messages": [{"role": "user", "content": "r"}]}, "line 2.messages"),
         (

@@ -22,6 +22,7 @@ from edge.training.head import (
     mean_loss,
     train_head,
 )
+from edge.training.learners import Candidate, best
 from edge.training.softmax import fit_softmax, log_softmax, rotated
 
 OPTIONS = ("red", "green", "blue")
@@ -129,8 +130,18 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
     data = drawn(9)
     with pytest.raises(InvalidInput, match="one answer alone"):
         train_head(SPEC, data.take(np.array([0, 3, 6])))
+    for weights in (np.zeros(9), (data.labels == 1).astype(np.float64)):
+        with pytest.raises(InvalidInput, match="one answer alone"):
+            train_head(SPEC, dataclasses.replace(data, weights=weights))
     with pytest.raises(InvalidInput, match="one example alone"):
         train_head(SPEC, dataclasses.replace(data, groups=("same",) * 9))
+
+
+def test_a_candidate_whose_loss_is_no_number_is_never_taken() -> None:
+    broken, good = Candidate("head", {}, None, np.nan), Candidate("lora", {}, None, 2.0)
+    assert best([broken, good]) is good
+    with pytest.raises(InvalidInput, match="loss of none is a number"):
+        best([broken, Candidate("both", {}, None, np.inf)])
 
 
 @pytest.mark.parametrize("strategy", [FfaLora(), ProductMean(2)], ids=["ffa", "product"])

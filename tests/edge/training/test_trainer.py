@@ -21,6 +21,7 @@ from edge.training import (
     open_training,
     text_lesson,
 )
+from edge.training.trainer import kept_aside
 
 OPTIONS = ("red", "green", "blue")
 PLAN = TrainingPlan(
@@ -186,6 +187,19 @@ def test_a_loss_that_is_no_number_ends_the_run(session, lessons, tmp_path, monke
     with pytest.raises(CascadeError, match="smaller --learning-rate"):
         next(run)
     assert Trainer(session, lessons, PLAN, checkpoint=path).done_steps == 1
+
+
+def test_examples_that_weigh_nothing_are_no_examples(session, lessons) -> None:
+    plan = dataclasses.replace(PLAN, val_share=0.5)
+    _, aside = kept_aside(lessons, plan)
+    digests = {each.digest for each in aside}
+    for part, said in ((False, "examples to learn from weigh 0"), (True, "kept aside weigh 0")):
+        given = [
+            dataclasses.replace(each, weight=0.0 if (each.digest in digests) is part else 1.0)
+            for each in lessons
+        ]
+        with pytest.raises(InvalidInput, match=f"data: all .* {said}"):
+            Trainer(session, given, plan)
 
 
 def test_what_cannot_be_trained_is_refused(session, lessons) -> None:
