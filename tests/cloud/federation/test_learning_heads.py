@@ -118,7 +118,6 @@ def test_own_answers_are_rehearsed_and_count_for_no_row(tiny: TinyBundle, tmp_pa
 
     def sent(name: str, rehearsal: float) -> Trained:
         learner = trainer(tiny, tmp_path / name, ("red", "green"), own=own, rehearsal=rehearsal)
-        assert learner.examples() < 60
         return learner(PLAN, start)
 
     with_own, without = sent("with", 0.1), sent("without", 0)
