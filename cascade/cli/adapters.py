@@ -256,10 +256,13 @@ def _eval(args: argparse.Namespace) -> int:
     sides = {"parent": parent, "adapter": adapter}
     figures: dict[str, Figure] = {}
     if _trains(bundle):
-        lost = {
-            side: losses(bundle, examples, maker, each, threads=args.threads)
-            for side, each in sides.items()
-        }
+        lost = {}
+        for side, each in sides.items():
+            line = ProgressLine(f"loss of the {side}", len(examples))
+            lost[side] = losses(
+                bundle, examples, maker, each, threads=args.threads, on_example=line.update
+            )
+            line.done()
         figures["loss"] = figure(lost["parent"], lost["adapter"], accuracy=False)
     model = OnnxModel(bundle, threads=args.threads)
     grades = {}

@@ -74,6 +74,7 @@ def learn(
     from edge.training.learners import Candidate, best, closed_task, head_candidate, own_loss
     from edge.training.trainer import kept_aside
 
+    examples, lessons = _fitting(examples, lessons, plan)
     wording = closed_task(examples, maker)
     training, held_out = kept_aside(lessons, plan)
     learned = {lesson.digest for lesson in training}
@@ -100,12 +101,6 @@ def learn(
             parent=None if parent is None else parent.pairs,
             checkpoint=state,
         )
-        if trainer.too_long:
-            print(
-                f"{trainer.too_long} of {len(lessons)} examples are longer than "
-                f"{plan.max_tokens} tokens and left out; see --max-tokens",
-                file=sys.stderr,
-            )
         _read_trunk(trainer)
         _run(trainer, args.out)
         counts, steps = (len(trainer.training), len(trainer.held_out)), trainer.done_steps
@@ -159,6 +154,22 @@ def learn(
         time.perf_counter() - started,
         state,
     )
+
+
+def _fitting(
+    examples: Sequence[TrainingExample], lessons: Sequence[Lesson], plan: TrainingPlan
+) -> tuple[list[TrainingExample], list[Lesson]]:
+    """Those that are not too long, whatever learns from them."""
+    fits = [i for i, lesson in enumerate(lessons) if lesson.tokens <= plan.max_tokens]
+    if too_long := len(lessons) - len(fits):
+        print(
+            f"{too_long} of {len(lessons)} examples are longer than {plan.max_tokens} tokens and "
+            "left out; see --max-tokens",
+            file=sys.stderr,
+        )
+    if not fits:
+        raise InvalidInput("data", "has no example to learn from; raise --max-tokens")
+    return [examples[i] for i in fits], [lessons[i] for i in fits]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,9 @@ from edge.training.trunk import Keep
 
 OnExample = Callable[[int], None]
 
+_AT_ONCE = 8
+"""Examples between two words about how far it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -51,9 +54,14 @@ def losses(
     adapter: Adapter | None,
     *,
     threads: int = 1,
+    on_example: OnExample = lambda done: None,
 ) -> list[float]:
     """The loss of each example: by the adapter's head where a device answers by it, and else as
-    training counts it."""
+    training counts it.
+
+    Arguments:
+        on_example: told how many are done.
+    """
     found = np.zeros(len(examples))
     head = None if adapter is None else adapter.head
     by_head, others = list[int](), list[int]()
@@ -63,13 +71,17 @@ def losses(
         (by_head if headed else others).append(index)
     if others:
         session, pairs = open_training(bundle, adapter, threads=threads)
-        lessons = [maker.lesson(examples[index]) for index in others]
-        found[others] = session.run(lessons, pairs).losses
+        for start in range(0, len(others), _AT_ONCE):
+            part = others[start : start + _AT_ONCE]
+            lessons = [maker.lesson(examples[index]) for index in part]
+            found[part] = session.run(lessons, pairs).losses
+            on_example(start + len(part))
     if adapter is not None and head is not None and by_head:
         model = OnnxModel(bundle, threads=threads)
         model.use_adapter(model.load_adapter(adapter))
         measuring = Measuring(model, head.spec.task, scores=bool(head.spec.lm_weight))
-        data = measuring.data([examples[index] for index in by_head])
+        asked = [examples[index] for index in by_head]
+        data = measuring.data(asked, lambda done: on_example(len(others) + done))
         found[by_head] = answer_losses(head_scores(head, data), data)
     return [float(each) for each in found]
 

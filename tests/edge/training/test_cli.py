@@ -16,7 +16,7 @@ from cascade.signing import TrustStore
 from edge import Adapter, Device, OnnxModel
 from edge.adapter import write_adapter
 from edge.training import LessonMaker, example_of
-from edge.training.evaluate import losses
+from edge.training.evaluate import losses, open_training
 from edge.training.trainer import Trainer
 
 WORDS = ("house", "river", "light", "water", "small", "large", "first", "last")
@@ -199,6 +199,32 @@ def test_a_head_is_trained_and_answers(colours, bundle, tmp_path, capsys) -> Non
     second = Adapter.open(child, TrustStore(home.trust_dir()))
     assert second.manifest.parent == adapter.digest
     assert (second.head.mean == adapter.head.mean).all()
+
+
+@pytest.mark.parametrize("learner", ["--head", "--lora"])
+def test_what_is_too_long_teaches_nobody(learner, colours, bundle, tmp_path, capsys) -> None:
+    with colours.open("a") as file:
+        row = {"prompt": "word " * 60, "answer": "red", "options": OPTIONS}
+        file.write(json.dumps(row) + "\n")
+    out = tmp_path / "out"
+    assert train(colours, bundle, out, learner, "--max-tokens", "60", "--json") == 0
+    told = capsys.readouterr()
+    assert "1 of 49 examples are longer than 60 tokens and left out" in told.err
+    result = json.loads(told.out)
+    assert result["examples"] + result["held_out"] == 48
+    assert train(colours, bundle, tmp_path / "none", learner, "--max-tokens", "2") == 2
+    assert "raise --max-tokens" in capsys.readouterr().err
+
+
+def test_losses_say_how_far_they_are(data, tiny) -> None:
+    examples = [example_of(json.loads(line)) for line in data.read_text().splitlines()]
+    told: list[int] = []
+    maker = LessonMaker(tiny.bundle)
+    found = losses(tiny.bundle, examples, maker, None, on_example=told.append)
+    assert told == list(range(8, len(examples) + 1, 8))
+    session, pairs = open_training(tiny.bundle, None)
+    at_once = session.run([maker.lesson(each) for each in examples], pairs).losses
+    assert found == pytest.approx(at_once, abs=1e-4)
 
 
 @pytest.mark.usefixtures("bundle")
