@@ -158,7 +158,7 @@ def _consent(args: argparse.Namespace) -> int:
 
     with _store(args) as store:
         if args.withdraw:
-            if not store.exists:
+            if not store.consents():
                 raise NotFound("nobody consented to learning on this device")
             store.withdraw()
         if args.give:

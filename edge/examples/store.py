@@ -8,6 +8,7 @@ bytes are gone from it; what a flash chip keeps of old blocks is beyond its reac
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import secrets
 import shutil
 import sqlite3
@@ -90,6 +91,8 @@ class ExampleStore:
                 consent = Consent()
             if consent is not None and _standing(file) != consent:
                 self._note(file, consent.to_text())
+            if not _mark_of(file):
+                _mark(file)
             return _standing(file)
 
     def withdraw(self) -> None:
@@ -202,7 +205,8 @@ class ExampleStore:
         return max(0, deleted)
 
     def forget_all(self) -> int:
-        """Remove every example for good, and the file itself where it is damaged. Needs no key.
+        """Remove every example for good, and the file itself where it is damaged; then consent has
+        to be given again. Needs no key.
 
         Returns:
             How many there were, as far as one can tell.
@@ -220,14 +224,21 @@ class ExampleStore:
             return deleted
         except DamagedStore:
             self._file.remove()
+            with self._file.transaction(sealed=False) as file:
+                _mark(file)  # the old one went with the file
             return 0
 
     def forgotten(self) -> str:
-        """A word that is another one whenever something was forgotten (not: grew too old): what was
-        learned under one word holds nothing that was forgotten while it stays. "" before that."""
+        """A word that is another one whenever something was forgotten (not: grew too old) or the
+        terms of consent changed: what was learned under one word may be sent while it stays. ""
+        where nobody ever consented."""
         with self._file.reading() as file:
-            row = file.execute("SELECT mark FROM forgotten").fetchone() if file else None
-            return "" if row is None else str(row[0])
+            if file is None:
+                return ""
+            consent = _standing(file)
+            terms = "" if consent is None else consent.to_text()
+            mark = _mark_of(file)
+        return hashlib.sha256(f"{mark} {terms}".encode()).hexdigest() if mark or terms else ""
 
     def close(self) -> None:
         """Close the file."""
@@ -343,6 +354,12 @@ class ExampleStore:
 
 def _mark(file: sqlite3.Connection) -> None:
     file.execute("INSERT OR REPLACE INTO forgotten VALUES (1, ?)", (secrets.token_hex(16),))
+
+
+def _mark_of(file: sqlite3.Connection) -> str:
+    """What ``_mark`` wrote last; "" before that."""
+    row = file.execute("SELECT mark FROM forgotten").fetchone()
+    return "" if row is None else str(row[0])
 
 
 def _standing(file: sqlite3.Connection) -> Consent | None:

@@ -145,7 +145,8 @@ def test_a_damaged_store_says_what_to_do_and_that_helps(empty_home, capsys):
     assert (code, "forget --all removes it" in err) == (1, True)
     assert json.loads(out)["error"]["kind"] == "DamagedStore"
     assert run(capsys, "forget", "--all")[0] == 0
-    assert not home.examples_path().exists()
+    assert run(capsys, "stats")[0] == 0
+    assert run(capsys, "consent", "--withdraw")[0] == 3  # it went with the store
 
 
 def test_on_a_device_that_never_learned_nothing_is_made(empty_home, capsys):

@@ -25,6 +25,12 @@ def bytes_of(store: ExampleStore) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(store.path.parent.glob("examples*")))
 
 
+def damage_pages(path: Path) -> None:
+    """Overwrite all of a closed file but its beginning."""
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+
+
 def test_nothing_is_created_by_reading(tmp_path):
     store = ExampleStore(tmp_path / "deep" / "examples.sqlite3")
     assert (store.examples(), store.consents(), store.consent(), store.size()) == ([], [], None, 0)
@@ -208,11 +214,12 @@ def test_what_is_forgotten_is_gone_from_the_file(store, make, which):
     store.add(make(SECRET, request_id="secret", task_id="garden"))
     store.judge("r3", correct=False, correction="bad")
     assert SECRET.encode() in bytes_of(store)
+    before = store.forgotten()
     assert store.forget(request_ids=["unknown"]) == 0
-    assert not store.forgotten()
+    assert store.forgotten() == before
     count = store.forget_all() if which is None else store.forget(**which)
     word = store.forgotten()
-    assert word
+    assert word != before
     assert (store.forget(request_ids=["secret"]), store.forgotten()) == (0, word)
     assert count == (21 if which is None else 1)
     assert SECRET.encode() not in bytes_of(store)
@@ -387,6 +394,43 @@ def test_a_store_of_before_there_were_marks_can_forget(make, tmp_path):
     with closing(sqlite3.connect(path)) as file:
         file.execute("DROP TABLE forgotten")
     with ExampleStore(path, clock=lambda: 100.0) as store:
-        assert not store.forgotten()
+        before = store.forgotten()
         assert store.forget(request_ids=["one"]) == 1
-        assert store.forgotten()
+        assert store.forgotten() != before
+
+
+def test_what_was_learned_before_a_damaged_store_was_removed_has_another_word(tmp_path, make):
+    path = tmp_path / "examples.sqlite3"
+    with ExampleStore(path, clock=lambda: 100.0) as store:
+        assert store.forgotten() == ""
+        store.grant()
+        store.add(make("text"))
+        learned = store.forgotten()
+    damage_pages(path)
+    with ExampleStore(path) as store:
+        assert store.forget_all() == 0
+        emptied = store.forgotten()
+        assert (store.consent(), store.examples()) == (None, [])
+    with ExampleStore(path) as store:
+        store.grant()
+        assert len({"", learned, emptied, store.forgotten()}) == 4
+
+
+def test_a_store_that_is_made_anew_has_another_word(tmp_path):
+    words = set()
+    for _ in range(2):
+        with ExampleStore(tmp_path / "examples.sqlite3") as store:
+            store.grant()
+            words.add(store.forgotten())
+        store.path.unlink()
+    assert len(words) == 2
+
+
+def test_other_terms_are_another_word(store):
+    usual = store.forgotten()
+    store.grant(Consent())  # what stands already
+    assert store.forgotten() == usual
+    store.grant(Consent.to(never_train_tasks=["diary"]))
+    stricter = store.forgotten()
+    store.withdraw()
+    assert len({usual, stricter, store.forgotten()}) == 3
