@@ -55,6 +55,7 @@ class Example:
             last one is the bare input.
         options: the allowed answers; empty for free text.
         answer: the text to learn; among ``options`` where there are any.
+        given: the answer that was given, where ``answer`` is a user's in its place.
         at_s: when it was answered, seconds since 1970.
         rejected: a user said that ``answer`` is wrong, and not what would be right.
         tier, model: who gave the answer first.
@@ -82,6 +83,7 @@ class Example:
     device_answer: str = ""
     probabilities: tuple[float, ...] = ()
     never_train: bool = False
+    given: str = ""
 
     @property
     def prompt(self) -> str:
@@ -113,6 +115,7 @@ class Example:
             "messages": [{"role": m.role, "content": m.content} for m in self.messages],
             "options": list(self.options),
             "answer": self.answer,
+            "given": self.given,
             "source": self.source.value,
             "rejected": self.rejected,
             "weight": self.weight,
@@ -132,6 +135,7 @@ class Example:
             "messages": [[m.role, m.content] for m in self.messages],
             "options": self.options,
             "answer": self.answer,
+            "given": self.given,
             "device_answer": self.device_answer,
             "probabilities": self.probabilities,
         }
@@ -149,6 +153,7 @@ class Example:
             messages=_messages(fields.take("messages")),
             options=fields.texts("options"),
             answer=fields.text("answer"),
+            given=fields.text("given") if fields.given("given") else "",  # which came later
             device_answer=fields.text("device_answer"),
             probabilities=fields.numbers("probabilities", 0.0, 1.0),
         )
@@ -156,7 +161,7 @@ class Example:
         return whole
 
     def _texts(self) -> tuple[str, ...]:
-        return (*(m.content for m in self.messages), self.answer, self.device_answer)
+        return (*(m.content for m in self.messages), self.answer, self.given, self.device_answer)
 
 
 def normalised(text: str) -> str:

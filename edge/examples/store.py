@@ -134,14 +134,17 @@ class ExampleStore:
             return self._write(file, example)
 
     def judge(self, request_id: str, *, correct: bool, correction: str | None = None) -> Example:
-        """Keep a user's word on an answer; the last one counts.
+        """Keep a user's word on the answer that was given; the last one counts.
 
         Arguments:
-            correct: the answer was right; a confirmed one is worth more than an unconfirmed one.
-            correction: what would have been right. Without one, a wrong answer is only left out.
+            correct: it was right; a confirmed one is worth more than an unconfirmed one, and takes
+                back a correction.
+            correction: what would have been right. Without one, a wrong answer is only left out;
+                an earlier correction stands.
 
         Raises:
-            NotFound: nothing is kept of that request.
+            NotFound: nothing is kept of that request; or no more, where the terms or the limits
+                have no room for what was judged.
             InvalidInput: ``correction`` is empty, none of the options, or comes with ``correct``.
         """
         with self._file.transaction() as file:
@@ -149,10 +152,12 @@ class ExampleStore:
             if not rows:
                 raise NotFound(f"nothing is kept of request {request_id} to learn from")
             judged = _judged(rows[0], correct, correction)
-            refusal = self._write(file, dataclasses.replace(judged, at_s=self._clock()))
-            if refusal is not None:
-                raise NotFound(f"of request {request_id} nothing may be kept any more ({refusal})")
-            return judged
+            judged = dataclasses.replace(judged, at_s=self._clock())
+            refusal = self._write(file, judged)
+        # Not within: where limits refuse it, the row of before the word has to go with it.
+        if refusal is not None:
+            raise NotFound(f"of request {request_id} nothing may be kept any more ({refusal})")
+        return judged
 
     def examples(self, *, task: str | None = None) -> list[Example]:
         """All examples, oldest first; of one task, or of all. What is too old by now is let go."""
@@ -368,11 +373,20 @@ def _standing(file: sqlite3.Connection) -> Consent | None:
 
 
 def _judged(example: Example, correct: bool, correction: str | None) -> Example:
+    mended = example.source is Source.CORRECTION
     if correction is None:
+        if mended and not (correct and example.given):  # what older ones corrected is not known
+            return example
         if not correct:
             return dataclasses.replace(example, rejected=True)
-        source = example.source if example.source is Source.CORRECTION else Source.CONFIRMATION
-        return dataclasses.replace(example, source=source, rejected=False, weight=1.0)
+        return dataclasses.replace(
+            example,
+            answer=example.given if mended else example.answer,
+            given="",
+            source=Source.CONFIRMATION,
+            rejected=False,
+            weight=1.0,
+        )
     if correct:
         raise InvalidInput("correction", "is for a wrong answer; leave it out of a right one")
     if not correction.strip():
@@ -382,7 +396,12 @@ def _judged(example: Example, correct: bool, correction: str | None) -> Example:
             "correction", f"{correction!r} is none of the options {', '.join(example.options)}"
         )
     return dataclasses.replace(
-        example, answer=correction, source=Source.CORRECTION, rejected=False, weight=1.0
+        example,
+        answer=correction,
+        given=example.given if mended else example.answer,
+        source=Source.CORRECTION,
+        rejected=False,
+        weight=1.0,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -14,7 +15,7 @@ import pytest
 
 from cascade.errors import CascadeError, InvalidInput, NotFound
 from cascade.request import DataClass
-from edge.examples import AesGcm, Consent, DamagedStore, ExampleStore, Retention, Source
+from edge.examples import AesGcm, Consent, DamagedStore, ExampleStore, Retention, Source, curate
 
 ROOT = Path(__file__).parents[3]
 SECRET = "the gardener did it"
@@ -114,7 +115,31 @@ def test_a_users_word(store, make):
     assert (found["mended"].source, found["mended"].answer) == (Source.CORRECTION, "bad")
     assert found["mended"].at_s == 1000.0
     assert not store.judge("wrong", correct=True).rejected  # the last word counts
-    assert store.judge("mended", correct=True).source is Source.CORRECTION
+
+
+def test_a_word_speaks_of_the_answer_that_was_given(store, make):
+    store.add(make("text", "good", source=Source.DEVICE, request_id="r"))
+    store.judge("r", correct=False, correction="bad")
+    store.judge("r", correct=False)  # a grader, say: the device's answer was wrong
+    (example,) = store.examples()
+    assert (example.answer, example.given, example.rejected) == ("bad", "good", False)
+    assert example.source is Source.CORRECTION
+    assert store.judge("r", correct=False, correction="bad").given == "good"
+    store.judge("r", correct=True)
+    (example,) = store.examples()
+    assert (example.answer, example.given, example.source) == ("good", "", Source.CONFIRMATION)
+
+
+def test_a_correction_of_before_the_given_answer_was_kept_stands(store, make):
+    example = make("text", "bad", source=Source.CORRECTION, request_id="r")
+    store.add(example)
+    texts = json.loads(example.texts_to_bytes())
+    del texts["given"]
+    store._file._opened().execute("UPDATE example SET texts = ?", (json.dumps(texts).encode(),))
+    for correct in (False, True):
+        store.judge("r", correct=correct)
+        (kept,) = store.examples()
+        assert (kept.answer, kept.source, kept.rejected) == ("bad", Source.CORRECTION, False)
 
 
 def test_a_request_that_is_asked_again_does_not_undo_a_users_word(store, make):
@@ -143,6 +168,22 @@ def test_a_word_that_makes_no_sense_is_refused(store, make, word, message):
         store.judge("r", **word)
     with pytest.raises(NotFound, match="nothing is kept of request x"):
         store.judge("x", correct=True)
+
+
+def test_in_a_full_store_an_answer_that_was_called_wrong_goes(tmp_path, make):
+    with ExampleStore(tmp_path / "s", retention=Retention(count=50), clock=lambda: 200.0) as store:
+        store.grant()
+        for number in range(50):
+            store.add(make(f"text {number}"))
+        assert len(store.examples()) == 50
+        name = next(f"own {n}" for n in range(99) if not make(f"own {n}").held_out)
+        store.add(make(name, source=Source.DEVICE, request_id="own"))
+        assert curate(store.examples(), store.consent()).rehearsal
+        with pytest.raises(NotFound, match=r"nothing may be kept any more \(retention\)"):
+            store.judge("own", correct=False)
+        assert curate(store.examples(), store.consent()).rehearsal == ()
+        with pytest.raises(NotFound, match="nothing is kept of request own"):
+            store.judge("own", correct=True)
 
 
 def test_limits_are_kept_with_every_write(tmp_path, make):
