@@ -11,7 +11,7 @@ from edge.examples.cipher import AesGcm, Cipher, Clear
 from edge.examples.consent import Consent, ConsentEntry
 from edge.examples.curate import Curated, CurationRules, LeftOut, Weighted, curate
 from edge.examples.example import HELD_OUT_SHARE, Example, Source
-from edge.examples.file import DamagedStore
+from edge.examples.file import DamagedStore, NotAStore
 from edge.examples.learning import Learning
 from edge.examples.retention import Retention
 from edge.examples.store import ExampleStore
@@ -30,6 +30,7 @@ __all__ = [
     "ExampleStore",
     "Learning",
     "LeftOut",
+    "NotAStore",
     "Retention",
     "Source",
     "Weighted",

@@ -85,6 +85,10 @@ class Example:
     never_train: bool = False
     given: str = ""
 
+    def __post_init__(self) -> None:
+        if self.options and self.answer not in self.options:
+            raise InvalidInput("example.answer", "is none of the options")
+
     @property
     def prompt(self) -> str:
         """All that was asked, for comparing: in one case and spacing, see ``normalised``."""
@@ -170,7 +174,7 @@ def normalised(text: str) -> str:
 
 
 def _messages(value: object) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not all(_is_message(turn) for turn in value):
+    if not isinstance(value, list) or not value or not all(_is_message(turn) for turn in value):
         raise InvalidInput("example.messages", "must be pairs of role and content")
     return tuple(Message(cast(Role, role), content) for role, content in value)
 

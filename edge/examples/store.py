@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import secrets
 import shutil
 import sqlite3
@@ -16,11 +17,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 
 from cascade import home
 from cascade.errors import InvalidInput, NotFound
 from cascade.request import DataClass
+from cascade.strict import Fields
 from edge.examples.cipher import Cipher, Clear
 from edge.examples.consent import Consent, ConsentEntry
 from edge.examples.example import Example, Source
@@ -28,9 +30,20 @@ from edge.examples.file import DamagedStore, ExampleFile
 from edge.examples.retention import WAITING, Kept, Retention, Totals
 
 _COLUMNS: Final = (
-    "request, task, at, source, rejected, data_class, tier, model, confidence, weight, texts"
+    "request",
+    "task",
+    "at",
+    "source",
+    "rejected",
+    "data_class",
+    "tier",
+    "model",
+    "confidence",
+    "weight",
+    "texts",
 )
-_Row = tuple[str, str, float, str, int, str, str, str, float | None, float, bytes]
+_TIMES: Final = (-6e10, 2.5e11)
+"""Seconds since 1970 that a calendar has."""
 
 
 class ExampleStore:
@@ -46,9 +59,11 @@ class ExampleStore:
 
     Raises:
         DamagedStore: by every method, where the file is damaged.
+        NotAStore: likewise, where nothing tells that it ever was a store.
         CascadeError: likewise, where it cannot be read or written: the disk is full, or another
             process holds it for more than five seconds.
-        InvalidInput: likewise, where it was written with another cipher or key.
+        InvalidInput: likewise, where it was written with another cipher or key, or by another
+            program.
     """
 
     def __init__(
@@ -89,17 +104,17 @@ class ExampleStore:
             (entries,) = file.execute("SELECT COUNT(*) FROM consent").fetchone()
             if consent is None and not entries:
                 consent = Consent()
-            if consent is not None and _standing(file) != consent:
+            if consent is not None and self._standing(file) != consent:
                 self._note(file, consent.to_text())
             if not _mark_of(file):
                 _mark(file)
-            return _standing(file)
+            return self._standing(file)
 
     def withdraw(self) -> None:
         """Note that nothing may be kept or learned any more. What is there stays until it is
         forgotten."""
         with self._file.transaction() as file:
-            if _standing(file) is not None:
+            if self._standing(file) is not None:
                 self._note(file, None)
 
     def consent(self) -> Consent | None:
@@ -110,11 +125,7 @@ class ExampleStore:
     def consents(self) -> list[ConsentEntry]:
         """When consent was given and withdrawn, oldest first."""
         with self._file.reading() as file:
-            rows = file.execute("SELECT at, terms FROM consent ORDER BY number") if file else []
-            return [
-                ConsentEntry(float(at), None if terms is None else Consent.from_text(terms))
-                for at, terms in rows
-            ]
+            return self._consents(file) if file else []
 
     def add(self, example: Example) -> str | None:
         """Keep an example, and let go what is then too old or too much.
@@ -147,10 +158,12 @@ class ExampleStore:
                 have no room for what was judged.
             InvalidInput: ``correction`` is empty, none of the options, or comes with ``correct``.
         """
+        if not self.exists:
+            raise _unknown(request_id)
         with self._file.transaction() as file:
             rows = self._examples(file, "WHERE request = ?", (request_id,))
             if not rows:
-                raise NotFound(f"nothing is kept of request {request_id} to learn from")
+                raise _unknown(request_id)
             judged = _judged(rows[0], correct, correction)
             judged = dataclasses.replace(judged, at_s=self._clock())
             refusal = self._write(file, judged)
@@ -177,7 +190,8 @@ class ExampleStore:
             if file is None:
                 return 0
             (total,) = file.execute("SELECT COALESCE(SUM(size), 0) FROM example").fetchone()
-            return int(total)
+            with self._file.content():
+                return int(total)
 
     def forget(
         self, *, request_ids: Sequence[str] = (), task: str | None = None, mentioning: str = ""
@@ -216,22 +230,14 @@ class ExampleStore:
         Returns:
             How many there were, as far as one can tell.
         """
-        self._forget_learned()
         if not self.exists:
+            self._forget_learned()
             return 0
         try:
-            with self._file.transaction(sealed=False) as file:
-                deleted = file.execute("DELETE FROM example").rowcount
-                if deleted:
-                    _mark(file)
-                file.execute("DELETE FROM seal")  # the next one to write may choose anew
-            self._file.scrub()
-            return deleted
+            return self._emptied()
         except DamagedStore:
             self._file.remove()
-            with self._file.transaction(sealed=False) as file:
-                _mark(file)  # the old one went with the file
-            return 0
+            return self._emptied()  # which leaves a mark, for the old one went with the file
 
     def forgotten(self) -> str:
         """A word that is another one whenever something was forgotten (not: grew too old) or the
@@ -240,7 +246,7 @@ class ExampleStore:
         with self._file.reading() as file:
             if file is None:
                 return ""
-            consent = _standing(file)
+            consent = self._standing(file)
             terms = "" if consent is None else consent.to_text()
             mark = _mark_of(file)
         return hashlib.sha256(f"{mark} {terms}".encode()).hexdigest() if mark or terms else ""
@@ -260,20 +266,35 @@ class ExampleStore:
     ) -> None:
         self.close()
 
+    def _emptied(self) -> int:
+        with self._file.transaction(sealed=False) as file:
+            deleted = file.execute("DELETE FROM example").rowcount
+            file.execute("DELETE FROM seal")  # the next one to write may choose anew
+            _mark(file)
+            # What stays has to be of use: these look at every column.
+            file.execute("SELECT cipher, proof FROM seal")
+            self._examples(file, "", ())
+            self._retain(file)
+            self._consents(file)
+            _mark_of(file)
+        self._forget_learned()
+        self._file.scrub()
+        return deleted
+
     def _forget_learned(self) -> None:
         """A process that is training meanwhile finds the mark, and drops what it writes after."""
         shutil.rmtree(self.learning_dir, ignore_errors=True)
 
     def _write(self, file: sqlite3.Connection, example: Example) -> str | None:
         """The only way into the file. Returns why it is closed to ``example``."""
-        consent = _standing(file)
+        consent = self._standing(file)
         refusal = "no_consent" if consent is None else consent.refusal(example)
         if refusal is not None:
             return refusal
         texts = self._cipher.seal(example.texts_to_bytes(), _about(example.request_id))
         file.execute("DELETE FROM example WHERE request = ?", (example.request_id,))
         made = file.execute(
-            f"INSERT INTO example ({_COLUMNS}, worth, size) "
+            f"INSERT INTO example ({', '.join(_COLUMNS)}, worth, size) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 example.request_id,
@@ -299,18 +320,24 @@ class ExampleStore:
         if not self._outgrown(file):
             return []
         rows = file.execute("SELECT number, at, size, worth FROM example").fetchall()
-        outgoing = self._limits(file).outgoing([Kept(*row) for row in rows], self._clock())
+        with self._file.content():
+            kept = [
+                Kept(number, float(at), int(size), int(worth)) for number, at, size, worth in rows
+            ]
+        outgoing = self._limits(file).outgoing(kept, self._clock())
         file.executemany("DELETE FROM example WHERE number = ?", [(each,) for each in outgoing])
         return outgoing
 
     def _outgrown(self, file: sqlite3.Connection) -> bool:
         """Whether something is too old or too much."""
-        totals = {
-            waits: Totals(count, size, oldest)
-            for waits, count, size, oldest in file.execute(
-                "SELECT worth = 0, COUNT(*), SUM(size), MIN(at) FROM example GROUP BY worth = 0"
-            )
-        }
+        rows = file.execute(
+            "SELECT worth = 0, COUNT(*), SUM(size), MIN(at) FROM example GROUP BY worth = 0"
+        ).fetchall()
+        with self._file.content():
+            totals = {
+                waits: Totals(count, int(size), float(oldest))
+                for waits, count, size, oldest in rows
+            }
         waiting, others = totals.get(1, Totals()), totals.get(0, Totals())
         return not self._limits(file).keeps(waiting, others, self._clock())
 
@@ -318,40 +345,62 @@ class ExampleStore:
         """Those of this process, or else the file's own."""
         if self._retention is not None:
             return self._retention
-        row = file.execute("SELECT limits FROM retention").fetchone()
-        return Retention() if row is None else Retention.from_text(row[0])
+        limits = _single(file, "retention", "limits")
+        with self._file.content():
+            return Retention() if limits is None else Retention.from_text(str(limits))
 
     def _note_limits(self, file: sqlite3.Connection) -> None:
         """Those of this process are the file's from now on."""
         if self._retention is not None:
             text = self._retention.to_text()
-            row = file.execute("SELECT limits FROM retention").fetchone()
-            if row is None or row[0] != text:
+            if _single(file, "retention", "limits") != text:
                 file.execute("INSERT OR REPLACE INTO retention VALUES (1, ?)", (text,))
 
     def _examples(
         self, file: sqlite3.Connection, where: str, values: tuple[str, ...]
     ) -> list[Example]:
-        rows = file.execute(f"SELECT {_COLUMNS} FROM example {where} ORDER BY at, number", values)
-        return [self._example(row) for row in rows]
+        rows = file.execute(
+            f"SELECT {', '.join(_COLUMNS)} FROM example {where} ORDER BY at, number", values
+        )
+        with self._file.content():
+            return [self._example(row) for row in rows.fetchall()]
 
-    def _example(self, row: _Row) -> Example:
-        request_id, task, at, source, rejected, data_class, tier, model, sure, weight, texts = row
+    def _example(self, row: Sequence[object]) -> Example:
+        *values, texts = row
+        fields = Fields(dict(zip(_COLUMNS, values, strict=False)), "example")
         bare = Example(
-            request_id,
+            fields.text("request"),
             (),
             "",
-            Source(source),
-            at,
-            task_id=task,
-            data_class=DataClass(data_class),
-            rejected=bool(rejected),
-            tier=tier,
-            model=model,
-            confidence=sure,
-            weight=weight,
+            Source(fields.text("source")),
+            fields.number("at", *_TIMES),
+            task_id=fields.text("task"),
+            data_class=DataClass(fields.text("data_class")),
+            rejected=bool(fields.integer("rejected", 0, 1)),
+            tier=fields.text("tier"),
+            model=fields.text("model"),
+            confidence=fields.number_or_none("confidence", 0.0, 1.0),
+            weight=fields.number("weight", math.ulp(0.0), 1.0),
         )
-        return bare.with_texts(self._cipher.open(texts, _about(request_id)))
+        opened = self._cipher.open(cast(bytes, texts), _about(bare.request_id))
+        str(opened, "utf-8")  # strictly: json would let lone surrogates through
+        return bare.with_texts(opened)
+
+    def _consents(self, file: sqlite3.Connection) -> list[ConsentEntry]:
+        rows = file.execute("SELECT at, terms FROM consent ORDER BY number").fetchall()
+        with self._file.content():
+            return [
+                ConsentEntry(
+                    Fields({"at": at}, "consent").number("at", *_TIMES),
+                    None if terms is None else Consent.from_text(str(terms)),
+                )
+                for at, terms in rows
+            ]
+
+    def _standing(self, file: sqlite3.Connection) -> Consent | None:
+        row = file.execute("SELECT terms FROM consent ORDER BY number DESC LIMIT 1").fetchone()
+        with self._file.content():
+            return None if row is None or row[0] is None else Consent.from_text(str(row[0]))
 
     def _note(self, file: sqlite3.Connection, terms: str | None) -> None:
         file.execute("INSERT INTO consent (at, terms) VALUES (?, ?)", (self._clock(), terms))
@@ -363,13 +412,19 @@ def _mark(file: sqlite3.Connection) -> None:
 
 def _mark_of(file: sqlite3.Connection) -> str:
     """What ``_mark`` wrote last; "" before that."""
-    row = file.execute("SELECT mark FROM forgotten").fetchone()
-    return "" if row is None else str(row[0])
+    return str(_single(file, "forgotten", "mark") or "")
 
 
-def _standing(file: sqlite3.Connection) -> Consent | None:
-    row = file.execute("SELECT terms FROM consent ORDER BY number DESC LIMIT 1").fetchone()
-    return None if row is None or row[0] is None else Consent.from_text(row[0])
+def _single(file: sqlite3.Connection, table: str, column: str) -> object:
+    """From a table of one row; ``None`` where it has none, or the file is from before it."""
+    if not file.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+        return None
+    row = file.execute(f"SELECT {column} FROM {table}").fetchone()
+    return None if row is None else row[0]
+
+
+def _unknown(request_id: str) -> NotFound:
+    return NotFound(f"nothing is kept of request {request_id} to learn from")
 
 
 def _judged(example: Example, correct: bool, correction: str | None) -> Example:

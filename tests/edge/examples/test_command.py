@@ -149,6 +149,18 @@ def test_a_damaged_store_says_what_to_do_and_that_helps(empty_home, capsys):
     assert run(capsys, "consent", "--withdraw")[0] == 3  # it went with the store
 
 
+def test_another_file_is_neither_read_nor_removed(empty_home, capsys, tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my notes " * 100)
+    for words in (["stats"], ["forget", "--all"]):
+        code, _, err = run(capsys, *words, "--examples", str(notes))
+        assert (code, "notes.txt is no store of examples" in err) == (1, True)
+    assert notes.read_text() == "my notes " * 100
+    absent = tmp_path / "none.sqlite3"
+    assert run(capsys, "judge", "r", "--wrong", "--examples", str(absent))[0] == 3
+    assert not absent.exists()
+
+
 def test_on_a_device_that_never_learned_nothing_is_made(empty_home, capsys):
     for words in (["list"], ["stats"], ["consent"], ["forget", "--all"]):
         assert run(capsys, *words)[0] == 0

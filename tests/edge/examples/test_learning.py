@@ -16,7 +16,7 @@ from cascade.request import Constraints, DataClass, Message
 from cascade.testing import Fault, Script
 from edge import AsyncDevice, Consent, Device, Final, Learning, Monitor
 from edge.examples import AesGcm, ExampleStore, Source
-from tests.edge.examples.test_store import bytes_of
+from tests.edge.examples.test_store import bytes_of, damage_pages
 
 OPTIONS = ["good", "bad"]
 LOCAL = Constraints(max_remote_calls=0)
@@ -195,9 +195,7 @@ def test_a_store_that_breaks_costs_no_answer(device, learning, path, caplog):
     device.choose("One.", OPTIONS)
     learning.settled()
     learning.store.close()
-    for end in ("-wal", "-shm"):
-        path.with_name(path.name + end).unlink(missing_ok=True)
-    path.write_bytes(b"no database at all" * 1000)
+    damage_pages(path)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert device.choose("Two secrets.", OPTIONS).text == "bad"
@@ -208,10 +206,20 @@ def test_a_store_that_breaks_costs_no_answer(device, learning, path, caplog):
     assert "secrets" not in caplog.text
 
 
-def test_a_broken_store_does_not_keep_a_device_from_opening(tiny, path, caplog):
-    path.write_bytes(b"no database at all" * 1000)
+@pytest.mark.parametrize("damage", ["garbage", "pages", "a name in the schema", "terms"])
+def test_a_broken_store_does_not_keep_a_device_from_opening(tiny, path, caplog, damage):
+    Learning.open(path).close()
+    data = path.read_bytes()
+    damaged = {
+        "garbage": b"no database at all" * 1000,
+        "pages": data[:4096] + b"\xff" * (len(data) - 4096),
+        "a name in the schema": data.replace(b"TABLE retention", b"TABLE r\xdatention"),
+        "terms": data.replace(b'"never_train"', b'"never_tra\xdan"'),
+    }[damage]
+    assert damaged != data
+    path.write_bytes(damaged)
     learning = Learning.open(path)
-    assert "is damaged" in caplog.text
+    assert ("is no store" if damage == "garbage" else "is damaged") in caplog.text
     with Device.open(tiny.path, trust=tiny.trust, policies=tiny.policies, learn=learning) as device:
         assert device.choose("One.", OPTIONS).text in OPTIONS
 

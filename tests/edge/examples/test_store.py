@@ -15,7 +15,16 @@ import pytest
 
 from cascade.errors import CascadeError, InvalidInput, NotFound
 from cascade.request import DataClass
-from edge.examples import AesGcm, Consent, DamagedStore, ExampleStore, Retention, Source, curate
+from edge.examples import (
+    AesGcm,
+    Consent,
+    DamagedStore,
+    ExampleStore,
+    NotAStore,
+    Retention,
+    Source,
+    curate,
+)
 
 ROOT = Path(__file__).parents[3]
 SECRET = "the gardener did it"
@@ -36,6 +45,8 @@ def test_nothing_is_created_by_reading(tmp_path):
     store = ExampleStore(tmp_path / "deep" / "examples.sqlite3")
     assert (store.examples(), store.consents(), store.consent(), store.size()) == ([], [], None, 0)
     assert (store.forget(task="mood"), store.forget_all()) == (0, 0)
+    with pytest.raises(NotFound, match="nothing is kept of request r"):
+        store.judge("r", correct=False)
     assert not (tmp_path / "deep").exists()
 
 
@@ -305,29 +316,118 @@ def test_texts_cannot_be_exchanged(tmp_path, make):
         store.add(make("two", request_id="two"))
         file = store._file._opened()
         file.execute("UPDATE example SET texts = (SELECT texts FROM example WHERE request = 'one')")
-        with pytest.raises(InvalidInput, match="was changed"):
+        with pytest.raises(DamagedStore, match="was changed"):
             store.examples()
 
 
-@pytest.mark.parametrize("damage", ["garbage", "middle"])
-def test_a_damaged_file_is_named_and_can_be_removed(store, make, damage):
-    for number in range(200):
-        store.add(make(f"text {number} " + "x" * 200))
-    store.forget(task="none")  # all of it in the file itself
-    store.close()
-    data = bytearray(store.path.read_bytes())
-    if damage == "garbage":
-        data[:] = b"no database at all" * 100
-    else:
-        data[4096 : len(data) - 4096] = b"\xff" * (len(data) - 8192)
-    store.path.write_bytes(data)
+DAMAGE = {
+    "a name in the schema": (b"TABLE retention", b"TABLE r\xdatention"),
+    "a table": (b"TABLE example", b"TABLE exomple"),
+    "a column": (b"weight REAL", b"weeght REAL"),
+    "a column of the cipher": (b"proof BLOB", b"proaf BLOB"),
+    "a source": (b"cloud", b"clout"),
+    "a word": (b"mood", b"m\xdaod"),
+    "a text": (b"text 1", b"t\xdaxt 1"),
+    "an answer": (b'"answer":"good"', b'"answer":"gold"'),
+    "terms": (b'"never_train"', b'"never_tra\xdan"'),
+    "a data class": (b"never_leave", b"never_leeve"),
+    "limits": (b'"age_s"', b'"ago_s"'),
+    "the proof of the cipher": (b"cascade examples", b"cascade exomples"),
+    "the kind of file": (b"SQLite format 3", b"SQLite formot 3"),
+}
+
+
+@pytest.mark.parametrize("damage", ["pages", *DAMAGE])
+def test_a_damaged_file_is_named_and_can_be_removed(tmp_path, make, damage):
+    path = tmp_path / "examples.sqlite3"
+    with ExampleStore(path, clock=lambda: 100.0, retention=Retention()) as store:
+        store.grant()
+        for number in range(30):
+            store.add(make(f"text {number} " + "x" * 200))
+        store.forget(task="none")  # all of it in the file itself
+    data = path.read_bytes()
+    damage_pages(path)
+    if damage in DAMAGE:
+        right, wrong = DAMAGE[damage]
+        assert right in data
+        path.write_bytes(data.replace(right, wrong, 1))
+    store = ExampleStore(path, clock=lambda: 100.0)
     with pytest.raises(DamagedStore, match="cascade examples forget --all"):
-        store.examples()
+        store.examples() and store.consents()
     store.forget_all()
-    store.close()
-    store.grant()
+    store.grant(Consent())
     assert store.add(make("anew")) is None
     assert len(store.examples()) == 1
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "at = 'x'",
+        "at = 1e300",
+        "weight = 7",
+        "confidence = x'00'",
+        "texts = 'x'",
+        "texts = 5",
+        "texts = CAST('{}' AS BLOB)",
+        "rejected = 9",
+        "data_class = 5",
+        "tier = x'00'",
+    ],
+)
+@pytest.mark.parametrize("cipher", [None, AesGcm(bytes(32))])
+def test_a_row_of_impossible_values_is_damage(tmp_path, make, change, cipher):
+    with ExampleStore(tmp_path / "s", clock=lambda: 100.0, cipher=cipher) as store:
+        store.grant()
+        store.add(make("text"))
+        store._file._opened().execute(f"UPDATE example SET {change}")
+        with pytest.raises(DamagedStore):
+            store.examples()
+        store.forget_all()
+        assert store.examples() == []
+
+
+def test_a_file_that_is_no_store_is_left_as_it_is(tmp_path, make):
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes " * 100)
+    store = ExampleStore(path)
+    for call in (store.examples, store.grant, store.forget_all, lambda: store.add(make("a"))):
+        with pytest.raises(NotAStore, match=r"notes.txt is no store .* remove it by hand"):
+            call()
+    assert path.read_text() == "my notes " * 100
+    assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_another_programs_database_is_left_as_it_is(tmp_path, make):
+    path = tmp_path / "app.db"
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    store = ExampleStore(path)
+    for call in (store.examples, store.grant, store.forget_all, lambda: store.add(make("a"))):
+        with pytest.raises(InvalidInput, match="another program; choose another file"):
+            call()
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["app.db"]
+
+
+def test_a_file_of_before_is_known_by_its_tables_and_changed_by_writing_alone(tmp_path, make):
+    path = tmp_path / "examples.sqlite3"
+    with ExampleStore(path, clock=lambda: 100.0) as store:
+        store.grant()
+        store.add(make("text"))
+    with closing(sqlite3.connect(path)) as file:
+        file.executescript("PRAGMA application_id = 0; DROP TABLE forgotten; DROP TABLE retention;")
+    before = path.read_bytes()
+    with ExampleStore(path, clock=lambda: 100.0) as store:
+        assert (len(store.examples()), store.consent()) == (1, Consent())
+        assert store.forgotten()
+    assert path.read_bytes() == before
+    with ExampleStore(path, clock=lambda: 100.0) as store:
+        store.add(make("another"))
+    with closing(sqlite3.connect(path)) as file:
+        assert file.execute("PRAGMA application_id").fetchone() != (0,)
 
 
 def test_a_file_of_a_newer_format_is_left_alone(store):
