@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -28,6 +29,22 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_new(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write ``data`` unless ``path`` is there. Where several do so at once, the data of one of them
+    is there for all: read it from there.
+
+    Arguments:
+        private: see ``write_whole``.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write_whole(aside, data, private=private)
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)  # unlike a renaming, it never replaces
     finally:
         aside.unlink(missing_ok=True)
 
