@@ -42,6 +42,9 @@ _COLUMNS: Final = (
     "weight",
     "texts",
 )
+_CLOCK_SET_S: Final = 1_735_689_600.0
+"""2025. A clock that shows less was not set since the device started, and tells nothing of what is
+still to come."""
 _TIMES: Final = (-6e10, 2.5e11)
 """Seconds since 1970 that a calendar has."""
 
@@ -319,27 +322,34 @@ class ExampleStore:
         self._note_limits(file)
         if not self._outgrown(file):
             return []
+        now = self._clock()
+        if now > _CLOCK_SET_S:
+            # Kept under a clock that was ahead: their age counts from here.
+            file.execute("UPDATE example SET at = ? WHERE at > ?", (now, now))
         rows = file.execute("SELECT number, at, size, worth FROM example").fetchall()
         with self._file.content():
             kept = [
                 Kept(number, float(at), int(size), int(worth)) for number, at, size, worth in rows
             ]
-        outgoing = self._limits(file).outgoing(kept, self._clock())
+        outgoing = self._limits(file).outgoing(kept, now)
         file.executemany("DELETE FROM example WHERE number = ?", [(each,) for each in outgoing])
         return outgoing
 
     def _outgrown(self, file: sqlite3.Connection) -> bool:
-        """Whether something is too old or too much."""
+        """Whether something is too old or too much, or of a time that is still to come."""
         rows = file.execute(
-            "SELECT worth = 0, COUNT(*), SUM(size), MIN(at) FROM example GROUP BY worth = 0"
+            "SELECT worth = 0, COUNT(*), SUM(size), MIN(at), MAX(at) FROM example "
+            "GROUP BY worth = 0"
         ).fetchall()
+        now = self._clock()
         with self._file.content():
             totals = {
                 waits: Totals(count, int(size), float(oldest))
-                for waits, count, size, oldest in rows
+                for waits, count, size, oldest, _ in rows
             }
+            ahead = any(float(newest) > now > _CLOCK_SET_S for *_, newest in rows)
         waiting, others = totals.get(1, Totals()), totals.get(0, Totals())
-        return not self._limits(file).keeps(waiting, others, self._clock())
+        return ahead or not self._limits(file).keeps(waiting, others, now)
 
     def _limits(self, file: sqlite3.Connection) -> Retention:
         """Those of this process, or else the file's own."""

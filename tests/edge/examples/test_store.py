@@ -235,6 +235,34 @@ def test_a_quiet_store_lets_go_what_has_grown_too_old(tmp_path, make):
     assert SECRET.encode() not in bytes_of(store)
 
 
+YEAR = 365 * 86_400.0
+
+
+def test_what_was_kept_under_a_clock_that_was_ahead_grows_old_once_that_is_noticed(tmp_path, make):
+    now = [70 * YEAR]
+    with ExampleStore(tmp_path / "s", clock=lambda: now[0]) as store:
+        store.grant()
+        store.add(make("text", at_s=now[0]))
+        now[0] = right = 57 * YEAR
+        assert [each.at_s for each in store.examples()] == [right]
+        store.add(make("another", at_s=60 * YEAR))
+        now[0] += 80 * 86_400.0
+        assert [each.at_s for each in store.examples()] == [right, right]
+        now[0] += 20 * 86_400.0
+        assert store.examples() == []
+
+
+def test_a_clock_that_was_not_set_yet_lets_none_go(tmp_path, make):
+    now = [57 * YEAR]
+    with ExampleStore(tmp_path / "s", clock=lambda: now[0]) as store:
+        store.grant()
+        store.add(make("text", at_s=now[0]))
+        now[0] = 60.0  # since 1970: a device without a battery for its clock
+        assert len(store.examples()) == 1
+        now[0] = 57 * YEAR + 86_400.0
+        assert [each.at_s for each in store.examples()] == [57 * YEAR]
+
+
 def test_who_forgets_is_told_where_a_reader_keeps_old_bytes(store, make, monkeypatch):
     monkeypatch.setattr("edge.examples.file._BUSY_S", 0.2)
     store.close()
