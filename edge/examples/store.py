@@ -21,7 +21,7 @@ from typing import Final, Self, cast
 
 from cascade import home
 from cascade.errors import InvalidInput, NotFound
-from cascade.request import DataClass
+from cascade.request import DataClass, is_unicode
 from cascade.strict import Fields
 from edge.examples.cipher import Cipher, Clear
 from edge.examples.consent import Consent, ConsentEntry
@@ -161,6 +161,7 @@ class ExampleStore:
                 have no room for what was judged.
             InvalidInput: ``correction`` is empty, none of the options, or comes with ``correct``.
         """
+        _check(request_id=request_id, correction=correction or "")
         if not self.exists:
             raise _unknown(request_id)
         with self._file.transaction() as file:
@@ -177,6 +178,7 @@ class ExampleStore:
 
     def examples(self, *, task: str | None = None) -> list[Example]:
         """All examples, oldest first; of one task, or of all. What is too old by now is let go."""
+        _check(task=task or "")
         where, values = ("", ()) if task is None else ("WHERE task = ?", (task,))
         with self._file.reading() as file:
             if file is None:
@@ -208,6 +210,7 @@ class ExampleStore:
             CascadeError: another process reads the file: the examples are removed, but bytes of
                 them may be left in it. Call it again.
         """
+        _check(request_id="".join(request_ids), task=task or "", mentioning=mentioning)
         if not self.exists:
             return 0
         with self._file.transaction() as file:
@@ -414,6 +417,12 @@ class ExampleStore:
 
     def _note(self, file: sqlite3.Connection, terms: str | None) -> None:
         file.execute("INSERT INTO consent (at, terms) VALUES (?, ?)", (self._clock(), terms))
+
+
+def _check(**texts: str) -> None:
+    for name, text in texts.items():
+        if not is_unicode(text):
+            raise InvalidInput(name, "is not valid Unicode (lone surrogate)")
 
 
 def _mark(file: sqlite3.Connection) -> None:

@@ -103,6 +103,26 @@ def test_forget_wants_to_know_what(kept, capsys):
     assert len(kept.examples()) == 4
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["list", "--task", "\udcff"], "task"),
+        (["stats", "--task", "\udcff"], "task"),
+        (["export", "out", "--task", "\udcff"], "task"),
+        (["export", "\udcff"], "out"),
+        (["judge", "\udcff", "--right"], "request_id"),
+        (["judge", "r0", "--correction", "\udcff"], "correction"),
+        (["forget", "--request", "\udcff"], "request_id"),
+        (["forget", "--mentioning", "\udcff"], "mentioning"),
+        (["forget", "--task", "\udcff"], "task"),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_named(kept, capsys, words, named):
+    code, _, err = run(capsys, *words)
+    assert (code, f"{named}: is not valid Unicode" in err) == (2, True)
+    assert len(kept.examples()) == 4
+
+
 def test_export_writes_json_lines_for_the_owner_alone(kept, capsys, tmp_path):
     out = tmp_path / "examples.jsonl"
     assert run(capsys, "export", str(out))[0] == 0

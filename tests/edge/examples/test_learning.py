@@ -15,7 +15,7 @@ from cascade.privacy import PiiSpan, Privacy
 from cascade.request import Constraints, DataClass, Message
 from cascade.testing import Fault, Script
 from edge import AsyncDevice, Consent, Device, Final, Learning, Monitor
-from edge.examples import AesGcm, ExampleStore, Source
+from edge.examples import AesGcm, DamagedStore, ExampleStore, Source
 from tests.edge.examples.test_store import bytes_of, damage_pages
 
 OPTIONS = ["good", "bad"]
@@ -127,6 +127,8 @@ def test_the_devices_own_answer_waits_for_a_word_also_after_a_restart(tiny, path
         device.feedback(answers[1].request_id, correct=False, correction="bad")
         with pytest.raises(InvalidInput, match="none of the options"):
             device.feedback(answers[2], correct=False, correction="ugly")
+        with pytest.raises(InvalidInput, match="correction: is not valid Unicode"):
+            device.feedback(answers[2], correct=False, correction="\udcff")
         with pytest.raises(NotFound, match="nothing is kept of request"):
             device.feedback("another", correct=True)
     with ExampleStore(path) as store:
@@ -157,6 +159,31 @@ def test_the_monitor_and_the_store_both_hear_a_user(tiny, path, tmp_path):
         assert (state.health.accepted.labels, state.health.accepted.errors) == (2, 1)
         found = {each.request_id: each.source for each in kept(learning)}
     assert found == {first.request_id: Source.CORRECTION, second.request_id: Source.CONFIRMATION}
+
+
+def test_the_monitor_hears_a_user_also_where_the_store_is_damaged(tiny, path, tmp_path):
+    policies = PolicyStore(tmp_path / "policies", tiny.trust)
+    dataclasses.replace(tiny, policies=policies).install_policy(
+        "topics", ("good", "bad"), threshold=0.0
+    )
+    monitor = Monitor.open(tmp_path / "monitor.sqlite", tier_error=0.0, share=1, ask_tier=False)
+    learning = Learning.open(path)
+    with Device.open(
+        tiny.path, trust=tiny.trust, policies=policies, monitor=monitor, learn=learning
+    ) as device:
+        first, second = (device.choose(text, OPTIONS, task="topics") for text in ("One.", "Two."))
+        learning.settled()
+        with pytest.raises(InvalidInput, match="none of the options"):
+            device.feedback(first, correct=False, correction="ugly")  # to be called again
+        learning.store.close()
+        damage_pages(path)
+        with pytest.raises(DamagedStore):
+            device.feedback(first, correct=False)
+        with pytest.raises(DamagedStore):
+            device.grade(second.request_id, correct=False)
+        (state,) = monitor.kept()
+        assert (state.health.accepted.labels, state.health.accepted.errors) == (2, 1)
+        assert second.request_id not in device.to_grade()
 
 
 async def test_free_text_is_kept_with_its_conversation(tiny, cluster, path):
