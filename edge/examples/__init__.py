@@ -1,9 +1,9 @@
 """What a device may learn from: examples from its own answers, kept on the device alone.
 
-``example`` and ``consent`` say what one is and which may be kept; ``store`` keeps them in a
-``file``, which ``cipher`` seals and ``retention`` bounds; ``learning`` fills it while the device
-answers; ``curate`` chooses from it (``similar``: what is said twice; ``label_noise``: which labels
-are doubtful), and ``stats`` counts what came of that.
+``example`` and ``consent`` say what one is and which may be kept; ``store`` keeps them as a ``row``
+each of a ``file``, which ``cipher`` seals and ``retention`` bounds; ``learning`` fills it while the
+device answers; ``curate`` chooses from it (``similar``: what is said twice; ``label_noise``: which
+labels are doubtful), and ``stats`` counts what came of that.
 docs/examples.md shows all of it.
 """
 

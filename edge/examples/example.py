@@ -111,6 +111,42 @@ class Example:
         wanted = text.casefold()
         return any(wanted in each.casefold() for each in self._texts())
 
+    def judged(self, *, correct: bool, correction: str | None) -> Self:
+        """What a user's word on the answer that was given makes of it: see ``ExampleStore.judge``
+        for arguments and errors."""
+        mended = self.source is Source.CORRECTION
+        if correction is None:
+            # A correction says already that the given answer was wrong; that it was right cannot be
+            # noted where it is not there, in examples of before it was kept.
+            if mended and not (correct and self.given):
+                return self
+            if not correct:
+                return dataclasses.replace(self, rejected=True)
+            return dataclasses.replace(
+                self,
+                answer=self.given if mended else self.answer,
+                given="",
+                source=Source.CONFIRMATION,
+                rejected=False,
+                weight=1.0,
+            )
+        if correct:
+            raise InvalidInput("correction", "is for a wrong answer; leave it out of a right one")
+        if not correction.strip():
+            raise InvalidInput("correction", "is empty; write what would have been right")
+        if self.options and correction not in self.options:
+            raise InvalidInput(
+                "correction", f"{correction!r} is none of the options {', '.join(self.options)}"
+            )
+        return dataclasses.replace(
+            self,
+            answer=correction,
+            given=self.given if mended else self.answer,
+            source=Source.CORRECTION,
+            rejected=False,
+            weight=1.0,
+        )
+
     def to_json(self) -> dict[str, object]:
         """Plain values, all of them; ``held_out`` is told along."""
         return {

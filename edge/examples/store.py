@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import secrets
 import shutil
 import sqlite3
@@ -17,36 +16,22 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, Self
 
 from cascade import home
 from cascade.errors import InvalidInput, NotFound
-from cascade.request import DataClass, is_unicode
+from cascade.request import is_unicode
 from cascade.strict import Fields
 from edge.examples.cipher import Cipher, Clear
 from edge.examples.consent import Consent, ConsentEntry
 from edge.examples.example import Example, Source
 from edge.examples.file import DamagedStore, ExampleFile
 from edge.examples.retention import WAITING, Kept, Retention, Totals
+from edge.examples.row import COLUMNS, TIMES, example_of, row_of
 
-_COLUMNS: Final = (
-    "request",
-    "task",
-    "at",
-    "source",
-    "rejected",
-    "data_class",
-    "tier",
-    "model",
-    "confidence",
-    "weight",
-    "texts",
-)
 _CLOCK_SET_S: Final = 1_735_689_600.0
 """2025. A clock that shows less was not set since the device started, and tells nothing of what is
 still to come."""
-_TIMES: Final = (-6e10, 2.5e11)
-"""Seconds since 1970 that a calendar has."""
 
 
 class ExampleStore:
@@ -168,7 +153,7 @@ class ExampleStore:
             rows = self._examples(file, "WHERE request = ?", (request_id,))
             if not rows:
                 raise _unknown(request_id)
-            judged = _judged(rows[0], correct, correction)
+            judged = rows[0].judged(correct=correct, correction=correction)
             judged = dataclasses.replace(judged, at_s=self._clock())
             refusal = self._write(file, judged)
         # Not within: where limits refuse it, the row of before the word has to go with it.
@@ -297,26 +282,12 @@ class ExampleStore:
         refusal = "no_consent" if consent is None else consent.refusal(example)
         if refusal is not None:
             return refusal
-        texts = self._cipher.seal(example.texts_to_bytes(), _about(example.request_id))
+        values = row_of(example, self._cipher)
         file.execute("DELETE FROM example WHERE request = ?", (example.request_id,))
         made = file.execute(
-            f"INSERT INTO example ({', '.join(_COLUMNS)}, worth, size) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                example.request_id,
-                example.task_id,
-                example.at_s,
-                example.source.value,
-                int(example.rejected),
-                example.data_class.value,
-                example.tier,
-                example.model,
-                example.confidence,
-                example.weight,
-                texts,
-                _worth(example),
-                len(texts),
-            ),
+            f"INSERT INTO example ({', '.join(COLUMNS)}, worth, size) "
+            f"VALUES ({', '.join('?' * len(COLUMNS))}, ?, ?)",
+            (*values, _worth(example), len(values[-1])),
         )
         return "retention" if made.lastrowid in self._retain(file) else None
 
@@ -373,38 +344,17 @@ class ExampleStore:
         self, file: sqlite3.Connection, where: str, values: tuple[str, ...]
     ) -> list[Example]:
         rows = file.execute(
-            f"SELECT {', '.join(_COLUMNS)} FROM example {where} ORDER BY at, number", values
+            f"SELECT {', '.join(COLUMNS)} FROM example {where} ORDER BY at, number", values
         )
         with self._file.content():
-            return [self._example(row) for row in rows.fetchall()]
-
-    def _example(self, row: Sequence[object]) -> Example:
-        *values, texts = row
-        fields = Fields(dict(zip(_COLUMNS, values, strict=False)), "example")
-        bare = Example(
-            fields.text("request"),
-            (),
-            "",
-            Source(fields.text("source")),
-            fields.number("at", *_TIMES),
-            task_id=fields.text("task"),
-            data_class=DataClass(fields.text("data_class")),
-            rejected=bool(fields.integer("rejected", 0, 1)),
-            tier=fields.text("tier"),
-            model=fields.text("model"),
-            confidence=fields.number_or_none("confidence", 0.0, 1.0),
-            weight=fields.number("weight", math.ulp(0.0), 1.0),
-        )
-        opened = self._cipher.open(cast(bytes, texts), _about(bare.request_id))
-        str(opened, "utf-8")  # strictly: json would let lone surrogates through
-        return bare.with_texts(opened)
+            return [example_of(row, self._cipher) for row in rows.fetchall()]
 
     def _consents(self, file: sqlite3.Connection) -> list[ConsentEntry]:
         rows = file.execute("SELECT at, terms FROM consent ORDER BY number").fetchall()
         with self._file.content():
             return [
                 ConsentEntry(
-                    Fields({"at": at}, "consent").number("at", *_TIMES),
+                    Fields({"at": at}, "consent").number("at", *TIMES),
                     None if terms is None else Consent.from_text(str(terms)),
                 )
                 for at, terms in rows
@@ -446,45 +396,8 @@ def _unknown(request_id: str) -> NotFound:
     return NotFound(f"nothing is kept of request {request_id} to learn from")
 
 
-def _judged(example: Example, correct: bool, correction: str | None) -> Example:
-    mended = example.source is Source.CORRECTION
-    if correction is None:
-        if mended and not (correct and example.given):  # what older ones corrected is not known
-            return example
-        if not correct:
-            return dataclasses.replace(example, rejected=True)
-        return dataclasses.replace(
-            example,
-            answer=example.given if mended else example.answer,
-            given="",
-            source=Source.CONFIRMATION,
-            rejected=False,
-            weight=1.0,
-        )
-    if correct:
-        raise InvalidInput("correction", "is for a wrong answer; leave it out of a right one")
-    if not correction.strip():
-        raise InvalidInput("correction", "is empty; write what would have been right")
-    if example.options and correction not in example.options:
-        raise InvalidInput(
-            "correction", f"{correction!r} is none of the options {', '.join(example.options)}"
-        )
-    return dataclasses.replace(
-        example,
-        answer=correction,
-        given=example.given if mended else example.answer,
-        source=Source.CORRECTION,
-        rejected=False,
-        weight=1.0,
-    )
-
-
 def _worth(example: Example) -> int:
     """For ``Retention``: 0 waits, 1 was rejected, then by source."""
     if example.rejected:
         return WAITING + 1
     return WAITING if example.source is Source.DEVICE else 1 + example.source.rank
-
-
-def _about(request_id: str) -> bytes:
-    return f"example {request_id}".encode()
