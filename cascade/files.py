@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -32,6 +33,28 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
         if problem.filename is None:  # a full disk says nothing of the file
             problem.filename = str(path)
         raise
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_new(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write ``data`` unless ``path`` is there. Where several do so at once, the data of one of them
+    is there for all: read it from there.
+
+    Arguments:
+        private: see ``write_whole``.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write_whole(aside, data, private=private)
+        try:
+            os.link(aside, path)  # unlike a renaming, it never replaces
+        except FileExistsError:
+            return
+        except OSError:  # Android lets no app link; others may read a part for a moment, no more
+            with contextlib.suppress(FileExistsError), path.open("xb") as file:
+                path.chmod(0o600 if private else 0o644)
+                file.write(data)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cascade.errors import InvalidInput, NotFound, Tampered, UnknownPublisher
-from cascade.files import sha256_bytes, write_whole
+from cascade.files import sha256_bytes, write_new, write_whole
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -79,12 +79,12 @@ class SigningKey:
     def load_or_create(cls, path: Path) -> SigningKey:
         """Read the key at ``path``, or make one there that only its owner can read."""
         if not path.exists():
-            cls.generate().save(path)
+            write_new(path, cls.generate()._hex(), private=True)
         return cls.load(path)
 
     def save(self, path: Path) -> None:
         """Write the key as hex, readable by the owner alone."""
-        write_whole(path, (self._private.private_bytes_raw().hex() + "\n").encode(), private=True)
+        write_whole(path, self._hex(), private=True)
 
     @property
     def public(self) -> PublicKey:
@@ -94,6 +94,9 @@ class SigningKey:
     def sign(self, data: bytes) -> bytes:
         """A detached signature file (JSON) over the exact bytes of ``data``."""
         return _signature_file(self.public, self.sign_raw(data))
+
+    def _hex(self) -> bytes:
+        return (self._private.private_bytes_raw().hex() + "\n").encode()
 
     def sign_raw(self, data: bytes) -> bytes:
         """The bare signature, 64 bytes: for messages that name the key elsewhere."""

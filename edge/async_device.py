@@ -22,7 +22,7 @@ from cascade.controller import Controller, Show
 from cascade.decision_record import DecisionRecord
 from cascade.draft import Drafting
 from cascade.egress import Egress
-from cascade.errors import InvalidInput, NotFound
+from cascade.errors import CascadeError, InvalidInput, NotFound
 from cascade.events import Answer, Event, Final
 from cascade.local import ModelInfo
 from cascade.monitor import Monitor
@@ -416,10 +416,11 @@ class AsyncDevice:
             NotFound: neither the monitor nor the store of examples knows that answer, or there is
                 neither.
             InvalidInput: ``correction`` is none of the options, or comes with a right answer.
-            CascadeError: the store of examples cannot be written.
+            CascadeError: the store of examples cannot be written. The monitor has heard it.
         """
         request_id = answer if isinstance(answer, str) else answer.request_id
         unknown: NotFound | None = None
+        failed: CascadeError | None = None
         heard = False
         if self._learn is not None:
             judged = self._learn.judged(request_id, correct=correct, correction=correction)
@@ -428,6 +429,10 @@ class AsyncDevice:
                 heard = True
             except NotFound as problem:
                 unknown = problem
+            except InvalidInput:  # nobody has heard it: the call can be made again, put right
+                raise
+            except CascadeError as problem:
+                failed = problem
         elif correction is not None:
             raise InvalidInput(
                 "correction", "is to learn from; open the device with learn=Learning.open()"
@@ -438,6 +443,8 @@ class AsyncDevice:
                 heard = True
             except NotFound as problem:
                 unknown = problem
+        if failed is not None:
+            raise failed
         if not heard and unknown is not None:
             raise unknown
 

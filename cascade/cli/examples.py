@@ -131,8 +131,11 @@ def _forget(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    from cascade.request import is_unicode
     from edge.examples import curate
 
+    if not is_unicode(str(args.out)):
+        raise InvalidInput("out", "is not valid Unicode (lone surrogate); choose another name")
     if args.out.exists():
         raise InvalidInput("out", f"{args.out} is there already; choose another name")
     with _store(args) as store:
@@ -158,7 +161,7 @@ def _consent(args: argparse.Namespace) -> int:
 
     with _store(args) as store:
         if args.withdraw:
-            if not store.exists:
+            if not store.consents():
                 raise NotFound("nobody consented to learning on this device")
             store.withdraw()
         if args.give:

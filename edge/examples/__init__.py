@@ -1,9 +1,9 @@
 """What a device may learn from: examples from its own answers, kept on the device alone.
 
-``example`` and ``consent`` say what one is and which may be kept; ``store`` keeps them in a
-``file``, which ``cipher`` seals and ``retention`` bounds; ``learning`` fills it while the device
-answers; ``curate`` chooses from it (``similar``: what is said twice; ``label_noise``: which labels
-are doubtful), and ``stats`` counts what came of that.
+``example`` and ``consent`` say what one is and which may be kept; ``store`` keeps them as a ``row``
+each of a ``file``, which ``cipher`` seals and ``retention`` bounds; ``learning`` fills it while the
+device answers; ``curate`` chooses from it (``similar``: what is said twice; ``label_noise``: which
+labels are doubtful), and ``stats`` counts what came of that.
 docs/examples.md shows all of it.
 """
 
@@ -11,7 +11,7 @@ from edge.examples.cipher import AesGcm, Cipher, Clear
 from edge.examples.consent import Consent, ConsentEntry
 from edge.examples.curate import Curated, CurationRules, LeftOut, Weighted, curate
 from edge.examples.example import HELD_OUT_SHARE, Example, Source
-from edge.examples.file import DamagedStore
+from edge.examples.file import DamagedStore, NotAStore
 from edge.examples.learning import Learning
 from edge.examples.retention import Retention
 from edge.examples.store import ExampleStore
@@ -30,6 +30,7 @@ __all__ = [
     "ExampleStore",
     "Learning",
     "LeftOut",
+    "NotAStore",
     "Retention",
     "Source",
     "Weighted",

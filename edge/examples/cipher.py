@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from cascade.errors import InvalidInput, NotFound
-from cascade.files import write_whole
+from cascade.files import write_new
 
 _NONCE_BYTES: Final = 12
 _KEY_BYTES: Final = 32
@@ -83,7 +83,7 @@ class AesGcm:
             InvalidInput: it holds no key.
         """
         if create and not path.exists():
-            write_whole(path, f"{secrets.token_hex(_KEY_BYTES)}\n".encode(), private=True)
+            write_new(path, f"{secrets.token_hex(_KEY_BYTES)}\n".encode(), private=True)
         try:
             key = bytes.fromhex(path.read_text(encoding="ascii").strip())
         except FileNotFoundError:

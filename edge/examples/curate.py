@@ -38,6 +38,8 @@ REASONS: Final = {
 _Set = tuple[str, frozenset[str]]
 """A task and its answers; none where they are free."""
 
+_HALVINGS: Final = 64
+
 _LEAST_SURE: Final = 0.5
 """What the device itself thinks more likely wrong than right is not rehearsed."""
 
@@ -196,7 +198,8 @@ def _unusable(example: Example, consent: Consent | None) -> str | None:
 
 def _distinct(group: Sequence[Example], threshold: float) -> tuple[list[Example], list[LeftOut]]:
     """One example for each thing asked: the best source's, and of one source the newest."""
-    wrong = {_asked_and_answered(each): each for each in group if each.rejected}
+    rejected = sorted((each for each in group if each.rejected), key=_age)
+    wrong = {_asked_and_answered(each): each for each in rejected}  # the newest of each
     ordered = sorted(
         (each for each in group if not each.rejected),
         key=lambda each: (-each.source.rank, -each.at_s, each.request_id),
@@ -204,9 +207,9 @@ def _distinct(group: Sequence[Example], threshold: float) -> tuple[list[Example]
     first: dict[str, Example] = {}
     out: list[LeftOut] = []
     for example in ordered:
-        rejected = wrong.get(_asked_and_answered(example))
-        if rejected is not None and example.source is Source.CLOUD:
-            out.append(LeftOut(example, "rejected", rejected.request_id))
+        word = wrong.get(_asked_and_answered(example))
+        if word is not None and (example.source is Source.CLOUD or example.at_s <= word.at_s):
+            out.append(LeftOut(example, "rejected", word.request_id))
             continue
         better = first.setdefault(example.prompt, example)
         if better is not example:
@@ -233,6 +236,10 @@ def _distinct(group: Sequence[Example], threshold: float) -> tuple[list[Example]
         else:
             out.append(LeftOut(example, "near_duplicate", twin.request_id))
     return kept, out
+
+
+def _age(example: Example) -> tuple[float, str]:
+    return example.at_s, example.request_id
 
 
 def _asked_and_answered(example: Example) -> tuple[str, str]:
@@ -301,17 +308,29 @@ def _in_order(example: Example, options: Sequence[str]) -> list[float]:
     return [of[option] for option in options]
 
 
+def _factors(totals: Floats, balance: float) -> Floats:
+    """What brings each class towards one weight, as far as the bound lets it. That weight is found
+    by halving, such that the sum of all stays."""
+    low, high = totals.min() / balance, totals.max() * balance
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if (np.clip(middle / totals, 1 / balance, balance) * totals).sum() < totals.sum():
+            low = middle
+        else:
+            high = middle
+    factors: Floats = np.clip(high / totals, 1 / balance, balance)
+    return factors
+
+
 def _balanced(weighted: Sequence[Weighted], balance: float) -> list[Weighted]:
     """Classes of a closed set brought towards the same total weight, by a factor of at most
     ``balance`` either way; the sum of all weights stays."""
     if not weighted or not weighted[0].example.options:
         return list(weighted)
     weights: Floats = np.array([each.weight for each in weighted])
-    names, places = np.unique([each.example.answer for each in weighted], return_inverse=True)
-    totals = np.bincount(places, weights=weights)
-    factors = np.clip(totals.sum() / len(names) / totals, 1 / balance, balance)
-    after = weights * factors[places]
-    after *= weights.sum() / after.sum()
+    _, places = np.unique([each.example.answer for each in weighted], return_inverse=True)
+    totals: Floats = np.bincount(places, weights=weights).astype(np.float64)
+    after = weights * _factors(totals, balance)[places]
     return [
         Weighted(each.example, float(weight), each.doubted)
         for each, weight in zip(weighted, after, strict=True)

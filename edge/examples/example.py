@@ -55,6 +55,7 @@ class Example:
             last one is the bare input.
         options: the allowed answers; empty for free text.
         answer: the text to learn; among ``options`` where there are any.
+        given: the answer that was given, where ``answer`` is a user's in its place.
         at_s: when it was answered, seconds since 1970.
         rejected: a user said that ``answer`` is wrong, and not what would be right.
         tier, model: who gave the answer first.
@@ -82,6 +83,11 @@ class Example:
     device_answer: str = ""
     probabilities: tuple[float, ...] = ()
     never_train: bool = False
+    given: str = ""
+
+    def __post_init__(self) -> None:
+        if self.options and self.answer not in self.options:
+            raise InvalidInput("example.answer", "is none of the options")
 
     @property
     def prompt(self) -> str:
@@ -105,6 +111,42 @@ class Example:
         wanted = text.casefold()
         return any(wanted in each.casefold() for each in self._texts())
 
+    def judged(self, *, correct: bool, correction: str | None) -> Self:
+        """What a user's word on the answer that was given makes of it: see ``ExampleStore.judge``
+        for arguments and errors."""
+        mended = self.source is Source.CORRECTION
+        if correction is None:
+            # A correction says already that the given answer was wrong; that it was right cannot be
+            # noted where it is not there, in examples of before it was kept.
+            if mended and not (correct and self.given):
+                return self
+            if not correct:
+                return dataclasses.replace(self, rejected=True)
+            return dataclasses.replace(
+                self,
+                answer=self.given if mended else self.answer,
+                given="",
+                source=Source.CONFIRMATION,
+                rejected=False,
+                weight=1.0,
+            )
+        if correct:
+            raise InvalidInput("correction", "is for a wrong answer; leave it out of a right one")
+        if not correction.strip():
+            raise InvalidInput("correction", "is empty; write what would have been right")
+        if self.options and correction not in self.options:
+            raise InvalidInput(
+                "correction", f"{correction!r} is none of the options {', '.join(self.options)}"
+            )
+        return dataclasses.replace(
+            self,
+            answer=correction,
+            given=self.given if mended else self.answer,
+            source=Source.CORRECTION,
+            rejected=False,
+            weight=1.0,
+        )
+
     def to_json(self) -> dict[str, object]:
         """Plain values, all of them; ``held_out`` is told along."""
         return {
@@ -113,6 +155,7 @@ class Example:
             "messages": [{"role": m.role, "content": m.content} for m in self.messages],
             "options": list(self.options),
             "answer": self.answer,
+            "given": self.given,
             "source": self.source.value,
             "rejected": self.rejected,
             "weight": self.weight,
@@ -132,6 +175,7 @@ class Example:
             "messages": [[m.role, m.content] for m in self.messages],
             "options": self.options,
             "answer": self.answer,
+            "given": self.given,
             "device_answer": self.device_answer,
             "probabilities": self.probabilities,
         }
@@ -149,6 +193,7 @@ class Example:
             messages=_messages(fields.take("messages")),
             options=fields.texts("options"),
             answer=fields.text("answer"),
+            given=fields.text("given") if fields.given("given") else "",  # which came later
             device_answer=fields.text("device_answer"),
             probabilities=fields.numbers("probabilities", 0.0, 1.0),
         )
@@ -156,7 +201,7 @@ class Example:
         return whole
 
     def _texts(self) -> tuple[str, ...]:
-        return (*(m.content for m in self.messages), self.answer, self.device_answer)
+        return (*(m.content for m in self.messages), self.answer, self.given, self.device_answer)
 
 
 def normalised(text: str) -> str:
@@ -165,7 +210,7 @@ def normalised(text: str) -> str:
 
 
 def _messages(value: object) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not all(_is_message(turn) for turn in value):
+    if not isinstance(value, list) or not value or not all(_is_message(turn) for turn in value):
         raise InvalidInput("example.messages", "must be pairs of role and content")
     return tuple(Message(cast(Role, role), content) for role, content in value)
 

@@ -14,13 +14,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from cascade import home
 from cascade.errors import CascadeError, InvalidInput
 from edge.examples.cipher import Cipher
 
 _FORMAT: Final = 1
+_APPLICATION: Final = 0x1CA5CADE  # no text has these bytes
+_APPLICATION_AT: Final = 68  # of the file, see sqlite.org/fileformat2.html
 _BUSY_S: Final = 5.0
 _CHECK: Final = b"cascade examples"
-_SCHEMA: Final = """
+_DAMAGE: Final = frozenset(
+    # The first one says that a table or a column is not there.
+    {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+)
+_TABLES: Final = frozenset({"seal", "consent", "example"})
+_SCHEMA: Final = f"""
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS seal (cipher TEXT NOT NULL, proof BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS retention (
     one INTEGER PRIMARY KEY CHECK (one = 1), limits TEXT NOT NULL
@@ -37,6 +46,9 @@ CREATE TABLE IF NOT EXISTS example (
     tier TEXT NOT NULL, model TEXT NOT NULL, confidence REAL, weight REAL NOT NULL,
     worth INTEGER NOT NULL, size INTEGER NOT NULL, texts BLOB NOT NULL
 );
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {_FORMAT};
+COMMIT;
 """
 
 
@@ -44,14 +56,20 @@ class DamagedStore(CascadeError):
     """The file is no store of examples any more. ``cascade examples forget --all`` removes it."""
 
 
+class NotAStore(CascadeError):
+    """The file is no store of examples, or so damaged that nothing tells that it was one. It is
+    left as it is."""
+
+
 class ExampleFile:
-    """One file. Nothing is created before something is written. Safe to use from any thread; errors
-    are those of ``ExampleStore``."""
+    """One file. Reading creates and changes nothing, and another program's file is left as it is.
+    Safe to use from any thread; errors are those of ``ExampleStore``."""
 
     def __init__(self, path: Path, cipher: Cipher) -> None:
         self.path = path
         self._cipher = cipher
         self._connection: sqlite3.Connection | None = None
+        self._writable = False
         self._lock = threading.RLock()
 
     @property
@@ -61,13 +79,14 @@ class ExampleFile:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection | None]:
-        """The file, if there is one, checked to be of this cipher and key."""
+        """The file, if anything was written, checked to be of this cipher and key."""
         if not self.exists:
             yield None
             return
         with self._lock, self._named_errors():
             file = self._opened()
-            self._check_seal(file)
+            if file is not None:
+                self._check_seal(file)
             yield file
 
     @contextlib.contextmanager
@@ -78,7 +97,7 @@ class ExampleFile:
             sealed: check that it is of this cipher and key, and make a new one so.
         """
         with self._lock, self._named_errors():
-            file = self._opened()
+            file = self._made()
             file.execute("BEGIN IMMEDIATE")
             try:
                 if sealed and not self._check_seal(file):
@@ -91,6 +110,14 @@ class ExampleFile:
                 raise
             file.execute("COMMIT")
 
+    @contextlib.contextmanager
+    def content(self) -> Iterator[None]:
+        """What is made of rows: what cannot be was damaged."""
+        try:
+            yield
+        except (ValueError, TypeError, OverflowError) as problem:
+            raise self._damaged(problem) from None
+
     def _check_seal(self, file: sqlite3.Connection) -> bool:
         """Whether the file has a seal, which then is this cipher's."""
         row = file.execute("SELECT cipher, proof FROM seal").fetchone()
@@ -101,20 +128,20 @@ class ExampleFile:
             raise InvalidInput(
                 "cipher", f"is {self._cipher.name}, but {self.path} was written with {name}"
             )
-        if self._cipher.open(proof, _CHECK) != _CHECK:
-            raise InvalidInput("cipher", f"is not the one that {self.path} was written with")
+        if not isinstance(proof, bytes) or self._cipher.open(proof, _CHECK) != _CHECK:
+            raise self._damaged("the proof of its cipher is gone")
         return True
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
+        except UnicodeDecodeError as problem:  # a name or a message, where the schema is damaged
+            raise self._damaged(problem) from None
         except sqlite3.Error as problem:
             code = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise DamagedStore(
-                    f"{self.path} is damaged ({problem}); cascade examples forget --all removes it"
-                ) from None
+            if code in _DAMAGE:
+                raise self._damaged(problem) from None
             raise CascadeError(
                 f"examples in {self.path} cannot be read or written ({problem})"
             ) from None
@@ -123,25 +150,63 @@ class ExampleFile:
                 f"examples in {self.path} cannot be read or written ({problem.strerror})"
             ) from None
 
-    def _opened(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            connection = sqlite3.connect(
-                self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+    def _damaged(self, problem: object) -> CascadeError:
+        if self._connection or self.path == home.examples_path() or _is_marked(self.path):
+            return DamagedStore(
+                f"{self.path} is damaged ({problem}); cascade examples forget --all removes it"
             )
+        return NotAStore(
+            f"{self.path} is no store of examples ({problem}); if it was one, remove it by hand"
+        )
+
+    def _opened(self) -> sqlite3.Connection | None:
+        """The file; ``None`` where nothing was written into it yet.
+
+        Raises:
+            InvalidInput: it is another program's, or of a newer format.
+        """
+        if self._connection is None:
+            connection = self._connected()
             try:
-                _prepare(connection, self.path)
+                written = _is_written(connection, self.path)
             except BaseException:
                 connection.close()
                 raise
+            if not written:
+                connection.close()
+                return None
             self._connection = connection
         return self._connection
+
+    def _made(self) -> sqlite3.Connection:
+        """The file, to be written into; made if need be."""
+        if self._connection is not None and self._writable:
+            return self._connection
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        connection = self._opened() or self._connected()
+        try:
+            _make(connection)
+        except BaseException:
+            connection.close()
+            self._connection = None
+            raise
+        self._connection, self._writable = connection, True
+        return connection
+
+    def _connected(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode=rw",  # makes none
+            uri=True,
+            timeout=_BUSY_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
 
     def scrub(self) -> None:
         """Leave nothing of deleted rows in the file and its log of writes."""
         with self._lock, self._named_errors():
-            file = self._opened()
+            file = self._made()
             file.execute("VACUUM")
             # The log of writes still has the old pages until it is emptied.
             (busy, _, _) = file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -160,27 +225,44 @@ class ExampleFile:
     def close(self) -> None:
         """Close it."""
         with self._lock:
-            connection, self._connection = self._connection, None
+            connection, self._connection, self._writable = self._connection, None, False
             if connection is not None:
                 connection.close()
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def _is_marked(path: Path) -> bool:
+    """Whether a file says that it is a store, even where SQLite cannot read it."""
+    with path.open("rb") as file:
+        file.seek(_APPLICATION_AT)
+        return file.read(4) == _APPLICATION.to_bytes(4)
+
+
+def _is_written(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether a database has a store in it; not where it is empty."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    # Those of before there was an application id are known by their tables.
+    if application != _APPLICATION and not tables >= _TABLES and (application or tables):
+        raise InvalidInput(f"{path}", "is the database of another program; choose another file")
+    (written,) = connection.execute("PRAGMA user_version").fetchone()
+    if written > _FORMAT:
+        raise InvalidInput(f"{path}", f"has format {written}; this SDK reads {_FORMAT}; upgrade it")
+    return bool(tables)
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (marks,) = connection.execute(
+        "SELECT COUNT(*) FROM sqlite_master WHERE name = 'forgotten'"  # which came later
+    ).fetchone()
+    if application != _APPLICATION or not marks:
+        connection.executescript(_SCHEMA)
     # Written through by the system's own time: a killed process loses nothing, a power cut the last
     # moments, and neither leaves half a transaction.
     _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute("PRAGMA temp_store = MEMORY")  # VACUUM would write texts elsewhere
-    (written,) = connection.execute("PRAGMA user_version").fetchone()
-    if written > _FORMAT:
-        raise InvalidInput(f"{path}", f"has format {written}; this SDK reads {_FORMAT}; upgrade it")
-    (marks,) = connection.execute(
-        "SELECT COUNT(*) FROM sqlite_master WHERE name = 'forgotten'"  # which came later
-    ).fetchone()
-    if written < _FORMAT or not marks:
-        connection.executescript(_SCHEMA)
-        connection.execute(f"PRAGMA user_version = {_FORMAT}")
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

@@ -80,7 +80,7 @@ class Learning:
         A store that cannot be written stops no device: a warning is logged, and nothing is kept.
 
         Raises:
-            InvalidInput: the store was written with another cipher or key.
+            InvalidInput: the store was written with another cipher or key, or by another program.
         """
         store = ExampleStore(path, retention=retention, cipher=cipher)
         try:

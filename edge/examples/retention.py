@@ -1,10 +1,10 @@
 """How long examples stay, and which go first. Pure; the store applies it with every write,
 and before examples are read.
 
-Out go all that are too old. While there are then too many or too large ones, out go the least
-useful: those that a user called wrong, then answers of the cluster, then confirmed ones, then
-corrections; and of one kind the oldest. Those that wait for a user's word have room of their own,
-or else a full store would never hear of a local answer again.
+Out go all that are too old. While there are then too many or too large ones, out go those that are
+too large by themselves, then the least useful: those that a user called wrong, then answers of the
+cluster, then confirmed ones, then corrections; and of one kind the oldest. Those that wait for a
+user's word have room of their own, or else a full store would never hear of a local answer again.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ def _outgoing(rows: Sequence[Kept], now_s: float, age_s: float, count: int, size
     if number <= count and total <= size:
         return out
     count, size = count - count // _SPARE, size - size // _SPARE
-    for row in staying:
+    # One that fills the store alone must not push out all others before its turn comes.
+    for row in sorted(staying, key=lambda row: row.size <= size):
         if number <= count and total <= size:
             break
         out.append(row.number)

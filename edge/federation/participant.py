@@ -89,8 +89,8 @@ class Participant:
         fit: the same of a lease's plan and adapter, before it is joined.
         consented: whether what was learned may leave the device. Asked each time before it does:
             an update that waits while consent is withdrawn is dropped.
-        forgotten: another word whenever its owner had an example forgotten: what was learned before
-            that and was not sent yet is dropped.
+        forgotten: another word whenever its owner had an example forgotten, or gave other terms of
+            consent: what was learned before that and was not sent yet is dropped.
         discard: called when a round has been trained for, or is not gone on with: what its training
             keeps is of no more use.
         stop: called when a step is cancelled while it trains: the trainer is to raise ``Paused``
@@ -282,7 +282,7 @@ class Participant:
         if not await asyncio.to_thread(self._consented):
             return "consent was withdrawn"
         if await asyncio.to_thread(self._forgotten) != state.learned:
-            return "examples were forgotten"
+            return "examples were forgotten, or the terms of consent changed"
         return ""
 
     def _left(self, state: DeviceState) -> DeviceState:

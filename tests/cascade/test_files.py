@@ -1,14 +1,15 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and who may write them."""
 
 from __future__ import annotations
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from cascade.files import write_whole
+from cascade.files import write_new, write_whole
 from cascade.lock import alone
 
 
@@ -27,6 +28,27 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_several_that_make_a_file_at_once_one_is_there_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    path = tmp_path / "deep" / "key"
+    said = [str(number).encode() * 1000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda data: write_new(path, data, private=True), said))
+    kept = path.read_bytes()
+    assert kept in said
+    write_new(path, b"later")
+    assert path.read_bytes() == kept
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -153,6 +154,13 @@ def test_a_signing_key_is_readable_by_its_owner_alone(tmp_path):
     path = tmp_path / "publisher.key"
     key = SigningKey.load_or_create(path)
     assert path.stat().st_mode & 0o077 == 0
+    assert SigningKey.load_or_create(path).public == key.public
+
+
+def test_two_processes_that_make_a_signing_key_at_once_have_the_same(tmp_path, monkeypatch):
+    path = tmp_path / "publisher.key"
+    key = SigningKey.load_or_create(path)
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # it looked before the other one wrote
     assert SigningKey.load_or_create(path).public == key.public
 
 

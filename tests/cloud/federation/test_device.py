@@ -305,7 +305,7 @@ async def test_an_update_is_dropped_when_what_it_learned_from_is_forgotten(
     done = await world.device(trainer, allowance=allowed, forgotten=lambda: word[0]).step()
     assert (done.outcome, done.note) == (
         "withdrawn",
-        "examples were forgotten: the update is dropped",
+        "examples were forgotten, or the terms of consent changed: the update is dropped",
     )
     assert not device.unsent
     assert list(empty_home.rglob("*.update")) == []
@@ -464,7 +464,7 @@ async def test_a_round_in_hand_ends_where_nothing_may_come_of_it(
     else:
         outcome, note = {
             "consent": ("withdrawn", "consent was withdrawn"),
-            "forgotten": ("withdrawn", "examples were forgotten"),
+            "forgotten": ("withdrawn", "examples were forgotten, or the terms of consent changed"),
             "killed": ("failed", "3 processes ended while they trained for it"),
         }[what]
         assert (done.outcome, done.note) == (outcome, note)

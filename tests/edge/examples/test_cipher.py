@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cascade.errors import InvalidInput, NotFound
@@ -47,6 +49,13 @@ def test_a_key_file_is_made_for_its_owner_alone(tmp_path):
         AesGcm.from_file(path)
     sealed = AesGcm.from_file(path, create=True).seal(b"x", b"")
     assert path.stat().st_mode & 0o777 == 0o600
+    assert AesGcm.from_file(path, create=True).open(sealed, b"") == b"x"
+
+
+def test_two_processes_that_make_a_key_at_once_have_the_same(tmp_path, monkeypatch):
+    path = tmp_path / "examples.key"
+    sealed = AesGcm.from_file(path, create=True).seal(b"x", b"")
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # it looked before the other one wrote
     assert AesGcm.from_file(path, create=True).open(sealed, b"") == b"x"
 
 

@@ -103,6 +103,26 @@ def test_forget_wants_to_know_what(kept, capsys):
     assert len(kept.examples()) == 4
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["list", "--task", "\udcff"], "task"),
+        (["stats", "--task", "\udcff"], "task"),
+        (["export", "out", "--task", "\udcff"], "task"),
+        (["export", "\udcff"], "out"),
+        (["judge", "\udcff", "--right"], "request_id"),
+        (["judge", "r0", "--correction", "\udcff"], "correction"),
+        (["forget", "--request", "\udcff"], "request_id"),
+        (["forget", "--mentioning", "\udcff"], "mentioning"),
+        (["forget", "--task", "\udcff"], "task"),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_named(kept, capsys, words, named):
+    code, _, err = run(capsys, *words)
+    assert (code, f"{named}: is not valid Unicode" in err) == (2, True)
+    assert len(kept.examples()) == 4
+
+
 def test_export_writes_json_lines_for_the_owner_alone(kept, capsys, tmp_path):
     out = tmp_path / "examples.jsonl"
     assert run(capsys, "export", str(out))[0] == 0
@@ -145,7 +165,20 @@ def test_a_damaged_store_says_what_to_do_and_that_helps(empty_home, capsys):
     assert (code, "forget --all removes it" in err) == (1, True)
     assert json.loads(out)["error"]["kind"] == "DamagedStore"
     assert run(capsys, "forget", "--all")[0] == 0
-    assert not home.examples_path().exists()
+    assert run(capsys, "stats")[0] == 0
+    assert run(capsys, "consent", "--withdraw")[0] == 3  # it went with the store
+
+
+def test_another_file_is_neither_read_nor_removed(empty_home, capsys, tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my notes " * 100)
+    for words in (["stats"], ["forget", "--all"]):
+        code, _, err = run(capsys, *words, "--examples", str(notes))
+        assert (code, "notes.txt is no store of examples" in err) == (1, True)
+    assert notes.read_text() == "my notes " * 100
+    absent = tmp_path / "none.sqlite3"
+    assert run(capsys, "judge", "r", "--wrong", "--examples", str(absent))[0] == 3
+    assert not absent.exists()
 
 
 def test_on_a_device_that_never_learned_nothing_is_made(empty_home, capsys):

@@ -8,8 +8,8 @@ import pytest
 
 from cascade.errors import InvalidInput
 from cascade.request import DataClass
-from edge.examples import Consent, CurationRules, Source, curate
-from edge.examples.curate import REASONS
+from edge.examples import Consent, CurationRules, Source, Weighted, curate
+from edge.examples.curate import REASONS, _balanced
 from edge.examples.stats import summarise
 
 TERMS = Consent()
@@ -73,6 +73,25 @@ def test_what_a_user_called_wrong_is_not_learned_from_another_copy(make):
     curated = curate([wrong, copy, other], TERMS)
     assert kept(curated) == {"other"}
     assert why(curated) == {"wrong": "rejected", "copy": "rejected"}
+
+
+def test_a_rejection_is_heard_over_what_was_said_before_it(make):
+    examples = [
+        make("A day", "bad", request_id="confirmed", source=Source.CONFIRMATION),
+        make("A day", "bad", request_id="mended", source=Source.CORRECTION),
+        make("A day", "bad", request_id="wrong", rejected=True),
+        make("A day", "bad", request_id="confirmed later", source=Source.CONFIRMATION),
+        make("A day", "bad", request_id="copy"),
+    ]
+    before = curate(examples[:3], TERMS)
+    assert kept(before) == set()
+    assert set(why(before).values()) == {"rejected"}
+    assert {each.because_of for each in before.left_out} == {"", "wrong"}
+    after = curate(examples, TERMS)
+    assert kept(after) == {"confirmed later"}
+    assert set(why(after).values()) == {"rejected"}
+    twice = curate([*examples, make("A day", "bad", request_id="again", rejected=True)], TERMS)
+    assert kept(twice) == set()
 
 
 def test_near_duplicates_go_unless_they_are_answered_otherwise(make):
@@ -182,8 +201,30 @@ def test_classes_are_balanced_within_the_cap_and_the_sum_of_weights_stays(make):
     before, after = counts[0] / counts[1], weights["good"] / weights["bad"]
     assert 1 < after < before
     assert before / after <= 9 + 1e-9  # three times one way, three times the other
+    factors = {a: weights[a] / count for a, count in zip(("good", "bad"), counts, strict=True)}
+    assert all(1 / 3 - 1e-9 <= each <= 3 + 1e-9 for each in factors.values())
     free = curate([make("a free one", "x", options=())], TERMS)
     assert [each.weight for each in (*free.learn, *free.held_out)] == [1.0]
+
+
+@pytest.mark.parametrize(
+    "counts", [(300, 4), (4, 300, 300), (1, 1, 500), (7, 7), (50,), (1, 30, 9)]
+)
+@pytest.mark.parametrize("balance", [1.0, 1.5, 3.0, 100.0])
+def test_no_class_counts_for_more_or_less_than_the_bound_and_the_sum_stays(make, counts, balance):
+    options = tuple("abc"[: max(2, len(counts))])
+    given = [
+        Weighted(make(f"text {name} {n}", name, options=options), 0.5 + n % 2 / 2)
+        for name, count in zip(options, counts, strict=False)
+        for n in range(count)
+    ]
+    after = _balanced(given, balance)
+    assert sum(e.weight for e in after) == pytest.approx(sum(e.weight for e in given))
+    factors = {e.example.answer: e.weight / b.weight for e, b in zip(after, given, strict=True)}
+    assert all(1 / balance - 1e-9 <= each <= balance + 1e-9 for each in factors.values())
+    if balance == 100.0 and len(counts) == 2:
+        totals = [sum(e.weight for e in after if e.example.answer == name) for name in options]
+        assert totals[0] == pytest.approx(totals[1])
 
 
 def test_statistics_add_up(make):

@@ -63,3 +63,8 @@ def test_all_that_is_exported_is_plain_json(make):
     value = json.loads(json.dumps(make("A text.").to_json()))
     assert value["messages"] == [{"role": "user", "content": "A text."}]
     assert (value["answer"], value["task"], value["source"]) == ("good", "mood", "cloud")
+
+
+def test_an_answer_outside_of_the_options_is_refused(make):
+    with pytest.raises(InvalidInput, match=r"example\.answer: is none of the options"):
+        make("A text.", "ugly")

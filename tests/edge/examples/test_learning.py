@@ -15,8 +15,8 @@ from cascade.privacy import PiiSpan, Privacy
 from cascade.request import Constraints, DataClass, Message
 from cascade.testing import Fault, Script
 from edge import AsyncDevice, Consent, Device, Final, Learning, Monitor
-from edge.examples import AesGcm, ExampleStore, Source
-from tests.edge.examples.test_store import bytes_of
+from edge.examples import AesGcm, DamagedStore, ExampleStore, Source
+from tests.edge.examples.test_store import bytes_of, damage_pages
 
 OPTIONS = ["good", "bad"]
 LOCAL = Constraints(max_remote_calls=0)
@@ -127,6 +127,8 @@ def test_the_devices_own_answer_waits_for_a_word_also_after_a_restart(tiny, path
         device.feedback(answers[1].request_id, correct=False, correction="bad")
         with pytest.raises(InvalidInput, match="none of the options"):
             device.feedback(answers[2], correct=False, correction="ugly")
+        with pytest.raises(InvalidInput, match="correction: is not valid Unicode"):
+            device.feedback(answers[2], correct=False, correction="\udcff")
         with pytest.raises(NotFound, match="nothing is kept of request"):
             device.feedback("another", correct=True)
     with ExampleStore(path) as store:
@@ -157,6 +159,31 @@ def test_the_monitor_and_the_store_both_hear_a_user(tiny, path, tmp_path):
         assert (state.health.accepted.labels, state.health.accepted.errors) == (2, 1)
         found = {each.request_id: each.source for each in kept(learning)}
     assert found == {first.request_id: Source.CORRECTION, second.request_id: Source.CONFIRMATION}
+
+
+def test_the_monitor_hears_a_user_also_where_the_store_is_damaged(tiny, path, tmp_path):
+    policies = PolicyStore(tmp_path / "policies", tiny.trust)
+    dataclasses.replace(tiny, policies=policies).install_policy(
+        "topics", ("good", "bad"), threshold=0.0
+    )
+    monitor = Monitor.open(tmp_path / "monitor.sqlite", tier_error=0.0, share=1, ask_tier=False)
+    learning = Learning.open(path)
+    with Device.open(
+        tiny.path, trust=tiny.trust, policies=policies, monitor=monitor, learn=learning
+    ) as device:
+        first, second = (device.choose(text, OPTIONS, task="topics") for text in ("One.", "Two."))
+        learning.settled()
+        with pytest.raises(InvalidInput, match="none of the options"):
+            device.feedback(first, correct=False, correction="ugly")  # to be called again
+        learning.store.close()
+        damage_pages(path)
+        with pytest.raises(DamagedStore):
+            device.feedback(first, correct=False)
+        with pytest.raises(DamagedStore):
+            device.grade(second.request_id, correct=False)
+        (state,) = monitor.kept()
+        assert (state.health.accepted.labels, state.health.accepted.errors) == (2, 1)
+        assert second.request_id not in device.to_grade()
 
 
 async def test_free_text_is_kept_with_its_conversation(tiny, cluster, path):
@@ -195,9 +222,7 @@ def test_a_store_that_breaks_costs_no_answer(device, learning, path, caplog):
     device.choose("One.", OPTIONS)
     learning.settled()
     learning.store.close()
-    for end in ("-wal", "-shm"):
-        path.with_name(path.name + end).unlink(missing_ok=True)
-    path.write_bytes(b"no database at all" * 1000)
+    damage_pages(path)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert device.choose("Two secrets.", OPTIONS).text == "bad"
@@ -208,10 +233,20 @@ def test_a_store_that_breaks_costs_no_answer(device, learning, path, caplog):
     assert "secrets" not in caplog.text
 
 
-def test_a_broken_store_does_not_keep_a_device_from_opening(tiny, path, caplog):
-    path.write_bytes(b"no database at all" * 1000)
+@pytest.mark.parametrize("damage", ["garbage", "pages", "a name in the schema", "terms"])
+def test_a_broken_store_does_not_keep_a_device_from_opening(tiny, path, caplog, damage):
+    Learning.open(path).close()
+    data = path.read_bytes()
+    damaged = {
+        "garbage": b"no database at all" * 1000,
+        "pages": data[:4096] + b"\xff" * (len(data) - 4096),
+        "a name in the schema": data.replace(b"TABLE retention", b"TABLE r\xdatention"),
+        "terms": data.replace(b'"never_train"', b'"never_tra\xdan"'),
+    }[damage]
+    assert damaged != data
+    path.write_bytes(damaged)
     learning = Learning.open(path)
-    assert "is damaged" in caplog.text
+    assert ("is no store" if damage == "garbage" else "is damaged") in caplog.text
     with Device.open(tiny.path, trust=tiny.trust, policies=tiny.policies, learn=learning) as device:
         assert device.choose("One.", OPTIONS).text in OPTIONS
 

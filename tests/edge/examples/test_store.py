@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -14,7 +15,16 @@ import pytest
 
 from cascade.errors import CascadeError, InvalidInput, NotFound
 from cascade.request import DataClass
-from edge.examples import AesGcm, Consent, DamagedStore, ExampleStore, Retention, Source
+from edge.examples import (
+    AesGcm,
+    Consent,
+    DamagedStore,
+    ExampleStore,
+    NotAStore,
+    Retention,
+    Source,
+    curate,
+)
 
 ROOT = Path(__file__).parents[3]
 SECRET = "the gardener did it"
@@ -25,10 +35,18 @@ def bytes_of(store: ExampleStore) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(store.path.parent.glob("examples*")))
 
 
+def damage_pages(path: Path) -> None:
+    """Overwrite all of a closed file but its beginning."""
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+
+
 def test_nothing_is_created_by_reading(tmp_path):
     store = ExampleStore(tmp_path / "deep" / "examples.sqlite3")
     assert (store.examples(), store.consents(), store.consent(), store.size()) == ([], [], None, 0)
     assert (store.forget(task="mood"), store.forget_all()) == (0, 0)
+    with pytest.raises(NotFound, match="nothing is kept of request r"):
+        store.judge("r", correct=False)
     assert not (tmp_path / "deep").exists()
 
 
@@ -108,7 +126,31 @@ def test_a_users_word(store, make):
     assert (found["mended"].source, found["mended"].answer) == (Source.CORRECTION, "bad")
     assert found["mended"].at_s == 1000.0
     assert not store.judge("wrong", correct=True).rejected  # the last word counts
-    assert store.judge("mended", correct=True).source is Source.CORRECTION
+
+
+def test_a_word_speaks_of_the_answer_that_was_given(store, make):
+    store.add(make("text", "good", source=Source.DEVICE, request_id="r"))
+    store.judge("r", correct=False, correction="bad")
+    store.judge("r", correct=False)  # a grader, say: the device's answer was wrong
+    (example,) = store.examples()
+    assert (example.answer, example.given, example.rejected) == ("bad", "good", False)
+    assert example.source is Source.CORRECTION
+    assert store.judge("r", correct=False, correction="bad").given == "good"
+    store.judge("r", correct=True)
+    (example,) = store.examples()
+    assert (example.answer, example.given, example.source) == ("good", "", Source.CONFIRMATION)
+
+
+def test_a_correction_of_before_the_given_answer_was_kept_stands(store, make):
+    example = make("text", "bad", source=Source.CORRECTION, request_id="r")
+    store.add(example)
+    texts = json.loads(example.texts_to_bytes())
+    del texts["given"]
+    store._file._opened().execute("UPDATE example SET texts = ?", (json.dumps(texts).encode(),))
+    for correct in (False, True):
+        store.judge("r", correct=correct)
+        (kept,) = store.examples()
+        assert (kept.answer, kept.source, kept.rejected) == ("bad", Source.CORRECTION, False)
 
 
 def test_a_request_that_is_asked_again_does_not_undo_a_users_word(store, make):
@@ -137,6 +179,22 @@ def test_a_word_that_makes_no_sense_is_refused(store, make, word, message):
         store.judge("r", **word)
     with pytest.raises(NotFound, match="nothing is kept of request x"):
         store.judge("x", correct=True)
+
+
+def test_in_a_full_store_an_answer_that_was_called_wrong_goes(tmp_path, make):
+    with ExampleStore(tmp_path / "s", retention=Retention(count=50), clock=lambda: 200.0) as store:
+        store.grant()
+        for number in range(50):
+            store.add(make(f"text {number}"))
+        assert len(store.examples()) == 50
+        name = next(f"own {n}" for n in range(99) if not make(f"own {n}").held_out)
+        store.add(make(name, source=Source.DEVICE, request_id="own"))
+        assert curate(store.examples(), store.consent()).rehearsal
+        with pytest.raises(NotFound, match=r"nothing may be kept any more \(retention\)"):
+            store.judge("own", correct=False)
+        assert curate(store.examples(), store.consent()).rehearsal == ()
+        with pytest.raises(NotFound, match="nothing is kept of request own"):
+            store.judge("own", correct=True)
 
 
 def test_limits_are_kept_with_every_write(tmp_path, make):
@@ -177,6 +235,34 @@ def test_a_quiet_store_lets_go_what_has_grown_too_old(tmp_path, make):
     assert SECRET.encode() not in bytes_of(store)
 
 
+YEAR = 365 * 86_400.0
+
+
+def test_what_was_kept_under_a_clock_that_was_ahead_grows_old_once_that_is_noticed(tmp_path, make):
+    now = [70 * YEAR]
+    with ExampleStore(tmp_path / "s", clock=lambda: now[0]) as store:
+        store.grant()
+        store.add(make("text", at_s=now[0]))
+        now[0] = right = 57 * YEAR
+        assert [each.at_s for each in store.examples()] == [right]
+        store.add(make("another", at_s=60 * YEAR))
+        now[0] += 80 * 86_400.0
+        assert [each.at_s for each in store.examples()] == [right, right]
+        now[0] += 20 * 86_400.0
+        assert store.examples() == []
+
+
+def test_a_clock_that_was_not_set_yet_lets_none_go(tmp_path, make):
+    now = [57 * YEAR]
+    with ExampleStore(tmp_path / "s", clock=lambda: now[0]) as store:
+        store.grant()
+        store.add(make("text", at_s=now[0]))
+        now[0] = 60.0  # since 1970: a device without a battery for its clock
+        assert len(store.examples()) == 1
+        now[0] = 57 * YEAR + 86_400.0
+        assert [each.at_s for each in store.examples()] == [57 * YEAR]
+
+
 def test_who_forgets_is_told_where_a_reader_keeps_old_bytes(store, make, monkeypatch):
     monkeypatch.setattr("edge.examples.file._BUSY_S", 0.2)
     store.close()
@@ -208,11 +294,12 @@ def test_what_is_forgotten_is_gone_from_the_file(store, make, which):
     store.add(make(SECRET, request_id="secret", task_id="garden"))
     store.judge("r3", correct=False, correction="bad")
     assert SECRET.encode() in bytes_of(store)
+    before = store.forgotten()
     assert store.forget(request_ids=["unknown"]) == 0
-    assert not store.forgotten()
+    assert store.forgotten() == before
     count = store.forget_all() if which is None else store.forget(**which)
     word = store.forgotten()
-    assert word
+    assert word != before
     assert (store.forget(request_ids=["secret"]), store.forgotten()) == (0, word)
     assert count == (21 if which is None else 1)
     assert SECRET.encode() not in bytes_of(store)
@@ -257,29 +344,118 @@ def test_texts_cannot_be_exchanged(tmp_path, make):
         store.add(make("two", request_id="two"))
         file = store._file._opened()
         file.execute("UPDATE example SET texts = (SELECT texts FROM example WHERE request = 'one')")
-        with pytest.raises(InvalidInput, match="was changed"):
+        with pytest.raises(DamagedStore, match="was changed"):
             store.examples()
 
 
-@pytest.mark.parametrize("damage", ["garbage", "middle"])
-def test_a_damaged_file_is_named_and_can_be_removed(store, make, damage):
-    for number in range(200):
-        store.add(make(f"text {number} " + "x" * 200))
-    store.forget(task="none")  # all of it in the file itself
-    store.close()
-    data = bytearray(store.path.read_bytes())
-    if damage == "garbage":
-        data[:] = b"no database at all" * 100
-    else:
-        data[4096 : len(data) - 4096] = b"\xff" * (len(data) - 8192)
-    store.path.write_bytes(data)
+DAMAGE = {
+    "a name in the schema": (b"TABLE retention", b"TABLE r\xdatention"),
+    "a table": (b"TABLE example", b"TABLE exomple"),
+    "a column": (b"weight REAL", b"weeght REAL"),
+    "a column of the cipher": (b"proof BLOB", b"proaf BLOB"),
+    "a source": (b"cloud", b"clout"),
+    "a word": (b"mood", b"m\xdaod"),
+    "a text": (b"text 1", b"t\xdaxt 1"),
+    "an answer": (b'"answer":"good"', b'"answer":"gold"'),
+    "terms": (b'"never_train"', b'"never_tra\xdan"'),
+    "a data class": (b"never_leave", b"never_leeve"),
+    "limits": (b'"age_s"', b'"ago_s"'),
+    "the proof of the cipher": (b"cascade examples", b"cascade exomples"),
+    "the kind of file": (b"SQLite format 3", b"SQLite formot 3"),
+}
+
+
+@pytest.mark.parametrize("damage", ["pages", *DAMAGE])
+def test_a_damaged_file_is_named_and_can_be_removed(tmp_path, make, damage):
+    path = tmp_path / "examples.sqlite3"
+    with ExampleStore(path, clock=lambda: 100.0, retention=Retention()) as store:
+        store.grant()
+        for number in range(30):
+            store.add(make(f"text {number} " + "x" * 200))
+        store.forget(task="none")  # all of it in the file itself
+    data = path.read_bytes()
+    damage_pages(path)
+    if damage in DAMAGE:
+        right, wrong = DAMAGE[damage]
+        assert right in data
+        path.write_bytes(data.replace(right, wrong, 1))
+    store = ExampleStore(path, clock=lambda: 100.0)
     with pytest.raises(DamagedStore, match="cascade examples forget --all"):
-        store.examples()
+        store.examples() and store.consents()
     store.forget_all()
-    store.close()
-    store.grant()
+    store.grant(Consent())
     assert store.add(make("anew")) is None
     assert len(store.examples()) == 1
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "at = 'x'",
+        "at = 1e300",
+        "weight = 7",
+        "confidence = x'00'",
+        "texts = 'x'",
+        "texts = 5",
+        "texts = CAST('{}' AS BLOB)",
+        "rejected = 9",
+        "data_class = 5",
+        "tier = x'00'",
+    ],
+)
+@pytest.mark.parametrize("cipher", [None, AesGcm(bytes(32))])
+def test_a_row_of_impossible_values_is_damage(tmp_path, make, change, cipher):
+    with ExampleStore(tmp_path / "s", clock=lambda: 100.0, cipher=cipher) as store:
+        store.grant()
+        store.add(make("text"))
+        store._file._opened().execute(f"UPDATE example SET {change}")
+        with pytest.raises(DamagedStore):
+            store.examples()
+        store.forget_all()
+        assert store.examples() == []
+
+
+def test_a_file_that_is_no_store_is_left_as_it_is(tmp_path, make):
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes " * 100)
+    store = ExampleStore(path)
+    for call in (store.examples, store.grant, store.forget_all, lambda: store.add(make("a"))):
+        with pytest.raises(NotAStore, match=r"notes.txt is no store .* remove it by hand"):
+            call()
+    assert path.read_text() == "my notes " * 100
+    assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_another_programs_database_is_left_as_it_is(tmp_path, make):
+    path = tmp_path / "app.db"
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    store = ExampleStore(path)
+    for call in (store.examples, store.grant, store.forget_all, lambda: store.add(make("a"))):
+        with pytest.raises(InvalidInput, match="another program; choose another file"):
+            call()
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["app.db"]
+
+
+def test_a_file_of_before_is_known_by_its_tables_and_changed_by_writing_alone(tmp_path, make):
+    path = tmp_path / "examples.sqlite3"
+    with ExampleStore(path, clock=lambda: 100.0) as store:
+        store.grant()
+        store.add(make("text"))
+    with closing(sqlite3.connect(path)) as file:
+        file.executescript("PRAGMA application_id = 0; DROP TABLE forgotten; DROP TABLE retention;")
+    before = path.read_bytes()
+    with ExampleStore(path, clock=lambda: 100.0) as store:
+        assert (len(store.examples()), store.consent()) == (1, Consent())
+        assert store.forgotten()
+    assert path.read_bytes() == before
+    with ExampleStore(path, clock=lambda: 100.0) as store:
+        store.add(make("another"))
+    with closing(sqlite3.connect(path)) as file:
+        assert file.execute("PRAGMA application_id").fetchone() != (0,)
 
 
 def test_a_file_of_a_newer_format_is_left_alone(store):
@@ -387,6 +563,43 @@ def test_a_store_of_before_there_were_marks_can_forget(make, tmp_path):
     with closing(sqlite3.connect(path)) as file:
         file.execute("DROP TABLE forgotten")
     with ExampleStore(path, clock=lambda: 100.0) as store:
-        assert not store.forgotten()
+        before = store.forgotten()
         assert store.forget(request_ids=["one"]) == 1
-        assert store.forgotten()
+        assert store.forgotten() != before
+
+
+def test_what_was_learned_before_a_damaged_store_was_removed_has_another_word(tmp_path, make):
+    path = tmp_path / "examples.sqlite3"
+    with ExampleStore(path, clock=lambda: 100.0) as store:
+        assert store.forgotten() == ""
+        store.grant()
+        store.add(make("text"))
+        learned = store.forgotten()
+    damage_pages(path)
+    with ExampleStore(path) as store:
+        assert store.forget_all() == 0
+        emptied = store.forgotten()
+        assert (store.consent(), store.examples()) == (None, [])
+    with ExampleStore(path) as store:
+        store.grant()
+        assert len({"", learned, emptied, store.forgotten()}) == 4
+
+
+def test_a_store_that_is_made_anew_has_another_word(tmp_path):
+    words = set()
+    for _ in range(2):
+        with ExampleStore(tmp_path / "examples.sqlite3") as store:
+            store.grant()
+            words.add(store.forgotten())
+        store.path.unlink()
+    assert len(words) == 2
+
+
+def test_other_terms_are_another_word(store):
+    usual = store.forgotten()
+    store.grant(Consent())  # what stands already
+    assert store.forgotten() == usual
+    store.grant(Consent.to(never_train_tasks=["diary"]))
+    stricter = store.forgotten()
+    store.withdraw()
+    assert len({usual, stricter, store.forgotten()}) == 3
