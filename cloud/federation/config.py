@@ -22,8 +22,6 @@ from cloud.federation.rollout.config import RolloutConfig
 from cloud.strict_model import StrictModel
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LEVELS_OF_ROWS = 1 << 20
-"""A row of few examples is sent as a small part of itself: it needs finer steps."""
 
 
 class PlanConfig(StrictModel):
@@ -251,15 +249,12 @@ class FederationConfig(StrictModel):
 
     def plan_for(self, adapter: Shapes) -> RoundPlan:
         """The plan of rounds that start from an adapter of these shapes. The rows of its head, if
-        it has one, are averaged by answer where the rule is a mean and weights may differ."""
+        it has one, are averaged by answer where the rule is a mean and weights may differ: not
+        with noise, whose size counts devices, nor under masks, which hide a single device's row."""
         plan, how = self.round_plan, self.aggregation
         by_rows = how.rule == "mean" or self.plan.trained == "both"
-        if how.noise_multiplier is not None or not by_rows or not any(map(is_of_head, adapter)):
-            return plan
-        masked = plan.masked
-        if masked is not None:
-            masked = replace(masked, levels=max(masked.levels, _LEVELS_OF_ROWS))
-        return replace(plan, rows=True, masked=masked)
+        alike = how.noise_multiplier is not None or plan.masked is not None or not by_rows
+        return plan if alike else replace(plan, rows=any(map(is_of_head, adapter)))
 
     @property
     def leases(self) -> int:

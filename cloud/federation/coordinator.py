@@ -26,8 +26,8 @@ from cascade.federation import (
     unflatten,
 )
 from cascade.federation.masked_plan import MaskedPlan
-from cascade.federation.payload import masked_elements, means_of_sum
 from cascade.federation.plan import RoundPlan
+from cascade.federation.tensors import elements
 from cascade.files import sha256_bytes
 from cloud.federation import budget, leases, masked_rounds, rounds
 from cloud.federation.account import Account, account, cost
@@ -399,15 +399,14 @@ def _unmask(
     ):
         raise InvalidInput("aggregation", "of this configuration cannot go by the sum of updates")
     shapes, fixed = plan.shapes(start.shapes), masked.fixed(plan.clip_norm)
-    size = masked_elements(plan, shapes)
+    size = elements(shapes)
     vectors = {each.device: each.payload for each in given.updates}
     total = fixed.decode(unmasked(masked, fixed, given.said, vectors, size))
     devices = len(vectors)
     if isinstance(strategy.rule, PrivateMean):
         total = strategy.rule.noised(total, fixed.norm_after(plan.clip_norm, size))
         devices = 1  # it is a mean already
-    mean = means_of_sum(plan, total, shapes, devices)
-    return _from_mean(strategy, plan, start, mean, given)
+    return _from_mean(strategy, plan, start, unflatten(total / devices, shapes), given)
 
 
 def _from_mean(

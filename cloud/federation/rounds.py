@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 from cascade.errors import InvalidInput, NotFound
+from cascade.federation.plan import RoundPlan
 from cloud.federation.database import Row, Transaction
 from cloud.federation.privacy import Cost
 from cloud.federation.refusals import count
@@ -241,10 +242,17 @@ def open_round(
 
 
 def abandon_others(tx: Transaction, base_digest: str, now: float) -> None:
-    """Abandon the round that takes devices, if they are of another base than rounds are now."""
+    """Abandon the round that takes devices, if they are of another base than rounds are now, or if
+    an older version opened it with a plan that this one does not carry out."""
     current = collecting(tx)
-    if current is not None and current.base_digest != base_digest:
+    if current is None:
+        return
+    if current.base_digest != base_digest:
         abandon(tx, current.number, "the federation's adapter is of another base now", now)
+    try:
+        RoundPlan.from_bytes(current.plan.encode())
+    except InvalidInput as problem:
+        abandon(tx, current.number, f"its plan is not carried out any more: {problem}", now)
 
 
 def expect(tx: Transaction, goal: int) -> None:

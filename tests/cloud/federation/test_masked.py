@@ -531,6 +531,18 @@ async def test_an_outage_of_the_coordinator_makes_nobody_late(world: World) -> N
     assert world.rounds()[0].counted == DEVICES
 
 
+async def test_a_round_whose_plan_is_not_carried_out_any_more_is_abandoned(world: World) -> None:
+    """An older version asked for the counts of a head's rows under masks, too."""
+    plan = json.loads(world.rounds()[0].plan) | {"rows": True}
+    world.read(lambda tx: tx.run("UPDATE rounds SET plan = ?", json.dumps(plan)))
+    await world.tick()
+    first, second = world.rounds()
+    assert first.state == "abandoned"
+    assert "plan.rows: must be left out under masks" in first.note
+    assert second.state == "collecting"
+    await world.all_sent()
+
+
 @pytest.mark.processes
 async def test_killed_between_phases_a_round_comes_to_the_same_sum(tmp_path: Path) -> None:
     """SIGKILL of gateway and coordinator, by turns, after every step of every device."""
