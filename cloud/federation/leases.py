@@ -33,6 +33,10 @@ _MOST_COUNTED: Final = 2**53
 """Where a count of the fleet's stays: no report overflows the store's integers."""
 _BUFFERED_GOALS: Final = 4
 """Updates that wait uncounted, in goals of a round, before no more are taken."""
+# From the device's leases on, of which there are few: a store may choose all updates else.
+_UPDATES_OF_DEVICE: Final = (
+    "FROM leases CROSS JOIN updates WHERE leases.device = ? AND updates.lease = leases.id"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,27 +134,30 @@ def check_in(
     # Whether it is open is looked at here: asked for it, a store reads all that are open.
     mine = tx.all(
         f"SELECT {_LEASE_COLUMNS}, request FROM leases WHERE device = ? "
-        "AND (expires_at > ? OR request = ? OR round = ?) ORDER BY issued_at DESC",
+        "AND (expires_at > ? OR request = ? OR round = ? OR state = 'open') "
+        "ORDER BY issued_at DESC",
         asked.device_id,
         now,
         request,
         current.number if current is not None else -1,
     )
     had = [_lease(row) for row in mine]
-    open_ones = [each for each in had if each.state == "open" and each.expires_at > now]
-    if open_ones:
-        lease = open_ones[0]
+    open_ones = [each for each in had if each.state == "open"]
+    lease = next((each for each in open_ones if each.expires_at > now), None)
+    if lease is not None:
         for_round = round_numbered(tx, lease.round)
         if for_round is not None and _still_good(tx, lease, current, config):
             return Granted(lease, for_round)
-        # Its update would not be taken any more.
-        tx.run("UPDATE leases SET state = 'expired' WHERE id = ?", lease.lease_id)
-        discard(tx, lease.lease_id)
-        count(tx, "expired")
+    for each in open_ones:
+        # Its update would not be taken any more, or its time is up: here, and perhaps not yet by
+        # another gateway's clock.
+        _void(tx, each)
     if current is None:
         if budget.standing_still(tx) is not None:
             return NotNow("budget_spent", _HOUR_S)
         return NotNow("no_round")
+    if current.closes_at is not None and current.closes_at <= now:
+        return NotNow("no_round")  # its coordinator has not ended it yet
     if asked.base_digest != current.base_digest:
         return NotNow("other_base")
     if (not_now := _not_now(tx, asked.device_id, had, current, config=config, now=now)) is not None:
@@ -229,12 +236,16 @@ def commit(
         if of is None or of.state != "collecting":
             raise _refused(tx, Reason.LATE)
         _in_its_phase(tx, found, now)
+        if _has(tx, header.device_id, "updates.round = ?", found.round):
+            raise _refused(tx, Reason.USED_LEASE)
         if _uncounted(tx, found.round) >= config.goal:
             raise _refused(tx, Reason.GOAL_MET)
     else:
         head, waiting = _head_and_uncounted(tx)
         if head - found.adapter_version > config.max_gap:
             raise _refused(tx, Reason.STALE)
+        if _has(tx, header.device_id, "updates.counted_in IS NULL"):
+            raise _refused(tx, Reason.USED_LEASE)
         if waiting >= _BUFFERED_GOALS * config.goal:
             raise _refused(tx, Reason.GOAL_MET)
     tx.run(
@@ -330,6 +341,13 @@ def abort(tx: Transaction, device_id: str, lease_id: str, reason: AbortReason, n
     tx.run("UPDATE leases SET state = 'aborted' WHERE id = ?", lease_id)
     discard(tx, lease_id)
     count(tx, f"aborted.{reason}")
+
+
+def _void(tx: Transaction, lease: StoredLease) -> None:
+    """Let an open lease be good for nothing any more."""
+    tx.run("UPDATE leases SET state = 'expired' WHERE id = ?", lease.lease_id)
+    discard(tx, lease.lease_id)
+    count(tx, "expired")
 
 
 def expire(tx: Transaction, now: float) -> int:
@@ -472,9 +490,7 @@ def _before(
         "SELECT (SELECT last_commit FROM devices WHERE id = ?), "
         f"(SELECT COUNT(*) FROM leases WHERE {taken}), "
         "(SELECT COUNT(*) FROM masked_rounds WHERE round = ?), "
-        # From the device's leases on, of which there are few: a store may choose all updates else.
-        "(SELECT COUNT(*) FROM leases CROSS JOIN updates WHERE leases.device = ? "
-        "AND updates.lease = leases.id AND updates.counted_in IS NULL)",
+        f"(SELECT COUNT(*) {_UPDATES_OF_DEVICE} AND updates.counted_in IS NULL)",
         device_id,
         *values,
         current.number,
@@ -482,6 +498,12 @@ def _before(
     )
     last, places, masked, waits = row or (None, 0, 0, 0)
     return None if last is None else float(last), int(places), bool(masked), bool(waits)
+
+
+def _has(tx: Transaction, device_id: str, update: str, *values: int) -> bool:
+    """Whether a device has such an update: goal, minimum and noise count devices."""
+    found = tx.one(f"SELECT 1 {_UPDATES_OF_DEVICE} AND {update} LIMIT 1", device_id, *values)
+    return found is not None
 
 
 def _uncounted(tx: Transaction, round_number: int) -> int:
