@@ -301,7 +301,10 @@ class Coordinator:
                 if why != candidate.note:
                     await self._database.do(_remark(candidate.number, why))
                 continue
-            await self._database.do(_decision(candidate.number, verdict == "approved", why))
+            approved, now = verdict == "approved", self._now()
+            await self._database.do(_decision(candidate.number, approved, why, now))
+            if not approved:
+                return  # others may have gone with it
 
     async def _open(self) -> None:
         config, now = self._config, self._now()
@@ -431,5 +434,10 @@ def _remark(number: int, why: str) -> Callable[[Transaction], None]:
     return lambda tx: rounds.remark(tx, number, why)
 
 
-def _decision(number: int, approved: bool, why: str) -> Callable[[Transaction], Round]:
-    return lambda tx: rounds.decide(tx, number, approved=approved, note=why)
+def _decision(number: int, approved: bool, why: str, now: float) -> Callable[[Transaction], None]:
+    def decide(tx: Transaction) -> None:
+        found = rounds.round_numbered(tx, number)
+        if found is not None and found.state == "waiting":  # nobody else has decided meanwhile
+            rounds.decide(tx, number, approved=approved, note=why, now=now)
+
+    return decide

@@ -13,6 +13,7 @@ same updates. Whoever's claim was taken over finishes nothing.
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
@@ -444,8 +445,14 @@ def _drop(tx: Transaction, where: str, *values: int | str) -> int:
     return dropped
 
 
-def decide(tx: Transaction, number: int, *, approved: bool, note: str = "") -> Round:
-    """The gate's word on a candidate. The same word again changes nothing.
+def decide(
+    tx: Transaction, number: int, *, approved: bool, note: str = "", now: float | None = None
+) -> Round:
+    """The gate's word on a candidate. The same word again changes nothing. With one that is
+    rejected goes every round that started from it, as in ``withdraw``.
+
+    Arguments:
+        now: by default this machine's time.
 
     Raises:
         NotFound: there is no such round.
@@ -465,30 +472,42 @@ def decide(tx: Transaction, number: int, *, approved: bool, note: str = "") -> R
             number,
         )
         count(tx, state)
+        if not approved and found.candidate_digest is not None:
+            why = f"round {number}, which it goes back to, was rejected"
+            _end_after(tx, found.candidate_digest, why, time.time() if now is None else now)
     return cast(Round, round_numbered(tx, number))
 
 
 def withdraw(tx: Transaction, candidate_digest: str, why: str, now: float) -> None:
     """Reject a candidate that was approved, with every round that started from it or from what came
     of it: nothing goes on from there."""
+    _reject(tx, candidate_digest, why)
+    _end_after(tx, candidate_digest, why, now)
+
+
+def _end_after(tx: Transaction, candidate_digest: str, why: str, now: float) -> None:
+    """End every round that started from a candidate, or from what came of it."""
     gone = [candidate_digest]
     while gone:
-        digest = gone.pop()
-        tx.run(
-            "UPDATE rounds SET state = 'rejected', note = ? WHERE candidate_digest = ? "
-            "AND state IN ('approved', 'waiting')",
-            why,
-            digest,
-        )
         for row in tx.all(
             f"SELECT {_COLUMNS} FROM rounds WHERE adapter_digest = ? "
             "AND state NOT IN ('rejected', 'abandoned')",
-            digest,
+            gone.pop(),
         ):
             child = _round(row)
             abandon(tx, child.number, why, now)
             if child.candidate_digest is not None:
+                _reject(tx, child.candidate_digest, why)
                 gone.append(child.candidate_digest)
+
+
+def _reject(tx: Transaction, candidate_digest: str, why: str) -> None:
+    tx.run(
+        "UPDATE rounds SET state = 'rejected', note = ? WHERE candidate_digest = ? "
+        "AND state IN ('approved', 'waiting')",
+        why,
+        candidate_digest,
+    )
 
 
 def remark(tx: Transaction, number: int, note: str) -> None:

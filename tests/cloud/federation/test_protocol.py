@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import numpy as np
@@ -31,6 +31,7 @@ from cloud.federation import leases, rounds
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import AggregationConfig, PlanConfig
 from cloud.federation.refusals import counters
+from cloud.federation.seams import NeedsApproval, Verdict
 from edge.adapter import LoraPair, write_adapter
 from tests.cloud.federation.federated import (
     BASE,
@@ -756,8 +757,6 @@ async def until(what: Callable[[], bool], within_s: float = 10.0) -> None:
 
 
 async def test_the_gate_decides_what_the_next_round_starts_from(tmp_path: Path) -> None:
-    from cloud.federation.seams import NeedsApproval
-
     world = World(Federation.made(tmp_path))
     async with world.federation.gateway() as world.port:
         async with world.federation.coordinator(gate=NeedsApproval()) as coordinator:
@@ -784,6 +783,62 @@ async def test_the_gate_decides_what_the_next_round_starts_from(tmp_path: Path) 
                 await world.commit(value)
             await coordinator.tick()
         assert world.rounds()[1].candidate_version == 3
+        for device in world.devices:
+            await device.close()
+
+
+async def test_nothing_goes_on_from_a_candidate_that_is_rejected(tmp_path: Path) -> None:
+    world = World(Federation.made(tmp_path, start_from="candidate"))
+    async with (
+        world.federation.gateway(now=lambda: world.now) as world.port,
+        world.federation.coordinator(gate=NeedsApproval(), now=lambda: world.now) as coordinator,
+    ):
+        await coordinator.tick()
+        for _ in range(2):
+            for value in (1.0, 1.0, 1.0):
+                await world.commit(value)
+            await coordinator.tick()
+        held = await (await world.device()).lease()
+        states = [each.state for each in world.rounds()]
+        assert states == ["waiting", "waiting", "collecting"]
+        database = world.federation.database()
+        database.do_now(lambda tx: rounds.decide(tx, 1, approved=False, note="poisoned"))
+        database.close()
+        await coordinator.tick()
+        told = [(each.state, each.note) for each in world.rounds()]
+        why = "round 1, which it goes back to, was rejected"
+        assert told[:3] == [("rejected", "poisoned"), ("rejected", why), ("abandoned", why)]
+        assert (told[3][0], len(told)) == ("collecting", 4)
+        lease = await (await world.device()).lease()
+        # What devices began with anew has a version above all that they have seen.
+        adapters = world.federation.adapters()
+        assert lease.adapter_version > held.adapter_version
+        assert not adapters.read(lease.adapter_digest).tensors["layers.0.q_proj.b"].any()
+        for device in world.devices:
+            await device.close()
+
+
+async def test_the_gate_is_not_asked_of_what_has_gone_with_another(tmp_path: Path) -> None:
+    class Rejects:
+        asked: ClassVar[list[int]] = []
+
+        async def judge(self, candidate: rounds.Round) -> tuple[Verdict, str]:
+            self.asked.append(candidate.number)
+            return ("undecided" if len(self.asked) == 1 else "rejected"), "a test says so"
+
+    world = World(Federation.made(tmp_path, start_from="candidate"))
+    async with (
+        world.federation.gateway(now=lambda: world.now) as world.port,
+        world.federation.coordinator(gate=Rejects(), now=lambda: world.now) as coordinator,
+    ):
+        await coordinator.tick()
+        for _ in range(2):
+            for value in (1.0, 1.0, 1.0):
+                await world.commit(value)
+            await coordinator.tick()
+        await coordinator.tick()
+        assert Rejects.asked == [1, 1]
+        assert [each.state for each in world.rounds()][:2] == ["rejected", "rejected"]
         for device in world.devices:
             await device.close()
 
