@@ -230,9 +230,7 @@ class Coordinator:
         noise = await self._noise_now(given.account)
 
         def end(tx: Transaction) -> bool:
-            if outcome.dropped:
-                count(tx, "dropped", outcome.dropped)
-            return rounds.finish(
+            ended = rounds.finish(
                 tx,
                 claimed.number,
                 token=self._token,
@@ -243,6 +241,9 @@ class Coordinator:
                 noise=noise,
                 note="",
             )
+            if ended and outcome.dropped:
+                count(tx, "dropped", outcome.dropped)
+            return ended
 
         ended = await self._database.do(end)
         _log.info(
@@ -276,6 +277,10 @@ class Coordinator:
             untouched=_untouched(plan, start.shapes),
             version=claimed.adapter_version,
         )
+        if len(counted) < self._config.minimum:
+            raise InvalidInput(
+                "updates", f"of this plan are {len(counted)}, {self._config.minimum} are needed"
+            )
         if isinstance(strategy, FfaLora) and isinstance(strategy.rule, PrivateMean):
             # Of what is trained alone: noise on anything else would hide nothing.
             shapes = plan.shapes(start.shapes)
