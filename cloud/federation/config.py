@@ -96,15 +96,16 @@ class FederationConfig(StrictModel):
         signing_key: signs candidate adapters; its publisher must be pinned where devices are to
             take them.
         mode: ``asynchronous`` rounds end with the ``goal``-th update, whenever it comes, and take
-            updates that are up to ``max_gap`` versions old; ``synchronous`` ones have a cohort and
-            a deadline.
+            updates that are up to ``max_gap`` versions behind; ``synchronous`` ones have a cohort
+            and a deadline.
         goal: updates that end a round.
         minimum: fewer are never aggregated; a synchronous round that has fewer at its deadline is
             abandoned.
         cohort: leases at one time (asynchronous) or in a round (synchronous); by default 1.3 goals.
         round_s: how long a synchronous round takes updates.
         lease_s: how long a device may take.
-        max_gap: versions that an update may be behind.
+        max_gap: versions that devices were told to start from since an update's, at most; those
+            that were rejected meanwhile do not count.
         min_separation_s: between two updates of one device.
         retry_s: the window in which a device that is not needed asks again.
         checkins_per_s: that the gateway wants at most; a larger fleet is told to come less often.

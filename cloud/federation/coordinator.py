@@ -275,7 +275,6 @@ class Coordinator:
             ordered,
             begun,
             untouched=_untouched(plan, start.shapes),
-            version=claimed.adapter_version,
         )
         if len(counted) < self._config.minimum:
             raise InvalidInput(

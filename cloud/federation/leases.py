@@ -22,7 +22,7 @@ from cloud.federation.config import FederationConfig
 from cloud.federation.database import Row, Transaction
 from cloud.federation.refusals import Reason, Refused, count, count_all
 from cloud.federation.rollout import counts
-from cloud.federation.rounds import Round, head_version, round_numbered, taking
+from cloud.federation.rounds import Round, round_numbered, served_since, taking, uncounted
 
 LeaseState = Literal["open", "used", "aborted", "expired"]
 
@@ -241,12 +241,11 @@ def commit(
         if _uncounted(tx, found.round) >= config.goal:
             raise _refused(tx, Reason.GOAL_MET)
     else:
-        head, waiting = _head_and_uncounted(tx)
-        if head - found.adapter_version > config.max_gap:
+        if served_since(tx, found.round, found.adapter_version) > config.max_gap:
             raise _refused(tx, Reason.STALE)
         if _has(tx, header.device_id, "updates.counted_in IS NULL"):
             raise _refused(tx, Reason.USED_LEASE)
-        if waiting >= _BUFFERED_GOALS * config.goal:
+        if uncounted(tx) >= _BUFFERED_GOALS * config.goal:
             raise _refused(tx, Reason.GOAL_MET)
     tx.run(
         "INSERT INTO updates VALUES (?, (SELECT COALESCE(MAX(place), 0) + 1 FROM updates), "
@@ -445,7 +444,7 @@ def _still_good(
     """Whether an update for an open lease would be taken."""
     if config.mode == "synchronous":
         return current is not None and lease.round == current.number
-    return head_version(tx) - lease.adapter_version <= config.max_gap
+    return served_since(tx, lease.round, lease.adapter_version) <= config.max_gap
 
 
 def _not_now(
@@ -511,16 +510,6 @@ def _uncounted(tx: Transaction, round_number: int) -> int:
         "SELECT COUNT(*) FROM updates WHERE counted_in IS NULL AND round = ?", round_number
     )
     return int(row[0]) if row else 0
-
-
-def _head_and_uncounted(tx: Transaction) -> tuple[int, int]:
-    """The version that devices start from now, and the updates that no round has counted yet."""
-    row = tx.one(
-        "SELECT (SELECT adapter_version FROM rounds ORDER BY number DESC LIMIT 1), "
-        "(SELECT COUNT(*) FROM updates WHERE counted_in IS NULL)"
-    )
-    head, waiting = row or (None, 0)
-    return int(head or 0), int(waiting)
 
 
 def _refused(tx: Transaction, reason: Reason) -> Refused:

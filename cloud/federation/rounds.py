@@ -80,6 +80,7 @@ class StoredUpdate:
 
     Arguments:
         adapter_version: of the adapter that it started from.
+        gap: versions served since, as ``served_since`` counts them.
     """
 
     lease_id: str
@@ -87,6 +88,7 @@ class StoredUpdate:
     adapter_version: int
     examples: int
     payload: bytes
+    gap: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +163,15 @@ def uncounted(tx: Transaction) -> int:
     return 0 if row is None else int(row[0])
 
 
-def head_version(tx: Transaction) -> int:
-    """Version of the adapter that devices start from now; 0 before the first round."""
-    row = tx.one("SELECT adapter_version FROM rounds ORDER BY number DESC LIMIT 1")
+def served_since(tx: Transaction, number: int, version: int) -> int:
+    """How many versions devices were told to start from after the one that a round served: how far
+    an update is behind. Those that were rejected have numbers, and nobody moved on to them."""
+    row = tx.one(
+        "SELECT COUNT(DISTINCT adapter_version) FROM rounds "
+        "WHERE number > ? AND adapter_version > ?",
+        number,
+        version,
+    )
     return 0 if row is None else int(row[0])
 
 
@@ -342,12 +350,20 @@ def release_claims(tx: Transaction) -> None:
 def counted(tx: Transaction, number: int) -> list[StoredUpdate]:
     """The updates that a round counts, in the order in which they were committed."""
     rows = tx.all(
-        "SELECT lease, device, adapter_version, examples, payload FROM updates "
+        "SELECT lease, device, adapter_version, examples, payload, round FROM updates "
         "WHERE counted_in = ? ORDER BY place",
         number,
     )
+    gaps = {of: served_since(tx, *of) for of in {(int(row[5]), int(row[2])) for row in rows}}
     return [
-        StoredUpdate(str(row[0]), str(row[1]), int(row[2]), int(row[3]), bytes(row[4]))
+        StoredUpdate(
+            str(row[0]),
+            str(row[1]),
+            int(row[2]),
+            int(row[3]),
+            bytes(row[4]),
+            gaps[int(row[5]), int(row[2])],
+        )
         for row in rows
     ]
 
@@ -433,8 +449,12 @@ def drop_late(tx: Transaction) -> int:
 
 def drop_stale(tx: Transaction, max_gap: int) -> int:
     """Of asynchronous rounds: drop what waited until it was too old. Returns how many."""
-    oldest = head_version(tx) - max_gap
-    return _drop(tx, "counted_in IS NULL AND adapter_version < ?", oldest)
+    waiting = tx.all("SELECT DISTINCT round, adapter_version FROM updates WHERE counted_in IS NULL")
+    return sum(
+        _drop(tx, "counted_in IS NULL AND round = ?", number)
+        for number, version in waiting
+        if served_since(tx, number, version) > max_gap
+    )
 
 
 def _drop(tx: Transaction, where: str, *values: int | str) -> int:

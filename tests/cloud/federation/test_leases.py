@@ -20,6 +20,7 @@ from cloud.federation.refusals import Refused, counters
 from cloud.federation.rounds import Start
 from cloud.federation.schema import migrate
 
+FIRST = Start("a" * 64, 1, b"")
 BASE, DEVICE = "b" * 64, "d" * 64
 SYNCHRONOUS: dict[str, Any] = {"mode": "synchronous", "round_s": 100.0}
 MODES = pytest.mark.parametrize("store", [{}, SYNCHRONOUS], indirect=True)
@@ -34,7 +35,7 @@ class Store:
         )
         self.database = Database(path)
         self.database.do_now(migrate)
-        self.open(Start("a" * 64, 1, b""))
+        self.open(FIRST)
 
     def open(self, start: Start) -> None:
         synchronous = self.config.mode == "synchronous"
@@ -58,6 +59,10 @@ class Store:
             DEVICE, lease.lease_id, 1, digest, 0, BASE, lease.adapter_version, 1, b""
         )
         return self.database.do_now(lambda tx: leases.commit(tx, header, b"u", self.config, now))
+
+    def turned_away(self) -> None:
+        """The round under way ends, with a candidate that is rejected."""
+        self.run("UPDATE rounds SET state = 'rejected' WHERE state = 'collecting'")
 
     def run(self, sql: str, *values: object) -> None:
         self.database.do_now(lambda tx: tx.run(sql, *values))
@@ -95,6 +100,32 @@ def test_a_device_has_one_update_in_a_round(store: Store) -> None:
         store.commit(second, 30.0)
     waiting = store.database.do_now(lambda tx: tx.all("SELECT lease FROM updates"))
     assert [row[0] for row in waiting] == [first.lease_id]
+
+
+@pytest.mark.parametrize("store", [{"max_gap": 1}], indirect=True)
+def test_an_update_is_as_far_behind_as_versions_were_served_since(store: Store) -> None:
+    """A version that was rejected has a number, and no device ever began with it."""
+    lease = store.leased(0.0)
+    for _ in range(5):
+        store.turned_away()
+        store.open(FIRST)
+    assert store.leased(1.0) == lease
+    store.turned_away()
+    store.open(Start("c" * 64, 7, b""))
+    assert store.leased(1.0) == lease
+    store.commit(lease, 1.0)
+    assert store.database.do_now(lambda tx: rounds.drop_stale(tx, 1)) == 0
+    store.run("UPDATE updates SET counted_in = 7")
+    (update,) = store.database.do_now(lambda tx: rounds.counted(tx, 7))
+    assert (update.adapter_version, update.gap) == (1, 1)
+    store.run("UPDATE updates SET counted_in = NULL")
+    store.turned_away()
+    store.open(Start("e" * 64, 9, b""))
+    assert store.database.do_now(lambda tx: rounds.drop_stale(tx, 1)) == 1
+    store.run("UPDATE leases SET state = 'open'")
+    with pytest.raises(Refused, match="stale"):
+        store.commit(lease, 1.0)
+    assert store.leased(1.0).round == 8
 
 
 @pytest.mark.parametrize("store", [SYNCHRONOUS], indirect=True)
