@@ -55,7 +55,8 @@ class AggregationConfig(StrictModel):
             Adam.
         noise_multiplier: central differential privacy: the clipped sum of a synchronous round gets
             noise of this many clip norms, and is divided by the goal; see
-            ``cloud.federation.privacy`` for what that promises.
+            ``cloud.federation.privacy`` for what that promises. At 0.01, the least, that is
+            nothing: one round makes ε 5,400.
         delta: at which ε is told; below one in the number of devices.
         most_epsilon: no round is opened after which the fleet's ε would be more; ``None`` for any.
     """
@@ -65,7 +66,7 @@ class AggregationConfig(StrictModel):
     byzantine: int = Field(default=1, ge=0, le=10_000)
     optimiser: Literal["plain", "momentum", "adam"] = "plain"
     rate: float | None = Field(default=None, gt=0, lt=math.inf)
-    noise_multiplier: float | None = Field(default=None, gt=0, lt=math.inf)
+    noise_multiplier: float | None = Field(default=None, ge=0.01, lt=math.inf)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     most_epsilon: float | None = Field(default=None, gt=0, lt=math.inf)
 
