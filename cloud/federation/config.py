@@ -18,6 +18,7 @@ from cascade.federation.tensors import Shapes
 from cascade.federation.terms import PAYLOAD_LIMIT_BYTES
 from cascade.home import home
 from cloud.federation.gate.config import GateConfig
+from cloud.federation.robust import TrimmedMean
 from cloud.federation.rollout.config import RolloutConfig
 from cloud.strict_model import StrictModel
 
@@ -195,6 +196,14 @@ class FederationConfig(StrictModel):
             )
         if how.rule == "krum" and self.minimum < 2 * how.byzantine + 3:
             raise ValueError(f"krum needs a minimum of {2 * how.byzantine + 3} updates")
+        if how.rule == "trimmed_mean":
+            trimmed = TrimmedMean(how.trim)
+            for count in range(self.minimum, self.goal + 1):
+                if count <= 2 * trimmed.cut(count):
+                    raise ValueError(
+                        f"aggregation.trim {how.trim:g} leaves nothing of {count} updates, which "
+                        "minimum and goal allow; take a smaller trim or a larger minimum"
+                    )
         return self
 
     @model_validator(mode="after")

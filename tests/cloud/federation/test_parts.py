@@ -212,3 +212,15 @@ def test_noise_is_added_only_where_it_is_known_what_a_device_can_change(tmp_path
         folder = tmp_path / str(place)
         with pytest.raises(ValueError, match="noise_multiplier needs"):
             Federation.made(folder, **{"mode": "synchronous", "aggregation": how, **given})
+
+
+@pytest.mark.parametrize(
+    ("trim", "minimum", "goal", "count"), [(0.45, 5, 5, 5), (0.1, 2, 20, 2), (0.4, 5, 8, 6)]
+)
+def test_a_trim_that_leaves_nothing_of_a_round_is_refused(
+    tmp_path: Path, trim: float, minimum: int, goal: int, count: int
+) -> None:
+    how = AggregationConfig(rule="trimmed_mean", trim=trim)
+    with pytest.raises(ValueError, match=rf"trim {trim} leaves nothing of {count} updates"):
+        Federation.made(tmp_path / "bad", minimum=minimum, goal=goal, aggregation=how)
+    Federation.made(tmp_path / "good", minimum=20, goal=30, aggregation=how)
