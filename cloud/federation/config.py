@@ -11,12 +11,14 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cascade.errors import InvalidInput
 from cascade.federation.masked_plan import MaskedPlan
 from cascade.federation.masking.messages import MAX_COHORT
 from cascade.federation.plan import RoundPlan, is_of_head
 from cascade.federation.tensors import Shapes
 from cascade.federation.terms import PAYLOAD_LIMIT_BYTES
 from cascade.home import home
+from cloud.federation.database import located
 from cloud.federation.gate.config import GateConfig
 from cloud.federation.robust import TrimmedMean
 from cloud.federation.rollout.config import RolloutConfig
@@ -172,6 +174,15 @@ class FederationConfig(StrictModel):
         if not 0 <= window[0] <= window[1] <= 604_800:
             raise ValueError("must be two rising numbers of seconds, 0 to 604800")
         return window
+
+    # Of the model and not of the field, whose value an error would show: a password may be in it.
+    @model_validator(mode="after")
+    def _kept(self) -> Self:
+        try:
+            located(self.store_url)
+        except InvalidInput as problem:
+            raise ValueError(f"store {problem.problem}") from None
+        return self
 
     @model_validator(mode="after")
     def _aggregable(self) -> Self:

@@ -16,6 +16,7 @@ from cloud.config import parse_config
 from cloud.errors import ConfigError
 from cloud.federation.chosen import chosen_strategy, read_state, write_state
 from cloud.federation.config import AggregationConfig, PlanConfig
+from cloud.federation.database import Database
 from cloud.federation.optimisers import State
 from cloud.federation.pace import Pace
 from cloud.federation.privacy import PrivateMean
@@ -224,3 +225,22 @@ def test_a_trim_that_leaves_nothing_of_a_round_is_refused(
     with pytest.raises(ValueError, match=rf"trim {trim} leaves nothing of {count} updates"):
         Federation.made(tmp_path / "bad", minimum=minimum, goal=goal, aggregation=how)
     Federation.made(tmp_path / "good", minimum=20, goal=30, aggregation=how)
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [
+        ("sqlite:///var/lib/rounds", "begins with sqlite://; .* path of a SQLite file"),
+        ("mysql://me:secret@db/rounds", "begins with mysql://; give postgresql://"),
+        ("postgresql+psycopg://me:secret@db/rounds", r"begins with postgresql\+psycopg://"),
+        ("~nobody-of-this-name/rounds", "is ~nobody.*no such user; write the folder out"),
+    ],
+)
+def test_a_store_that_is_none_is_refused(tmp_path: Path, store: str, said: str) -> None:
+    """A scheme that nobody knows is not the name of a folder."""
+    text = YAML.format(adapter="a" * 64) + f"  store: {store}\n"
+    with pytest.raises(ConfigError, match=f"federation: store {said}") as caught:
+        parse_config(text, "cluster.yaml")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidInput, match=rf"federation\.store: {said}"):
+        Database(store)
