@@ -20,6 +20,8 @@ from cascade.federation.terms import Lease, Phase, PhaseMessage, PhaseReply
 from cloud.federation import masked_rounds, rounds
 from cloud.federation.config import AggregationConfig, PlanConfig
 from cloud.federation.coordinator import Coordinator
+from cloud.federation.masked_desk import MaskedDesk
+from cloud.federation.phases import speakers, standing
 from cloud.federation.refusals import counters
 from edge.federation import Limits, Participant, StartingPoint, Step, Trained
 from tests.cloud.federation.federated import (
@@ -474,6 +476,31 @@ async def test_only_the_shares_that_unmask_the_sum_are_taken(world: World) -> No
     # Of a round that is over: what was said and counted is done, anything else is late.
     assert (await cast.say(0, "unmask", revealed.to_bytes())).complete
     assert await refused(cast.say(3, "share_keys", cast.deals[3])) == ("ABORTED", "late")
+
+
+async def test_shares_that_came_before_they_could_be_checked_are_not_taken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The phase before is closed by somebody else, between the look and the taking."""
+    cast = await Cast.made(world)
+    await cast.four_deal(world)
+    for place in range(3):
+        await cast.upload(place, await cast.vector(place))
+    guessed = cast.members[0].reveal(Survivors((1, 2, 3, 4))).to_bytes()
+    look = MaskedDesk._check_reveal
+
+    async def then_it_closes(desk: MaskedDesk, message: PhaseMessage) -> bool:
+        checked = await look(desk, message)
+        world.now += 21
+        world.read(lambda tx: masked_rounds.advance(tx, rounds.collecting(tx), world.now))
+        return checked
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskedDesk, "_check_reveal", then_it_closes)
+        wrong = ("FAILED_PRECONDITION", "wrong_phase")
+        assert await refused(cast.say(0, "unmask", guessed)) == wrong
+    assert world.read(lambda tx: standing(tx, 1)).phase == "reveals"
+    assert world.read(lambda tx: speakers(tx, 1, "unmask")) == []
 
 
 async def test_a_device_has_a_floor_of_its_own(world: World) -> None:
