@@ -172,6 +172,7 @@ class Coordinator:
             leases.expire(tx, now)
             if forgetting:
                 leases.forget(tx, now - _REMEMBERED_S)
+                rounds.forget_moments(tx)
             if synchronous:
                 rounds.drop_late(tx)
             else:

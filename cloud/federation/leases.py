@@ -31,6 +31,8 @@ _HOUR_S: Final = 3600.0
 _ROUNDING_S: Final = 1e-3
 _MOST_COUNTED: Final = 2**53
 """Where a count of the fleet's stays: no report overflows the store's integers."""
+_MOST_REPORTED: Final = 20_000
+"""Names and buckets of the fleet's counts: no device fills the store with names of its own."""
 _BUFFERED_GOALS: Final = 4
 """Updates that wait uncounted, in goals of a round, before no more are taken."""
 # From the device's leases on, of which there are few: a store may choose all updates else.
@@ -388,7 +390,8 @@ def forget(tx: Transaction, before: float) -> None:
 
 
 def add_report(tx: Transaction, report: MetricsReport, now: float) -> None:
-    """Add a device's counts to the fleet's, once."""
+    """Add a device's counts to the fleet's, once. New names are taken while there are fewer than
+    ``_MOST_REPORTED`` counts in all: they are the devices' own."""
     report_id = f"{report.device_id}.{report.report_id.hex()}"
     if not tx.run("INSERT INTO reports VALUES (?, ?) ON CONFLICT (id) DO NOTHING", report_id, now):
         return
@@ -397,17 +400,26 @@ def add_report(tx: Transaction, report: MetricsReport, now: float) -> None:
     for name, each in report.histograms:
         bounds = [f"{bound:g}" for bound in each.bounds] + ["inf"]
         sums += [(name, bound, value) for bound, value in zip(bounds, each.counts, strict=True)]
-    for name, bucket, value in sums:
-        tx.run(
-            "INSERT INTO reported VALUES (?, ?, ?) ON CONFLICT (name, bucket) "
-            "DO UPDATE SET value = CASE WHEN reported.value > ? - excluded.value THEN ? "
-            "ELSE reported.value + excluded.value END",
+    room: int | None = None
+    for name, bucket, given in sums:
+        value = min(given, _MOST_COUNTED)
+        known = tx.run(
+            "UPDATE reported SET value = CASE WHEN value > ? THEN ? ELSE value + ? END "
+            "WHERE name = ? AND bucket = ?",
+            _MOST_COUNTED - value,
+            _MOST_COUNTED,
+            value,
             name,
             bucket,
-            min(value, _MOST_COUNTED),
-            _MOST_COUNTED,
-            _MOST_COUNTED,
         )
+        if known:
+            continue
+        if room is None:
+            (there,) = tx.one("SELECT COUNT(*) FROM reported") or (0,)
+            room = _MOST_REPORTED - int(there)
+        if room > 0:
+            tx.run("INSERT INTO reported VALUES (?, ?, ?)", name, bucket, value)
+            room -= 1
 
 
 def reported(tx: Transaction) -> dict[str, dict[str, int]]:

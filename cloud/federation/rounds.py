@@ -109,6 +109,9 @@ class Noise:
     cost: Cost | None = None
 
 
+_MOMENTS: Final = 8
+"""Approved rounds of which the server optimiser's state is kept: an adapter that is rolled back is
+seldom further behind."""
 BARE: Final = Noise()
 """Of a round without any."""
 
@@ -378,6 +381,28 @@ def optimiser_state(tx: Transaction, number: int) -> bytes:
     """The server optimiser's state that a round started with."""
     row = tx.one("SELECT optimiser FROM rounds WHERE number = ?", number)
     return b"" if row is None or row[0] is None else bytes(row[0])
+
+
+def forget_moments(tx: Transaction) -> None:
+    """Delete the server optimiser's state of rounds that nothing starts from any more. Where more
+    than ``_MOMENTS`` approved rounds are taken back, the optimiser begins anew."""
+    tx.run(
+        "UPDATE rounds SET optimiser = NULL WHERE optimiser IS NOT NULL "
+        "AND state IN ('rejected', 'abandoned')"
+    )
+    for (base,) in tx.all("SELECT DISTINCT base_digest FROM rounds"):
+        last = tx.one(
+            "SELECT number FROM rounds WHERE state = 'approved' AND base_digest = ? "
+            f"ORDER BY number DESC LIMIT 1 OFFSET {_MOMENTS - 1}",
+            base,
+        )
+        if last is not None:
+            tx.run(
+                "UPDATE rounds SET optimiser = NULL WHERE optimiser IS NOT NULL "
+                "AND state = 'approved' AND base_digest = ? AND number < ?",
+                base,
+                last[0],
+            )
 
 
 def noise_seed(tx: Transaction, number: int) -> str:
