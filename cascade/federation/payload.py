@@ -25,12 +25,7 @@ from cascade.errors import InvalidInput
 from cascade.federation.expected import Expected
 from cascade.federation.octets import Octets
 from cascade.federation.plan import RoundPlan, is_of_head
-from cascade.federation.tensors import (
-    Doubles,
-    Floats,
-    Tensors,
-    flatten,
-)
+from cascade.federation.tensors import Doubles, Floats, Tensors, flatten
 from cascade.federation.update import encode
 
 Counts = NDArray[np.int64]
@@ -113,8 +108,8 @@ def _counts(plan: RoundPlan, data: bytes, expected: Expected) -> Doubles:
 
 
 def to_mask(plan: RoundPlan, change: Tensors, counts: Counts) -> Doubles:
-    """The vector that a device masks: its update, whose norm is at most the plan's. How many
-    examples there were of what stays on the device.
+    """The vector that a device masks: its update, whose norm is at most the plan's. The counts of
+    its examples stay on the device.
 
     Arguments:
         change: clipped; what the plan trains.

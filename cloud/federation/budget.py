@@ -27,7 +27,7 @@ def exceeded(after: float | None, most: float | None) -> str | None:
     if most is None or (after is not None and after <= most):
         return None
     if after is None:
-        return "ε cannot be told, for which the extra privacy is needed, and most_epsilon is set"
+        return "ε cannot be told (that takes the extra privacy), and most_epsilon is set"
     return f"one more round would make ε {after:.3g}, and most_epsilon is {most:g}"
 
 
