@@ -1,5 +1,4 @@
-"""What a device uploads, as its plan wants it: an update, alone or with counts of a head's rows, in
-the clear or as the vector that masks are put on.
+"""What a device uploads, as its plan wants it: an update, alone or with counts of a head's rows.
 
 A head scores the answers of one task, one row an answer. A device that has seen no example of an
 answer still pushes its row away from everything, so rows are averaged by how many examples of each
@@ -7,18 +6,16 @@ answer a device had:
 
     row_k = Σ_i c_ik Δ_ik / Σ_i c_ik
 
-In the clear the counts travel behind the update, and are in what the device signs:
+The counts travel behind the update, and are in what the device signs:
 
     the update · "ECCR" · version u8 · rows u32 · counts u32[rows]          little-endian
 
-Under masks c_ik / ``max_examples`` is at most 1: each device sends Δ times that and that, and the
-cluster divides the sums. All else in an update counts alike there.
+Under masks there are none: an answer of which one device alone has examples would be a sum of one,
+and that is what masks promise never to tell. All rows count alike there.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -28,15 +25,7 @@ from cascade.errors import InvalidInput
 from cascade.federation.expected import Expected
 from cascade.federation.octets import Octets
 from cascade.federation.plan import RoundPlan, is_of_head
-from cascade.federation.tensors import (
-    Doubles,
-    Floats,
-    Shapes,
-    Tensors,
-    elements,
-    flatten,
-    unflatten,
-)
+from cascade.federation.tensors import Doubles, Floats, Tensors, flatten
 from cascade.federation.update import encode
 
 Counts = NDArray[np.int64]
@@ -119,62 +108,13 @@ def _counts(plan: RoundPlan, data: bytes, expected: Expected) -> Doubles:
 
 
 def to_mask(plan: RoundPlan, change: Tensors, counts: Counts) -> Doubles:
-    """The vector that a device masks. Its norm is no more than the update's, its numbers no larger
-    than ``clip_norm``.
+    """The vector that a device masks: its update, whose norm is at most the plan's. The counts of
+    its examples stay on the device.
 
     Arguments:
         change: clipped; what the plan trains.
     """
-    if not plan.rows:
-        return flatten(change)
-    counts = _checked(counts, _rows(change))
-    shares = np.minimum(counts, plan.max_examples) / plan.max_examples
-    wide = {name: tensor.astype(np.float64) for name, tensor in change.items()}
-    for name in filter(is_of_head, wide):
-        wide[name] = wide[name] * shares.reshape(-1, *[1] * (wide[name].ndim - 1))
-    flat = np.concatenate([wide[name].ravel() for name in sorted(wide)])
-    return np.concatenate([flat, shares * plan.clip_norm])
-
-
-def masked_elements(plan: RoundPlan, shapes: Shapes) -> int:
-    """How long that vector is."""
-    return elements(shapes) + (plan.head_rows(shapes) if plan.rows else 0)
-
-
-def means_of_sum(
-    plan: RoundPlan, total: Doubles, shapes: Shapes, devices: int
-) -> dict[str, Floats]:
-    """The mean update, from the sum of ``to_mask`` over devices; a row of the head that nobody has
-    learned does not change.
-
-    Raises:
-        InvalidInput: the sum is not as long as the plan says.
-    """
-    size = elements(shapes)
-    if total.shape != (masked_elements(plan, shapes),):
-        raise InvalidInput("total", f"has {total.size} numbers; the plan's updates have {size}")
-    if not plan.rows:
-        return unflatten(total / devices, shapes)
-    # Rounding at random can leave a little of nothing.
-    shares = np.maximum(total[size:] / plan.clip_norm, 0.0)
-    sums, ends = _split(total[:size], shapes), {}
-    for name, tensor in sums.items():
-        if is_of_head(name):
-            by = shares.reshape(-1, *[1] * (tensor.ndim - 1))
-            mean = np.divide(tensor, by, out=np.zeros_like(tensor), where=by > 0)
-        else:
-            mean = tensor / devices
-        ends[name] = mean.astype(np.float32)
-    return ends
-
-
-def _split(vector: Doubles, shapes: Shapes) -> Mapping[str, Doubles]:
-    at, parts = 0, {}
-    for name in sorted(shapes):
-        size = math.prod(shapes[name])
-        parts[name] = vector[at : at + size].reshape(shapes[name])
-        at += size
-    return parts
+    return flatten(change)
 
 
 def _rows(change: Tensors) -> int:

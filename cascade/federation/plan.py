@@ -45,7 +45,8 @@ class RoundPlan:
         seed: of sampling and rounding, ≥ 0.
         masked: that only the sum of the updates is learned; ``None`` where each is seen. ``bits``
             then means nothing.
-        rows: that the rows of a head are averaged by how many examples of each answer a device had.
+        rows: that the rows of a head are averaged by how many examples of each answer a device had:
+            never under masks.
 
     Raises:
         InvalidInput: a number is out of its range.
@@ -76,6 +77,12 @@ class RoundPlan:
             raise InvalidInput("plan.bits", "must be 4, 8 or 32")
         if self.seed < 0:
             raise InvalidInput("plan.seed", "must be at least 0")
+        if self.rows and self.masked is not None:
+            raise InvalidInput(
+                "plan.rows",
+                "must be left out under masks: the sum of a row that one device alone has learned "
+                "would be that device's own",
+            )
 
     def shapes(self, adapter: Shapes) -> dict[str, tuple[int, ...]]:
         """Names and shapes of what an update of this plan holds.
@@ -110,8 +117,7 @@ class RoundPlan:
         """
         shapes = self.shapes(adapter)
         if self.masked is not None:
-            words = elements(shapes) + (self.head_rows(shapes) if self.rows else 0)
-            return words * self.masked.fixed(self.clip_norm).bits // 8
+            return elements(shapes) * self.masked.fixed(self.clip_norm).bits // 8
         counts = COUNTS_HEAD_BYTES + 4 * self.head_rows(shapes) if self.rows else 0
         return encoded_size(shapes, self.bits) + counts
 

@@ -66,8 +66,8 @@ def account(tx: Transaction) -> Account:
 
 
 def cost(history: Account, multiplier: float | None, delta: float) -> Cost | None:
-    """What a round with so much noise makes of ε; ``None`` without noise, or where the extra
-    ``privacy`` is not installed."""
+    """What a round with so much noise makes of ε; ``None`` without noise, or where it cannot be
+    told: without the extra ``privacy``, above all."""
     if multiplier is None:
         return None
     try:

@@ -27,7 +27,7 @@ def exceeded(after: float | None, most: float | None) -> str | None:
     if most is None or (after is not None and after <= most):
         return None
     if after is None:
-        return "ε cannot be told without the extra privacy, and most_epsilon is set"
+        return "ε cannot be told (that takes the extra privacy), and most_epsilon is set"
     return f"one more round would make ε {after:.3g}, and most_epsilon is {most:g}"
 
 
@@ -51,7 +51,7 @@ def rounds_within(most: float, noise_multiplier: float, delta: float) -> int:
     """How many rounds of this noise a new store's budget is good for, up to ``MOST_ROUNDS``.
 
     Raises:
-        CascadeError: the extra ``privacy`` is not installed.
+        CascadeError: as ``epsilon``.
     """
 
     def fits(rounds: int) -> bool:

@@ -11,19 +11,20 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cascade.errors import InvalidInput
 from cascade.federation.masked_plan import MaskedPlan
 from cascade.federation.masking.messages import MAX_COHORT
 from cascade.federation.plan import RoundPlan, is_of_head
 from cascade.federation.tensors import Shapes
 from cascade.federation.terms import PAYLOAD_LIMIT_BYTES
 from cascade.home import home
+from cloud.federation.database import located
 from cloud.federation.gate.config import GateConfig
+from cloud.federation.robust import TrimmedMean
 from cloud.federation.rollout.config import RolloutConfig
 from cloud.strict_model import StrictModel
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LEVELS_OF_ROWS = 1 << 20
-"""A row of few examples is sent as a small part of itself: it needs finer steps."""
 
 
 class PlanConfig(StrictModel):
@@ -57,7 +58,8 @@ class AggregationConfig(StrictModel):
             Adam.
         noise_multiplier: central differential privacy: the clipped sum of a synchronous round gets
             noise of this many clip norms, and is divided by the goal; see
-            ``cloud.federation.privacy`` for what that promises.
+            ``cloud.federation.privacy`` for what that promises. At 0.01, the least, that is
+            nothing: one round makes ε 5,400.
         delta: at which ε is told; below one in the number of devices.
         most_epsilon: no round is opened after which the fleet's ε would be more; ``None`` for any.
     """
@@ -67,7 +69,7 @@ class AggregationConfig(StrictModel):
     byzantine: int = Field(default=1, ge=0, le=10_000)
     optimiser: Literal["plain", "momentum", "adam"] = "plain"
     rate: float | None = Field(default=None, gt=0, lt=math.inf)
-    noise_multiplier: float | None = Field(default=None, gt=0, lt=math.inf)
+    noise_multiplier: float | None = Field(default=None, ge=0.01, lt=math.inf)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     most_epsilon: float | None = Field(default=None, gt=0, lt=math.inf)
 
@@ -98,15 +100,16 @@ class FederationConfig(StrictModel):
         signing_key: signs candidate adapters; its publisher must be pinned where devices are to
             take them.
         mode: ``asynchronous`` rounds end with the ``goal``-th update, whenever it comes, and take
-            updates that are up to ``max_gap`` versions old; ``synchronous`` ones have a cohort and
-            a deadline.
+            updates that are up to ``max_gap`` versions behind; ``synchronous`` ones have a cohort
+            and a deadline.
         goal: updates that end a round.
         minimum: fewer are never aggregated; a synchronous round that has fewer at its deadline is
             abandoned.
         cohort: leases at one time (asynchronous) or in a round (synchronous); by default 1.3 goals.
         round_s: how long a synchronous round takes updates.
         lease_s: how long a device may take.
-        max_gap: versions that an update may be behind.
+        max_gap: versions that devices were told to start from since an update's, at most; those
+            that were rejected meanwhile do not count.
         min_separation_s: between two updates of one device.
         retry_s: the window in which a device that is not needed asks again.
         checkins_per_s: that the gateway wants at most; a larger fleet is told to come less often.
@@ -172,6 +175,15 @@ class FederationConfig(StrictModel):
             raise ValueError("must be two rising numbers of seconds, 0 to 604800")
         return window
 
+    # Of the model and not of the field, whose value an error would show: a password may be in it.
+    @model_validator(mode="after")
+    def _kept(self) -> Self:
+        try:
+            located(self.store_url)
+        except InvalidInput as problem:
+            raise ValueError(f"store {problem.problem}") from None
+        return self
+
     @model_validator(mode="after")
     def _aggregable(self) -> Self:
         how = self.aggregation
@@ -195,6 +207,14 @@ class FederationConfig(StrictModel):
             )
         if how.rule == "krum" and self.minimum < 2 * how.byzantine + 3:
             raise ValueError(f"krum needs a minimum of {2 * how.byzantine + 3} updates")
+        if how.rule == "trimmed_mean":
+            trimmed = TrimmedMean(how.trim)
+            for count in range(self.minimum, self.goal + 1):
+                if count <= 2 * trimmed.cut(count):
+                    raise ValueError(
+                        f"aggregation.trim {how.trim:g} leaves nothing of {count} updates, which "
+                        "minimum and goal allow; take a smaller trim or a larger minimum"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -251,15 +271,12 @@ class FederationConfig(StrictModel):
 
     def plan_for(self, adapter: Shapes) -> RoundPlan:
         """The plan of rounds that start from an adapter of these shapes. The rows of its head, if
-        it has one, are averaged by answer where the rule is a mean and weights may differ."""
+        it has one, are averaged by answer where the rule is a mean and weights may differ: not
+        with noise, whose size counts devices, nor under masks, which hide a single device's row."""
         plan, how = self.round_plan, self.aggregation
         by_rows = how.rule == "mean" or self.plan.trained == "both"
-        if how.noise_multiplier is not None or not by_rows or not any(map(is_of_head, adapter)):
-            return plan
-        masked = plan.masked
-        if masked is not None:
-            masked = replace(masked, levels=max(masked.levels, _LEVELS_OF_ROWS))
-        return replace(plan, rows=True, masked=masked)
+        alike = how.noise_multiplier is not None or plan.masked is not None or not by_rows
+        return plan if alike else replace(plan, rows=any(map(is_of_head, adapter)))
 
     @property
     def leases(self) -> int:

@@ -32,7 +32,6 @@ def contributions(
     start: Callable[[int], Tensors],
     *,
     untouched: Tensors,
-    version: int,
 ) -> list[Contribution]:
     """The round's contributions, those of one rank together. Updates of a plan that was changed
     since are left out.
@@ -41,7 +40,6 @@ def contributions(
         expected: what the plan's updates look like, by their size (``RoundPlan.updates``).
         start: what an update of this version of the adapter started from, had it its rank.
         untouched: zeros for what an update could have changed, had the plan said so.
-        version: of the adapter that the round starts from.
     """
     full = next(iter(expected))
     by_size: dict[int, list[StoredUpdate]] = {}
@@ -62,7 +60,7 @@ def contributions(
                     start=begun if rank is None else at_rank(begun, rank),
                     change={**zeros, **{name: block[place] for name, block in named.items()}},
                     weight=min(each.update.examples, plan.max_examples),
-                    gap=max(0, version - each.update.adapter_version),
+                    gap=each.update.gap,
                     row_weights=each.row_weights,
                 )
             )

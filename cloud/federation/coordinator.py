@@ -26,8 +26,8 @@ from cascade.federation import (
     unflatten,
 )
 from cascade.federation.masked_plan import MaskedPlan
-from cascade.federation.payload import masked_elements, means_of_sum
 from cascade.federation.plan import RoundPlan
+from cascade.federation.tensors import elements
 from cascade.files import sha256_bytes
 from cloud.federation import budget, leases, masked_rounds, rounds
 from cloud.federation.account import Account, account, cost
@@ -172,6 +172,7 @@ class Coordinator:
             leases.expire(tx, now)
             if forgetting:
                 leases.forget(tx, now - _REMEMBERED_S)
+                rounds.forget_moments(tx)
             if synchronous:
                 rounds.drop_late(tx)
             else:
@@ -230,9 +231,7 @@ class Coordinator:
         noise = await self._noise_now(given.account)
 
         def end(tx: Transaction) -> bool:
-            if outcome.dropped:
-                count(tx, "dropped", outcome.dropped)
-            return rounds.finish(
+            ended = rounds.finish(
                 tx,
                 claimed.number,
                 token=self._token,
@@ -243,6 +242,9 @@ class Coordinator:
                 noise=noise,
                 note="",
             )
+            if ended and outcome.dropped:
+                count(tx, "dropped", outcome.dropped)
+            return ended
 
         ended = await self._database.do(end)
         _log.info(
@@ -274,8 +276,11 @@ class Coordinator:
             ordered,
             begun,
             untouched=_untouched(plan, start.shapes),
-            version=claimed.adapter_version,
         )
+        if len(counted) < self._config.minimum:
+            raise InvalidInput(
+                "updates", f"of this plan are {len(counted)}, {self._config.minimum} are needed"
+            )
         if isinstance(strategy, FfaLora) and isinstance(strategy.rule, PrivateMean):
             # Of what is trained alone: noise on anything else would hide nothing.
             shapes = plan.shapes(start.shapes)
@@ -301,7 +306,10 @@ class Coordinator:
                 if why != candidate.note:
                     await self._database.do(_remark(candidate.number, why))
                 continue
-            await self._database.do(_decision(candidate.number, verdict == "approved", why))
+            approved, now = verdict == "approved", self._now()
+            await self._database.do(_decision(candidate.number, approved, why, now))
+            if not approved:
+                return  # others may have gone with it
 
     async def _open(self) -> None:
         config, now = self._config, self._now()
@@ -399,15 +407,14 @@ def _unmask(
     ):
         raise InvalidInput("aggregation", "of this configuration cannot go by the sum of updates")
     shapes, fixed = plan.shapes(start.shapes), masked.fixed(plan.clip_norm)
-    size = masked_elements(plan, shapes)
+    size = elements(shapes)
     vectors = {each.device: each.payload for each in given.updates}
     total = fixed.decode(unmasked(masked, fixed, given.said, vectors, size))
     devices = len(vectors)
     if isinstance(strategy.rule, PrivateMean):
         total = strategy.rule.noised(total, fixed.norm_after(plan.clip_norm, size))
         devices = 1  # it is a mean already
-    mean = means_of_sum(plan, total, shapes, devices)
-    return _from_mean(strategy, plan, start, mean, given)
+    return _from_mean(strategy, plan, start, unflatten(total / devices, shapes), given)
 
 
 def _from_mean(
@@ -432,5 +439,10 @@ def _remark(number: int, why: str) -> Callable[[Transaction], None]:
     return lambda tx: rounds.remark(tx, number, why)
 
 
-def _decision(number: int, approved: bool, why: str) -> Callable[[Transaction], Round]:
-    return lambda tx: rounds.decide(tx, number, approved=approved, note=why)
+def _decision(number: int, approved: bool, why: str, now: float) -> Callable[[Transaction], None]:
+    def decide(tx: Transaction) -> None:
+        found = rounds.round_numbered(tx, number)
+        if found is not None and found.state == "waiting":  # nobody else has decided meanwhile
+            rounds.decide(tx, number, approved=approved, note=why, now=now)
+
+    return decide

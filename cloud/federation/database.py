@@ -1,10 +1,10 @@
 """Transactions on SQLite or PostgreSQL: one thread, one connection, many steps a commit.
 
 A step is a plain function of a ``Transaction``. Steps that arrive while one commit is under way
-share the next. One that fails takes no other with it: they are then carried out again, each in a
-savepoint of its own. None is told that it is done before all of them are on disk. Between
-processes, writers take turns. SQL is written once: parameters are ``?``, and types are those that
-both know.
+share the next. One that raises takes no other with it: they are then carried out again, each in a
+savepoint of its own. Where the database itself fails, all of them fail, and may be asked again.
+None is told that it is done before all of them are on disk. Between processes, writers take turns.
+SQL is written once: parameters are ``?``, and types are those that both know.
 """
 
 from __future__ import annotations
@@ -55,6 +55,28 @@ class Transaction(Protocol):
         ...
 
 
+def located(url: str) -> str | Path:
+    """Where a store is: the URL of PostgreSQL, or the path of a SQLite file.
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    if url.startswith(_POSTGRESQL):
+        return url
+    scheme, found, _ = url.partition("://")
+    if found:
+        raise InvalidInput(
+            "federation.store",
+            f"begins with {scheme}://; give postgresql://…, or the path of a SQLite file alone",
+        )
+    try:
+        return Path(url).expanduser()
+    except RuntimeError:
+        raise InvalidInput(
+            "federation.store", f"is {url}, and there is no such user; write the folder out"
+        ) from None
+
+
 class Database:
     """A store of federated rounds.
 
@@ -62,16 +84,13 @@ class Database:
         url: ``postgresql://…``, or the path of a SQLite file, which is made where it is missing.
 
     Raises:
-        InvalidInput: PostgreSQL is asked for and its driver is not installed.
+        InvalidInput: it is neither, or PostgreSQL's driver is not installed.
     """
 
     def __init__(self, url: str | Path) -> None:
         self.url = str(url)
-        self._backend: _Backend = (
-            _PostgreSql(self.url)
-            if self.url.startswith(_POSTGRESQL)
-            else _Sqlite(Path(self.url).expanduser())
-        )
+        where = located(self.url)
+        self._backend: _Backend = _Sqlite(where) if isinstance(where, Path) else _PostgreSql(where)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="federation-store", daemon=True)

@@ -22,7 +22,7 @@ from cloud.federation.config import FederationConfig
 from cloud.federation.database import Row, Transaction
 from cloud.federation.refusals import Reason, Refused, count, count_all
 from cloud.federation.rollout import counts
-from cloud.federation.rounds import Round, head_version, round_numbered, taking
+from cloud.federation.rounds import Round, round_numbered, served_since, taking, uncounted
 
 LeaseState = Literal["open", "used", "aborted", "expired"]
 
@@ -31,8 +31,14 @@ _HOUR_S: Final = 3600.0
 _ROUNDING_S: Final = 1e-3
 _MOST_COUNTED: Final = 2**53
 """Where a count of the fleet's stays: no report overflows the store's integers."""
+_MOST_REPORTED: Final = 20_000
+"""Names and buckets of the fleet's counts: no device fills the store with names of its own."""
 _BUFFERED_GOALS: Final = 4
 """Updates that wait uncounted, in goals of a round, before no more are taken."""
+# From the device's leases on, of which there are few: a store may choose all updates else.
+_UPDATES_OF_DEVICE: Final = (
+    "FROM leases CROSS JOIN updates WHERE leases.device = ? AND updates.lease = leases.id"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,27 +136,30 @@ def check_in(
     # Whether it is open is looked at here: asked for it, a store reads all that are open.
     mine = tx.all(
         f"SELECT {_LEASE_COLUMNS}, request FROM leases WHERE device = ? "
-        "AND (expires_at > ? OR request = ? OR round = ?) ORDER BY issued_at DESC",
+        "AND (expires_at > ? OR request = ? OR round = ? OR state = 'open') "
+        "ORDER BY issued_at DESC",
         asked.device_id,
         now,
         request,
         current.number if current is not None else -1,
     )
     had = [_lease(row) for row in mine]
-    open_ones = [each for each in had if each.state == "open" and each.expires_at > now]
-    if open_ones:
-        lease = open_ones[0]
+    open_ones = [each for each in had if each.state == "open"]
+    lease = next((each for each in open_ones if each.expires_at > now), None)
+    if lease is not None:
         for_round = round_numbered(tx, lease.round)
         if for_round is not None and _still_good(tx, lease, current, config):
             return Granted(lease, for_round)
-        # Its update would not be taken any more.
-        tx.run("UPDATE leases SET state = 'expired' WHERE id = ?", lease.lease_id)
-        discard(tx, lease.lease_id)
-        count(tx, "expired")
+    for each in open_ones:
+        # Its update would not be taken any more, or its time is up: here, and perhaps not yet by
+        # another gateway's clock.
+        _void(tx, each)
     if current is None:
         if budget.standing_still(tx) is not None:
             return NotNow("budget_spent", _HOUR_S)
         return NotNow("no_round")
+    if current.closes_at is not None and current.closes_at <= now:
+        return NotNow("no_round")  # its coordinator has not ended it yet
     if asked.base_digest != current.base_digest:
         return NotNow("other_base")
     if (not_now := _not_now(tx, asked.device_id, had, current, config=config, now=now)) is not None:
@@ -229,13 +238,16 @@ def commit(
         if of is None or of.state != "collecting":
             raise _refused(tx, Reason.LATE)
         _in_its_phase(tx, found, now)
+        if _has(tx, header.device_id, "updates.round = ?", found.round):
+            raise _refused(tx, Reason.USED_LEASE)
         if _uncounted(tx, found.round) >= config.goal:
             raise _refused(tx, Reason.GOAL_MET)
     else:
-        head, waiting = _head_and_uncounted(tx)
-        if head - found.adapter_version > config.max_gap:
+        if served_since(tx, found.round, found.adapter_version) > config.max_gap:
             raise _refused(tx, Reason.STALE)
-        if waiting >= _BUFFERED_GOALS * config.goal:
+        if _has(tx, header.device_id, "updates.counted_in IS NULL"):
+            raise _refused(tx, Reason.USED_LEASE)
+        if uncounted(tx) >= _BUFFERED_GOALS * config.goal:
             raise _refused(tx, Reason.GOAL_MET)
     tx.run(
         "INSERT INTO updates VALUES (?, (SELECT COALESCE(MAX(place), 0) + 1 FROM updates), "
@@ -332,6 +344,13 @@ def abort(tx: Transaction, device_id: str, lease_id: str, reason: AbortReason, n
     count(tx, f"aborted.{reason}")
 
 
+def _void(tx: Transaction, lease: StoredLease) -> None:
+    """Let an open lease be good for nothing any more."""
+    tx.run("UPDATE leases SET state = 'expired' WHERE id = ?", lease.lease_id)
+    discard(tx, lease.lease_id)
+    count(tx, "expired")
+
+
 def expire(tx: Transaction, now: float) -> int:
     """Void the leases whose time is up, with what was uploaded for them. Returns how many."""
     tx.run(
@@ -371,7 +390,8 @@ def forget(tx: Transaction, before: float) -> None:
 
 
 def add_report(tx: Transaction, report: MetricsReport, now: float) -> None:
-    """Add a device's counts to the fleet's, once."""
+    """Add a device's counts to the fleet's, once. New names are taken while there are fewer than
+    ``_MOST_REPORTED`` counts in all: they are the devices' own."""
     report_id = f"{report.device_id}.{report.report_id.hex()}"
     if not tx.run("INSERT INTO reports VALUES (?, ?) ON CONFLICT (id) DO NOTHING", report_id, now):
         return
@@ -380,17 +400,26 @@ def add_report(tx: Transaction, report: MetricsReport, now: float) -> None:
     for name, each in report.histograms:
         bounds = [f"{bound:g}" for bound in each.bounds] + ["inf"]
         sums += [(name, bound, value) for bound, value in zip(bounds, each.counts, strict=True)]
-    for name, bucket, value in sums:
-        tx.run(
-            "INSERT INTO reported VALUES (?, ?, ?) ON CONFLICT (name, bucket) "
-            "DO UPDATE SET value = CASE WHEN reported.value > ? - excluded.value THEN ? "
-            "ELSE reported.value + excluded.value END",
+    room: int | None = None
+    for name, bucket, given in sums:
+        value = min(given, _MOST_COUNTED)
+        known = tx.run(
+            "UPDATE reported SET value = CASE WHEN value > ? THEN ? ELSE value + ? END "
+            "WHERE name = ? AND bucket = ?",
+            _MOST_COUNTED - value,
+            _MOST_COUNTED,
+            value,
             name,
             bucket,
-            min(value, _MOST_COUNTED),
-            _MOST_COUNTED,
-            _MOST_COUNTED,
         )
+        if known:
+            continue
+        if room is None:
+            (there,) = tx.one("SELECT COUNT(*) FROM reported") or (0,)
+            room = _MOST_REPORTED - int(there)
+        if room > 0:
+            tx.run("INSERT INTO reported VALUES (?, ?, ?)", name, bucket, value)
+            room -= 1
 
 
 def reported(tx: Transaction) -> dict[str, dict[str, int]]:
@@ -427,7 +456,7 @@ def _still_good(
     """Whether an update for an open lease would be taken."""
     if config.mode == "synchronous":
         return current is not None and lease.round == current.number
-    return head_version(tx) - lease.adapter_version <= config.max_gap
+    return served_since(tx, lease.round, lease.adapter_version) <= config.max_gap
 
 
 def _not_now(
@@ -472,9 +501,7 @@ def _before(
         "SELECT (SELECT last_commit FROM devices WHERE id = ?), "
         f"(SELECT COUNT(*) FROM leases WHERE {taken}), "
         "(SELECT COUNT(*) FROM masked_rounds WHERE round = ?), "
-        # From the device's leases on, of which there are few: a store may choose all updates else.
-        "(SELECT COUNT(*) FROM leases CROSS JOIN updates WHERE leases.device = ? "
-        "AND updates.lease = leases.id AND updates.counted_in IS NULL)",
+        f"(SELECT COUNT(*) {_UPDATES_OF_DEVICE} AND updates.counted_in IS NULL)",
         device_id,
         *values,
         current.number,
@@ -484,21 +511,17 @@ def _before(
     return None if last is None else float(last), int(places), bool(masked), bool(waits)
 
 
+def _has(tx: Transaction, device_id: str, update: str, *values: int) -> bool:
+    """Whether a device has such an update: goal, minimum and noise count devices."""
+    found = tx.one(f"SELECT 1 {_UPDATES_OF_DEVICE} AND {update} LIMIT 1", device_id, *values)
+    return found is not None
+
+
 def _uncounted(tx: Transaction, round_number: int) -> int:
     row = tx.one(
         "SELECT COUNT(*) FROM updates WHERE counted_in IS NULL AND round = ?", round_number
     )
     return int(row[0]) if row else 0
-
-
-def _head_and_uncounted(tx: Transaction) -> tuple[int, int]:
-    """The version that devices start from now, and the updates that no round has counted yet."""
-    row = tx.one(
-        "SELECT (SELECT adapter_version FROM rounds ORDER BY number DESC LIMIT 1), "
-        "(SELECT COUNT(*) FROM updates WHERE counted_in IS NULL)"
-    )
-    head, waiting = row or (None, 0)
-    return int(head or 0), int(waiting)
 
 
 def _refused(tx: Transaction, reason: Reason) -> Refused:

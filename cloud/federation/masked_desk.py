@@ -63,13 +63,14 @@ class MaskedDesk:
         """
         try:
             check_form(message.phase, message.payload)
-            if message.phase == "unmask":
-                await self._check_reveal(message)
+            checked = message.phase == "unmask" and await self._check_reveal(message)
         except InvalidInput:
             await self._database.do(lambda tx: count(tx, f"refused.{Reason.MALFORMED}"))
             raise Refused(Reason.MALFORMED) from None
         now = self._now()
-        heard = await self._database.do(lambda tx: masked_rounds.put(tx, message, now))
+        heard = await self._database.do(
+            lambda tx: masked_rounds.put(tx, message, now, checked=checked)
+        )
         masked = _masked(heard.round)
         left_s = max(0.0, heard.expires_at - now)
         over = heard.complete and message.phase == "unmask"
@@ -95,8 +96,9 @@ class MaskedDesk:
             _remember(self._told, (number, message.phase), known)
         return known.get(message.device_id, b"")
 
-    async def _check_reveal(self, message: PhaseMessage) -> None:
-        """Raise ``InvalidInput`` for shares that are not those which the survivors call for."""
+    async def _check_reveal(self, message: PhaseMessage) -> bool:
+        """Raise ``InvalidInput`` for shares that are not those which the survivors call for.
+        Returns whether they could be looked at: before there are survivors, nothing says which."""
 
         def look(tx: Transaction) -> tuple[Round, Said] | None:
             lease = leases.lease(tx, message.lease_id)
@@ -111,7 +113,7 @@ class MaskedDesk:
 
         found = await self._database.do(look)
         if found is None or (masked := _masked(found[0])) is None:
-            return
+            return False
         of, said = found
         _remember(self._frozen, of.number, said)
         if message.device_id in said.senders:
@@ -123,6 +125,7 @@ class MaskedDesk:
                 message.device_id,
                 message.payload,
             )
+        return True
 
 
 def window(plan: MaskedPlan, *, keys: bool = False) -> RetryWindow:

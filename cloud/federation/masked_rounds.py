@@ -73,8 +73,11 @@ def begin(tx: Transaction, opened: Round) -> None:
     )
 
 
-def put(tx: Transaction, message: PhaseMessage, now: float) -> Heard:
+def put(tx: Transaction, message: PhaseMessage, now: float, *, checked: bool) -> Heard:
     """Take a device's message, whose form was looked at before. The same one again is the same.
+
+    Arguments:
+        checked: of shares that are revealed: against the phases before, which were closed by then.
 
     Raises:
         Refused: it does not belong there, and why.
@@ -92,7 +95,6 @@ def put(tx: Transaction, message: PhaseMessage, now: float) -> Heard:
     at, plan = standing(tx, of.number), _plan(of)
     if at is None or plan is None:
         raise _refused(tx, Reason.NOT_MASKED)
-    early = at.before(BELONGS[message.phase])
     if (at := advance(tx, of, now)) is None:
         # Others were enough to unmask the sum that its update is in.
         late = rounds.round_numbered(tx, of.number)
@@ -100,8 +102,7 @@ def put(tx: Transaction, message: PhaseMessage, now: float) -> Heard:
         if late is not None and counted and message.phase in ("survivors", "unmask"):
             return Heard(late, True, lease.expires_at)
         raise _refused(tx, Reason.LATE)
-    if early and message.phase == "unmask":
-        # What it reveals was checked against the closed phases, or not at all.
+    if message.phase == "unmask" and not checked:
         raise _refused(tx, Reason.WRONG_PHASE)
     row = tx.one(
         "SELECT payload FROM exchanges WHERE round = ? AND phase = ? AND device = ?",

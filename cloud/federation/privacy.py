@@ -14,17 +14,14 @@ it sees sums only); devices are drawn by it, each with the same probability and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from cascade.errors import CascadeError, InvalidInput
 from cloud.federation.robust import Doubles, bound_norms
-
-if TYPE_CHECKING:
-    from dp_accounting import DpEvent
 
 Sampling = Literal["poisson", "none"]
 
@@ -111,27 +108,36 @@ class Cost:
 def epsilon(history: Iterable[NoisedRounds], delta: float) -> float:
     """ε at ``delta`` of everything in ``history``, composed; 0 for none.
 
-    By privacy loss distributions (PLD), which are tight for this mechanism; rounded up.
+    Exact where no round is sampled: Gaussian mechanisms compose to one, of 1 / z² = Σ nᵢ / zᵢ²
+    (arXiv 1905.02383). With sampling by privacy loss distributions (PLD), which are
+    tight for this mechanism; rounded up.
 
     Raises:
         InvalidInput: ``delta`` is not in (0, 1).
-        CascadeError: the extra ``privacy`` is not installed.
+        CascadeError: the extra ``privacy`` is not installed, or cannot compute it.
     """
     if not 0 < delta < 1:
         raise InvalidInput("delta", f"{delta} is not between 0 and 1")
     try:
-        from dp_accounting.pld import PLDAccountant
+        import dp_accounting
     except ModuleNotFoundError:
         raise CascadeError(
             "accounting needs dp-accounting: pip install 'edge-cloud-cascade[privacy]'"
         ) from None
-    accountant = PLDAccountant(value_discretization_interval=_INTERVAL)
     rounds = list(history)
     if not rounds:
         return 0.0
-    for each in rounds:
-        accountant.compose(_event(each), each.rounds)
-    return float(accountant.get_epsilon(delta))
+    sampled = [each for each in rounds if each.sampling == "poisson" and each.rate < 1]
+    whole = [each for each in rounds if each not in sampled]
+    inverse = math.sqrt(
+        math.fsum(n.rounds / n.noise_multiplier / n.noise_multiplier for n in whole)
+    )
+    try:
+        if not sampled:
+            return float(dp_accounting.get_epsilon_gaussian(1 / inverse, delta))
+        return _by_distributions(sampled, inverse, delta)
+    except (ArithmeticError, MemoryError, RuntimeError, ValueError) as problem:
+        raise CascadeError(f"ε of these rounds cannot be computed: {problem}") from None
 
 
 def cost_of_next(history: Iterable[NoisedRounds], planned: NoisedRounds, delta: float) -> Cost:
@@ -151,10 +157,15 @@ def usual_delta(devices: int) -> float:
     return float(devices**-1.1)
 
 
-def _event(rounds: NoisedRounds) -> DpEvent:
+def _by_distributions(sampled: Sequence[NoisedRounds], inverse: float, delta: float) -> float:
+    """With one more Gaussian of the noise ``1 / inverse``, or none at 0."""
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.pld import PLDAccountant
 
-    noise = GaussianDpEvent(rounds.noise_multiplier)
-    if rounds.sampling == "none" or rounds.rate == 1:
-        return noise
-    return PoissonSampledDpEvent(rounds.rate, noise)
+    accountant = PLDAccountant(value_discretization_interval=_INTERVAL)
+    for each in sampled:
+        noise = GaussianDpEvent(each.noise_multiplier)
+        accountant.compose(PoissonSampledDpEvent(each.rate, noise), each.rounds)
+    if inverse:
+        accountant.compose(GaussianDpEvent(1 / inverse))
+    return float(accountant.get_epsilon(delta))

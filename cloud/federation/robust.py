@@ -66,13 +66,17 @@ class TrimmedMean:
     def combine(self, rows: Doubles, weights: Doubles) -> Doubles:
         """The trimmed mean; ``weights`` are not used."""
         count = len(rows)
-        cut = math.ceil(self.share * count - 1e-9)
+        cut = self.cut(count)
         if count <= 2 * cut:
             raise InvalidInput(
                 "updates", f"are {count}; {2 * cut + 1} are needed to leave {cut} out at each end"
             )
         ordered = np.sort(rows, axis=0)
         return np.asarray(ordered[cut : count - cut].mean(axis=0), np.float64)
+
+    def cut(self, count: int) -> int:
+        """How many of so many devices are left out at each end."""
+        return math.ceil(self.share * count - 1e-9)
 
 
 @dataclass(frozen=True, slots=True)

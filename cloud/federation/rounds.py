@@ -13,10 +13,12 @@ same updates. Whoever's claim was taken over finishes nothing.
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 from cascade.errors import InvalidInput, NotFound
+from cascade.federation.plan import RoundPlan
 from cloud.federation.database import Row, Transaction
 from cloud.federation.privacy import Cost
 from cloud.federation.refusals import count
@@ -78,6 +80,7 @@ class StoredUpdate:
 
     Arguments:
         adapter_version: of the adapter that it started from.
+        gap: versions served since, as ``served_since`` counts them.
     """
 
     lease_id: str
@@ -85,6 +88,7 @@ class StoredUpdate:
     adapter_version: int
     examples: int
     payload: bytes
+    gap: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,9 @@ class Noise:
     cost: Cost | None = None
 
 
+_MOMENTS: Final = 8
+"""Approved rounds of which the server optimiser's state is kept: an adapter that is rolled back is
+seldom further behind."""
 BARE: Final = Noise()
 """Of a round without any."""
 
@@ -159,9 +166,15 @@ def uncounted(tx: Transaction) -> int:
     return 0 if row is None else int(row[0])
 
 
-def head_version(tx: Transaction) -> int:
-    """Version of the adapter that devices start from now; 0 before the first round."""
-    row = tx.one("SELECT adapter_version FROM rounds ORDER BY number DESC LIMIT 1")
+def served_since(tx: Transaction, number: int, version: int) -> int:
+    """How many versions devices were told to start from after the one that a round served: how far
+    an update is behind. Those that were rejected have numbers, and nobody moved on to them."""
+    row = tx.one(
+        "SELECT COUNT(DISTINCT adapter_version) FROM rounds "
+        "WHERE number > ? AND adapter_version > ?",
+        number,
+        version,
+    )
     return 0 if row is None else int(row[0])
 
 
@@ -241,10 +254,17 @@ def open_round(
 
 
 def abandon_others(tx: Transaction, base_digest: str, now: float) -> None:
-    """Abandon the round that takes devices, if they are of another base than rounds are now."""
+    """Abandon the round that takes devices, if they are of another base than rounds are now, or if
+    an older version opened it with a plan that this one does not carry out."""
     current = collecting(tx)
-    if current is not None and current.base_digest != base_digest:
+    if current is None:
+        return
+    if current.base_digest != base_digest:
         abandon(tx, current.number, "the federation's adapter is of another base now", now)
+    try:
+        RoundPlan.from_bytes(current.plan.encode())
+    except InvalidInput as problem:
+        abandon(tx, current.number, f"its plan is not carried out any more: {problem}", now)
 
 
 def expect(tx: Transaction, goal: int) -> None:
@@ -333,12 +353,20 @@ def release_claims(tx: Transaction) -> None:
 def counted(tx: Transaction, number: int) -> list[StoredUpdate]:
     """The updates that a round counts, in the order in which they were committed."""
     rows = tx.all(
-        "SELECT lease, device, adapter_version, examples, payload FROM updates "
+        "SELECT lease, device, adapter_version, examples, payload, round FROM updates "
         "WHERE counted_in = ? ORDER BY place",
         number,
     )
+    gaps = {of: served_since(tx, *of) for of in {(int(row[5]), int(row[2])) for row in rows}}
     return [
-        StoredUpdate(str(row[0]), str(row[1]), int(row[2]), int(row[3]), bytes(row[4]))
+        StoredUpdate(
+            str(row[0]),
+            str(row[1]),
+            int(row[2]),
+            int(row[3]),
+            bytes(row[4]),
+            gaps[int(row[5]), int(row[2])],
+        )
         for row in rows
     ]
 
@@ -353,6 +381,28 @@ def optimiser_state(tx: Transaction, number: int) -> bytes:
     """The server optimiser's state that a round started with."""
     row = tx.one("SELECT optimiser FROM rounds WHERE number = ?", number)
     return b"" if row is None or row[0] is None else bytes(row[0])
+
+
+def forget_moments(tx: Transaction) -> None:
+    """Delete the server optimiser's state of rounds that nothing starts from any more. Where more
+    than ``_MOMENTS`` approved rounds are taken back, the optimiser begins anew."""
+    tx.run(
+        "UPDATE rounds SET optimiser = NULL WHERE optimiser IS NOT NULL "
+        "AND state IN ('rejected', 'abandoned')"
+    )
+    for (base,) in tx.all("SELECT DISTINCT base_digest FROM rounds"):
+        last = tx.one(
+            "SELECT number FROM rounds WHERE state = 'approved' AND base_digest = ? "
+            f"ORDER BY number DESC LIMIT 1 OFFSET {_MOMENTS - 1}",
+            base,
+        )
+        if last is not None:
+            tx.run(
+                "UPDATE rounds SET optimiser = NULL WHERE optimiser IS NOT NULL "
+                "AND state = 'approved' AND base_digest = ? AND number < ?",
+                base,
+                last[0],
+            )
 
 
 def noise_seed(tx: Transaction, number: int) -> str:
@@ -424,8 +474,12 @@ def drop_late(tx: Transaction) -> int:
 
 def drop_stale(tx: Transaction, max_gap: int) -> int:
     """Of asynchronous rounds: drop what waited until it was too old. Returns how many."""
-    oldest = head_version(tx) - max_gap
-    return _drop(tx, "counted_in IS NULL AND adapter_version < ?", oldest)
+    waiting = tx.all("SELECT DISTINCT round, adapter_version FROM updates WHERE counted_in IS NULL")
+    return sum(
+        _drop(tx, "counted_in IS NULL AND round = ?", number)
+        for number, version in waiting
+        if served_since(tx, number, version) > max_gap
+    )
 
 
 def _drop(tx: Transaction, where: str, *values: int | str) -> int:
@@ -436,8 +490,14 @@ def _drop(tx: Transaction, where: str, *values: int | str) -> int:
     return dropped
 
 
-def decide(tx: Transaction, number: int, *, approved: bool, note: str = "") -> Round:
-    """The gate's word on a candidate. The same word again changes nothing.
+def decide(
+    tx: Transaction, number: int, *, approved: bool, note: str = "", now: float | None = None
+) -> Round:
+    """The gate's word on a candidate. The same word again changes nothing. With one that is
+    rejected goes every round that started from it, as in ``withdraw``.
+
+    Arguments:
+        now: by default this machine's time.
 
     Raises:
         NotFound: there is no such round.
@@ -457,30 +517,42 @@ def decide(tx: Transaction, number: int, *, approved: bool, note: str = "") -> R
             number,
         )
         count(tx, state)
+        if not approved and found.candidate_digest is not None:
+            why = f"round {number}, which it goes back to, was rejected"
+            _end_after(tx, found.candidate_digest, why, time.time() if now is None else now)
     return cast(Round, round_numbered(tx, number))
 
 
 def withdraw(tx: Transaction, candidate_digest: str, why: str, now: float) -> None:
     """Reject a candidate that was approved, with every round that started from it or from what came
     of it: nothing goes on from there."""
+    _reject(tx, candidate_digest, why)
+    _end_after(tx, candidate_digest, why, now)
+
+
+def _end_after(tx: Transaction, candidate_digest: str, why: str, now: float) -> None:
+    """End every round that started from a candidate, or from what came of it."""
     gone = [candidate_digest]
     while gone:
-        digest = gone.pop()
-        tx.run(
-            "UPDATE rounds SET state = 'rejected', note = ? WHERE candidate_digest = ? "
-            "AND state IN ('approved', 'waiting')",
-            why,
-            digest,
-        )
         for row in tx.all(
             f"SELECT {_COLUMNS} FROM rounds WHERE adapter_digest = ? "
             "AND state NOT IN ('rejected', 'abandoned')",
-            digest,
+            gone.pop(),
         ):
             child = _round(row)
             abandon(tx, child.number, why, now)
             if child.candidate_digest is not None:
+                _reject(tx, child.candidate_digest, why)
                 gone.append(child.candidate_digest)
+
+
+def _reject(tx: Transaction, candidate_digest: str, why: str) -> None:
+    tx.run(
+        "UPDATE rounds SET state = 'rejected', note = ? WHERE candidate_digest = ? "
+        "AND state IN ('approved', 'waiting')",
+        why,
+        candidate_digest,
+    )
 
 
 def remark(tx: Transaction, number: int, note: str) -> None:

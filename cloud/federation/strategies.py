@@ -156,7 +156,7 @@ class ProductMean:
     it does well with separate means; √σ everywhere would take away columns that have yet to learn.
 
     Arguments:
-        rank: of what is served, ≥ 1.
+        rank: at most of what is served, ≥ 1; a pair of a lower rank keeps its own.
         krum: drops contributions by their products before the mean; None for none.
     """
 
@@ -183,7 +183,7 @@ class ProductMean:
             kept = [contributions[i] for i in self.krum.select(_distances(contributions))]
         tensors = _heads(served, kept)
         for module, matrix in (wanted if kept is contributions else target(served, kept)).items():
-            short = matrix.truncated(self.rank)
+            short = matrix.truncated(min(self.rank, served[f"{module}.a"].shape[1]))
             length = np.maximum(1.0, np.sqrt(np.linalg.norm(short.right, axis=1)))
             tensors[f"{module}.a"] = (short.left * length).astype(np.float32)
             tensors[f"{module}.b"] = (short.right / length[:, None]).astype(np.float32)

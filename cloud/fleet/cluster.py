@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from pydantic import ValidationError
 
-from cascade.errors import RemoteError
+from cascade.errors import InvalidInput, RemoteError
 from cascade.remote import RemoteEvent
 from cascade.signing import TrustStore
 from cascade.wire import ClientProfile, KeyRing, OpenRequest, new_key
@@ -158,25 +159,33 @@ class FleetCluster:
 
 
 def federation_config(plan: FleetPlan, folder: Path, start: str) -> FederationConfig:
-    """The coordinator's configuration for a simulation."""
+    """The coordinator's configuration for a simulation.
+
+    Raises:
+        InvalidInput: its rule cannot go by as few updates as a round may have.
+    """
     synchronous = plan.mode == "synchronous"
-    return FederationConfig(
-        adapter=start,
-        store=str(folder / STORE),
-        mode=plan.mode,
-        goal=plan.updates,
-        minimum=plan.fewest,
-        cohort=plan.devices if synchronous else max(plan.devices, plan.updates),
-        round_s=DAY_S,
-        lease_s=_LEASE_S,
-        min_separation_s=0.0,
-        retry_s=(0.0, 1.0),
-        checkins_per_s=1_000_000,
-        max_payload_bytes=16_000_000,
-        plan=plan.training,
-        secure_aggregation=plan.masks,
-        aggregation=plan.aggregation.model_copy(update={"delta": usual_delta(plan.devices)}),
-    )
+    try:
+        return FederationConfig(
+            adapter=start,
+            store=str(folder / STORE),
+            mode=plan.mode,
+            goal=plan.updates,
+            minimum=plan.fewest,
+            cohort=plan.devices if synchronous else max(plan.devices, plan.updates),
+            round_s=DAY_S,
+            lease_s=_LEASE_S,
+            min_separation_s=0.0,
+            retry_s=(0.0, 1.0),
+            checkins_per_s=1_000_000,
+            max_payload_bytes=16_000_000,
+            plan=plan.training,
+            secure_aggregation=plan.masks,
+            aggregation=plan.aggregation.model_copy(update={"delta": usual_delta(plan.devices)}),
+        )
+    except ValidationError as problem:
+        said = problem.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InvalidInput("aggregation", said) from None
 
 
 async def _opened(files: GatewayFiles, desk: Desk, delivery: Delivery) -> FrontDoor:

@@ -21,12 +21,11 @@ from cascade.federation import (
     decode,
     encode,
     encoded_size,
+    flatten,
     shapes_of,
     sign_update,
 )
-from cascade.federation.payload import to_mask
 from cascade.federation.plan import RoundPlan
-from cascade.federation.tensors import elements
 from cascade.federation.terms import CheckIn, CheckInReply, Committed, UploadHeader
 from cascade.files import sha256_bytes
 from cascade.signing import SigningKey
@@ -130,15 +129,10 @@ class HostileConnection(Connection):
 
 def _more(payload: bytes, plan: RoundPlan, sent: Trained, times: float) -> bytes:
     """A masked update with so many times more of what is behind the masks: who knows its own update
-    need not know the masks to add to it. What the rows of a head count stays."""
+    need not know the masks to add to it."""
     assert plan.masked is not None
-    change = clip_to_norm(sent.change, plan.clip_norm)
-    shapes, counts = shapes_of(change), sent.row_counts
-    if plan.rows and not counts.size:
-        counts = np.zeros(plan.head_rows(shapes), np.int64)
     fixed = plan.masked.fixed(plan.clip_norm)
-    vector = to_mask(plan, change, counts)
-    vector[elements(shapes) :] = 0.0
+    vector = flatten(clip_to_norm(sent.change, plan.clip_norm))
     more = fixed.integers(fixed.encode(vector, np.random.default_rng(0))) * int(times)
     words = fixed.from_bytes(payload, vector.size) + more.astype(fixed.dtype)
     return fixed.to_bytes(words)

@@ -1,21 +1,23 @@
-"""Counts of a head's rows behind an update, and in the vector that masks are put on."""
+"""Counts of a head's rows behind an update, and the vector that masks are put on."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from cascade.errors import InvalidInput
-from cascade.federation import Expected, clip_to_norm
+from cascade.federation import Expected, clip_to_norm, flatten
 from cascade.federation.masked_plan import MaskedPlan
 from cascade.federation.payload import (
     decode_payload,
     encode_payload,
-    masked_elements,
-    means_of_sum,
     to_mask,
 )
 from cascade.federation.plan import RoundPlan
+from cascade.federation.tensors import elements
 
 PLAN = RoundPlan(layers=1, bits=32, clip_norm=2.0, max_examples=50, rows=True)
 ADAPTER = {
@@ -83,33 +85,20 @@ def test_counts_that_are_none_do_not_travel(counts) -> None:
     given = np.array(counts, np.int64)
     with pytest.raises(InvalidInput, match="3 whole numbers"):
         encode_payload(PLAN, drawn(0), given, np.random.default_rng(0))
-    with pytest.raises(InvalidInput, match="3 whole numbers"):
-        to_mask(PLAN, drawn(0), given)
 
 
-def test_from_the_sum_alone_each_row_is_averaged_by_its_counts() -> None:
-    changes = [drawn(seed) for seed in range(4)]
-    counts = np.array([[10, 0, 0], [30, 5, 0], [70, 0, 0], [0, 1, 0]])
-    vectors = [to_mask(PLAN, each, of) for each, of in zip(changes, counts, strict=True)]
-    for vector in vectors:
-        assert np.abs(vector).max() <= PLAN.clip_norm
-        assert vector.size == masked_elements(PLAN, SHAPES)
-    mean = means_of_sum(PLAN, np.sum(vectors, axis=0), SHAPES, 4)
-    kept = np.minimum(counts, PLAN.max_examples)
-    for row in range(2):
-        wanted = np.average([each["head.weight"][row] for each in changes], 0, kept[:, row])
-        np.testing.assert_allclose(mean["head.weight"][row], wanted, rtol=1e-5)
-        wanted = np.average([each["head.bias"][row] for each in changes], 0, kept[:, row])
-        np.testing.assert_allclose(mean["head.bias"][row], wanted, rtol=1e-5)
-    # Nobody has seen the last answer.
-    assert not mean["head.weight"][2].any()
-    b = [each["layers.0.q_proj.b"] for each in changes]
-    np.testing.assert_allclose(mean["layers.0.q_proj.b"], np.mean(b, axis=0), rtol=1e-5, atol=1e-7)
-
-
-def test_masked_words_have_room_for_the_counts() -> None:
-    from dataclasses import replace
-
-    plan = replace(PLAN, masked=MaskedPlan(4, 3, 1 << 20, 1.0))
+def test_under_masks_nothing_says_which_answers_a_device_has_seen() -> None:
+    """Of an answer that one device alone has, counts beside the sum would be that device's."""
+    masked = MaskedPlan(4, 3, 1023, 1.0)
+    with pytest.raises(InvalidInput, match="left out under masks") as caught:
+        replace(PLAN, masked=masked)
+    assert caught.value.field == "plan.rows"
+    asked = json.loads(PLAN.to_bytes()) | {"masked": masked.to_json()}
+    with pytest.raises(InvalidInput, match="left out under masks"):  # by whoever leads the round
+        RoundPlan.from_bytes(json.dumps(asked).encode())
+    plan = replace(PLAN, rows=False, masked=masked)
     assert plan.payload_format == "cascade-masked-1"
-    assert plan.payload_bytes(ADAPTER) == 4 * masked_elements(plan, SHAPES)
+    assert plan.payload_bytes(ADAPTER) == 2 * elements(SHAPES)
+    for counts in ([5, 0, 0], [0, 0, 200]):
+        vector = to_mask(plan, drawn(0), np.array(counts))
+        np.testing.assert_array_equal(vector, flatten(drawn(0)))

@@ -10,8 +10,8 @@ import pytest
 
 from cascade.cli import main
 from cloud.config import parse_config
-from cloud.federation import rounds
-from cloud.federation.account import account
+from cloud.federation import budget, rounds
+from cloud.federation.account import _cost, account
 from cloud.federation.adapters import Adapters
 from cloud.federation.budget import rounds_within
 from cloud.federation.config import AggregationConfig, FederationConfig, PlanConfig
@@ -227,6 +227,40 @@ def test_where_approved_adapters_will_go_is_said_before_anything_starts(tmp_path
     assert told.startswith("on the channel stable, 7 % first; to all when 20 devices or more")
     assert "7,200 s" in told
     assert told.endswith("it serves no bundle of this base yet")
+
+
+async def test_an_account_that_fails_stops_no_coordinator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds go on with an ε that nobody knows; where there is a budget, none is opened."""
+
+    def fails(*_: object) -> float:
+        raise MemoryError("too much")
+
+    monkeypatch.setattr("dp_accounting.get_epsilon_gaussian", fails)
+    monkeypatch.setattr("cloud.federation.account._cost", _cost.__wrapped__)
+    federation = noised(tmp_path)
+    async with federation.coordinator() as coordinator:
+        await coordinator.tick()
+        database = federation.database()
+        opened = database.do_now(rounds.collecting)
+        assert opened is not None
+        assert (opened.noise_multiplier, opened.epsilon_after) == (NOISE, None)
+        database.do_now(lambda tx: rounds.abandon(tx, 1, "a test says so", 1.0))
+        how = federation.config.aggregation.model_copy(update={"most_epsilon": 5.0})
+        federation.config = federation.config.model_copy(update={"aggregation": how})
+    async with federation.coordinator() as coordinator:
+        await coordinator.tick()
+        assert database.do_now(rounds.collecting) is None
+        why = database.do_now(budget.standing_still)
+        database.close()
+    assert why is not None
+    assert why.startswith("ε cannot be told")
+
+
+def test_noise_that_hides_nothing_is_none() -> None:
+    with pytest.raises(ValueError, match=r"noise_multiplier\n.* greater than or equal to 0\.01"):
+        AggregationConfig(noise_multiplier=0.001)
 
 
 def test_a_budget_needs_noise() -> None:

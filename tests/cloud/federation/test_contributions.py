@@ -41,9 +41,7 @@ def test_updates_are_clipped_as_each_would_be(bits: int) -> None:
     # Shorter than the bound, as long as it, a hair longer, and far longer.
     lengths = [0.1, 1.0, 1.0 + 1e-7, 1e6, 0.0, 0.999999]
     updates = [sent(seed, length, bits) for seed, length in enumerate(lengths)]
-    given = contributions(
-        plan, like(plan.bits), updates, STARTS.get, untouched=UNTOUCHED, version=5
-    )
+    given = contributions(plan, like(plan.bits), updates, STARTS.get, untouched=UNTOUCHED)
     rows = stacked(given, SHAPES)
     for update, one, row in zip(updates, given, rows, strict=True):
         alone = clip_to_norm(decode(update.payload, SHAPES), 1.0)
@@ -57,8 +55,9 @@ def test_updates_are_clipped_as_each_would_be(bits: int) -> None:
 
 def test_each_starts_from_its_own_version_and_weighs_no_more_than_it_may() -> None:
     plan = RoundPlan(layers=1, bits=8, clip_norm=1.0, max_examples=3)
-    updates = [sent(1, 0.5, 8, version=3, examples=9), sent(2, 0.5, 8, version=5, examples=1)]
-    given = contributions(plan, like(8), updates, STARTS.get, untouched=UNTOUCHED, version=4)
+    late = dataclasses.replace(sent(1, 0.5, 8, version=3, examples=9), gap=1)
+    updates = [late, sent(2, 0.5, 8, version=5, examples=1)]
+    given = contributions(plan, like(8), updates, STARTS.get, untouched=UNTOUCHED)
     assert [(each.weight, each.gap) for each in given] == [(3, 1), (1, 0)]
     assert [each.start for each in given] == [STARTS[3], STARTS[5]]
 
@@ -68,7 +67,7 @@ def test_what_can_be_read_counts_and_nothing_else() -> None:
     lost, other_bits = sent(4, 0.5, 8), sent(2, 0.5, 4)
     lost = dataclasses.replace(lost, payload=lost.payload[:-1])
     updates = [sent(1, 0.5, 8), other_bits, lost, sent(3, 0.5, 8)]
-    given = contributions(plan, like(8), updates, STARTS.get, untouched=UNTOUCHED, version=5)
+    given = contributions(plan, like(8), updates, STARTS.get, untouched=UNTOUCHED)
     rows = stacked(given, SHAPES)
     assert len(given) == len(rows) == 3
     for row, update in zip(rows, [updates[0], other_bits, updates[3]], strict=True):

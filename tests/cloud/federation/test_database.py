@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cascade.errors import CascadeError, InvalidInput, NotFound, RemoteError
-from cloud.federation import rounds
+from cascade.federation.terms import MetricsReport
+from cloud.federation import leases, rounds
 from cloud.federation.database import Database, Transaction
 from cloud.federation.refusals import Reason, Refused, count, counters
 from cloud.federation.rounds import Start
@@ -198,3 +199,51 @@ def test_what_the_gate_has_said_stays_said(database: Database) -> None:
     with pytest.raises(InvalidInput, match="approved"):
         database.do_now(lambda tx: rounds.decide(tx, 1, approved=False))
     assert database.do_now(lambda tx: rounds.start(tx, "b" * 64, START, unapproved=False)) == begins
+
+
+def test_moments_of_the_optimiser_are_kept_where_a_round_may_start_from_them(
+    database: Database,
+) -> None:
+    opened(database, 0)
+    states = ["approved"] * 6 + ["rejected", "abandoned"] + ["approved"] * 6 + ["waiting"]
+
+    def filled(tx: Transaction) -> None:
+        tx.run("DELETE FROM rounds")
+        for place, state in enumerate(states):
+            tx.run(
+                "INSERT INTO rounds (number, state, base_digest, adapter_digest, adapter_version, "
+                "plan, opened_at, optimiser) VALUES (?, ?, ?, 'a', 1, '{}', 0, ?)",
+                place + 1,
+                state,
+                ("b" if place else "d") * 64,
+                b"moments",
+            )
+
+    database.do_now(filled)
+    database.do_now(rounds.forget_moments)
+    kept = database.do_now(
+        lambda tx: tx.all("SELECT number FROM rounds WHERE optimiser = ?", b"moments")
+    )
+    # Eight approved rounds of each base, and what may still be approved.
+    assert sorted(int(row[0]) for row in kept) == [1, 5, 6, *range(9, 16)]
+
+
+def test_a_device_s_own_names_do_not_fill_the_store(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_MOST_REPORTED", 4)
+
+    def report(number: int, *names: str) -> None:
+        counts = tuple((name, 1) for name in names)
+        made = MetricsReport("device", bytes([number]) * 16, counts, (), b"")
+        database.do_now(lambda tx: leases.add_report(tx, made, 1.0))
+
+    report(1, "answers", "escalated")
+    report(2, "one", "answers", "two", "three")
+    report(3, "four", "answers", "escalated")
+    assert database.do_now(leases.reported) == {
+        "answers": {"": 3},
+        "escalated": {"": 2},
+        "one": {"": 1},
+        "two": {"": 1},
+    }

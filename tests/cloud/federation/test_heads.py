@@ -1,4 +1,5 @@
-"""An adapter with a head in rounds: a row of it is the mean of those who had examples of it."""
+"""An adapter with a head in rounds: a row of it is the mean of those who had examples of it, and
+under masks of all."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from cascade.federation.plan import RoundPlan
 from cascade.task import generic
@@ -81,18 +81,14 @@ def participant(federation: Federation, port: int, number: int) -> Participant:
     )
 
 
-@pytest.mark.parametrize("masked", [False, True])
-async def test_rows_are_averaged_by_the_examples_of_their_answer(
-    tmp_path: Path, masked: bool
-) -> None:
+async def test_rows_are_averaged_by_the_examples_of_their_answer(tmp_path: Path) -> None:
     made = Federation.made(
         tmp_path,
         head=head(),
         mode="synchronous",
         goal=4,
         minimum=4,
-        plan=PlanConfig(layers=1, bits=32, clip_norm=1.0 if masked else 1000.0),
-        secure_aggregation={"phase_s": 2.0} if masked else None,
+        plan=PlanConfig(layers=1, bits=32, clip_norm=1000.0),
     )
     new, old = await a_round(made), head()
     assert made.config.plan_for({"head.weight": (3, 4)}).rows
@@ -105,6 +101,28 @@ async def test_rows_are_averaged_by_the_examples_of_their_answer(
     # Nobody had an example of the third answer; what standardises is nobody's.
     np.testing.assert_array_equal(new.weight[2], old.weight[2])
     np.testing.assert_array_equal(new.mean, old.mean)
+    np.testing.assert_array_equal(new.scale, old.scale)
+
+
+async def test_under_masks_all_rows_count_alike(tmp_path: Path) -> None:
+    """Counts would tell the row of the one device that has examples of its answer."""
+    made = Federation.made(
+        tmp_path,
+        head=head(),
+        mode="synchronous",
+        goal=4,
+        minimum=4,
+        plan=PlanConfig(layers=1, clip_norm=4.0),
+        secure_aggregation={"phase_s": 2.0},
+    )
+    assert made.config.plan_for({"head.weight": (3, 4)}) == made.config.round_plan
+    assert not made.config.round_plan.rows
+    new, old = await a_round(made), head()
+    changes = [change(number) for number in range(4)]
+    wanted = np.mean([each["head.weight"] for each in changes], axis=0)
+    np.testing.assert_allclose(new.weight - old.weight, wanted, atol=4.0 / 1023)
+    wanted = np.mean([each["head.bias"] for each in changes], axis=0)
+    np.testing.assert_allclose(new.bias - old.bias, wanted, atol=4.0 / 1023)
     np.testing.assert_array_equal(new.scale, old.scale)
 
 

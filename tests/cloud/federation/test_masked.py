@@ -20,6 +20,8 @@ from cascade.federation.terms import Lease, Phase, PhaseMessage, PhaseReply
 from cloud.federation import masked_rounds, rounds
 from cloud.federation.config import AggregationConfig, PlanConfig
 from cloud.federation.coordinator import Coordinator
+from cloud.federation.masked_desk import MaskedDesk
+from cloud.federation.phases import speakers, standing
 from cloud.federation.refusals import counters
 from edge.federation import Limits, Participant, StartingPoint, Step, Trained
 from tests.cloud.federation.federated import (
@@ -476,6 +478,31 @@ async def test_only_the_shares_that_unmask_the_sum_are_taken(world: World) -> No
     assert await refused(cast.say(3, "share_keys", cast.deals[3])) == ("ABORTED", "late")
 
 
+async def test_shares_that_came_before_they_could_be_checked_are_not_taken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The phase before is closed by somebody else, between the look and the taking."""
+    cast = await Cast.made(world)
+    await cast.four_deal(world)
+    for place in range(3):
+        await cast.upload(place, await cast.vector(place))
+    guessed = cast.members[0].reveal(Survivors((1, 2, 3, 4))).to_bytes()
+    look = MaskedDesk._check_reveal
+
+    async def then_it_closes(desk: MaskedDesk, message: PhaseMessage) -> bool:
+        checked = await look(desk, message)
+        world.now += 21
+        world.read(lambda tx: masked_rounds.advance(tx, rounds.collecting(tx), world.now))
+        return checked
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskedDesk, "_check_reveal", then_it_closes)
+        wrong = ("FAILED_PRECONDITION", "wrong_phase")
+        assert await refused(cast.say(0, "unmask", guessed)) == wrong
+    assert world.read(lambda tx: standing(tx, 1)).phase == "reveals"
+    assert world.read(lambda tx: speakers(tx, 1, "unmask")) == []
+
+
 async def test_a_device_has_a_floor_of_its_own(world: World) -> None:
     learner = world.learners[0]
     learner.participant = Participant(
@@ -529,6 +556,18 @@ async def test_an_outage_of_the_coordinator_makes_nobody_late(world: World) -> N
     await world.all_sent()
     await world.tick()
     assert world.rounds()[0].counted == DEVICES
+
+
+async def test_a_round_whose_plan_is_not_carried_out_any_more_is_abandoned(world: World) -> None:
+    """An older version asked for the counts of a head's rows under masks, too."""
+    plan = json.loads(world.rounds()[0].plan) | {"rows": True}
+    world.read(lambda tx: tx.run("UPDATE rounds SET plan = ?", json.dumps(plan)))
+    await world.tick()
+    first, second = world.rounds()
+    assert first.state == "abandoned"
+    assert "plan.rows: must be left out under masks" in first.note
+    assert second.state == "collecting"
+    await world.all_sent()
 
 
 @pytest.mark.processes

@@ -16,6 +16,7 @@ from cloud.config import parse_config
 from cloud.errors import ConfigError
 from cloud.federation.chosen import chosen_strategy, read_state, write_state
 from cloud.federation.config import AggregationConfig, PlanConfig
+from cloud.federation.database import Database
 from cloud.federation.optimisers import State
 from cloud.federation.pace import Pace
 from cloud.federation.privacy import PrivateMean
@@ -212,3 +213,34 @@ def test_noise_is_added_only_where_it_is_known_what_a_device_can_change(tmp_path
         folder = tmp_path / str(place)
         with pytest.raises(ValueError, match="noise_multiplier needs"):
             Federation.made(folder, **{"mode": "synchronous", "aggregation": how, **given})
+
+
+@pytest.mark.parametrize(
+    ("trim", "minimum", "goal", "count"), [(0.45, 5, 5, 5), (0.1, 2, 20, 2), (0.4, 5, 8, 6)]
+)
+def test_a_trim_that_leaves_nothing_of_a_round_is_refused(
+    tmp_path: Path, trim: float, minimum: int, goal: int, count: int
+) -> None:
+    how = AggregationConfig(rule="trimmed_mean", trim=trim)
+    with pytest.raises(ValueError, match=rf"trim {trim} leaves nothing of {count} updates"):
+        Federation.made(tmp_path / "bad", minimum=minimum, goal=goal, aggregation=how)
+    Federation.made(tmp_path / "good", minimum=20, goal=30, aggregation=how)
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [
+        ("sqlite:///var/lib/rounds", "begins with sqlite://; .* path of a SQLite file"),
+        ("mysql://me:secret@db/rounds", "begins with mysql://; give postgresql://"),
+        ("postgresql+psycopg://me:secret@db/rounds", r"begins with postgresql\+psycopg://"),
+        ("~nobody-of-this-name/rounds", "is ~nobody.*no such user; write the folder out"),
+    ],
+)
+def test_a_store_that_is_none_is_refused(tmp_path: Path, store: str, said: str) -> None:
+    """A scheme that nobody knows is not the name of a folder."""
+    text = YAML.format(adapter="a" * 64) + f"  store: {store}\n"
+    with pytest.raises(ConfigError, match=f"federation: store {said}") as caught:
+        parse_config(text, "cluster.yaml")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidInput, match=rf"federation\.store: {said}"):
+        Database(store)

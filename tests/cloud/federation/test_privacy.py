@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -33,10 +34,28 @@ def gaussian_epsilon(noise_multiplier, rounds, delta):
     return optimize.brentq(excess, 0, 200)
 
 
-@pytest.mark.parametrize(("noise", "rounds"), [(1.0, 1), (4.0, 16), (10.0, 200)])
+@pytest.mark.parametrize(("noise", "rounds"), [(1.0, 1), (4.0, 16), (10.0, 200), (0.1, 1)])
 def test_without_sampling_it_is_the_gaussian_mechanism(noise, rounds):
     found = epsilon([NoisedRounds(rounds, noise)], 1e-5)
-    assert found == pytest.approx(gaussian_epsilon(noise, rounds, 1e-5), rel=1e-3)
+    assert found == pytest.approx(gaussian_epsilon(noise, rounds, 1e-5), rel=1e-9)
+
+
+@pytest.mark.parametrize(("noise", "rounds"), [(1.0, 10_000), (0.01, 1), (1e-4, 1)])
+def test_however_little_noise_and_many_rounds_the_account_is_done_at_once(noise, rounds):
+    began = time.process_time()
+    found = epsilon([NoisedRounds(rounds, noise)], 1e-5)
+    assert time.process_time() - began < 1.0
+    mu = math.sqrt(rounds) / noise
+    assert mu**2 / 2 < found < mu**2 / 2 + 5 * mu
+
+
+def test_gaussians_compose_to_one():
+    history = [NoisedRounds(16, 4.0), NoisedRounds(1, 1.0)]
+    assert epsilon(history, 1e-5) == epsilon([NoisedRounds(2, 1.0)], 1e-5)
+    sampled = NoisedRounds(1, 1.0, 0.05, "poisson")
+    split = epsilon([sampled, *history], 1e-5)
+    assert split == epsilon([sampled, NoisedRounds(2, 1.0)], 1e-5)
+    assert epsilon(history, 1e-5) < split < epsilon([NoisedRounds(3, 1.0)], 1e-5)
 
 
 def test_sampling_helps_and_is_not_assumed():

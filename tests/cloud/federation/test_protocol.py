@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import numpy as np
@@ -30,7 +30,9 @@ from cloud.errors import Overloaded
 from cloud.federation import leases, rounds
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import AggregationConfig, PlanConfig
+from cloud.federation.database import Transaction
 from cloud.federation.refusals import counters
+from cloud.federation.seams import NeedsApproval, Verdict
 from edge.adapter import LoraPair, write_adapter
 from tests.cloud.federation.federated import (
     BASE,
@@ -39,6 +41,7 @@ from tests.cloud.federation.federated import (
     Approves,
     BareDevice,
     Federation,
+    change,
     payload,
 )
 
@@ -756,8 +759,6 @@ async def until(what: Callable[[], bool], within_s: float = 10.0) -> None:
 
 
 async def test_the_gate_decides_what_the_next_round_starts_from(tmp_path: Path) -> None:
-    from cloud.federation.seams import NeedsApproval
-
     world = World(Federation.made(tmp_path))
     async with world.federation.gateway() as world.port:
         async with world.federation.coordinator(gate=NeedsApproval()) as coordinator:
@@ -786,6 +787,110 @@ async def test_the_gate_decides_what_the_next_round_starts_from(tmp_path: Path) 
         assert world.rounds()[1].candidate_version == 3
         for device in world.devices:
             await device.close()
+
+
+async def test_nothing_goes_on_from_a_candidate_that_is_rejected(tmp_path: Path) -> None:
+    world = World(Federation.made(tmp_path, start_from="candidate"))
+    async with (
+        world.federation.gateway(now=lambda: world.now) as world.port,
+        world.federation.coordinator(gate=NeedsApproval(), now=lambda: world.now) as coordinator,
+    ):
+        await coordinator.tick()
+        for _ in range(2):
+            for value in (1.0, 1.0, 1.0):
+                await world.commit(value)
+            await coordinator.tick()
+        held = await (await world.device()).lease()
+        states = [each.state for each in world.rounds()]
+        assert states == ["waiting", "waiting", "collecting"]
+        database = world.federation.database()
+        database.do_now(lambda tx: rounds.decide(tx, 1, approved=False, note="poisoned"))
+        database.close()
+        await coordinator.tick()
+        told = [(each.state, each.note) for each in world.rounds()]
+        why = "round 1, which it goes back to, was rejected"
+        assert told[:3] == [("rejected", "poisoned"), ("rejected", why), ("abandoned", why)]
+        assert (told[3][0], len(told)) == ("collecting", 4)
+        lease = await (await world.device()).lease()
+        # What devices began with anew has a version above all that they have seen.
+        adapters = world.federation.adapters()
+        assert lease.adapter_version > held.adapter_version
+        assert not adapters.read(lease.adapter_digest).tensors["layers.0.q_proj.b"].any()
+        for device in world.devices:
+            await device.close()
+
+
+async def test_the_gate_is_not_asked_of_what_has_gone_with_another(tmp_path: Path) -> None:
+    class Rejects:
+        asked: ClassVar[list[int]] = []
+
+        async def judge(self, candidate: rounds.Round) -> tuple[Verdict, str]:
+            self.asked.append(candidate.number)
+            return ("undecided" if len(self.asked) == 1 else "rejected"), "a test says so"
+
+    world = World(Federation.made(tmp_path, start_from="candidate"))
+    async with (
+        world.federation.gateway(now=lambda: world.now) as world.port,
+        world.federation.coordinator(gate=Rejects(), now=lambda: world.now) as coordinator,
+    ):
+        await coordinator.tick()
+        for _ in range(2):
+            for value in (1.0, 1.0, 1.0):
+                await world.commit(value)
+            await coordinator.tick()
+        await coordinator.tick()
+        assert Rejects.asked == [1, 1]
+        assert [each.state for each in world.rounds()][:2] == ["rejected", "rejected"]
+        for device in world.devices:
+            await device.close()
+
+
+async def late_for_another_plan(world: World) -> None:
+    """One update of a plan of the last layer, and two of a plan of both that were late."""
+    made, wide, narrow = world.federation, payload(3.0, layers=2), change(7.0, layers=2)
+    devices = [await world.device() for _ in range(6)]
+    held = [await each.lease() for each in devices[:5]]
+    for device, lease in zip(devices[:3], held, strict=False):
+        await device.service.upload(device.header(lease, wide), wide)
+    plan = PlanConfig(layers=1, bits=32, clip_norm=1000.0)
+    made.config = made.config.model_copy(update={"plan": plan})
+    await world.tick()
+    for device, lease in zip(devices[3:5], held[3:], strict=True):
+        await device.service.upload(device.header(lease, wide), wide)
+    del narrow["layers.0.q_proj.b"]
+    data = encode(narrow, 32, np.random.default_rng(0))
+    await devices[5].service.upload(devices[5].header(await devices[5].lease(), data), data)
+
+
+@pytest.mark.parametrize("world", [{"layers": 2, "cohort": 10}], indirect=True)
+async def test_fewer_than_the_minimum_that_can_be_read_are_not_aggregated(world: World) -> None:
+    await late_for_another_plan(world)
+    await world.tick()
+    second, third = world.rounds()[1:]
+    assert (second.state, second.candidate_digest) == ("abandoned", None)
+    assert "updates: of this plan are 1, 2 are needed" in second.note
+    assert third.adapter_digest == second.adapter_digest
+    assert world.counters()["dropped"] == 3
+
+
+@pytest.mark.parametrize("world", [{"layers": 2, "cohort": 10, "minimum": 1}], indirect=True)
+async def test_what_a_round_left_out_is_counted_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await late_for_another_plan(world)
+    finish = rounds.finish
+
+    def taken_over(tx: Transaction, number: int, **given: Any) -> bool:
+        return finish(tx, number, **{**given, "token": "another's"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "finish", taken_over)
+        await world.tick()
+    assert world.rounds()[1].state == "aggregating"
+    assert "dropped" not in world.counters()
+    await world.tick()
+    assert world.rounds()[1].state == "approved"
+    assert world.counters()["dropped"] == 2
 
 
 @pytest.mark.parametrize("world", [{"goal": 2, "minimum": 1}], indirect=True)

@@ -165,6 +165,21 @@ def test_a_device_of_low_rank_does_not_erase_what_it_cannot_hold():
     assert error(made.tensors, {m: full(served, m) for m in SIZES}) < 1e-6
 
 
+def test_a_pair_of_a_lower_rank_stays_as_narrow():
+    """An update's size, which says the rank of its device, must not change with the rounds."""
+    rng = np.random.default_rng(6)
+    wide, narrow = adapter(rng, 4), adapter(rng, 2)
+    module = min(SIZES)
+    served = {name: (narrow if name.startswith(module) else wide)[name] for name in wide}
+    contributions = [Contribution(served, change(rng, served)) for _ in range(3)]
+    made = ProductMean(4).aggregate(served, contributions).tensors
+    assert shapes_of(made) == shapes_of(served)
+    matrix = wanted(served, contributions)[module]
+    u, singular, vt = np.linalg.svd(matrix, full_matrices=False)
+    best = u[:, :2] * singular[:2] @ vt[:2]
+    np.testing.assert_allclose(full(made, module), best, atol=1e-5)
+
+
 def test_the_leading_columns_are_the_best_start_for_a_device_of_low_rank():
     rng = np.random.default_rng(5)
     served = adapter(rng, 4)

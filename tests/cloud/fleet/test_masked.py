@@ -14,7 +14,7 @@ from cascade.federation import Tensors, flatten
 from cascade.federation.plan import RoundPlan
 from cascade.testing import TinyBundle
 from cloud.federation.adapters import Adapters
-from cloud.federation.config import AggregationConfig, PlanConfig
+from cloud.federation.config import AggregationConfig
 from cloud.fleet import Attackers, FleetPlan, FleetResult
 from cloud.fleet.page import html_page, summary, table
 from cloud.registry import Registry
@@ -29,34 +29,36 @@ def adapter(folder: Path, digest: str) -> Tensors:
     return Adapters(Registry(str(folder / "registry"))).read(digest).tensors
 
 
-def test_the_candidate_is_that_of_the_clear(tiny: TinyBundle, tmp_path: Path) -> None:
-    masked = test_heads.simulated(HEADS, tiny, tmp_path / "masked")
-    clear = replace(HEADS, masked=False, training=PlanConfig(clip_norm=20.0, bits=32))
-    bare = test_heads.simulated(clear, tiny, tmp_path / "clear")
-    one, two = masked.rounds[1], bare.rounds[1]
-    assert one.updates == two.updates == 5
-    assert one.adapter != bare.rounds[0].adapter
-    # A row of a head is a quotient of sums of 2^20 levels, each of which is rounded on each device.
-    step = 20.0 / (1 << 20)
-    ours, theirs = (
-        adapter(tmp_path / "masked", one.adapter),
-        adapter(tmp_path / "clear", two.adapter),
-    )
-    assert np.abs(flatten(ours) - flatten(theirs)).max() < 200 * step
-    assert one.bytes_up > 5 * 4 * flatten(ours).size / 2, "masked words, and what masks take"
-
-
-def test_a_sum_of_lora_is_the_devices_rounded_updates(
-    tiny: TinyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    vectors = []
+@pytest.fixture
+def vectors(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """What devices put masks on."""
+    seen: list[np.ndarray] = []
     real = participant.to_mask
 
     def looked_at(plan: RoundPlan, *of: object) -> np.ndarray:
-        vectors.append(real(plan, *of))  # type: ignore[arg-type]
-        return vectors[-1]
+        seen.append(real(plan, *of))  # type: ignore[arg-type]
+        return seen[-1]
 
     monkeypatch.setattr(participant, "to_mask", looked_at)
+    return seen
+
+
+def test_a_sum_of_heads_is_the_devices_rounded_updates(
+    tiny: TinyBundle, tmp_path: Path, vectors: list[np.ndarray]
+) -> None:
+    last = test_heads.simulated(HEADS, tiny, tmp_path / "fleet").rounds
+    assert len(vectors) == last[1].updates == 5
+    start, made = (adapter(tmp_path / "fleet", each.adapter) for each in last)
+    moved = flatten({name: made[name] - start[name] for name in ("head.bias", "head.weight")})
+    step = HEADS.training.clip_norm / 1023
+    assert np.abs(moved).max() > step
+    assert np.abs(moved - np.mean(vectors, axis=0)).max() < step
+    assert last[1].bytes_up > 5 * 2 * moved.size, "masked words, and what masks take"
+
+
+def test_a_sum_of_lora_is_the_devices_rounded_updates(
+    tiny: TinyBundle, tmp_path: Path, vectors: list[np.ndarray]
+) -> None:
     plan = replace(test_simulation.PLAN, rounds=1, masked=True, most_worse=1.0, devices=4)
     folder = tmp_path / "fleet"
     result = test_simulation.simulated(plan, tiny, folder)

@@ -23,6 +23,7 @@ from cloud.fleet import (
     Partition,
     parts,
 )
+from cloud.fleet.cluster import federation_config
 from cloud.fleet.page import summary
 
 OPTIONS = ("red", "green", "blue")
@@ -216,3 +217,18 @@ def test_parts_share_no_document_and_no_text() -> None:
     for name in ("develop", "certify", "test", "fleet"):
         for row in getattr(made, name):
             assert seen.setdefault(row.document, name) == name
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (AggregationConfig(rule="krum"), "krum needs a minimum of 5 updates"),
+        (AggregationConfig(rule="trimmed_mean"), "trim 0.1 leaves nothing of 2 updates"),
+    ],
+)
+def test_a_rule_needs_as_many_updates_as_it_goes_by(
+    how: AggregationConfig, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        federation_config(replace(PLAN, devices=8, minimum=2, aggregation=how), tmp_path, "a" * 64)
+    federation_config(replace(PLAN, devices=8, minimum=5, aggregation=how), tmp_path, "a" * 64)
