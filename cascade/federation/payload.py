@@ -25,7 +25,7 @@ from cascade.errors import InvalidInput
 from cascade.federation.expected import Expected
 from cascade.federation.octets import Octets
 from cascade.federation.plan import RoundPlan, is_of_head
-from cascade.federation.tensors import Doubles, Floats, Tensors, flatten
+from cascade.federation.tensors import Doubles, Floats, Tensors
 from cascade.federation.update import encode
 
 Counts = NDArray[np.int64]
@@ -105,16 +105,6 @@ def _counts(plan: RoundPlan, data: bytes, expected: Expected) -> Doubles:
     counts = np.frombuffer(octets.take(4 * rows, "counts"), "<u4").astype(np.float64)
     octets.end()
     return counts
-
-
-def to_mask(plan: RoundPlan, change: Tensors, counts: Counts) -> Doubles:
-    """The vector that a device masks: its update, whose norm is at most the plan's. The counts of
-    its examples stay on the device.
-
-    Arguments:
-        change: clipped; what the plan trains.
-    """
-    return flatten(change)
 
 
 def _rows(change: Tensors) -> int:

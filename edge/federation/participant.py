@@ -17,8 +17,8 @@ import numpy as np
 
 from cascade.clock import Clock, SystemClock, passed_s
 from cascade.errors import CascadeError, RemoteError
-from cascade.federation import Shapes, check_tensors, clip_to_norm, statements
-from cascade.federation.payload import encode_payload, to_mask
+from cascade.federation import Shapes, check_tensors, clip_to_norm, flatten, statements
+from cascade.federation.payload import encode_payload
 from cascade.federation.plan import RoundPlan
 from cascade.federation.terms import (
     Abort,
@@ -427,13 +427,12 @@ class Participant:
         """With what was learned, to be sent."""
         lease, plan, expires = joined.lease, joined.plan, joined.in_hand.expires
         check_tensors(trained.change, joined.shapes)
+        change = clip_to_norm(trained.change, min(plan.clip_norm, self._limits.clip_norm))
+        if plan.masked is not None:
+            return self._sending.begin_masking(state, lease, flatten(change), expires)
         counts = trained.row_counts
         if plan.rows and not counts.size:
             counts = np.zeros(plan.head_rows(joined.shapes), np.int64)
-        change = clip_to_norm(trained.change, min(plan.clip_norm, self._limits.clip_norm))
-        if plan.masked is not None:
-            bare = to_mask(plan, change, counts)
-            return self._sending.begin_masking(state, lease, bare, expires)
         payload = encode_payload(plan, change, counts, self._rounding())
         examples = max(1, min(trained.examples, plan.max_examples))
         return self._sending.queue(state, lease, payload, examples, expires)

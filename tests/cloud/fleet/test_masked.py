@@ -11,7 +11,6 @@ import pytest
 from cascade.cli import main
 from cascade.errors import InvalidInput
 from cascade.federation import Tensors, flatten
-from cascade.federation.plan import RoundPlan
 from cascade.testing import TinyBundle
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import AggregationConfig
@@ -33,13 +32,12 @@ def adapter(folder: Path, digest: str) -> Tensors:
 def vectors(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """What devices put masks on."""
     seen: list[np.ndarray] = []
-    real = participant.to_mask
 
-    def looked_at(plan: RoundPlan, *of: object) -> np.ndarray:
-        seen.append(real(plan, *of))  # type: ignore[arg-type]
+    def looked_at(change: Tensors) -> np.ndarray:
+        seen.append(flatten(change))
         return seen[-1]
 
-    monkeypatch.setattr(participant, "to_mask", looked_at)
+    monkeypatch.setattr(participant, "flatten", looked_at)
     return seen
 
 
