@@ -38,8 +38,6 @@ REASONS: Final = {
 _Set = tuple[str, frozenset[str]]
 """A task and its answers; none where they are free."""
 
-_HALVINGS: Final = 64
-
 _LEAST_SURE: Final = 0.5
 """What the device itself thinks more likely wrong than right is not rehearsed."""
 
@@ -53,7 +51,8 @@ class CurationRules:
         trust: P(a tier of the cluster is right) where it does not tell itself, in (0, 1].
         doubted_rows: rows with probabilities that a task needs before its labels are doubted, ≥ 2.
         lowest: no doubted example weighs less, in [0, 1].
-        balance: no class is made to count more or less than this many times what it did, ≥ 1.
+        balance: no class is made to count more or less than this many times what it did, ≥ 1,
+            before all are scaled to the sum that they had.
         rehearsal: weight of what the device answered itself and was sure of, in [0, 1]; see
             ``Curated.rehearsal``. 0 rehearses nothing.
 
@@ -308,29 +307,17 @@ def _in_order(example: Example, options: Sequence[str]) -> list[float]:
     return [of[option] for option in options]
 
 
-def _factors(totals: Floats, balance: float) -> Floats:
-    """What brings each class towards one weight, as far as the bound lets it. That weight is found
-    by halving, such that the sum of all stays."""
-    low, high = totals.min() / balance, totals.max() * balance
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if (np.clip(middle / totals, 1 / balance, balance) * totals).sum() < totals.sum():
-            low = middle
-        else:
-            high = middle
-    factors: Floats = np.clip(high / totals, 1 / balance, balance)
-    return factors
-
-
 def _balanced(weighted: Sequence[Weighted], balance: float) -> list[Weighted]:
-    """Classes of a closed set brought towards the same total weight, by a factor of at most
-    ``balance`` either way; the sum of all weights stays."""
+    """Classes of a closed set brought towards the same total weight, each by a factor of at most
+    ``balance`` either way; then all are scaled alike, so that their sum stays."""
     if not weighted or not weighted[0].example.options:
         return list(weighted)
     weights: Floats = np.array([each.weight for each in weighted])
-    _, places = np.unique([each.example.answer for each in weighted], return_inverse=True)
-    totals: Floats = np.bincount(places, weights=weights).astype(np.float64)
-    after = weights * _factors(totals, balance)[places]
+    names, places = np.unique([each.example.answer for each in weighted], return_inverse=True)
+    totals = np.bincount(places, weights=weights)
+    factors = np.clip(totals.sum() / len(names) / totals, 1 / balance, balance)
+    after = weights * factors[places]
+    after *= weights.sum() / after.sum()
     return [
         Weighted(each.example, float(weight), each.doubted)
         for each, weight in zip(weighted, after, strict=True)

