@@ -219,7 +219,6 @@ def _simulate(args: argparse.Namespace) -> int:
         starting=plan.starting,
         outside=bool(task.outside),
     )
-    out.mkdir(parents=True, exist_ok=True)
     told = _Progress(plan.rounds)
     simulation = FleetSimulation(
         out,
@@ -268,6 +267,7 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
 
     from cloud.federation.config import AggregationConfig, PlanConfig
     from cloud.fleet import Attackers, FleetPlan, Partition
+    from cloud.fleet.plan import invalid
 
     trained: Literal["b", "both"] = "b" if args.strategy == "ffa" else "both"
     if trained == "both" and (args.rule not in ("mean", "krum") or args.server != "plain"):
@@ -302,8 +302,7 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
             },
         )
     except ValidationError as problem:
-        first = problem.errors()[0]
-        raise InvalidInput(".".join(map(str, first["loc"])), first["msg"]) from None
+        raise invalid(problem) from None
     return FleetPlan(
         devices=args.devices,
         rounds=args.rounds,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -16,12 +15,10 @@ from cascade.wire import ClientProfile, KeyRing, OpenRequest, new_key
 from cloud.federation.account import account
 from cloud.federation.adapters import Adapters, parts_of
 from cloud.federation.budget import standing_still
-from cloud.federation.config import FederationConfig
 from cloud.federation.coordinator import Coordinator
 from cloud.federation.database import Database, Transaction
 from cloud.federation.desk import Desk
 from cloud.federation.phases import Standing, standing
-from cloud.federation.privacy import usual_delta
 from cloud.federation.refusals import counters
 from cloud.federation.rounds import Round, collecting, in_state, latest, recent
 from cloud.federation.seams import Gate
@@ -35,10 +32,6 @@ from cloud.tls import ensure_local_tls
 from edge.adapter import write_adapter
 from edge.bundle import Bundle
 from edge.portal import Portal
-
-DAY_S: Final = 86_400.0
-"""Of the simulation's time between two rounds: what real devices' budgets are for."""
-_LEASE_S: Final = 10 * DAY_S
 
 
 class FleetCluster:
@@ -77,7 +70,7 @@ class FleetCluster:
             )
             start = self._registry.publish(path, trust).artifact.digest
         self.start = start
-        self._config = federation_config(plan, folder, start)
+        self._config = plan.federation(start, str(folder / STORE))
         self._database = Database(self._config.store_url)
         self._adapters = Adapters(self._registry, publisher)
         self._coordinator = Coordinator(
@@ -155,28 +148,6 @@ class FleetCluster:
         self._portal.call(self._door.close(0.2))
         self._portal.close()
         self._database.close()
-
-
-def federation_config(plan: FleetPlan, folder: Path, start: str) -> FederationConfig:
-    """The coordinator's configuration for a simulation."""
-    synchronous = plan.mode == "synchronous"
-    return FederationConfig(
-        adapter=start,
-        store=str(folder / STORE),
-        mode=plan.mode,
-        goal=plan.updates,
-        minimum=plan.fewest,
-        cohort=plan.devices if synchronous else max(plan.devices, plan.updates),
-        round_s=DAY_S,
-        lease_s=_LEASE_S,
-        min_separation_s=0.0,
-        retry_s=(0.0, 1.0),
-        checkins_per_s=1_000_000,
-        max_payload_bytes=16_000_000,
-        plan=plan.training,
-        secure_aggregation=plan.masks,
-        aggregation=plan.aggregation.model_copy(update={"delta": usual_delta(plan.devices)}),
-    )
 
 
 async def _opened(files: GatewayFiles, desk: Desk, delivery: Delivery) -> FrontDoor:

@@ -18,12 +18,12 @@ import numpy as np
 
 from cascade.task import Task
 from cloud.fleet.checkpoint import Checkpoint, Checkpoints, identity, running
-from cloud.fleet.cluster import DAY_S, FleetCluster
+from cloud.fleet.cluster import FleetCluster
 from cloud.fleet.connection import Absence
 from cloud.fleet.device import Setting, TurnResult
 from cloud.fleet.figures import FleetResult, RoundFigures, figures
 from cloud.fleet.hosts import BundleAt, Hosts, InProcess, RayActors, RaySession, Turn
-from cloud.fleet.plan import FleetPlan
+from cloud.fleet.plan import DAY_S, FleetPlan
 from cloud.fleet.referee import FleetGate, Referee, Standing
 from cloud.fleet.rows import FleetRow, Parts
 from cloud.fleet.starting import starting_weights

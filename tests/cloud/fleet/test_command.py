@@ -17,6 +17,7 @@ from cascade.cli import main
 from cascade.errors import InvalidInput, NotFound
 from cascade.signing import TrustStore
 from cascade.testing import TinyBundle
+from cloud.federation.config import AggregationConfig, PlanConfig
 from cloud.fleet import Attackers, FleetPlan, Partition, read_rows
 from tests.cloud.fleet.test_simulation import rows
 
@@ -136,11 +137,40 @@ def test_an_attack_that_there_is_not_is_refused(text: str) -> None:
         Attackers.of(text)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rule", "krum"], "minimum: comes to 1; krum needs 5 updates, and as many devices"),
+        (["--partition", "by-group", "--group", "more"], "by-group needs rows of two or more"),
+    ],
+)
+def test_what_is_refused_leaves_no_folder(
+    options: list[str],
+    said: str,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*words, "--processes", "0", *options]) == InvalidInput("", "").exit_code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_plan_out_of_range_is_refused() -> None:
     with pytest.raises(InvalidInput, match="devices"):
         FleetPlan(devices=1, rounds=1)
     with pytest.raises(InvalidInput, match="dropout"):
         FleetPlan(devices=2, rounds=1, dropout=1.0)
+    with pytest.raises(InvalidInput, match="minimum: comes to 2; krum needs 5 updates"):
+        FleetPlan(devices=10, rounds=1, aggregation=AggregationConfig(rule="krum"))
+    assert FleetPlan(devices=20, rounds=1, aggregation=AggregationConfig(rule="krum")).fewest == 5
+    with pytest.raises(InvalidInput, match=r"aggregation\.rule median is for plan\.trained: b"):
+        FleetPlan(
+            devices=4,
+            rounds=1,
+            training=PlanConfig(trained="both"),
+            aggregation=AggregationConfig(rule="median"),
+        )
 
 
 @pytest.mark.parametrize(
