@@ -220,19 +220,23 @@ def _simulate(args: argparse.Namespace) -> int:
         outside=bool(task.outside),
     )
     told = _Progress(plan.rounds)
-    simulation = FleetSimulation(
-        out,
-        plan,
-        task,
-        bundle,
-        BundleAt(path.absolute(), home.trust_dir()),
-        rows=given,
-        trunk=(args.trunk or out / "trunk").absolute(),
-        processes=args.processes,
-        data=said,
-        watch=told.watch,
-        resume=args.resume,
-    )
+    try:
+        simulation = FleetSimulation(
+            out,
+            plan,
+            task,
+            bundle,
+            BundleAt(path.absolute(), home.trust_dir()),
+            rows=given,
+            trunk=(args.trunk or out / "trunk").absolute(),
+            processes=args.processes,
+            data=said,
+            watch=told.watch,
+            resume=args.resume,
+        )
+    except BaseException:
+        told.abandon()
+        raise
     interrupted = False
     try:
         for each in simulation.run():
@@ -393,16 +397,25 @@ def _write(out: Path, result: FleetResult) -> None:
 
 
 class _Progress:
-    """A line for each round."""
+    """A line for the start, and one for each round."""
 
     def __init__(self, rounds: int) -> None:
         self._rounds = rounds
         self._line: ProgressLine | None = None
+        self._starting = False
 
     def watch(
-        self, stage: Literal["judge", "devices"], round_number: int, done: int, total: int
+        self,
+        stage: Literal["starting", "judge", "devices"],
+        round_number: int,
+        done: int,
+        total: int,
     ) -> None:
         """See ``cloud.fleet.simulation.Watcher``."""
+        if stage == "starting":
+            self._start(done, total)
+            return
+        self._started()
         if self._line is None:
             self._line = ProgressLine(f"round {round_number} of {self._rounds}", total, "devices")
         if stage == "judge":
@@ -411,8 +424,22 @@ class _Progress:
             self._line.resize(total)
             self._line.update(done)
 
+    def _start(self, done: int, total: int) -> None:
+        if self._line is None:
+            self._line, self._starting = ProgressLine("starting"), True
+            self._line.note("processes, coordinator and first adapter")
+        else:
+            self._line.resize(total)
+            self._line.update(done, "first adapter")
+
+    def _started(self) -> None:
+        if self._starting and self._line is not None:
+            self._line.done()
+            self._line, self._starting = None, False
+
     def round(self, found: RoundFigures) -> None:
         """End a round's line."""
+        self._started()
         if self._line is not None:
             verdict = f" · {found.verdict}" if found.verdict else ""
             self._line.done(

@@ -4,13 +4,14 @@ them, on the loopback of this machine, with the simulation's clock."""
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from cascade.errors import RemoteError
 from cascade.remote import RemoteEvent
-from cascade.signing import TrustStore
+from cascade.signing import SigningKey, TrustStore
 from cascade.wire import ClientProfile, KeyRing, OpenRequest, new_key
 from cloud.federation.account import account
 from cloud.federation.adapters import Adapters, parts_of
@@ -71,7 +72,22 @@ class FleetCluster:
             start = self._registry.publish(path, trust).artifact.digest
         self.start = start
         self._config = plan.federation(start, str(folder / STORE))
+        with ExitStack() as opened:
+            self._open(opened, folder, plan, publisher, gate=gate, now=now)
+            self._opened = opened.pop_all()
+
+    def _open(
+        self,
+        opened: ExitStack,
+        folder: Path,
+        plan: FleetPlan,
+        publisher: SigningKey,
+        *,
+        gate: Callable[[FleetCluster], Gate],
+        now: Callable[[], float],
+    ) -> None:
         self._database = Database(self._config.store_url)
+        opened.callback(self._database.close)
         self._adapters = Adapters(self._registry, publisher)
         self._coordinator = Coordinator(
             self._database,
@@ -87,9 +103,10 @@ class FleetCluster:
         files = GatewayFiles(tls.certificate, tls.key, folder / "api-keys", ca=tls.ca)
         KeyRing().with_key("fleet", key).save(files.api_keys)
         self._portal = Portal()
-        self._door = self._portal.call(_opened(files, desk, Delivery(self._registry)))
-        ca = tls.ca.read_bytes()
-        self.profile = ClientProfile(f"localhost:{self._door.port}", ca, key)
+        opened.callback(self._portal.close)
+        door = self._portal.call(_opened(files, desk, Delivery(self._registry)))
+        opened.callback(lambda: self._portal.call(door.close(0.2)))
+        self.profile = ClientProfile(f"localhost:{door.port}", tls.ca.read_bytes(), key)
         self._portal.call(self._coordinator.start())
 
     def tick(self) -> None:
@@ -145,9 +162,7 @@ class FleetCluster:
 
     def close(self) -> None:
         """Stop taking calls, and close the store."""
-        self._portal.call(self._door.close(0.2))
-        self._portal.close()
-        self._database.close()
+        self._opened.close()
 
 
 async def _opened(files: GatewayFiles, desk: Desk, delivery: Delivery) -> FrontDoor:

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from cascade.errors import InvalidInput, NotFound
 from cascade.signing import TrustStore
 from cascade.testing import TinyBundle
 from cloud.federation.config import AggregationConfig, PlanConfig
-from cloud.fleet import Attackers, FleetPlan, Partition, read_rows
+from cloud.fleet import Attackers, FleetPlan, Partition, checkpoint, read_rows, simulation
 from tests.cloud.fleet.test_simulation import rows
 
 ROOT = Path(__file__).parents[3]
@@ -55,6 +57,7 @@ def test_it_writes_figures_a_picture_and_a_page(
     assert [each["round"] for each in result["rounds"]] == [0, 1]
     assert result["rounds"][1]["outcomes"]
     assert result["plan"]["partition"]["kind"] == "iid"
+    assert "starting: done" in told.err
     assert "round 1 of 1" in told.err
     assert (tmp_path / "out" / "fleet.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "fleet.html").read_text()
@@ -109,6 +112,47 @@ def test_an_interrupt_keeps_what_was_done(words: list[str], tmp_path: Path) -> N
     assert not json.loads(figures.read_text())["complete"]
     assert (tmp_path / "out" / "fleet.html").is_file()
     assert "The run was ended early." in out
+
+
+@pytest.mark.processes
+def test_an_interrupt_at_the_start_leaves_nothing(words: list[str]) -> None:
+    words[words.index("--rounds") + 1] = "1000"
+    # Not tmp_path: names of Ray's sockets have a limit.
+    with tempfile.TemporaryDirectory(prefix="f-", dir="/tmp") as folder:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "cascade.cli", *words, "--processes", "1"],
+            cwd=ROOT,
+            env={**os.environ, "CASCADE_HOME": str(home.home()), "TMPDIR": folder},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert running.stderr is not None
+        assert "starting: processes" in running.stderr.readline()
+        while not list(Path(folder).glob("cascade-*")):
+            assert running.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)  # Ray begins its processes
+        os.killpg(running.pid, signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+        assert running.returncode == 130, err
+        assert "interrupted" in err
+        assert not list(Path(folder).glob("cascade-*"))
+    with pytest.raises(ProcessLookupError):
+        os.killpg(running.pid, 0)
+
+
+def test_what_fails_at_the_start_closes_what_is_open(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulation, "InProcess", ends)
+    threads = threading.active_count()
+    assert main([*words, "--processes", "0"]) == 130
+    assert threading.active_count() == threads, "the cluster's loop has ended"
+    os.close(checkpoint.running(tmp_path / "out", first=True))
 
 
 def test_a_budget_of_epsilon_ends_the_run(
