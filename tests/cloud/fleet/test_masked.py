@@ -44,6 +44,7 @@ def test_the_candidate_is_that_of_the_clear(tiny: TinyBundle, tmp_path: Path) ->
     )
     assert np.abs(flatten(ours) - flatten(theirs)).max() < 200 * step
     assert one.bytes_up > 5 * 4 * flatten(ours).size / 2, "masked words, and what masks take"
+    assert one.bytes_up_each == one.bytes_up / 5
 
 
 def test_a_sum_of_lora_is_the_devices_rounded_updates(

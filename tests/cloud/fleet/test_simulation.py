@@ -145,6 +145,9 @@ def test_what_must_not_count_is_refused_by_its_reason(
     result = simulated(plan, tiny, tmp_path / "fleet")
     assert result.rounds[1].refused == {reason: 1}
     assert result.rounds[1].updates == (3 if kind == "replay" else 2)
+    honest = simulated(replace(plan, attackers=Attackers()), tiny, tmp_path / "honest").rounds[1]
+    assert honest.bytes_up_each == honest.bytes_up / 3, "all that was sent was taken"
+    assert result.rounds[1].bytes_up_each == honest.bytes_up_each, "what was refused is no update's"
 
 
 def test_an_update_that_was_cut_off_counts_later_only_where_rounds_are_asynchronous(
