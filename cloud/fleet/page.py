@@ -132,12 +132,15 @@ def summary(result: FleetResult) -> str:
             f" the cluster learned no device's own; devices lost to a round: {lost}; "
             f"rounds abandoned: {abandoned} of {last.round}."
         )
+    private = ""
+    if last.epsilon is not None and last.delta is not None:
+        private = f" With noise: ε {last.epsilon:.2g} of all rounds, at δ {last.delta:.2g}."
     how = "thresholds certified for" if plan["recertify"] else "the first threshold certified for"
     return (
         f"{plan['devices']} devices, {last.round} rounds: {percent(first.escalation)} of the test "
         f"rows were escalated before the first, {percent(last.escalation)} after the last, at "
         f"{how} {promise}. The device alone was right on {percent(first.accuracy)}, then on "
-        f"{percent(last.accuracy)}.{masked}{kept}"
+        f"{percent(last.accuracy)}.{masked}{private}{kept}"
     )
 
 

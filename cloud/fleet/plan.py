@@ -235,12 +235,17 @@ class FleetPlan:
                 max_payload_bytes=16_000_000,
                 plan=self.training,
                 secure_aggregation=self.masks,
-                aggregation=self.aggregation.model_copy(
-                    update={"delta": usual_delta(self.devices)}
-                ),
+                aggregation=self._aggregation,
             )
         except ValidationError as problem:
             raise invalid(problem) from None
+
+    @property
+    def _aggregation(self) -> AggregationConfig:
+        """Of the coordinator: ε is told at the δ that is usual for so many devices."""
+        if self.aggregation.noise_multiplier is None:
+            return self.aggregation
+        return self.aggregation.model_copy(update={"delta": usual_delta(self.devices)})
 
     @property
     def masks(self) -> SecureAggregationConfig | None:
@@ -281,7 +286,7 @@ class FleetPlan:
         return value | {
             "mask_threshold": None if masks is None else masks.threshold,
             "training": self.training.model_dump(mode="json"),
-            "aggregation": self.aggregation.model_dump(mode="json"),
+            "aggregation": self._aggregation.model_dump(mode="json"),
         }
 
 

@@ -23,7 +23,7 @@ from cloud.fleet import (
     Partition,
     parts,
 )
-from cloud.fleet.page import summary
+from cloud.fleet.page import html_page, summary
 
 OPTIONS = ("red", "green", "blue")
 WORDS = ("house", "river", "light")
@@ -173,6 +173,13 @@ def test_noise_is_accounted_for(tiny: TinyBundle, tmp_path: Path) -> None:
     assert spent[2] is not None
     assert 0 < spent[1] < spent[2]
     assert result.rounds[1].delta == pytest.approx(3**-1.1)
+    told = f"ε {spent[2]:.2g} of all rounds, at δ 0.3."
+    assert told in summary(result)
+    assert told in html_page(result)
+    how = result.plan["aggregation"]
+    assert isinstance(how, dict)
+    assert how["delta"] == result.rounds[1].delta
+    assert PLAN.to_json()["aggregation"] == AggregationConfig().model_dump()
 
 
 def test_a_budget_ends_a_fleet_that_would_spend_more(tiny: TinyBundle, tmp_path: Path) -> None:
