@@ -198,7 +198,7 @@ def _simulate(args: argparse.Namespace) -> int:
         from cloud.fleet import BundleAt, FleetSimulation, parts
         from cloud.fleet.page import html_page, png, refusals, summary, table
         from edge import Bundle, bundle_path
-        from edge.training.gradient import check_trains
+        from edge.training.gradient import GradientSession, check_trains
     if args.processes < 0:
         raise InvalidInput("--processes", "must be at least 0")
     plan = _plan(args)
@@ -212,6 +212,10 @@ def _simulate(args: argparse.Namespace) -> int:
     path = bundle_path(args.bundle)
     bundle = Bundle.open(path, TrustStore(home.trust_dir()))
     check_trains(bundle.manifest)
+    if args.learner == "lora" and args.layers is not None:
+        most = len(GradientSession(bundle).layers)
+        if args.layers > most:
+            raise InvalidInput("--layers", f"must be at most {most}: the bundle trains no more")
     given = parts(
         rows,
         seed=plan.seed,
@@ -284,6 +288,10 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         raise InvalidInput("--most-epsilon", "is for --private fleets; add that, or leave it out")
     if args.ranks is not None and trained == "b":
         raise InvalidInput("--ranks", "needs --strategy product: B alone has one rank for all")
+    if args.trim is not None and args.rule != "trimmed_mean":
+        raise InvalidInput("--trim", "is for --rule trimmed_mean; add that, or leave it out")
+    if args.tolerate is not None and args.rule != "krum":
+        raise InvalidInput("--tolerate", "is for --rule krum; add that, or leave it out")
     if args.masked:
         _check_masked(args)
     elif args.mask_threshold is not None:
@@ -385,7 +393,7 @@ def _wording(path: Path | None, options: tuple[str, ...]) -> Task:
         return dataclasses.replace(generic(options), task_id="fleet")
     try:
         task = Task.from_json(json.loads(path.read_bytes()), where=path.name)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise InvalidInput(path.name, f"is not the JSON of a task ({problem})") from None
     if set(task.options) - {task.outside} != set(options) - {task.outside}:
         raise InvalidInput(path.name, "has other options than the data's answers")

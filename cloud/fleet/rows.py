@@ -130,6 +130,8 @@ def parts(
     Raises:
         InvalidInput: a part comes out too small to be of use.
     """
+    if most is not None and most < 1:
+        raise InvalidInput("develop", f"{most}: must be at least 1 row")
     given = _shared_out(rows, seed)
     rng = np.random.default_rng([seed, 1])
     made: dict[str, tuple[FleetRow, ...]] = {}
@@ -273,7 +275,7 @@ def _by_group(rows: Sequence[FleetRow], devices: int) -> list[int]:
 def _row(line: bytes, where: str, number: int, group: str) -> FleetRow:
     try:
         value = json.loads(line)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise InvalidInput(where, f"is not JSON ({problem})") from None
     fields = Fields(value, where)
 

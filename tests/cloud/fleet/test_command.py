@@ -186,6 +186,10 @@ def test_an_attack_that_there_is_not_is_refused(text: str) -> None:
     [
         (["--rule", "krum"], "minimum: comes to 1; krum needs 5 updates, and as many devices"),
         (["--partition", "by-group", "--group", "more"], "by-group needs rows of two or more"),
+        (["--develop", "-5"], "develop: -5: must be at least 1 row"),
+        (["--trim", "0.2"], "--trim: is for --rule trimmed_mean"),
+        (["--tolerate", "2", "--rule", "median"], "--tolerate: is for --rule krum"),
+        (["--layers", "99"], "--layers: must be at most 2: the bundle trains no more"),
     ],
 )
 def test_what_is_refused_leaves_no_folder(
@@ -221,6 +225,7 @@ def test_a_plan_out_of_range_is_refused() -> None:
     ("line", "message"),
     [
         ("{", "line 1.*not JSON"),
+        ("[" * 100_000, "line 1.*not JSON"),
         ('{"prompt": "a"}', "needs an answer, or out_of_scope"),
         ('{"prompt": " ", "answer": "b"}', "has an empty prompt"),
         ('{"prompt": "a", "answer": "b"}', "fewer than two different answers"),
