@@ -5,21 +5,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from cascade import home
+from cascade.cli.fleet_progress import FleetProgress
 from cascade.cli.interrupt import loading
-from cascade.cli.progress import ProgressLine
 from cascade.errors import InvalidInput
 from cascade.files import write_whole
 from cascade.signing import TrustStore
 from cascade.task import Task, generic
 
 if TYPE_CHECKING:
-    from cloud.fleet import FleetPlan, FleetResult, FleetRow, RoundFigures
+    from cloud.fleet import FleetPlan, FleetResult, FleetRow
+    from edge import Bundle
 
 _HELP: Final = """\
 Run many devices and one coordinator on this machine: the product's own code, over real sockets, in
@@ -193,12 +197,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verb.set_defaults(run=_simulate)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the coordinator logs out of the progress: the figures have it, too."""
+    log = logging.getLogger("ray.serve")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+@_quiet()
 def _simulate(args: argparse.Namespace) -> int:
     with loading():
         from cloud.fleet import BundleAt, FleetSimulation, parts
         from cloud.fleet.page import html_page, png, refusals, summary, table
-        from edge import Bundle, bundle_path
-        from edge.training.gradient import GradientSession, check_trains
     if args.processes < 0:
         raise InvalidInput("--processes", "must be at least 0")
     plan = _plan(args)
@@ -209,13 +224,7 @@ def _simulate(args: argparse.Namespace) -> int:
         how = ", or go on with its run by --resume" if held else ""
         raise InvalidInput("--out", f"{args.out} is there already; name a new folder{how}")
     task, rows, said = _data(args)
-    path = bundle_path(args.bundle)
-    bundle = Bundle.open(path, TrustStore(home.trust_dir()))
-    check_trains(bundle.manifest)
-    if args.learner == "lora" and args.layers is not None:
-        most = len(GradientSession(bundle).layers)
-        if args.layers > most:
-            raise InvalidInput("--layers", f"must be at most {most}: the bundle trains no more")
+    path, bundle = _bundle(args)
     given = parts(
         rows,
         seed=plan.seed,
@@ -223,7 +232,7 @@ def _simulate(args: argparse.Namespace) -> int:
         starting=plan.starting,
         outside=bool(task.outside),
     )
-    told = _Progress(plan.rounds)
+    told = FleetProgress(plan.rounds)
     try:
         simulation = FleetSimulation(
             out,
@@ -268,6 +277,20 @@ def _simulate(args: argparse.Namespace) -> int:
     if interrupted:
         raise KeyboardInterrupt
     return 0
+
+
+def _bundle(args: argparse.Namespace) -> tuple[Path, Bundle]:
+    with loading():
+        from edge import Bundle, bundle_path
+        from edge.training.gradient import GradientSession, check_trains
+    path = bundle_path(args.bundle)
+    bundle = Bundle.open(path, TrustStore(home.trust_dir()))
+    check_trains(bundle.manifest)
+    if args.learner == "lora" and args.layers is not None:
+        most = len(GradientSession(bundle).layers)
+        if args.layers > most:
+            raise InvalidInput("--layers", f"must be at most {most}: the bundle trains no more")
+    return path, bundle
 
 
 def _plan(args: argparse.Namespace) -> FleetPlan:
@@ -402,60 +425,3 @@ def _wording(path: Path | None, options: tuple[str, ...]) -> Task:
 
 def _write(out: Path, result: FleetResult) -> None:
     write_whole(out / "fleet.json", (json.dumps(result.to_json(), indent=1) + "\n").encode())
-
-
-class _Progress:
-    """A line for the start, and one for each round."""
-
-    def __init__(self, rounds: int) -> None:
-        self._rounds = rounds
-        self._line: ProgressLine | None = None
-        self._starting = False
-
-    def watch(
-        self,
-        stage: Literal["starting", "judge", "devices"],
-        round_number: int,
-        done: int,
-        total: int,
-    ) -> None:
-        """See ``cloud.fleet.simulation.Watcher``."""
-        if stage == "starting":
-            self._start(done, total)
-            return
-        self._started()
-        if self._line is None:
-            self._line = ProgressLine(f"round {round_number} of {self._rounds}", total, "devices")
-        if stage == "judge":
-            self._line.note(f"judging, {done:,} of {total:,} rows", again=done > 0)
-        else:
-            self._line.resize(total)
-            self._line.update(done)
-
-    def _start(self, done: int, total: int) -> None:
-        if self._line is None:
-            self._line, self._starting = ProgressLine("starting"), True
-            self._line.note("processes, coordinator and first adapter")
-        else:
-            self._line.resize(total)
-            self._line.update(done, "first adapter")
-
-    def _started(self) -> None:
-        if self._starting and self._line is not None:
-            self._line.done()
-            self._line, self._starting = None, False
-
-    def round(self, found: RoundFigures) -> None:
-        """End a round's line."""
-        self._started()
-        if self._line is not None:
-            verdict = f" · {found.verdict}" if found.verdict else ""
-            self._line.done(
-                f"escalated {found.escalation:.1%} · accuracy {found.accuracy:.1%}{verdict}"
-            )
-        self._line = None
-
-    def abandon(self) -> None:
-        """End a line without a verdict."""
-        if self._line is not None:
-            self._line.abandon()

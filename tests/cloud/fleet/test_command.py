@@ -155,6 +155,15 @@ def test_what_fails_at_the_start_closes_what_is_open(
     os.close(checkpoint.running(tmp_path / "out", first=True))
 
 
+def test_what_the_coordinator_logs_does_not_come_into_the_progress(
+    words: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    command = [*words, "--processes", "0", "--devices", "3", "--masked", "--dropout", "0.99"]
+    assert main(command) == 0
+    assert [each for each in caplog.records if each.name == "ray.serve"] == []
+
+
 def test_a_budget_of_epsilon_ends_the_run(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
