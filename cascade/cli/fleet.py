@@ -213,7 +213,7 @@ def _quiet() -> Iterator[None]:
 def _simulate(args: argparse.Namespace) -> int:
     with loading():
         from cloud.fleet import BundleAt, FleetSimulation, parts
-        from cloud.fleet.page import html_page, png, refusals, summary, table
+        from cloud.fleet.page import html_page, png, ran_out, refusals, summary, table
     if args.processes < 0:
         raise InvalidInput("--processes", "must be at least 0")
     plan = _plan(args)
@@ -250,6 +250,8 @@ def _simulate(args: argparse.Namespace) -> int:
     except BaseException:
         told.abandon()
         raise
+    if short := ran_out(simulation.lasting, plan.rounds):
+        told.say(short.strip())
     interrupted = False
     try:
         for each in simulation.run():

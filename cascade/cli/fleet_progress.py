@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Literal
 
 from cascade.cli.progress import ProgressLine
@@ -37,6 +38,11 @@ class FleetProgress:
         else:
             self._line.resize(total)
             self._line.update(done)
+
+    def say(self, text: str) -> None:
+        """Say something between two lines."""
+        self._started()
+        print(text, file=sys.stderr)
 
     def _start(self, done: int, total: int) -> None:
         if self._line is None:

@@ -99,6 +99,7 @@ class FleetResult:
         data: what the fleet was asked, for people.
         bundle: name and base digest of what devices run.
         parts: rows of each part.
+        lasting: see ``cloud.fleet.rows.lasting``.
         rounds: number 0 first.
         complete: whether all rounds of the plan were done.
         ended: why the coordinator opened no further round before they were; else empty.
@@ -108,6 +109,7 @@ class FleetResult:
     data: str
     bundle: tuple[str, str]
     parts: Mapping[str, int]
+    lasting: tuple[int, int]
     rounds: Sequence[RoundFigures]
     complete: bool
     ended: str

@@ -123,6 +123,7 @@ def summary(result: FleetResult) -> str:
     kept = "" if result.complete else " The run was ended early."
     if result.ended:
         kept = f" No further round was opened: {result.ended}."
+    kept = ran_out(result.lasting, last.round) + kept
     alpha = percent(cast(float, plan["alpha"]), 0)
     promise = f"at most {alpha} wrong among the answers kept"
     if plan["target"] == "excess":
@@ -145,6 +146,16 @@ def summary(result: FleetResult) -> str:
         f"{_certified(result)} {promise}. The device alone was right on {percent(first.accuracy)}, "
         f"then on {percent(last.accuracy)}.{masked}{private}{kept}"
     )
+
+
+def ran_out(lasting: tuple[int, int], rounds: int) -> str:
+    """That devices have too few rows for so many rounds, as a sentence; empty where they have
+    enough."""
+    fewest, most = lasting
+    if fewest >= rounds:
+        return ""
+    span = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return f" Devices have rows for {span} of the {rounds} rounds, and see nothing new after that."
 
 
 def _certified(result: FleetResult) -> str:

@@ -7,6 +7,7 @@ where that is known; a device that escalates then learns that instead.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -254,6 +255,13 @@ class Partition:
                 order = rng.permutation(len(owned))
                 owned[:] = [owned[place] for place in order]
         return [tuple(owner) for owner in owners]
+
+
+def lasting(owned: Sequence[Sequence[FleetRow]], per_round: int) -> tuple[int, int]:
+    """For how many rounds the devices have rows: the one with the fewest, and the one with the
+    most."""
+    rounds = [math.ceil(len(mine) / per_round) for mine in owned]
+    return min(rounds), max(rounds)
 
 
 def _by_group(rows: Sequence[FleetRow], devices: int) -> list[int]:

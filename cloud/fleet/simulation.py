@@ -27,7 +27,7 @@ from cloud.fleet.hosts import BundleAt, Hosts, InProcess, RayActors, RaySession,
 from cloud.fleet.interrupt import uninterrupted
 from cloud.fleet.plan import DAY_S, FleetPlan
 from cloud.fleet.referee import FleetGate, Referee, Standing
-from cloud.fleet.rows import FleetRow, Parts
+from cloud.fleet.rows import FleetRow, Parts, lasting
 from cloud.fleet.served import Weights
 from cloud.fleet.starting import starting_weights
 from edge.bundle import Bundle
@@ -97,6 +97,8 @@ class FleetSimulation:
         self._bundle, self._watch = bundle, watch
         self._ended = ""
         self._owned = plan.partition.share_out(rows.fleet, plan.devices, plan.seed)
+        self.lasting = lasting(self._owned, plan.per_round)
+        """For how many rounds devices have rows, see ``cloud.fleet.rows.lasting``."""
         with ExitStack() as opened:
             opened.callback(os.close, running(folder, first=True))
             what = identity(plan, task, rows, bundle.manifest.base_digest)
@@ -190,6 +192,7 @@ class FleetSimulation:
                 name: len(getattr(rows, name))
                 for name in ("develop", "certify", "test", "fleet", "out_of_scope", "starting")
             },
+            lasting=self.lasting,
             rounds=tuple(self._done),
             complete=len(self._done) == self._plan.rounds + 1,
             ended=self._ended,

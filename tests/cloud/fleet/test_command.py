@@ -170,8 +170,9 @@ def test_a_budget_of_epsilon_ends_the_run(
     command = [*words, "--processes", "0", "--rounds", "3", "--most-epsilon", "0.01"]
     assert main(command) == InvalidInput("most-epsilon", "").exit_code
     assert "is for --private fleets; add that, or leave it out" in capsys.readouterr().err
-    assert main([*command, "--private", "0.5"]) == 0
-    told = capsys.readouterr().out
+    assert main([*command, "--private", "0.5", "--per-round", "60"]) == 0
+    told, err = capsys.readouterr()
+    assert "Devices have rows for 2 of the 3 rounds" in err
     assert "No further round was opened: one more round would make ε" in told
     kept = json.loads((tmp_path / "out" / "fleet.json").read_text())
     assert len(kept["rounds"]) == 1

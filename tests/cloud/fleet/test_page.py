@@ -26,7 +26,7 @@ def result(plan: FleetPlan, *thresholds: float | None) -> FleetResult:
         )
         rounds.append(figures(number, standing, served=(1, "a" * 64)))
     parts = {"develop": 20, "test": 30, "fleet": 100, "starting": plan.starting}
-    return FleetResult(plan.to_json(), "data", ("tiny", "b" * 64), parts, rounds, True, "")
+    return FleetResult(plan.to_json(), "data", ("tiny", "b" * 64), parts, (2, 3), rounds, True, "")
 
 
 def test_the_summary_claims_no_certificate_that_there_is_not() -> None:
@@ -40,6 +40,14 @@ def test_the_summary_claims_no_certificate_that_there_is_not() -> None:
     )
     first = summary(result(replace(PLAN, recertify=False), 0.7, 0.7))
     assert f", at the first threshold certified {what}." in first
+
+
+def test_the_summary_says_for_how_long_the_rows_last() -> None:
+    enough, short = result(PLAN, 0.7, 0.8, 0.8), result(PLAN, 0.7, 0.8, 0.8, 0.8)
+    assert "have rows" not in summary(enough)
+    said = "Devices have rows for 2 to 3 of the 3 rounds, and see nothing new after that."
+    assert said in summary(short)
+    assert "rows for 2 of the 3 rounds" in summary(replace(short, lasting=(2, 2)))
 
 
 def test_the_page_is_about_this_run() -> None:
