@@ -154,6 +154,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     for name, kind, text in (*_FLEET, *_TRAINING):
         verb.add_argument(f"--{name}", type=kind, metavar="N", help=text)
+    verb.add_argument(
+        "--most-escape",
+        type=float,
+        default=0.03,
+        metavar="N",
+        help="so is a candidate that escalates less of what is out of scope by more (0.03)",
+    )
     verb.add_argument("--seed", type=int, default=0, metavar="S", help="of everything drawn (0)")
     verb.add_argument("--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)")
     verb.add_argument(
@@ -347,6 +354,7 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         partition=Partition.of(args.partition),
         learner=args.learner,
         recertify=not args.no_recertify,
+        most_escape=args.most_escape,
         target=args.target,
         dropout=args.dropout,
         attackers=Attackers() if args.byzantine is None else Attackers.of(args.byzantine),

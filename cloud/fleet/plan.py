@@ -110,6 +110,8 @@ class FleetPlan:
             as they are.
         most_less_kept: and so is one whose policy keeps a share of the certify part that is smaller
             by more than this, ≥ 0; not without ``recertify``.
+        most_escape: and one with which devices escalate a share of what is out of scope that is
+            smaller by more than this, ≥ 0, as a cluster's own gate has it; ``None`` does not ask.
         rank: of the adapter, ≥ 1.
         ranks: that devices train, in turn, each 1 to ``rank``; ``None`` for the adapter's. Needs
             training of both.
@@ -142,6 +144,7 @@ class FleetPlan:
     most_worse: float = 0.02
     gate_delta: float | None = None
     most_less_kept: float = 0.02
+    most_escape: float | None = None
     rank: int = 8
     ranks: tuple[int, ...] | None = None
     level: float = 0.5
@@ -309,6 +312,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "mask_threshold": (2, 100_000),
     "most_worse": (0, 1),
     "most_less_kept": (0, 1),
+    "most_escape": (0, 1),
     "rank": (1, 256),
     "level": (1e-6, 0.5),
     "least": (1, 100_000),

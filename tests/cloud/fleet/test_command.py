@@ -57,6 +57,7 @@ def test_it_writes_figures_a_picture_and_a_page(
     assert [each["round"] for each in result["rounds"]] == [0, 1]
     assert result["rounds"][1]["outcomes"]
     assert result["plan"]["partition"]["kind"] == "iid"
+    assert result["plan"]["most_escape"] == 0.03
     assert "starting: done" in told.err
     assert "round 1 of 1" in told.err
     assert (tmp_path / "out" / "fleet.png").read_bytes().startswith(b"\x89PNG")
