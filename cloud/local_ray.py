@@ -50,8 +50,6 @@ def start_ray(folder: Path, *, num_cpus: int, serving: bool = True) -> None:
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     )
     import ray
-    from ray import serve
-    from ray.serve.schema import LoggingConfig
 
     try:
         ray.init(
@@ -66,6 +64,9 @@ def start_ray(folder: Path, *, num_cpus: int, serving: bool = True) -> None:
             _temp_dir=str(folder),
         )
         if serving:
+            from ray import serve  # its loggers write to the terminal, once it is imported
+            from ray.serve.schema import LoggingConfig
+
             serve.start(
                 proxy_location="Disabled",
                 logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
@@ -95,10 +96,9 @@ def _stop() -> None:
     if "ray" not in sys.modules:  # it failed before there was anything to stop
         return
     import ray
-    from ray import serve
 
     try:
-        if ray.is_initialized():
+        if ray.is_initialized() and (serve := sys.modules.get("ray.serve")) is not None:
             cast(Any, serve).shutdown()
         ray.shutdown()
     except Exception:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from cascade import home
+from cascade.cli.fleet_progress import FleetProgress
 from cascade.cli.interrupt import loading
-from cascade.cli.progress import ProgressLine
 from cascade.errors import InvalidInput
 from cascade.files import write_whole
 from cascade.signing import TrustStore
 from cascade.task import Task, generic
 
 if TYPE_CHECKING:
-    from cloud.fleet import FleetPlan, FleetResult, FleetRow, RoundFigures
+    from cloud.fleet import FleetPlan, FleetResult, FleetRow
+    from edge import Bundle
 
 _HELP: Final = """\
 Run many devices and one coordinator on this machine: the product's own code, over real sockets, in
@@ -150,6 +154,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     for name, kind, text in (*_FLEET, *_TRAINING):
         verb.add_argument(f"--{name}", type=kind, metavar="N", help=text)
+    verb.add_argument(
+        "--most-escape",
+        type=float,
+        default=0.03,
+        metavar="N",
+        help="so is a candidate that escalates less of what is out of scope by more (0.03)",
+    )
     verb.add_argument("--seed", type=int, default=0, metavar="S", help="of everything drawn (0)")
     verb.add_argument("--bundle", metavar="NAME|DIR", help="device bundle (default: SmolLM2-135M)")
     verb.add_argument(
@@ -193,12 +204,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verb.set_defaults(run=_simulate)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the coordinator logs out of the progress: the figures have it, too."""
+    log = logging.getLogger("ray.serve")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+@_quiet()
 def _simulate(args: argparse.Namespace) -> int:
     with loading():
         from cloud.fleet import BundleAt, FleetSimulation, parts
-        from cloud.fleet.page import html_page, png, refusals, summary, table
-        from edge import Bundle, bundle_path
-        from edge.training.gradient import check_trains
+        from cloud.fleet.page import html_page, png, ran_out, refusals, summary, table
     if args.processes < 0:
         raise InvalidInput("--processes", "must be at least 0")
     plan = _plan(args)
@@ -209,9 +231,7 @@ def _simulate(args: argparse.Namespace) -> int:
         how = ", or go on with its run by --resume" if held else ""
         raise InvalidInput("--out", f"{args.out} is there already; name a new folder{how}")
     task, rows, said = _data(args)
-    path = bundle_path(args.bundle)
-    bundle = Bundle.open(path, TrustStore(home.trust_dir()))
-    check_trains(bundle.manifest)
+    path, bundle = _bundle(args)
     given = parts(
         rows,
         seed=plan.seed,
@@ -219,21 +239,26 @@ def _simulate(args: argparse.Namespace) -> int:
         starting=plan.starting,
         outside=bool(task.outside),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    told = _Progress(plan.rounds)
-    simulation = FleetSimulation(
-        out,
-        plan,
-        task,
-        bundle,
-        BundleAt(path.absolute(), home.trust_dir()),
-        rows=given,
-        trunk=(args.trunk or out / "trunk").absolute(),
-        processes=args.processes,
-        data=said,
-        watch=told.watch,
-        resume=args.resume,
-    )
+    told = FleetProgress(plan.rounds)
+    try:
+        simulation = FleetSimulation(
+            out,
+            plan,
+            task,
+            bundle,
+            BundleAt(path.absolute(), home.trust_dir()),
+            rows=given,
+            trunk=(args.trunk or out / "trunk").absolute(),
+            processes=args.processes,
+            data=said,
+            watch=told.watch,
+            resume=args.resume,
+        )
+    except BaseException:
+        told.abandon()
+        raise
+    if short := ran_out(simulation.lasting, plan.rounds):
+        told.say(short.strip())
     interrupted = False
     try:
         for each in simulation.run():
@@ -263,11 +288,26 @@ def _simulate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bundle(args: argparse.Namespace) -> tuple[Path, Bundle]:
+    with loading():
+        from edge import Bundle, bundle_path
+        from edge.training.gradient import GradientSession, check_trains
+    path = bundle_path(args.bundle)
+    bundle = Bundle.open(path, TrustStore(home.trust_dir()))
+    check_trains(bundle.manifest)
+    if args.learner == "lora" and args.layers is not None:
+        most = len(GradientSession(bundle).layers)
+        if args.layers > most:
+            raise InvalidInput("--layers", f"must be at most {most}: the bundle trains no more")
+    return path, bundle
+
+
 def _plan(args: argparse.Namespace) -> FleetPlan:
     from pydantic import ValidationError
 
     from cloud.federation.config import AggregationConfig, PlanConfig
     from cloud.fleet import Attackers, FleetPlan, Partition
+    from cloud.fleet.plan import invalid
 
     trained: Literal["b", "both"] = "b" if args.strategy == "ffa" else "both"
     if trained == "both" and (args.rule not in ("mean", "krum") or args.server != "plain"):
@@ -280,6 +320,10 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         raise InvalidInput("--most-epsilon", "is for --private fleets; add that, or leave it out")
     if args.ranks is not None and trained == "b":
         raise InvalidInput("--ranks", "needs --strategy product: B alone has one rank for all")
+    if args.trim is not None and args.rule != "trimmed_mean":
+        raise InvalidInput("--trim", "is for --rule trimmed_mean; add that, or leave it out")
+    if args.tolerate is not None and args.rule != "krum":
+        raise InvalidInput("--tolerate", "is for --rule krum; add that, or leave it out")
     if args.masked:
         _check_masked(args)
     elif args.mask_threshold is not None:
@@ -302,8 +346,7 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
             },
         )
     except ValidationError as problem:
-        first = problem.errors()[0]
-        raise InvalidInput(".".join(map(str, first["loc"])), first["msg"]) from None
+        raise invalid(problem) from None
     return FleetPlan(
         devices=args.devices,
         rounds=args.rounds,
@@ -311,6 +354,7 @@ def _plan(args: argparse.Namespace) -> FleetPlan:
         partition=Partition.of(args.partition),
         learner=args.learner,
         recertify=not args.no_recertify,
+        most_escape=args.most_escape,
         target=args.target,
         dropout=args.dropout,
         attackers=Attackers() if args.byzantine is None else Attackers.of(args.byzantine),
@@ -382,7 +426,7 @@ def _wording(path: Path | None, options: tuple[str, ...]) -> Task:
         return dataclasses.replace(generic(options), task_id="fleet")
     try:
         task = Task.from_json(json.loads(path.read_bytes()), where=path.name)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise InvalidInput(path.name, f"is not the JSON of a task ({problem})") from None
     if set(task.options) - {task.outside} != set(options) - {task.outside}:
         raise InvalidInput(path.name, "has other options than the data's answers")
@@ -391,37 +435,3 @@ def _wording(path: Path | None, options: tuple[str, ...]) -> Task:
 
 def _write(out: Path, result: FleetResult) -> None:
     write_whole(out / "fleet.json", (json.dumps(result.to_json(), indent=1) + "\n").encode())
-
-
-class _Progress:
-    """A line for each round."""
-
-    def __init__(self, rounds: int) -> None:
-        self._rounds = rounds
-        self._line: ProgressLine | None = None
-
-    def watch(
-        self, stage: Literal["judge", "devices"], round_number: int, done: int, total: int
-    ) -> None:
-        """See ``cloud.fleet.simulation.Watcher``."""
-        if self._line is None:
-            self._line = ProgressLine(f"round {round_number} of {self._rounds}", total, "devices")
-        if stage == "judge":
-            self._line.note(f"judging, {done:,} of {total:,} rows", again=done > 0)
-        else:
-            self._line.resize(total)
-            self._line.update(done)
-
-    def round(self, found: RoundFigures) -> None:
-        """End a round's line."""
-        if self._line is not None:
-            verdict = f" · {found.verdict}" if found.verdict else ""
-            self._line.done(
-                f"escalated {found.escalation:.1%} · accuracy {found.accuracy:.1%}{verdict}"
-            )
-        self._line = None
-
-    def abandon(self) -> None:
-        """End a line without a verdict."""
-        if self._line is not None:
-            self._line.abandon()

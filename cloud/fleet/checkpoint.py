@@ -106,7 +106,7 @@ class Checkpoints:
             return None
         if not resume:
             raise InvalidInput("folder", f"{self._folder} holds a run; resume it, or take another")
-        if differing := _differences(json.loads(known.read_bytes()), self._what):
+        if differing := _differences(_kept(known), self._what):
             raise InvalidInput("resume", f"{self._folder} holds another run: {differing}")
         whole = sorted((self._folder / _WHOLE).glob("[0-9]*"))
         shutil.rmtree(self._folder / DEVICES, ignore_errors=True)
@@ -119,9 +119,7 @@ class Checkpoints:
         try:
             return Checkpoint.from_bytes((whole[-1] / "checkpoint.json").read_bytes())
         except (OSError, ValueError, TypeError, KeyError) as problem:
-            raise CascadeError(
-                f"{whole[-1]} cannot be read ({problem}); run it again in a new folder"
-            ) from None
+            raise _damaged(whole[-1], problem) from None
 
     def keep(self, now: Checkpoint) -> None:
         """Keep the folder as it is, while nobody changes it."""
@@ -161,6 +159,21 @@ def running(folder: Path, *, first: bool = False) -> int:
             time.sleep(0.2)
     fcntl.flock(lock, fcntl.LOCK_SH)
     return lock
+
+
+def _kept(path: Path) -> dict[str, object]:
+    """The identity of a run that was begun."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as problem:
+        raise _damaged(path, problem) from None
+    if not isinstance(value, dict):
+        raise _damaged(path, "it is no JSON object")
+    return value
+
+
+def _damaged(path: Path, why: object) -> CascadeError:
+    return CascadeError(f"{path} cannot be read ({why}); run it again in a new folder")
 
 
 def _differences(there: Mapping[str, object], here: Mapping[str, object]) -> str:

@@ -4,25 +4,22 @@ them, on the loopback of this machine, with the simulation's clock."""
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
 
 import numpy as np
-from pydantic import ValidationError
 
-from cascade.errors import InvalidInput, RemoteError
+from cascade.errors import RemoteError
 from cascade.remote import RemoteEvent
-from cascade.signing import TrustStore
+from cascade.signing import SigningKey, TrustStore
 from cascade.wire import ClientProfile, KeyRing, OpenRequest, new_key
 from cloud.federation.account import account
 from cloud.federation.adapters import Adapters, parts_of
 from cloud.federation.budget import standing_still
-from cloud.federation.config import FederationConfig
 from cloud.federation.coordinator import Coordinator
 from cloud.federation.database import Database, Transaction
 from cloud.federation.desk import Desk
 from cloud.federation.phases import Standing, standing
-from cloud.federation.privacy import usual_delta
 from cloud.federation.refusals import counters
 from cloud.federation.rounds import Round, collecting, in_state, latest, recent
 from cloud.federation.seams import Gate
@@ -36,10 +33,6 @@ from cloud.tls import ensure_local_tls
 from edge.adapter import write_adapter
 from edge.bundle import Bundle
 from edge.portal import Portal
-
-DAY_S: Final = 86_400.0
-"""Of the simulation's time between two rounds: what real devices' budgets are for."""
-_LEASE_S: Final = 10 * DAY_S
 
 
 class FleetCluster:
@@ -78,8 +71,23 @@ class FleetCluster:
             )
             start = self._registry.publish(path, trust).artifact.digest
         self.start = start
-        self._config = federation_config(plan, folder, start)
+        self._config = plan.federation(start, str(folder / STORE))
+        with ExitStack() as opened:
+            self._open(opened, folder, plan, publisher, gate=gate, now=now)
+            self._opened = opened.pop_all()
+
+    def _open(
+        self,
+        opened: ExitStack,
+        folder: Path,
+        plan: FleetPlan,
+        publisher: SigningKey,
+        *,
+        gate: Callable[[FleetCluster], Gate],
+        now: Callable[[], float],
+    ) -> None:
         self._database = Database(self._config.store_url)
+        opened.callback(self._database.close)
         self._adapters = Adapters(self._registry, publisher)
         self._coordinator = Coordinator(
             self._database,
@@ -95,9 +103,10 @@ class FleetCluster:
         files = GatewayFiles(tls.certificate, tls.key, folder / "api-keys", ca=tls.ca)
         KeyRing().with_key("fleet", key).save(files.api_keys)
         self._portal = Portal()
-        self._door = self._portal.call(_opened(files, desk, Delivery(self._registry)))
-        ca = tls.ca.read_bytes()
-        self.profile = ClientProfile(f"localhost:{self._door.port}", ca, key)
+        opened.callback(self._portal.close)
+        door = self._portal.call(_opened(files, desk, Delivery(self._registry)))
+        opened.callback(lambda: self._portal.call(door.close(0.2)))
+        self.profile = ClientProfile(f"localhost:{door.port}", tls.ca.read_bytes(), key)
         self._portal.call(self._coordinator.start())
 
     def tick(self) -> None:
@@ -153,39 +162,7 @@ class FleetCluster:
 
     def close(self) -> None:
         """Stop taking calls, and close the store."""
-        self._portal.call(self._door.close(0.2))
-        self._portal.close()
-        self._database.close()
-
-
-def federation_config(plan: FleetPlan, folder: Path, start: str) -> FederationConfig:
-    """The coordinator's configuration for a simulation.
-
-    Raises:
-        InvalidInput: its rule cannot go by as few updates as a round may have.
-    """
-    synchronous = plan.mode == "synchronous"
-    try:
-        return FederationConfig(
-            adapter=start,
-            store=str(folder / STORE),
-            mode=plan.mode,
-            goal=plan.updates,
-            minimum=plan.fewest,
-            cohort=plan.devices if synchronous else max(plan.devices, plan.updates),
-            round_s=DAY_S,
-            lease_s=_LEASE_S,
-            min_separation_s=0.0,
-            retry_s=(0.0, 1.0),
-            checkins_per_s=1_000_000,
-            max_payload_bytes=16_000_000,
-            plan=plan.training,
-            secure_aggregation=plan.masks,
-            aggregation=plan.aggregation.model_copy(update={"delta": usual_delta(plan.devices)}),
-        )
-    except ValidationError as problem:
-        said = problem.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InvalidInput("aggregation", said) from None
+        self._opened.close()
 
 
 async def _opened(files: GatewayFiles, desk: Desk, delivery: Delivery) -> FrontDoor:

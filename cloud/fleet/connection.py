@@ -28,12 +28,13 @@ class Connection(GrpcFederation):
         bytes_up: of payloads that were sent to the end, and of messages under masks. What is said
             again, because the others have not come yet, counts once a round: how often that is
             depends on who comes first.
+        messages_up: of them, the messages.
     """
 
     def __init__(self, profile: ClientProfile) -> None:
         super().__init__(profile, deadline_s=120.0)
         self.lost: Absence = "none"
-        self.bytes_up = 0
+        self.bytes_up = self.messages_up = 0
         self._absence: Absence = "none"
         self._joined = False
         self._said: set[tuple[str, Phase]] = set()
@@ -62,6 +63,7 @@ class Connection(GrpcFederation):
         if said not in self._said:
             self._said.add(said)
             self.bytes_up += len(message.payload)
+            self.messages_up += len(message.payload)
         reply = await super().exchange(message)
         self._joined = self._joined or message.phase == "advertise_keys"
         return reply

@@ -58,8 +58,8 @@ class TurnResult:
         outcome: of its last step; ``off`` where it took none.
         note: why.
         lost: how the device was lost to the round; ``none`` where it was not.
-        bytes_up, bytes_down: payloads of updates and, under masks, of messages, see
-            ``Connection``; and adapters that were fetched.
+        bytes_up, messages_up: see ``Connection``.
+        bytes_down: adapters that were fetched.
         examples: in its store afterwards.
     """
 
@@ -70,6 +70,7 @@ class TurnResult:
     note: str
     lost: Absence
     bytes_up: int
+    messages_up: int
     bytes_down: int
     examples: int
 
@@ -191,7 +192,7 @@ class SimulatedDevice:
         """
         escalated = self._answer(rows, probabilities, policy)
         outcome, note, before = "off", "", self._fetched()
-        up = self._connection.bytes_up
+        up, said = self._connection.bytes_up, self._connection.messages_up
         self._connection.absent(absence)
         if absence != "off":
             # An update that is left from the round before goes first; then there is this one.
@@ -210,13 +211,14 @@ class SimulatedDevice:
             note,
             self._connection.lost,
             self._connection.bytes_up - up,
+            self._connection.messages_up - said,
             self._fetched() - before,
             len(self._store.examples()),
         )
 
     async def go_on(self, before: TurnResult) -> TurnResult:
         """Take the next step of a round under masks, and add it to what was done before in it."""
-        up = self._connection.bytes_up
+        up, said = self._connection.bytes_up, self._connection.messages_up
         done = await self._participant.step()
         if done.outcome == "waiting":
             self._clock.wall_s += done.wait_s + 1
@@ -227,6 +229,7 @@ class SimulatedDevice:
             note=done.note,
             lost=self._connection.lost,
             bytes_up=before.bytes_up + self._connection.bytes_up - up,
+            messages_up=before.messages_up + self._connection.messages_up - said,
         )
 
     def remember(self) -> None:

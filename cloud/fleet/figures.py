@@ -35,6 +35,7 @@ class RoundFigures:
         outcomes: of the devices' steps, by name.
         lost: devices that were lost to the round, by how; see ``cloud.fleet.connection.Absence``.
         updates: that the coordinator took in the round.
+        bytes_taken: of the payloads of these updates, and of the messages that masks take.
         bytes_up, bytes_down: of all devices in the round: payloads of updates, and of the messages
             that masks take; and adapters.
         refused: updates by the reason for which they did not count.
@@ -64,6 +65,7 @@ class RoundFigures:
     outcomes: Mapping[str, int]
     lost: Mapping[str, int]
     updates: int
+    bytes_taken: int
     bytes_up: int
     bytes_down: int
     refused: Mapping[str, int]
@@ -85,7 +87,7 @@ class RoundFigures:
     @property
     def bytes_up_each(self) -> float | None:
         """Mean of an update that was taken; ``None`` without any."""
-        return self.bytes_up / self.updates if self.updates else None
+        return self.bytes_taken / self.updates if self.updates else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class FleetResult:
         data: what the fleet was asked, for people.
         bundle: name and base digest of what devices run.
         parts: rows of each part.
+        lasting: see ``cloud.fleet.rows.lasting``.
         rounds: number 0 first.
         complete: whether all rounds of the plan were done.
         ended: why the coordinator opened no further round before they were; else empty.
@@ -106,6 +109,7 @@ class FleetResult:
     data: str
     bundle: tuple[str, str]
     parts: Mapping[str, int]
+    lasting: tuple[int, int]
     rounds: Sequence[RoundFigures]
     complete: bool
     ended: str
@@ -157,6 +161,7 @@ def figures(
         outcomes=dict(sorted(Counter(turn.outcome for turn in turns).items())),
         lost=dict(sorted(Counter(turn.lost for turn in turns if turn.lost != "none").items())),
         updates=counts.get("committed", 0),
+        bytes_taken=counts.get("committed_bytes", 0) + sum(turn.messages_up for turn in turns),
         bytes_up=sum(turn.bytes_up for turn in turns),
         bytes_down=sum(turn.bytes_down for turn in turns),
         refused={

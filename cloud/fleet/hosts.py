@@ -192,7 +192,12 @@ class InProcess:
     def __init__(self, setting: Setting, bundle: BundleAt, trunk: Path) -> None:
         # A loop cannot run inside another one's thread: the host has a thread of its own.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cascade-fleet")
-        self._host = self._thread.submit(Host, setting, bundle, trunk).result()
+        opening = self._thread.submit(Host, setting, bundle, trunk)
+        try:
+            self._host = opening.result()
+        except BaseException:
+            self._thread.shutdown()
+            raise
 
     def turns(
         self, turns: Sequence[Turn], weights: Weights, policy: ServedPolicy, wall_s: float
@@ -235,10 +240,13 @@ class RaySession:
     def __init__(self, count: int) -> None:
         from cloud.local_ray import start_ray
 
-        self.count = count
         # Names of Ray's sockets have a limit that the simulation's own folder may be beyond.
         self._folder = Path(tempfile.mkdtemp(prefix="cascade-"))
-        start_ray(self._folder, num_cpus=count, serving=False)
+        try:
+            start_ray(self._folder, num_cpus=count, serving=False)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Stop it."""
@@ -249,19 +257,14 @@ class RaySession:
 
 
 class RayActors:
-    """Hosts as Ray actors, of which device ``n`` lives on number n mod count; ends the session."""
+    """Hosts as Ray actors, of which device ``n`` lives on number n mod count."""
 
-    def __init__(
-        self, session: RaySession, setting: Setting, bundle: BundleAt, trunk: Path
-    ) -> None:
+    def __init__(self, count: int, setting: Setting, bundle: BundleAt, trunk: Path) -> None:
         import ray
 
         self._ray = ray
-        self._session = session
         actor = ray.remote(num_cpus=1)(Host)
-        self._actors: list[Any] = [
-            actor.remote(setting, bundle, trunk) for _ in range(session.count)
-        ]
+        self._actors: list[Any] = [actor.remote(setting, bundle, trunk) for _ in range(count)]
 
     def turns(
         self, turns: Sequence[Turn], weights: Weights, policy: ServedPolicy, wall_s: float
@@ -301,7 +304,6 @@ class RayActors:
         # An actor that was killed has nothing to close.
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.get([each.close.remote() for each in self._actors], timeout=_CLOSE_S)
-        self._session.close()
 
 
 def _pieces(rows: Sequence[FleetRow]) -> list[list[FleetRow]]:

@@ -39,6 +39,10 @@ def _risk(each: RoundFigures) -> str:
 
 _RISK: Final = "wrong of kept"
 _RISK_OF: Final = {"risk": _RISK, "excess": "only teacher right"}
+_RISK_NOTE: Final = {
+    "risk": "is the share of wrong answers among those kept",
+    "excess": "is the share of all test rows that are kept and wrong though the teacher is right",
+}
 
 COLUMNS: Final[tuple[tuple[str, Callable[[RoundFigures], str]], ...]] = (
     ("round", lambda each: str(each.round)),
@@ -101,14 +105,14 @@ def html_page(result: FleetResult) -> str:
         names="".join(f'<th scope="col">{html(name)}</th>' for name in _names(result)),
         rows=rows,
         picture=svg_element(_draw(result)),
-        picture_text=html("Five line charts over the rounds; the table has their figures."),
+        picture_text=html("Six line charts over the rounds; the table has their figures."),
+        start=html(_start(result)),
+        risk=_risk_note(result),
         refused=html(refusals(result)),
         data=html(result.data),
         bundle=html(f"{result.bundle[0]} ({result.bundle[1][:12]}…)"),
         parts=html(", ".join(f"{name.replace('_', ' ')} {n}" for name, n in result.parts.items())),
-        plan="".join(
-            f"<dt>{html(key)}</dt><dd>{html(str(value))}</dd>" for key, value in _plan(result)
-        ),
+        plan="".join(f"<dt>{html(key)}</dt><dd>{html(value)}</dd>" for key, value in _plan(result)),
     )
 
 
@@ -119,6 +123,7 @@ def summary(result: FleetResult) -> str:
     kept = "" if result.complete else " The run was ended early."
     if result.ended:
         kept = f" No further round was opened: {result.ended}."
+    kept = ran_out(result.lasting, last.round) + kept
     alpha = percent(cast(float, plan["alpha"]), 0)
     promise = f"at most {alpha} wrong among the answers kept"
     if plan["target"] == "excess":
@@ -132,12 +137,50 @@ def summary(result: FleetResult) -> str:
             f" the cluster learned no device's own; devices lost to a round: {lost}; "
             f"rounds abandoned: {abandoned} of {last.round}."
         )
-    how = "thresholds certified for" if plan["recertify"] else "the first threshold certified for"
+    private = ""
+    if last.epsilon is not None and last.delta is not None:
+        private = f" With noise: ε {last.epsilon:.2g} of all rounds, at δ {last.delta:.2g}."
     return (
         f"{plan['devices']} devices, {last.round} rounds: {percent(first.escalation)} of the test "
-        f"rows were escalated before the first, {percent(last.escalation)} after the last, at "
-        f"{how} {promise}. The device alone was right on {percent(first.accuracy)}, then on "
-        f"{percent(last.accuracy)}.{masked}{kept}"
+        f"rows were escalated before the first, {percent(last.escalation)} after the last"
+        f"{_certified(result)} {promise}. The device alone was right on {percent(first.accuracy)}, "
+        f"then on {percent(last.accuracy)}.{masked}{private}{kept}"
+    )
+
+
+def ran_out(lasting: tuple[int, int], rounds: int) -> str:
+    """That devices have too few rows for so many rounds, as a sentence; empty where they have
+    enough."""
+    fewest, most = lasting
+    if fewest >= rounds:
+        return ""
+    span = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return f" Devices have rows for {span} of the {rounds} rounds, and see nothing new after that."
+
+
+def _certified(result: FleetResult) -> str:
+    """At which thresholds; what they promise stands behind it."""
+    without = [str(each.round) for each in result.rounds if each.threshold is None]
+    if len(without) == len(result.rounds):
+        return ": no threshold could be certified for"
+    anew = result.plan["recertify"]
+    what = ", at thresholds certified" if anew else ", at the first threshold certified"
+    if without:
+        what += f" (none could be in round {', '.join(without)})"
+    return f"{what} for"
+
+
+def _start(result: FleetResult) -> str:
+    count = result.parts["starting"]
+    learned = f", of an adapter that was trained on {count} labelled rows" if count else ""
+    return f"Round 0 is before the first round{learned}."
+
+
+def _risk_note(result: FleetResult) -> str:
+    target = str(result.plan["target"])
+    return (
+        f"<em>{html(_RISK_OF[target].capitalize())}</em> {html(_RISK_NOTE[target])}, with its "
+        "95&nbsp;% interval (Wilson)."
     )
 
 
@@ -221,8 +264,38 @@ def _lines(
     axes.set_ylim(bottom=0)
 
 
-def _plan(result: FleetResult) -> list[tuple[str, object]]:
-    return [(key.replace("_", " "), value) for key, value in result.plan.items()]
+def _plan(result: FleetResult) -> list[tuple[str, str]]:
+    """What was asked for, in words; what is off is left out."""
+    plan = result.plan
+    partition = cast(Mapping[str, object], plan["partition"])
+    attackers = cast(Mapping[str, float], plan["attackers"])
+    how = dict(cast(Mapping[str, object], plan["aggregation"]))
+    if how["noise_multiplier"] is None:
+        del how["delta"]  # of ε, which there is none of
+    shown = dict(plan) | {
+        "partition": partition["kind"]
+        if partition["kind"] != "dirichlet"
+        else f"dirichlet:{partition['alpha']}",
+        "attackers": f"{attackers['share']}:{attackers['kind']}" if attackers["share"] else None,
+        "aggregation": how,
+    }
+    return [
+        (key.replace("_", " "), _worded(value)) for key, value in shown.items() if value is not None
+    ]
+
+
+def _worded(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(
+            f"{name.replace('_', ' ')} {_worded(each)}"
+            for name, each in value.items()
+            if each is not None
+        )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _share(value: float | None) -> str:

@@ -7,9 +7,17 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Final, Literal, Self, get_args
 
+from pydantic import ValidationError
+
 from cascade.errors import InvalidInput
 from cascade.federation.masking.messages import MAX_COHORT
-from cloud.federation.config import AggregationConfig, PlanConfig, SecureAggregationConfig
+from cloud.federation.config import (
+    AggregationConfig,
+    FederationConfig,
+    PlanConfig,
+    SecureAggregationConfig,
+)
+from cloud.federation.privacy import usual_delta
 from cloud.fleet.rows import Partition
 from edge.examples import CurationRules
 
@@ -25,6 +33,11 @@ what is masked are integers.
 """
 LEAST_MASKED: Final = 3
 """Devices, fewer than which no simulated device is summed with: the default of real ones."""
+DAY_S: Final = 86_400.0
+"""Of the simulation's time between two rounds: what real devices' budgets are for."""
+_LEASE_S: Final = 10 * DAY_S
+_NONE: Final = "0" * 64
+"""Stands for the digest of an adapter that is not there yet."""
 Learner = Literal["lora", "head"]
 Bounded = Literal["risk", "excess"]
 
@@ -97,6 +110,8 @@ class FleetPlan:
             as they are.
         most_less_kept: and so is one whose policy keeps a share of the certify part that is smaller
             by more than this, ≥ 0; not without ``recertify``.
+        most_escape: and one with which devices escalate a share of what is out of scope that is
+            smaller by more than this, ≥ 0, as a cluster's own gate has it; ``None`` does not ask.
         rank: of the adapter, ≥ 1.
         ranks: that devices train, in turn, each 1 to ``rank``; ``None`` for the adapter's. Needs
             training of both.
@@ -129,6 +144,7 @@ class FleetPlan:
     most_worse: float = 0.02
     gate_delta: float | None = None
     most_less_kept: float = 0.02
+    most_escape: float | None = None
     rank: int = 8
     ranks: tuple[int, ...] | None = None
     level: float = 0.5
@@ -162,6 +178,8 @@ class FleetPlan:
             self._check_masks()
         elif self.mask_threshold is not None:
             raise InvalidInput("mask_threshold", "is for masked rounds")
+        self._check_krum()
+        self.federation(_NONE, None)  # says so now if there are no such rounds
 
     def _check_masks(self) -> None:
         how = self.aggregation.rule, self.training.trained, self.mode
@@ -182,6 +200,55 @@ class FleetPlan:
                 f"must be {fewest} to {self.devices}: more than half of the devices, no less than "
                 f"the minimum and {LEAST_MASKED}",
             )
+
+    def _check_krum(self) -> None:
+        how = self.aggregation
+        needed = 2 * how.byzantine + 3
+        if how.rule == "krum" and self.fewest < needed:
+            raise InvalidInput(
+                "minimum",
+                f"comes to {self.fewest}; krum needs {needed} updates, and as many devices, to "
+                f"withstand {how.byzantine} hostile",
+            )
+
+    def federation(self, adapter: str, store: str | None) -> FederationConfig:
+        """The coordinator's configuration.
+
+        Arguments:
+            adapter: digest of the one that the first round starts from.
+            store: path of the coordinator's store.
+
+        Raises:
+            InvalidInput: there are no such rounds.
+        """
+        synchronous = self.mode == "synchronous"
+        try:
+            return FederationConfig(
+                adapter=adapter,
+                store=store,
+                mode=self.mode,
+                goal=self.updates,
+                minimum=self.fewest,
+                cohort=self.devices if synchronous else max(self.devices, self.updates),
+                round_s=DAY_S,
+                lease_s=_LEASE_S,
+                min_separation_s=0.0,
+                retry_s=(0.0, 1.0),
+                checkins_per_s=1_000_000,
+                max_payload_bytes=16_000_000,
+                plan=self.training,
+                secure_aggregation=self.masks,
+                aggregation=self._aggregation,
+            )
+        except ValidationError as problem:
+            raise invalid(problem) from None
+
+    @property
+    def _aggregation(self) -> AggregationConfig:
+        """Of the coordinator: ε is told at the δ that is usual for so many devices."""
+        if self.aggregation.noise_multiplier is None:
+            return self.aggregation
+        return self.aggregation.model_copy(update={"delta": usual_delta(self.devices)})
 
     @property
     def masks(self) -> SecureAggregationConfig | None:
@@ -222,8 +289,15 @@ class FleetPlan:
         return value | {
             "mask_threshold": None if masks is None else masks.threshold,
             "training": self.training.model_dump(mode="json"),
-            "aggregation": self.aggregation.model_dump(mode="json"),
+            "aggregation": self._aggregation.model_dump(mode="json"),
         }
+
+
+def invalid(problem: ValidationError) -> InvalidInput:
+    """The first thing that is wrong with a configuration."""
+    first = problem.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "plan"
+    return InvalidInput(where, first["msg"].removeprefix("Value error, "))
 
 
 _RANGES: Final[dict[str, tuple[float, float]]] = {
@@ -238,6 +312,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "mask_threshold": (2, 100_000),
     "most_worse": (0, 1),
     "most_less_kept": (0, 1),
+    "most_escape": (0, 1),
     "rank": (1, 256),
     "level": (1e-6, 0.5),
     "least": (1, 100_000),

@@ -93,6 +93,10 @@ _AT_ONCE: Final = 100
 second."""
 
 
+_NOTHING: Final = 1e-9
+"""Of a difference: rounding."""
+
+
 class Answering(Protocol):
     """What computes answers: ``cloud.fleet.hosts.Hosts``, for one."""
 
@@ -210,8 +214,9 @@ def _fitted(scores: Floats, right: Bools) -> ConfidenceModel:
 
 class FleetGate:
     """Lets a candidate through unless it is worse than the adapter that its round started from: in
-    its accuracy on the develop part (or unless it is *shown* not to be, with ``gate_delta``), or in
-    what the policy certified for it keeps.
+    its accuracy on the develop part (or unless it is *shown* not to be, with ``gate_delta``), in
+    what the policy certified for it keeps, or, where the plan asks, in what it escalates of the
+    inputs that are out of scope.
 
     Arguments:
         plan: by how much it may be.
@@ -236,6 +241,11 @@ class FleetGate:
             less = before.coverage - after.coverage
             said += f", kept of the certify part {-less:+.3f}"
             worse = worse or less > plan.most_less_kept
+        mine, theirs = after.out_of_scope, before.out_of_scope
+        if plan.most_escape is not None and mine is not None and theirs is not None:
+            escaped = theirs - mine
+            said += f", escalated of what is out of scope {-escaped:+.3f}"
+            worse = worse or escaped > plan.most_escape + _NOTHING
         return ("rejected" if worse else "approved"), said
 
     def _worse(self, after: Standing, before: Standing) -> tuple[bool, str]:

@@ -7,6 +7,7 @@ where that is known; a device that escalates then learns that instead.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,6 +131,8 @@ def parts(
     Raises:
         InvalidInput: a part comes out too small to be of use.
     """
+    if most is not None and most < 1:
+        raise InvalidInput("develop", f"{most}: must be at least 1 row")
     given = _shared_out(rows, seed)
     rng = np.random.default_rng([seed, 1])
     made: dict[str, tuple[FleetRow, ...]] = {}
@@ -254,6 +257,13 @@ class Partition:
         return [tuple(owner) for owner in owners]
 
 
+def lasting(owned: Sequence[Sequence[FleetRow]], per_round: int) -> tuple[int, int]:
+    """For how many rounds the devices have rows: the one with the fewest, and the one with the
+    most."""
+    rounds = [math.ceil(len(mine) / per_round) for mine in owned]
+    return min(rounds), max(rounds)
+
+
 def _by_group(rows: Sequence[FleetRow], devices: int) -> list[int]:
     groups = sorted({row.group for row in rows})
     if len(groups) < 2:
@@ -273,7 +283,7 @@ def _by_group(rows: Sequence[FleetRow], devices: int) -> list[int]:
 def _row(line: bytes, where: str, number: int, group: str) -> FleetRow:
     try:
         value = json.loads(line)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise InvalidInput(where, f"is not JSON ({problem})") from None
     fields = Fields(value, where)
 

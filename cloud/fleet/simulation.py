@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
@@ -18,14 +19,16 @@ import numpy as np
 
 from cascade.task import Task
 from cloud.fleet.checkpoint import Checkpoint, Checkpoints, identity, running
-from cloud.fleet.cluster import DAY_S, FleetCluster
+from cloud.fleet.cluster import FleetCluster
 from cloud.fleet.connection import Absence
 from cloud.fleet.device import Setting, TurnResult
 from cloud.fleet.figures import FleetResult, RoundFigures, figures
 from cloud.fleet.hosts import BundleAt, Hosts, InProcess, RayActors, RaySession, Turn
-from cloud.fleet.plan import FleetPlan
+from cloud.fleet.interrupt import uninterrupted
+from cloud.fleet.plan import DAY_S, FleetPlan
 from cloud.fleet.referee import FleetGate, Referee, Standing
-from cloud.fleet.rows import FleetRow, Parts
+from cloud.fleet.rows import FleetRow, Parts, lasting
+from cloud.fleet.served import Weights
 from cloud.fleet.starting import starting_weights
 from edge.bundle import Bundle
 
@@ -45,9 +48,14 @@ class Watcher(Protocol):
     """Is told how far a simulation is."""
 
     def __call__(
-        self, stage: Literal["judge", "devices"], round_number: int, done: int, total: int
+        self,
+        stage: Literal["starting", "judge", "devices"],
+        round_number: int,
+        done: int,
+        total: int,
     ) -> None:
-        """``done`` of ``total`` devices have had their turn; of ``judge``, rows were answered."""
+        """``done`` of ``total`` devices have had their turn; of ``judge``, rows were answered; of
+        ``starting``, rows or steps of the first adapter, and 0 of 0 before all else."""
         ...
 
 
@@ -89,18 +97,19 @@ class FleetSimulation:
         self._bundle, self._watch = bundle, watch
         self._ended = ""
         self._owned = plan.partition.share_out(rows.fleet, plan.devices, plan.seed)
-        self._lock = running(folder, first=True)
-        try:
+        self.lasting = lasting(self._owned, plan.per_round)
+        """For how many rounds devices have rows, see ``cloud.fleet.rows.lasting``."""
+        with ExitStack() as opened:
+            opened.callback(os.close, running(folder, first=True))
             what = identity(plan, task, rows, bundle.manifest.base_digest)
             self._checkpoints = Checkpoints(folder, what)
             kept = self._checkpoints.begin(resume=resume)
-            self._open(folder, at, trunk, processes=processes, kept=kept)
-        except BaseException:
-            os.close(self._lock)
-            raise
+            self._open(opened, folder, at, trunk, processes=processes, kept=kept)
+            self._opened = opened.pop_all()
 
     def _open(
         self,
+        opened: ExitStack,
         folder: Path,
         at: BundleAt,
         trunk: Path,
@@ -111,29 +120,39 @@ class FleetSimulation:
         plan, task, bundle, rows = self._plan, self._task, self._bundle, self._rows
         self._wall_s = _BEGINS_S if kept is None else kept.wall_s
         self._done: list[RoundFigures] = [] if kept is None else list(kept.rounds)
-        session = RaySession(processes) if processes else None
-        self._cluster = FleetCluster(
-            folder,
-            plan,
-            bundle,
-            starting_weights(bundle, plan, task, rows.starting, trunk)
-            if kept is None
-            else kept.start,
-            gate=lambda cluster: FleetGate(plan, self._standing),
-            now=lambda: self._wall_s,
-        )
-        setting = Setting(plan, task, folder, self._cluster.profile, self._cluster.trust)
-        try:
-            self._hosts: Hosts = (
-                InProcess(setting, at, trunk)
-                if session is None
-                else RayActors(session, setting, at, trunk)
+        self._watch("starting", 0, 0, 0)
+        if processes:
+            with uninterrupted():
+                opened.callback(RaySession(processes).close)
+        start: Weights | str
+        if kept is not None:
+            start = kept.start
+        else:
+            start = starting_weights(
+                bundle,
+                plan,
+                task,
+                rows.starting,
+                trunk,
+                watch=lambda done, total: self._watch("starting", 0, done, total),
             )
-        except BaseException:
-            self._cluster.close()
-            if session is not None:
-                session.close()
-            raise
+        with uninterrupted():
+            self._cluster = FleetCluster(
+                folder,
+                plan,
+                bundle,
+                start,
+                gate=lambda cluster: FleetGate(plan, self._standing),
+                now=lambda: self._wall_s,
+            )
+            opened.callback(self._cluster.close)
+            setting = Setting(plan, task, folder, self._cluster.profile, self._cluster.trust)
+            self._hosts: Hosts = (
+                RayActors(processes, setting, at, trunk)
+                if processes
+                else InProcess(setting, at, trunk)
+            )
+            opened.callback(self._hosts.close)
         self._judging = 0
         self._referee = Referee(
             self._hosts,
@@ -173,6 +192,7 @@ class FleetSimulation:
                 name: len(getattr(rows, name))
                 for name in ("develop", "certify", "test", "fleet", "out_of_scope", "starting")
             },
+            lasting=self.lasting,
             rounds=tuple(self._done),
             complete=len(self._done) == self._plan.rounds + 1,
             ended=self._ended,
@@ -180,11 +200,8 @@ class FleetSimulation:
 
     def close(self) -> None:
         """End all devices and the cluster."""
-        try:
-            self._hosts.close()
-        finally:
-            self._cluster.close()
-            os.close(self._lock)
+        with uninterrupted():
+            self._opened.close()
 
     def _noted(self, found: RoundFigures) -> RoundFigures:
         self._done.append(found)

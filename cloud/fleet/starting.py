@@ -3,7 +3,7 @@ labelled rows in one place, as an operator would do before the first round."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,13 +28,20 @@ _EPOCHS: Final = 10
 
 
 def starting_weights(
-    bundle: Bundle, plan: FleetPlan, task: Task, rows: Sequence[FleetRow], trunk: Path
+    bundle: Bundle,
+    plan: FleetPlan,
+    task: Task,
+    rows: Sequence[FleetRow],
+    trunk: Path,
+    *,
+    watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Weights:
     """The first adapter.
 
     Arguments:
         rows: labelled ones; may be none for LoRA, which then changes nothing.
         trunk: folder of what the bundle shows of inputs.
+        watch: told how many rows were read for a head, or steps taken for LoRA, of how many.
 
     Raises:
         InvalidInput: a head has no labels, or all are of one answer.
@@ -46,7 +53,9 @@ def starting_weights(
     ]
     if plan.learner == "head":
         model = OnnxModel(bundle)
-        data = Measuring(model, task, keep=trunk, scores=False).data(examples)
+        data = Measuring(model, task, keep=trunk, scores=False).data(
+            examples, lambda done: watch(done, len(examples))
+        )
         spec = HeadSpec(task, model.hidden_layer)
         return Weights({}, train_head(spec, data, on_top_of_lm=0.0, seed=plan.seed).head)
     session = GradientSession(bundle, keep=trunk)
@@ -56,8 +65,8 @@ def starting_weights(
         trainer = Trainer(
             session, [maker.lesson(each) for each in examples], _recipe(plan), parent=pairs
         )
-        for _ in trainer.run():
-            pass
+        for taken, _ in enumerate(trainer.run(), start=1):
+            watch(taken, trainer.steps)
         pairs = {**pairs, **trainer.result()}
     return Weights(pairs)
 

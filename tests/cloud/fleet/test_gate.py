@@ -94,6 +94,36 @@ async def test_what_is_not_certified_anew_is_not_compared_by_what_it_keeps() -> 
     assert await verdict(less, replace(PLAN, recertify=False)) == "approved"
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "most", "said"),
+    [
+        (1.0, 0.97, 0.03, "approved"),
+        (1.0, 0.96, 0.03, "rejected"),
+        (0.9, 1.0, 0.0, "approved"),
+        (1.0, 0.11, None, "approved"),
+        (None, None, 0.03, "approved"),
+    ],
+    ids=["as much as it may", "more than that", "it escalates more", "not asked", "there is none"],
+)
+async def test_what_is_out_of_scope_must_go_up_as_before(
+    before: float | None, after: float | None, most: float | None, said: str
+) -> None:
+    judged = {
+        "before": replace(BEFORE, out_of_scope=before),
+        "after": replace(BEFORE, out_of_scope=after),
+    }
+    gate = FleetGate(replace(PLAN, most_escape=most), judged.__getitem__)
+    verdict, note = await gate.judge(ROUND)
+    assert verdict == said
+    assert ("out of scope" in note) == (most is not None and before is not None)
+
+
+def test_a_plan_asks_nothing_about_it_unless_told_to() -> None:
+    assert PLAN.to_json()["most_escape"] is None
+    with pytest.raises(InvalidInput, match="most_escape"):
+        replace(PLAN, most_escape=-0.1)
+
+
 async def test_a_round_without_a_candidate_is_rejected() -> None:
     gate = FleetGate(PLAN, {}.__getitem__)
     assert (await gate.judge(replace(ROUND, candidate_digest=None)))[0] == "rejected"

@@ -52,6 +52,7 @@ def test_a_sum_of_heads_is_the_devices_rounded_updates(
     assert np.abs(moved).max() > step
     assert np.abs(moved - np.mean(vectors, axis=0)).max() < step
     assert last[1].bytes_up > 5 * 2 * moved.size, "masked words, and what masks take"
+    assert last[1].bytes_up_each == last[1].bytes_up / 5
 
 
 def test_a_sum_of_lora_is_the_devices_rounded_updates(

@@ -109,6 +109,16 @@ def test_one_that_was_killed_before_its_first_round_begins_anew(
         opened(replace(plan, alpha=0.3), tiny, tmp_path / "fleet")
 
 
+@pytest.mark.parametrize("content", [b'{"devices": ', b"[]", b"[" * 100_000])
+def test_what_a_damaged_folder_held_is_not_gone_on_with(
+    content: bytes, tiny: TinyBundle, tmp_path: Path
+) -> None:
+    opened(PLAN, tiny, tmp_path / "fleet").close()
+    (tmp_path / "fleet" / "run.json").write_bytes(content)
+    with pytest.raises(CascadeError, match=r"run\.json cannot be read .*in a new folder"):
+        opened(PLAN, tiny, tmp_path / "fleet")
+
+
 def test_two_runs_do_not_share_a_folder(
     tiny: TinyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,8 +23,7 @@ from cloud.fleet import (
     Partition,
     parts,
 )
-from cloud.fleet.cluster import federation_config
-from cloud.fleet.page import summary
+from cloud.fleet.page import html_page, summary
 
 OPTIONS = ("red", "green", "blue")
 WORDS = ("house", "river", "light")
@@ -146,6 +145,9 @@ def test_what_must_not_count_is_refused_by_its_reason(
     result = simulated(plan, tiny, tmp_path / "fleet")
     assert result.rounds[1].refused == {reason: 1}
     assert result.rounds[1].updates == (3 if kind == "replay" else 2)
+    honest = simulated(replace(plan, attackers=Attackers()), tiny, tmp_path / "honest").rounds[1]
+    assert honest.bytes_up_each == honest.bytes_up / 3, "all that was sent was taken"
+    assert result.rounds[1].bytes_up_each == honest.bytes_up_each, "what was refused is no update's"
 
 
 def test_an_update_that_was_cut_off_counts_later_only_where_rounds_are_asynchronous(
@@ -171,6 +173,13 @@ def test_noise_is_accounted_for(tiny: TinyBundle, tmp_path: Path) -> None:
     assert spent[2] is not None
     assert 0 < spent[1] < spent[2]
     assert result.rounds[1].delta == pytest.approx(3**-1.1)
+    told = f"ε {spent[2]:.2g} of all rounds, at δ 0.3."
+    assert told in summary(result)
+    assert told in html_page(result)
+    how = result.plan["aggregation"]
+    assert isinstance(how, dict)
+    assert how["delta"] == result.rounds[1].delta
+    assert PLAN.to_json()["aggregation"] == AggregationConfig().model_dump()
 
 
 def test_a_budget_ends_a_fleet_that_would_spend_more(tiny: TinyBundle, tmp_path: Path) -> None:
@@ -222,13 +231,11 @@ def test_parts_share_no_document_and_no_text() -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        (AggregationConfig(rule="krum"), "krum needs a minimum of 5 updates"),
+        (AggregationConfig(rule="krum"), "krum needs 5 updates"),
         (AggregationConfig(rule="trimmed_mean"), "trim 0.1 leaves nothing of 2 updates"),
     ],
 )
-def test_a_rule_needs_as_many_updates_as_it_goes_by(
-    how: AggregationConfig, said: str, tmp_path: Path
-) -> None:
+def test_a_rule_needs_as_many_updates_as_it_goes_by(how: AggregationConfig, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
-        federation_config(replace(PLAN, devices=8, minimum=2, aggregation=how), tmp_path, "a" * 64)
-    federation_config(replace(PLAN, devices=8, minimum=5, aggregation=how), tmp_path, "a" * 64)
+        replace(PLAN, devices=8, minimum=2, aggregation=how)
+    replace(PLAN, devices=8, minimum=5, aggregation=how)
