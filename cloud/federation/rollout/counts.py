@@ -1,4 +1,4 @@
-"""What devices have reported of the adapters that they run, in the store.
+"""What devices have reported of the two adapters that the last rollout compares, in the store.
 
 Of one device no more than ``MOST_PER_DEVICE`` trials of a measure count, and never more events than
 trials: nobody outweighs the others, a device that lies least of all.
@@ -13,14 +13,18 @@ from cascade.federation.terms import MetricsReport
 from cloud.federation.database import Transaction
 
 MOST_PER_DEVICE: Final = 200
-_MOST_ADAPTERS: Final = 8
 
 
 def add(tx: Transaction, report: MetricsReport) -> None:
     """Add a report. That it is counted once is its caller's business."""
-    measured = fleet.measured(report.counters, report.histograms)
-    adapters = list(dict.fromkeys(adapter for adapter, _ in measured))[:_MOST_ADAPTERS]
-    for (adapter, measure), (trials, events) in measured.items():
+    compared = tx.one(
+        "SELECT candidate_digest, parent_digest FROM rollouts WHERE state <> 'skipped' "
+        "ORDER BY round DESC LIMIT 1"
+    )
+    adapters = {fleet.short(str(digest)) for digest in compared or ()}
+    for (adapter, measure), (trials, events) in fleet.measured(
+        report.counters, report.histograms
+    ).items():
         if adapter not in adapters:
             continue
         row = tx.one(

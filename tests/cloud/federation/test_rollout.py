@@ -153,6 +153,15 @@ class Fleet:
             )
             self.database.do_now(lambda tx, report=report: leases.add_report(tx, report, self.now))
 
+    def compared(self) -> None:
+        """Begin a rollout whose parent is the first adapter."""
+        self.approved(1)
+        self.database.do_now(
+            lambda tx: rollouts.begin(
+                tx, channel="stable", parent_digest=self.first, percent=50, now=0.0
+            )
+        )
+
     def served(self, device: str = "d") -> tuple[str, ...]:
         return self.registry.channel("stable").resolve(Device(device))
 
@@ -325,6 +334,7 @@ async def test_older_candidates_are_skipped(fleet_of: Fleet) -> None:
 
 
 def test_one_device_cannot_outweigh_the_others(fleet_of: Fleet) -> None:
+    fleet_of.compared()
     fleet_of.report(fleet_of.first, 1, 10**6, escalated=10**6)
     fleet_of.report(fleet_of.first, 1, 10**6, escalated=10**6)
     fleet_of.report(fleet_of.first, 1, 5, escalated=7)
@@ -333,7 +343,21 @@ def test_one_device_cannot_outweigh_the_others(fleet_of: Fleet) -> None:
     assert fleet_of.database.do_now(lambda tx: counts.devices(tx, fleet_of.first)) == 1
 
 
+def test_what_no_rollout_compares_fills_no_store(fleet_of: Fleet) -> None:
+    fleet_of.report(fleet_of.first, 3, 10)
+    fleet_of.compared()
+    for name in range(20):
+        fleet_of.report(f"{name:064x}", 3, 10)
+    fleet_of.report(fleet_of.first, 2, 10)
+    rows = fleet_of.database.do_now(
+        lambda tx: tx.all("SELECT DISTINCT adapter, device FROM adapter_counts")
+    )
+    assert {adapter for adapter, _ in rows} == {fleet.short(fleet_of.first)}
+    assert len(rows) == 2
+
+
 def test_a_correction_may_come_in_the_report_after_its_request_s(fleet_of: Fleet) -> None:
+    fleet_of.compared()
     fleet_of.report(fleet_of.first, 1, 10)
     fleet_of.report(fleet_of.first, 1, 0, corrected=3)
     fleet_of.report(fleet_of.first, 1, 0, corrected=10**6)
