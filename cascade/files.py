@@ -53,8 +53,13 @@ def write_new(path: Path, data: bytes, *, private: bool = False) -> None:
             return
         except OSError:  # Android lets no app link; others may read a part for a moment, no more
             with contextlib.suppress(FileExistsError), path.open("xb") as file:
-                path.chmod(0o600 if private else 0o644)
-                file.write(data)
+                try:
+                    path.chmod(0o600 if private else 0o644)
+                    file.write(data)
+                    file.flush()
+                except BaseException:
+                    path.unlink(missing_ok=True)
+                    raise
     finally:
         aside.unlink(missing_ok=True)
 

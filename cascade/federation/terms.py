@@ -61,7 +61,7 @@ class Attestation:
 
 @dataclass(frozen=True, slots=True)
 class TrainingProfile:
-    """What a device is; ``examples`` is how many it could learn from now."""
+    """What a device is; 0 where it does not tell. ``examples`` is how many it could learn from."""
 
     sdk_version: str = ""
     architecture: str = ""

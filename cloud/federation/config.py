@@ -108,8 +108,8 @@ class FederationConfig(StrictModel):
         cohort: leases at one time (asynchronous) or in a round (synchronous); by default 1.3 goals.
         round_s: how long a synchronous round takes updates.
         lease_s: how long a device may take.
-        max_gap: versions that devices were told to start from since an update's, at most; those
-            that were rejected meanwhile do not count.
+        max_gap: versions that devices were told to start from since an update's, at most;
+            candidates that were never served do not count.
         min_separation_s: between two updates of one device.
         retry_s: the window in which a device that is not needed asks again.
         checkins_per_s: that the gateway wants at most; a larger fleet is told to come less often.

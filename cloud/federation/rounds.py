@@ -168,7 +168,7 @@ def uncounted(tx: Transaction) -> int:
 
 def served_since(tx: Transaction, number: int, version: int) -> int:
     """How many versions devices were told to start from after the one that a round served: how far
-    an update is behind. Those that were rejected have numbers, and nobody moved on to them."""
+    an update is behind. Those that were never served have numbers, and nobody moved on to them."""
     row = tx.one(
         "SELECT COUNT(DISTINCT adapter_version) FROM rounds "
         "WHERE number > ? AND adapter_version > ?",
@@ -531,13 +531,24 @@ def withdraw(tx: Transaction, candidate_digest: str, why: str, now: float) -> No
 
 
 def _end_after(tx: Transaction, candidate_digest: str, why: str, now: float) -> None:
-    """End every round that started from a candidate, or from what came of it."""
+    """End every round that started from a candidate, or from what came of it. What devices have
+    learned from it, and still learn, counts in no other."""
     gone = [candidate_digest]
     while gone:
+        digest = gone.pop()
+        of = "round IN (SELECT number FROM rounds WHERE adapter_digest = ?)"
+        _drop(tx, f"counted_in IS NULL AND {of}", digest)
+        held = f"SELECT id FROM leases WHERE state = 'open' AND {of}"
+        tx.run(f"DELETE FROM pieces WHERE lease IN ({held})", digest)
+        voided = tx.run(
+            f"UPDATE leases SET state = 'expired' WHERE state = 'open' AND {of}", digest
+        )
+        if voided:
+            count(tx, "expired", voided)
         for row in tx.all(
             f"SELECT {_COLUMNS} FROM rounds WHERE adapter_digest = ? "
             "AND state NOT IN ('rejected', 'abandoned')",
-            gone.pop(),
+            digest,
         ):
             child = _round(row)
             abandon(tx, child.number, why, now)

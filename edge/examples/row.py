@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final, cast
 
+from cascade.errors import InvalidInput
 from cascade.request import DataClass
 from cascade.strict import Fields
 from edge.examples.cipher import Cipher
@@ -31,20 +32,31 @@ _Row = tuple[str, str, float, str, int, str, str, str, float | None, float, byte
 
 
 def row_of(example: Example, cipher: Cipher) -> _Row:
-    """The values of ``COLUMNS``."""
-    return (
-        example.request_id,
-        example.task_id,
-        example.at_s,
-        example.source.value,
-        int(example.rejected),
-        example.data_class.value,
-        example.tier,
-        example.model,
-        example.confidence,
-        example.weight,
-        cipher.seal(example.texts_to_bytes(), _about(example.request_id)),
-    )
+    """The values of ``COLUMNS``.
+
+    Raises:
+        InvalidInput: a value is out of range: nobody could read it again.
+    """
+    try:
+        row = (
+            example.request_id,
+            example.task_id,
+            example.at_s,
+            example.source.value,
+            int(example.rejected),
+            example.data_class.value,
+            example.tier,
+            example.model,
+            example.confidence,
+            example.weight,
+            cipher.seal(example.texts_to_bytes(), _about(example.request_id)),
+        )
+        example_of(row, cipher)
+    except InvalidInput:
+        raise
+    except (ValueError, TypeError) as problem:
+        raise InvalidInput("example", f"cannot be kept: {problem}") from None
+    return row
 
 
 def example_of(row: Sequence[object], cipher: Cipher) -> Example:

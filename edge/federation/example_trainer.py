@@ -136,6 +136,7 @@ class ExampleTrainer:
                 the same lease goes on from there.
             CascadeError: the allowance cannot be read, or the adapter does not fit.
         """
+        self._stopping.clear()
         given = self._allowance.session(participate=True, stopped=self._stopping.is_set)
         try:
             with given as session:
@@ -147,8 +148,6 @@ class ExampleTrainer:
         except CascadeError:
             self.discard()
             raise
-        finally:
-            self._stopping.clear()
 
     def stop(self) -> None:
         """Pause the training under way before its next step: a ``Participant``'s ``stop``."""

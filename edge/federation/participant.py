@@ -7,6 +7,7 @@ learned to the cluster. The seams are the trainer, the allowance and the clock.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -59,6 +60,10 @@ _GIVE_BACK_S: Final = 120.0
 """Of a lease's time: with less left, a round that is paused is given back."""
 _UNFIT_S: Final = 3_600.0
 """Until the next lease, where nothing can be learned for the one at hand."""
+_STOP_S: Final = 1.0
+"""Between two words to a trainer that is to stop."""
+_GOODBYE_S: Final = 2.0
+"""In which a round is given back by a step that was cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,19 +180,11 @@ class Participant:
             DeviceBusy: another process of this device takes part.
             InvalidInput: its state on disk is damaged; the message says what to do.
         """
-        with self._folder.alone():
-            try:
-                return await self._step(self._folder.load())
-            except RemoteError as problem:
-                wait_s = problem.retry_after_s
-                return self._pace.later(
-                    self._folder.load(),
-                    "failed",
-                    RetryWindow(wait_s or UNSAID_WAIT_S, (wait_s or UNSAID_WAIT_S) * 2),
-                    str(problem),
-                )
-            except OSError as problem:  # the disk is full, or the like
-                return Step("failed", UNSAID_WAIT_S, str(problem))
+        try:
+            with self._folder.alone():
+                return await self._stepped()
+        except OSError as problem:  # the disk is full, or the like
+            return Step("failed", UNSAID_WAIT_S, str(problem))
 
     async def report(self, counts: AdapterCounts) -> bool:
         """Tell the cluster what this device has counted; returns whether there was anything. What
@@ -221,6 +218,14 @@ class Participant:
     async def close(self) -> None:
         """Close the connection."""
         await self._contact.close()
+
+    async def _stepped(self) -> Step:
+        try:
+            return await self._step(self._folder.load())
+        except RemoteError as problem:
+            wait_s = problem.retry_after_s or UNSAID_WAIT_S
+            window = RetryWindow(wait_s, wait_s * 2)
+            return self._pace.later(self._folder.load(), "failed", window, str(problem))
 
     async def _step(self, state: DeviceState) -> Step:
         reading = self._clock.read()
@@ -400,12 +405,15 @@ class Participant:
                 raise asyncio.CancelledError from None
             return await self._paused(state, in_hand, str(problem))
         except (CascadeError, OSError) as problem:
-            if cancelled:
-                raise asyncio.CancelledError from None
             no_gain = isinstance(problem, NoGain)
             reason = AbortReason.NO_GAIN if no_gain else AbortReason.FAILED
             outcome: Outcome = "no_gain" if no_gain else "failed"
-            return await self._give_back(state, lease.lease_id, reason, outcome, note=str(problem))
+            given = self._give_back(state, lease.lease_id, reason, outcome, note=str(problem))
+            if not cancelled:
+                return await given
+            with contextlib.suppress(RemoteError, TimeoutError):
+                await asyncio.wait_for(given, _GOODBYE_S)
+            raise asyncio.CancelledError from None
         self._discard()
         if cancelled:
             raise asyncio.CancelledError
@@ -417,10 +425,11 @@ class Participant:
         cancelled = False
         while not work.done():
             try:
-                await asyncio.wait({work})
+                await asyncio.wait({work}, timeout=_STOP_S if cancelled else None)
             except asyncio.CancelledError:
                 cancelled = True
-                self._stop()
+            if cancelled and not work.done():
+                self._stop()  # again and again: it may not have begun
         return cancelled
 
     def _on_disk(self, state: DeviceState, joined: _Joined, trained: Trained) -> DeviceState:

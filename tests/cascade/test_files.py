@@ -51,6 +51,20 @@ def test_of_several_that_make_a_file_at_once_one_is_there_as_a_whole(
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_file_that_could_not_be_made_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*of: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = tmp_path / "key"
+    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(Path, "chmod", refused)
+    with pytest.raises(PermissionError):
+        write_new(path, b"secret", private=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "a.lock"
     with alone(path) as first, alone(path) as second:

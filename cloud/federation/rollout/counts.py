@@ -36,6 +36,8 @@ def add(tx: Transaction, report: MetricsReport) -> None:
         )
         tried, happened = (0, 0) if row is None else (int(row[0]), int(row[1]))
         most = 1 if measure in fleet.ALONE else MOST_PER_DEVICE
+        if tried >= most:  # nor any event: its request is not among those that count
+            continue
         taken = min(trials, most - tried)
         of_taken = events if taken == trials else round(events * taken / trials)
         added = min(of_taken, tried + taken - happened)

@@ -656,6 +656,40 @@ async def test_a_full_disk_ends_a_round_and_no_device(world: World) -> None:
     assert (done.outcome, "state.json" in done.note) == ("failed", True)
 
 
+async def test_a_full_disk_while_the_cluster_is_away_ends_no_device(world: World) -> None:
+    device = world.device()
+
+    async def away(asked: CheckIn) -> CheckInReply:
+        raise RemoteError("UNAVAILABLE", "away")
+
+    def save(state: DeviceState) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "state.json")
+
+    assert (await device.step()).outcome == "sent"
+    world.clock.passes(1000)
+    device._contact.service().check_in = away  # type: ignore[method-assign]
+    device._folder.save = save  # type: ignore[method-assign]
+    assert (await device.step()).outcome == "failed"
+
+
+async def test_a_round_without_gain_is_given_back_by_a_cancelled_step(world: World) -> None:
+    began, stop = threading.Event(), threading.Event()
+
+    def hopeless(plan: RoundPlan, start: StartingPoint) -> Trained:
+        began.set()
+        assert stop.wait(20)
+        raise NoGain("worse than its parent")
+
+    device = world.device(hopeless, stop=stop.set)
+    step = asyncio.create_task(device.step())
+    assert await asyncio.to_thread(began.wait, 20)
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert DeviceFolder(world.profile.address).load().training is None
+    assert world.counters()["aborted.no_gain"] == 1
+
+
 @pytest.mark.parametrize("ends", ["paused", "trained"])
 async def test_a_step_that_is_cancelled_keeps_what_was_learned(world: World, ends: str) -> None:
     began, stop = threading.Event(), threading.Event()

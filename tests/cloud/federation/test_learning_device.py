@@ -267,6 +267,7 @@ def test_training_that_is_told_to_stop_pauses(learner: Learner) -> None:
     trainer = learner.trainer(watch=watch)
     with pytest.raises(Paused, match="stopped after 8 steps: stopped"):
         trainer(PLAN, learner.point)
+    trainer.stop()  # too late, or too early: it is told again while it matters
     trainer(PLAN, learner.point)
     assert steps[8] == 9
 

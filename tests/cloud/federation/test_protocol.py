@@ -800,7 +800,8 @@ async def test_nothing_goes_on_from_a_candidate_that_is_rejected(tmp_path: Path)
             for value in (1.0, 1.0, 1.0):
                 await world.commit(value)
             await coordinator.tick()
-        held = await (await world.device()).lease()
+        holder = await world.device()
+        held = await holder.lease()
         states = [each.state for each in world.rounds()]
         assert states == ["waiting", "waiting", "collecting"]
         database = world.federation.database()
@@ -811,7 +812,12 @@ async def test_nothing_goes_on_from_a_candidate_that_is_rejected(tmp_path: Path)
         why = "round 1, which it goes back to, was rejected"
         assert told[:3] == [("rejected", "poisoned"), ("rejected", why), ("abandoned", why)]
         assert (told[3][0], len(told)) == ("collecting", 4)
-        lease = await (await world.device()).lease()
+        # What its devices learn from it yet counts in no other round.
+        data = payload(5.0)
+        with pytest.raises(RemoteError):
+            await holder.service.upload(holder.header(held, data), data)
+        lease = await holder.lease()
+        assert lease.lease_id != held.lease_id
         # What devices began with anew has a version above all that they have seen.
         adapters = world.federation.adapters()
         assert lease.adapter_version > held.adapter_version

@@ -365,6 +365,15 @@ def test_a_correction_may_come_in_the_report_after_its_request_s(fleet_of: Fleet
     assert found["corrections"] == (10, 10)
 
 
+def test_corrections_of_requests_that_do_not_count_do_not_count(fleet_of: Fleet) -> None:
+    fleet_of.compared()
+    for _ in range(20):
+        fleet_of.report(fleet_of.first, 1, 100)
+        fleet_of.report(fleet_of.first, 1, 0, corrected=5)
+    found = fleet_of.database.do_now(lambda tx: counts.of(tx, fleet_of.first))
+    assert found["corrections"] == (counts.MOST_PER_DEVICE, 5)
+
+
 def loads(fleet_of: Fleet, adapter: str, devices: int, failing: int) -> None:
     """Each device tries three times; so many fail at each."""
     for place in range(devices):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -603,3 +604,23 @@ def test_other_terms_are_another_word(store):
     stricter = store.forgotten()
     store.withdraw()
     assert len({usual, stricter, store.forgotten()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"weight": 2.0}, "weight"),
+        ({"weight": 0.0}, "weight"),
+        ({"confidence": 1.0000002}, "confidence"),
+        ({"messages": ()}, "messages"),
+        ({"device_answer": "\ud800"}, "example"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(make, tmp_path, change, named) -> None:
+    kept = make("a text")
+    with ExampleStore(tmp_path / "examples.sqlite3", clock=lambda: kept.at_s) as store:
+        store.grant()
+        assert store.add(kept) is None
+        with pytest.raises(InvalidInput, match=named):
+            store.add(dataclasses.replace(make("another"), **change))
+        assert len(store.examples()) == 1
