@@ -15,7 +15,7 @@ from cascade.signing import SigningKey, TrustStore
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import FederationConfig
 from cloud.federation.coordinator import Coordinator
-from cloud.federation.database import Database
+from cloud.federation.database import Database, Transaction
 from cloud.federation.desk import Desk
 from cloud.federation.rollout import counts as kept
 from cloud.federation.seams import NeedsApproval
@@ -91,6 +91,7 @@ async def test_a_lost_reply_counts_nothing_twice(tmp_path: Path, empty_home: Pat
 
     try:
         await Coordinator(database, adapters, config, NeedsApproval()).start()
+        await database.do(compared)
         with testing.cluster(federation=desk) as cluster:
             device = Participant(cluster.profile, "b" * 64, _never, trust=trust)
             counts = AdapterCounts(lambda: ADAPTER)
@@ -108,6 +109,15 @@ async def test_a_lost_reply_counts_nothing_twice(tmp_path: Path, empty_home: Pat
         assert await database.do(lambda tx: kept.devices(tx, ADAPTER)) == 1
     finally:
         database.close()
+
+
+def compared(tx: Transaction) -> None:
+    """A rollout of the adapter: what nobody compares is not kept."""
+    tx.run(
+        "INSERT INTO rollouts (round, state, channel, candidate_digest, parent_digest, policies, "
+        "percent, started_at) VALUES (1, 'canary', 'stable', ?, '', '[]', 10, 0.0)",
+        ADAPTER,
+    )
 
 
 def _never(plan: object, start: StartingPoint) -> Trained:
