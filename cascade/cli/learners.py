@@ -90,7 +90,7 @@ def learn(
     if head is not None and wording is not None and not head.spec.task.asked_like(wording):
         head = None  # of another task: it has no part in these questions
     found: list[Candidate] = []
-    counts, parent_loss, steps = (len(training), len(held_out)), None, 0
+    parent_loss, steps = None, 0
     trainer: Trainer | None = None
     if wanted != ["head"]:
         session, _ = open_training(bundle, parent, threads=args.threads)
@@ -103,22 +103,18 @@ def learn(
         )
         _read_trunk(trainer)
         _run(trainer, args.out)
-        counts, steps = (len(trainer.training), len(trainer.held_out)), trainer.done_steps
-        training, held_out = trainer.training, trainer.held_out
-        parent_loss = trainer.start_loss
+        parent_loss, steps = trainer.start_loss, trainer.done_steps
         if "lora" in wanted:
             other = None if wording is not None or parent is None else parent.head
             found.append(Candidate("lora", trainer.result(), other, trainer.best_loss))
     if wording is not None and (head is not None or wanted != ["lora"]):
         # The same share is kept aside as for LoRA, so that losses can be compared.
         aside = {lesson.digest for lesson in held_out}
-        used = {lesson.digest for lesson in training} | aside
-        rows = [i for i, lesson in enumerate(lessons) if lesson.digest in used]
         shown = _Shown(
             OnnxModel(bundle, threads=args.threads),
             wording,
-            [examples[i] for i in rows],
-            np.array([lessons[i].digest in aside for i in rows]),
+            examples,
+            np.array([lesson.digest in aside for lesson in lessons]),
         )
         before: Mapping[str, LoraPair] = {} if parent is None else parent.pairs
         sides: dict[Learner, Mapping[str, LoraPair]] = {}
@@ -149,7 +145,8 @@ def learn(
         best(found),
         {each.learner: each.loss for each in found},
         parent_loss,
-        *counts,
+        len(training),
+        len(held_out),
         steps,
         time.perf_counter() - started,
         state,

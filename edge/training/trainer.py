@@ -72,15 +72,13 @@ class Trainer:
         checkpoint: Path | None = None,
     ) -> None:
         fitting = [lesson for lesson in lessons if lesson.tokens <= plan.max_tokens]
-        self.too_long = len(lessons) - len(fitting)
-        """Lessons that were left out because of their length."""
         self._session, self._plan, self._path = session, plan, checkpoint
         self._parameters = Parameters(session.slots, plan, parent)
         self.training, self.held_out = kept_aside(fitting, plan)
         if not self.training:
             raise InvalidInput(
                 "data",
-                f"has no example to learn from ({self.too_long} are longer than "
+                f"has no example to learn from ({len(lessons) - len(fitting)} are longer than "
                 f"{plan.max_tokens} tokens)",
             )
         self._epoch_steps = math.ceil(len(self.training) / plan.batch_size)
