@@ -22,7 +22,14 @@ from cloud.federation.config import FederationConfig
 from cloud.federation.database import Row, Transaction
 from cloud.federation.refusals import Reason, Refused, count, count_all
 from cloud.federation.rollout import counts
-from cloud.federation.rounds import Round, round_numbered, served_since, taking, uncounted
+from cloud.federation.rounds import (
+    Round,
+    round_numbered,
+    served_since,
+    taking,
+    uncounted,
+    void_leases,
+)
 
 LeaseState = Literal["open", "used", "aborted", "expired"]
 
@@ -153,7 +160,7 @@ def check_in(
     for each in open_ones:
         # Its update would not be taken any more, or its time is up: here, and perhaps not yet by
         # another gateway's clock.
-        _void(tx, each)
+        void_leases(tx, "id = ?", each.lease_id)
     if current is None:
         if budget.standing_still(tx) is not None:
             return NotNow("budget_spent", _HOUR_S)
@@ -344,26 +351,9 @@ def abort(tx: Transaction, device_id: str, lease_id: str, reason: AbortReason, n
     count(tx, f"aborted.{reason}")
 
 
-def _void(tx: Transaction, lease: StoredLease) -> None:
-    """Let an open lease be good for nothing any more."""
-    tx.run("UPDATE leases SET state = 'expired' WHERE id = ?", lease.lease_id)
-    discard(tx, lease.lease_id)
-    count(tx, "expired")
-
-
 def expire(tx: Transaction, now: float) -> int:
     """Void the leases whose time is up, with what was uploaded for them. Returns how many."""
-    tx.run(
-        "DELETE FROM pieces WHERE lease IN "
-        "(SELECT id FROM leases WHERE state = 'open' AND expires_at <= ?)",
-        now,
-    )
-    gone = tx.run(
-        "UPDATE leases SET state = 'expired' WHERE state = 'open' AND expires_at <= ?", now
-    )
-    if gone:
-        count(tx, "expired", gone)
-    return gone
+    return void_leases(tx, "expires_at <= ?", now)
 
 
 def forget(tx: Transaction, before: float) -> None:

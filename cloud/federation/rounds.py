@@ -482,6 +482,17 @@ def drop_stale(tx: Transaction, max_gap: int) -> int:
     )
 
 
+def void_leases(tx: Transaction, where: str, *values: int | float | str) -> int:
+    """Let open leases be good for nothing any more, and keep nothing that was uploaded for them.
+    Returns how many."""
+    open_ones = f"state = 'open' AND {where}"
+    tx.run(f"DELETE FROM pieces WHERE lease IN (SELECT id FROM leases WHERE {open_ones})", *values)
+    voided = tx.run(f"UPDATE leases SET state = 'expired' WHERE {open_ones}", *values)
+    if voided:
+        count(tx, "expired", voided)
+    return voided
+
+
 def _drop(tx: Transaction, where: str, *values: int | str) -> int:
     """Let updates count in no round; their receipts stay. Returns how many."""
     dropped = tx.run(f"UPDATE updates SET payload = NULL, counted_in = 0 WHERE {where}", *values)
@@ -538,13 +549,7 @@ def _end_after(tx: Transaction, candidate_digest: str, why: str, now: float) -> 
         digest = gone.pop()
         of = "round IN (SELECT number FROM rounds WHERE adapter_digest = ?)"
         _drop(tx, f"counted_in IS NULL AND {of}", digest)
-        held = f"SELECT id FROM leases WHERE state = 'open' AND {of}"
-        tx.run(f"DELETE FROM pieces WHERE lease IN ({held})", digest)
-        voided = tx.run(
-            f"UPDATE leases SET state = 'expired' WHERE state = 'open' AND {of}", digest
-        )
-        if voided:
-            count(tx, "expired", voided)
+        void_leases(tx, of, digest)
         for row in tx.all(
             f"SELECT {_COLUMNS} FROM rounds WHERE adapter_digest = ? "
             "AND state NOT IN ('rejected', 'abandoned')",
