@@ -46,6 +46,20 @@ def device(tiny, cluster, learning):
         yield device
 
 
+@pytest.fixture
+def monitored(tiny, learning, tmp_path):
+    """A device that keeps its answers to a task, with the monitor that hears of them."""
+    policies = PolicyStore(tmp_path / "policies", tiny.trust)
+    dataclasses.replace(tiny, policies=policies).install_policy(
+        "topics", ("good", "bad"), threshold=0.0
+    )
+    monitor = Monitor.open(tmp_path / "monitor.sqlite", tier_error=0.0, share=1, ask_tier=False)
+    with Device.open(
+        tiny.path, trust=tiny.trust, policies=policies, monitor=monitor, learn=learning
+    ) as device:
+        yield device, monitor
+
+
 def kept(learning):
     learning.settled()
     return learning.store.examples()
@@ -141,49 +155,33 @@ def test_the_devices_own_answer_waits_for_a_word_also_after_a_restart(tiny, path
     assert found[answers[1].request_id].answer == "bad"
 
 
-def test_the_monitor_and_the_store_both_hear_a_user(tiny, path, tmp_path):
-    policies = PolicyStore(tmp_path / "policies", tiny.trust)
-    dataclasses.replace(tiny, policies=policies).install_policy(
-        "topics", ("good", "bad"), threshold=0.0
-    )
-    monitor = Monitor.open(tmp_path / "monitor.sqlite", tier_error=0.0, share=1, ask_tier=False)
-    learning = Learning.open(path)
-    with Device.open(
-        tiny.path, trust=tiny.trust, policies=policies, monitor=monitor, learn=learning
-    ) as device:
-        first, second = (device.choose(text, OPTIONS, task="topics") for text in ("One.", "Two."))
-        device.feedback(first, correct=False)
-        device.grade(second.request_id, correct=True)
-        device.feedback(first, correct=False, correction="bad")  # the monitor heard it already
-        (state,) = monitor.kept()
-        assert (state.health.accepted.labels, state.health.accepted.errors) == (2, 1)
-        found = {each.request_id: each.source for each in kept(learning)}
+def test_the_monitor_and_the_store_both_hear_a_user(monitored, learning):
+    device, monitor = monitored
+    first, second = (device.choose(text, OPTIONS, task="topics") for text in ("One.", "Two."))
+    device.feedback(first, correct=False)
+    device.grade(second.request_id, correct=True)
+    device.feedback(first, correct=False, correction="bad")  # the monitor heard it already
+    (state,) = monitor.kept()
+    assert (state.health.accepted.labels, state.health.accepted.errors) == (2, 1)
+    found = {each.request_id: each.source for each in kept(learning)}
     assert found == {first.request_id: Source.CORRECTION, second.request_id: Source.CONFIRMATION}
 
 
-def test_the_monitor_hears_a_user_also_where_the_store_is_damaged(tiny, path, tmp_path):
-    policies = PolicyStore(tmp_path / "policies", tiny.trust)
-    dataclasses.replace(tiny, policies=policies).install_policy(
-        "topics", ("good", "bad"), threshold=0.0
-    )
-    monitor = Monitor.open(tmp_path / "monitor.sqlite", tier_error=0.0, share=1, ask_tier=False)
-    learning = Learning.open(path)
-    with Device.open(
-        tiny.path, trust=tiny.trust, policies=policies, monitor=monitor, learn=learning
-    ) as device:
-        first, second = (device.choose(text, OPTIONS, task="topics") for text in ("One.", "Two."))
-        learning.settled()
-        with pytest.raises(InvalidInput, match="none of the options"):
-            device.feedback(first, correct=False, correction="ugly")  # to be called again
-        learning.store.close()
-        damage_pages(path)
-        with pytest.raises(DamagedStore):
-            device.feedback(first, correct=False)
-        with pytest.raises(DamagedStore):
-            device.grade(second.request_id, correct=False)
-        (state,) = monitor.kept()
-        assert (state.health.accepted.labels, state.health.accepted.errors) == (2, 1)
-        assert second.request_id not in device.to_grade()
+def test_the_monitor_hears_a_user_also_where_the_store_is_damaged(monitored, learning, path):
+    device, monitor = monitored
+    first, second = (device.choose(text, OPTIONS, task="topics") for text in ("One.", "Two."))
+    learning.settled()
+    with pytest.raises(InvalidInput, match="none of the options"):
+        device.feedback(first, correct=False, correction="ugly")  # to be called again
+    learning.store.close()
+    damage_pages(path)
+    with pytest.raises(DamagedStore):
+        device.feedback(first, correct=False)
+    with pytest.raises(DamagedStore):
+        device.grade(second.request_id, correct=False)
+    (state,) = monitor.kept()
+    assert (state.health.accepted.labels, state.health.accepted.errors) == (2, 1)
+    assert second.request_id not in device.to_grade()
 
 
 async def test_free_text_is_kept_with_its_conversation(tiny, cluster, path):
