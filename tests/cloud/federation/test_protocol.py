@@ -7,6 +7,7 @@ import functools
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,9 +31,10 @@ from cloud.errors import Overloaded
 from cloud.federation import leases, rounds
 from cloud.federation.adapters import Adapters
 from cloud.federation.config import AggregationConfig, PlanConfig
+from cloud.federation.coordinator import Coordinator
 from cloud.federation.database import Transaction
 from cloud.federation.refusals import counters
-from cloud.federation.seams import NeedsApproval, Verdict
+from cloud.federation.seams import Gate, NeedsApproval, Verdict
 from edge.adapter import LoraPair, write_adapter
 from tests.cloud.federation.federated import (
     BASE,
@@ -789,17 +791,26 @@ async def test_the_gate_decides_what_the_next_round_starts_from(tmp_path: Path) 
             await device.close()
 
 
-async def test_nothing_goes_on_from_a_candidate_that_is_rejected(tmp_path: Path) -> None:
+@asynccontextmanager
+async def two_candidates(tmp_path: Path, gate: Gate) -> AsyncIterator[tuple[World, Coordinator]]:
+    """Two rounds have ended, of which the second started from the first one's candidate."""
     world = World(Federation.made(tmp_path, start_from="candidate"))
     async with (
         world.federation.gateway(now=lambda: world.now) as world.port,
-        world.federation.coordinator(gate=NeedsApproval(), now=lambda: world.now) as coordinator,
+        world.federation.coordinator(gate=gate, now=lambda: world.now) as coordinator,
     ):
         await coordinator.tick()
         for _ in range(2):
             for value in (1.0, 1.0, 1.0):
                 await world.commit(value)
             await coordinator.tick()
+        yield world, coordinator
+        for device in world.devices:
+            await device.close()
+
+
+async def test_nothing_goes_on_from_a_candidate_that_is_rejected(tmp_path: Path) -> None:
+    async with two_candidates(tmp_path, NeedsApproval()) as (world, coordinator):
         holder = await world.device()
         held = await holder.lease()
         states = [each.state for each in world.rounds()]
@@ -822,8 +833,6 @@ async def test_nothing_goes_on_from_a_candidate_that_is_rejected(tmp_path: Path)
         adapters = world.federation.adapters()
         assert lease.adapter_version > held.adapter_version
         assert not adapters.read(lease.adapter_digest).tensors["layers.0.q_proj.b"].any()
-        for device in world.devices:
-            await device.close()
 
 
 async def test_the_gate_is_not_asked_of_what_has_gone_with_another(tmp_path: Path) -> None:
@@ -834,21 +843,10 @@ async def test_the_gate_is_not_asked_of_what_has_gone_with_another(tmp_path: Pat
             self.asked.append(candidate.number)
             return ("undecided" if len(self.asked) == 1 else "rejected"), "a test says so"
 
-    world = World(Federation.made(tmp_path, start_from="candidate"))
-    async with (
-        world.federation.gateway(now=lambda: world.now) as world.port,
-        world.federation.coordinator(gate=Rejects(), now=lambda: world.now) as coordinator,
-    ):
-        await coordinator.tick()
-        for _ in range(2):
-            for value in (1.0, 1.0, 1.0):
-                await world.commit(value)
-            await coordinator.tick()
+    async with two_candidates(tmp_path, Rejects()) as (world, coordinator):
         await coordinator.tick()
         assert Rejects.asked == [1, 1]
         assert [each.state for each in world.rounds()][:2] == ["rejected", "rejected"]
-        for device in world.devices:
-            await device.close()
 
 
 async def late_for_another_plan(world: World) -> None:
