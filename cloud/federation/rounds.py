@@ -231,9 +231,7 @@ def open_round(
     if before is not None and before.base_digest != base_digest:
         foreign = "round IN (SELECT number FROM rounds WHERE base_digest <> ?)"
         _drop(tx, f"counted_in IS NULL AND {foreign}", base_digest)
-        tx.run(
-            f"UPDATE leases SET state = 'expired' WHERE state = 'open' AND {foreign}", base_digest
-        )
+        void_leases(tx, foreign, base_digest)
     number = 1 if before is None else before.number + 1
     tx.run(
         "INSERT INTO rounds (number, state, base_digest, adapter_digest, adapter_version, plan, "

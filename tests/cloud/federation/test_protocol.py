@@ -405,6 +405,9 @@ async def test_another_base_begins_anew_and_takes_nothing_of_the_one_before(worl
     late, waiting = await world.device(), await world.commit(2.0)
     lease, data = await late.lease(), payload(3.0)
     made = world.federation
+    database = made.database()
+    part = {"sha256": sha256_bytes(data), "start": 0, "data": data[:40], "now": world.now}
+    assert database.do_now(lambda tx: leases.keep(tx, lease.lease_id, **part))
     pair = LoraPair(np.ones((WIDE, RANK), np.float32), np.zeros((RANK, WIDE), np.float32))
     path = write_adapter(
         made.folder / "other",
@@ -424,6 +427,9 @@ async def test_another_base_begins_anew_and_takes_nothing_of_the_one_before(worl
     assert "another base" in last[0].note
     call = late.service.upload(late.header(lease, data), data)
     assert await refused(call) == ("FAILED_PRECONDITION", "expired_lease")
+    assert database.do_now(lambda tx: leases.pieces(tx, lease.lease_id)) == b""
+    assert database.do_now(counters)["expired"] == 1
+    database.close()
     assert (await waiting.check_in()).no_lease == "other_base"
     reply = await waiting.check_in(base=OTHER)
     assert reply.lease is not None
