@@ -28,7 +28,15 @@ from cascade.files import write_whole
 from cascade.task import Task
 from edge.adapter import Adapter, LoraPair
 from edge.bundle import Bundle
-from edge.examples import CurationRules, ExampleStore, Weighted, curate
+from edge.examples import (
+    Consent,
+    Curated,
+    CurationRules,
+    Example,
+    ExampleStore,
+    Weighted,
+    curate,
+)
 from edge.federation.head_trainer import Measure, head_data, learned, losses, measuring, of_head
 from edge.federation.trainer import NoGain, Paused, StartingPoint, Trained
 from edge.training.allowance import TrainingAllowance, TrainingSession
@@ -126,6 +134,7 @@ class ExampleTrainer:
         self._clock = clock or SystemClock()
         self._watch = watch
         self._stopping = threading.Event()
+        self._known: tuple[list[Example], Consent | None, Curated] | None = None
 
     def __call__(self, plan: RoundPlan, start: StartingPoint) -> Trained:
         """Train; see ``edge.federation.Trainer``.
@@ -148,6 +157,8 @@ class ExampleTrainer:
         except CascadeError:
             self.discard()
             raise
+        finally:
+            self._known = None
 
     def stop(self) -> None:
         """Pause the training under way before its next step: a ``Participant``'s ``stop``."""
@@ -155,18 +166,19 @@ class ExampleTrainer:
 
     def discard(self) -> None:
         """Keep nothing of how far training is: a ``Participant``'s ``discard``."""
+        self._known = None
         shutil.rmtree(self._store.learning_dir, ignore_errors=True)
 
     def ready(self) -> str:
         """Why there is too little to learn from, in a line; "" where there is enough: a
         ``Participant``'s ``ready``."""
-        chosen = curate(self._store.examples(), self._store.consent(), self._rules)
+        chosen = self._chosen(self._store.examples())
         return self._too_little(len(chosen.learn), len(chosen.held_out))
 
     def fit(self, plan: RoundPlan, start: StartingPoint) -> str:
         """Why nothing can be learned for this adapter, in a line; "" where something may be: a
         ``Participant``'s ``fit``."""
-        chosen = curate(self._store.examples(), self._store.consent(), self._rules)
+        chosen = self._chosen(self._store.examples())
         head, parts = start.adapter.head, (chosen.learn, chosen.held_out)
         if head is not None and all(of_head(head, part) for part in parts):
             return ""
@@ -182,6 +194,14 @@ class ExampleTrainer:
         """Another word whenever an example was forgotten: a ``Participant``'s ``forgotten``."""
         return self._store.forgotten()
 
+    def _chosen(self, examples: list[Example]) -> Curated:
+        """The examples curated: once for a check-in, what it leads to, and those after it that find
+        the same ones, because thousands take a second."""
+        consent = self._store.consent()
+        if self._known is None or self._known[:2] != (examples, consent):
+            self._known = (examples, consent, curate(examples, consent, self._rules))
+        return self._known[2]
+
     def _too_little(self, learn: int, aside: int) -> str:
         if learn and aside >= self._least:
             return ""
@@ -196,7 +216,7 @@ class ExampleTrainer:
         # One that is ahead of the clock was kept under another.
         until_s = self._since(plan, start, max(began.wall_s, newest_s))
         examples = [each for each in examples if each.at_s <= until_s]
-        chosen = curate(examples, self._store.consent(), self._rules)
+        chosen = self._chosen(examples)
         learn = _newest(chosen.learn, plan.max_examples)
         aside = _newest(chosen.held_out, plan.max_examples)
         if lack := self._too_little(len(learn), len(aside)):

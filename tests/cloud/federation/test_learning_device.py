@@ -33,7 +33,7 @@ from cloud.federation.rounds import recent
 from cloud.registry import Delivery, Registry
 from edge import Adapter
 from edge.adapter import LoraPair, write_adapter
-from edge.examples import Example, ExampleStore, Source
+from edge.examples import Curated, Example, ExampleStore, Source, curate
 from edge.federation import ExampleTrainer, Limits, NoGain, Participant, Paused, StartingPoint, Step
 from edge.training import LessonMaker, drawn_a, example_of, open_training
 from edge.training.allowance import TrainingAllowance
@@ -519,6 +519,31 @@ def test_the_command_takes_part(
         )
         assert "again in 6 h 0 min" in said or "again in 5 h" in said
     assert a_round.database.do_now(counters)["committed"] == 1
+
+
+def test_what_is_to_be_learned_is_chosen_once_for_the_same_examples(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+
+    def counted(*given: object) -> Curated:
+        chosen.append(curate(*given))  # type: ignore[arg-type]
+        return chosen[-1]
+
+    monkeypatch.setattr("edge.federation.example_trainer.curate", counted)
+    trainer = learner.trainer()
+    assert trainer.ready() == trainer.ready() == ""
+    assert trainer.fit(PLAN, learner.point) == ""
+    trainer(PLAN, learner.point)
+    assert len(chosen) == 1
+    assert trainer.ready() == ""
+    learner.store.forget(request_ids=["r0"])
+    assert trainer.ready() == ""
+    everything = len(chosen[-2].learn) + len(chosen[-2].held_out)
+    assert len(chosen[-1].learn) + len(chosen[-1].held_out) == everything - 1
+    learner.store.withdraw()
+    assert "0 examples to learn from" in trainer.ready()
+    assert len(chosen) == 4
 
 
 def test_too_few_examples_cost_no_round(
