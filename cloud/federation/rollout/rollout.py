@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -92,7 +93,8 @@ class Rollout:
         elif current.state == "promoting":
             await self._end(current, serving.promote, "promoted")
         else:
-            await self._end(current, serving.roll_back, "rolled_back")
+            back = functools.partial(serving.roll_back, now=self._now())
+            await self._end(current, back, "rolled_back")
 
     async def _begin(self) -> StoredRollout | None:
         config, now = self._config, self._now()

@@ -4,9 +4,14 @@ once: done again, it changes nothing.
 
 from __future__ import annotations
 
+from typing import Final
+
 from cascade.errors import InvalidInput
 from cascade.signing import SigningKey
 from cloud.registry import Artifact, Channel, Registry, Variant
+
+_TO_GO_BACK_S: Final = 7 * 86_400.0
+"""How long devices may take a way back at least."""
 
 
 class Superseded(InvalidInput):
@@ -74,9 +79,13 @@ def promote(registry: Registry, key: SigningKey, name: str, adapter: str) -> int
     return _saved(registry, key, before, changed)
 
 
-def roll_back(registry: Registry, key: SigningKey, name: str, adapter: str) -> int:
+def roll_back(registry: Registry, key: SigningKey, name: str, adapter: str, *, now: float) -> int:
     """Serve what was served before an adapter, canary or not, by a new signed revision; returns the
-    revision.
+    revision. It is good for a week at least: of a channel whose releases have expired meanwhile,
+    devices that run the adapter would take nothing, and so keep it.
+
+    Arguments:
+        now: seconds since 1970.
 
     Raises:
         NotFound: there is no earlier release to go back to.
@@ -87,7 +96,7 @@ def roll_back(registry: Registry, key: SigningKey, name: str, adapter: str) -> i
     while served := [each for each in changed.variants if adapter in (*each.canary, *each.stable)]:
         # A canary first, then what was published on top of the adapter, then the adapter.
         changed = changed.rolled_back(served[0].needs)
-    return _saved(registry, key, before, changed)
+    return _saved(registry, key, before, changed, at_least=int(now + _TO_GO_BACK_S))
 
 
 def _variants(registry: Registry, channel: Channel, base_digest: str) -> list[Variant]:
@@ -119,9 +128,12 @@ def _with(
     return channel
 
 
-def _saved(registry: Registry, key: SigningKey, before: Channel, changed: Channel) -> int:
+def _saved(
+    registry: Registry, key: SigningKey, before: Channel, changed: Channel, *, at_least: int = 0
+) -> int:
     if changed == before:
         return before.revision
     one = changed.as_one_change(before.revision)
-    registry.save(one, key, registry.expires(before.name))
+    expires = registry.expires(before.name)
+    registry.save(one, key, None if expires is None else max(expires, at_least))
     return one.revision

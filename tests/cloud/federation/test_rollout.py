@@ -458,6 +458,23 @@ async def test_a_rollout_keeps_the_day_on_which_releases_expire(fleet_of: Fleet)
     assert fleet_of.registry.expires("stable") == 4_000_000_000
 
 
+@pytest.mark.parametrize(("expires", "after"), [(1_000, 605_800), (4_000_000_000, 4_000_000_000)])
+async def test_devices_may_take_the_way_back_of_a_channel_that_has_expired(
+    fleet_of: Fleet, expires: int, after: int
+) -> None:
+    channel = fleet_of.registry.channel("stable")
+    fleet_of.registry.save(channel.as_one_change(channel.revision), fleet_of.key, expires)
+    rollout = fleet_of.rollout()
+    fleet_of.approved(1)
+    await rollout.tick()
+    await rollout.tick()
+    assert fleet_of.registry.expires("stable") == expires, "only the way back is signed for longer"
+    fleet_of.database.do_now(lambda tx: rollouts.order(tx, promote=False, note="", now=3.0))
+    await rollout.tick()
+    assert fleet_of.state() == "rolled_back"
+    assert fleet_of.registry.expires("stable") == after
+
+
 def test_latencies_are_read_from_the_histogram() -> None:
     bounds = fleet.LATENCY_BOUNDS_S
     histogram = Histogram(bounds, (1,) * (len(bounds) + 1))
