@@ -102,13 +102,13 @@ class FrontDoor:
         self._log = None if on_call is not None else RequestLog(files.request_log)
         on_call = _all(on_call, self._log, observer)
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(
+        server = grpc.aio.server(
             interceptors=[AccessInterceptor(_authenticators(config, files), _refusals(on_call))],
             options=_options(config),
             maximum_concurrent_rpcs=config.max_open_calls,
         )
         add_answerer(
-            self._server,
+            server,
             answerer,
             max_deadline_s=config.max_deadline_s,
             first_message_s=config.first_message_s,
@@ -119,20 +119,21 @@ class FrontDoor:
         )
         names = [INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if artifacts is not None:
-            add_artifacts(self._server, artifacts, stalled_s=config.stalled_s)
+            add_artifacts(server, artifacts, stalled_s=config.stalled_s)
             names.append(ARTIFACT_SERVICE)
         if federation is not None:
-            add_federation(self._server, federation, stalled_s=config.stalled_s)
+            add_federation(server, federation, stalled_s=config.stalled_s)
             names.append(FEDERATION_SERVICE)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(tuple(names), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(tuple(names), server)
         tls = config.tls
         clients = None if tls.client_ca is None else _trusted(tls.client_ca, files.ca)
         everywhere = clients if tls.client_port is None else None
-        self._port = self._server.add_secure_port(address, _credentials(files, everywhere))
+        self._port = server.add_secure_port(address, _credentials(files, everywhere))
         if clients is not None and tls.client_port is not None:
             host = address.rpartition(":")[0]
-            self._server.add_secure_port(f"{host}:{tls.client_port}", _credentials(files, clients))
+            server.add_secure_port(f"{host}:{tls.client_port}", _credentials(files, clients))
+        self._server: grpc.aio.Server | None = server
 
     @property
     def port(self) -> int:
@@ -141,6 +142,7 @@ class FrontDoor:
 
     async def open(self) -> None:
         """Take calls."""
+        assert self._server is not None, "it was closed"
         await self._server.start()
 
     async def set_tiers(self, serving: Mapping[str, bool]) -> None:
@@ -155,7 +157,11 @@ class FrontDoor:
         await self._health.enter_graceful_shutdown()
         # gRPC cancels what has arrived and nobody has picked up; this loop may have been kept busy.
         await asyncio.sleep(_PICK_UP_S)
-        await self._server.stop(drain_s)
+        # With the last of its objects gRPC takes its poller away. Only here, in the loop's own
+        # thread, no event can be under way: elsewhere that ended in a traceback now and then.
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(drain_s)
         if self._log is not None:
             self._log.flush()
 

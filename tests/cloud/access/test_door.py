@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import weakref
 from pathlib import Path
 
 import grpc
@@ -57,6 +58,15 @@ async def test_calls_that_nobody_has_picked_up_yet_are_answered_by_a_door_that_c
             for events in await asyncio.gather(*(asyncio.to_thread(list, each) for each in calls)):
                 assert events[-1].HasField("finish")
             await closing
+
+
+async def test_a_door_that_is_closed_holds_nothing_of_grpc(tls: TlsPaths, tmp_path: Path) -> None:
+    async with gate(tls, tmp_path) as gated:
+        assert await gated.ask()
+        server = weakref.ref(gated.door._server)
+        await gated.door.close(0.1)
+        assert server() is None, "its end is a matter of this loop"
+        await gated.door.close(0.1)
 
 
 async def test_health_is_open_and_reflection_is_not(tls: TlsPaths, tmp_path: Path) -> None:
