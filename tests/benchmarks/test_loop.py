@@ -111,6 +111,8 @@ def test_each_arm_has_its_plan() -> None:
     alone, product = plan_of(TASK, "lora", 0), plan_of(TASK, "lora, product", 0)
     assert (alone.learner, alone.rank, alone.training.trained) == ("lora", 8, "b")
     assert (product.learner, product.rank, product.training.trained) == ("lora", 4, "both")
+    smaller = plan_of(TASK, "lora, product of rank 3", 0)
+    assert smaller == replace(product, rank=3)
     assert plan_of(TASK, "head, alone", 0) == head
     attacked = plan_of(replace(TASK, attacked="median"), "head, sign-flip", 0)
     assert (attacked.attackers.kind, attacked.hostile) == ("sign-flip", 3)
@@ -141,7 +143,8 @@ def test_strategies_are_compared_seed_by_seed() -> None:
     def came(job: Job) -> Found:
         return Found((BEFORE, replace(BEFORE, escalated=ends.get((job.arm, job.seed), 0.5))), 1.0)
 
-    row = figures._over(RUN, TASK, came)
+    row = figures._over(RUN, TASK, "lora, product", came)
+    assert "the product mean of rank 4 over" in row.figure
     assert row.value == pytest.approx((-4 + 10 + 0) / 3)
     assert "6.0 and 10.0 %, 30.0 and 20.0 %, 50.0 and 50.0 %" in row.how
 

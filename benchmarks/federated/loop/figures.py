@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.edge.subject import Subject
 from benchmarks.federated.loop import arms, tasks
 from benchmarks.federated.loop.runs import ALONE, ASKED, Found, Job, Point, Runs
-from benchmarks.federated.loop.tasks import Arm, Attacked, LoopTask, Lora
+from benchmarks.federated.loop.tasks import Arm, Attacked, LoopTask, Product
 from benchmarks.peers.environment import cache_dir
 from benchmarks.rows import Row
 from benchmarks.run import Run
@@ -76,14 +76,19 @@ def strategy_rows(subject: Subject, run: Run) -> Iterator[Row]:
     """The two strategies of LoRA at equal bytes, on real sentences: which is the default where
     nothing is private."""
     given = [tasks.sentiment("tier1"), tasks.sentiment("tier2")]
-    arms_of = get_args(Lora)
-    jobs = [Job(task, arm, seed) for task in given for seed in _seeds(run) for arm in arms_of]
+    products: tuple[Product, ...] = get_args(Product)
+    jobs = [
+        Job(task, arm, seed)
+        for task in given
+        for seed in _seeds(run)
+        for arm in ("lora", *products)
+    ]
     with _runs(subject, run, jobs, [(given[0], "lora")]) as runs:
         for task in given:
-            for seed in _seeds(run):
-                points = runs.of(Job(task, "lora, product", seed)).points
-                yield from _rows(run, task, "lora, product", seed, points)
-            yield _over(run, task, runs.of)
+            for arm in products:
+                for seed in _seeds(run):
+                    yield from _rows(run, task, arm, seed, runs.of(Job(task, arm, seed)).points)
+                yield _over(run, task, arm, runs.of)
 
 
 def _runs(
@@ -135,14 +140,16 @@ def _lora(run: Run, of: LoopTask, seed: int, came: _Came) -> Iterator[Row]:
     yield _fall(run, (of, "lora", seed), points, first)
 
 
-def _over(run: Run, of: LoopTask, came: _Came) -> Row:
+def _over(run: Run, of: LoopTask, arm: Product, came: _Came) -> Row:
     """What the product mean escalates in the end beside B alone."""
     ends = [
-        [came(Job(of, arm, seed)).points[-1].escalated for arm in get_args(Lora)]
+        [came(Job(of, each, seed)).points[-1].escalated for each in ("lora", arm)]
         for seed in _seeds(run)
     ]
+    rank = arms.plan_of(of, arm, 0).rank
     return run.row(
-        f"loop: {of.name}, LoRA: escalated by the product mean of rank 4 over B alone of rank 8",
+        f"loop: {of.name}, LoRA: escalated by the product mean of rank {rank} over B alone of "
+        "rank 8",
         Estimate(100 * float(np.mean([product - alone for alone, product in ends])), len(ends)),
         "points",
         "in the end, by seed: "
