@@ -182,7 +182,7 @@ def banking77() -> LoopTask | None:
         target="risk",
         alpha=0.05,
         partition="dirichlet:0.3",
-        wordings={},
+        wordings={"plain": task},
         evaluation=True,
     )
 
