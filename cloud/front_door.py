@@ -153,7 +153,7 @@ class FrontDoor:
             await self._set_health(service, all(serving.values()))
 
     async def close(self, drain_s: float) -> None:
-        """Take no new calls, wait up to ``drain_s`` for those under way, then stop."""
+        """Take no new calls, wait up to ``drain_s`` for those under way, then stop; for good."""
         await self._health.enter_graceful_shutdown()
         # gRPC cancels what has arrived and nobody has picked up; this loop may have been kept busy.
         await asyncio.sleep(_PICK_UP_S)

@@ -42,8 +42,7 @@ _OF_TEMPLATE, _OF_INTENT = 4, 320
 _TEACHERS: Final = {"tier1": "0.5B", "tier2": "1.5B"}
 Attacked = Literal["head, label-flip", "head, sign-flip", "head, scale"]
 Product = Literal["lora, product", "lora, product of rank 3"]
-Lora = Literal["lora"] | Product
-Arm = Literal["head", "head, not certified anew"] | Lora | Attacked
+Arm = Literal["head", "head, not certified anew", "lora"] | Product | Attacked
 _OUTSIDE: Final = "none of these"
 _WORD: Final = re.compile("[A-Z][a-z]+")
 
